@@ -28,10 +28,10 @@ pub enum Target {
     Nothing,
     /// An undamaged database of the current version.
     Current(Contents),
-    /// A database of an older version, with a sentence about it.
+    /// A database of an older version, with a sentence that describes it.
     Older(StoreError),
-    /// A damaged database, one of a newer version, or a file of another kind, with a sentence about
-    /// it.
+    /// A damaged database, a database of a newer version, or a file of another kind, with a
+    /// sentence that describes it.
     Damaged(StoreError),
 }
 
@@ -57,13 +57,14 @@ pub struct Undone {
     pub issued: Sample,
     /// Registrations at IoT Platform.
     pub registered: Sample,
-    /// Imports that are in effect, as in the audit log.
+    /// Imports that are in effect, each as its audit entry describes it.
     pub imported: Sample,
-    /// Imports of the backup that were undone and would take effect again, as in the audit log.
+    /// Imports of the backup that were undone and would take effect again, each as its audit entry
+    /// describes it.
     pub returning: Sample,
 }
 
-/// Number of items in a list, and its first items.
+/// Length of a list, and its first items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Number of all items.

@@ -2,10 +2,10 @@
 //! before it asks IoT Platform to register the device. A result is stored only if the process still
 //! has the claim.
 //!
-//! A claim lasts as long as its owner lives. Each owner *beats* regularly. A process that has seen
-//! no new beat of an owner for long enough *fences* the owner. The owner's claims are then
-//! abandoned, and other processes may take them over. No clocks are compared, so the clocks of the
-//! processes may differ.
+//! A claim lasts as long as its owner lives. Each owner *beats* regularly. If a process has seen no
+//! new beat of an owner for long enough, the process *fences* the owner. The owner's claims are
+//! then abandoned, and other processes may take them over. No clocks are compared, so the clocks of
+//! the processes may differ.
 
 use super::{
     BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
@@ -50,26 +50,27 @@ pub struct Beat {
     pub count: i64,
 }
 
-/// Time of a claim by the clock of the claiming process, and the difference from the cloud's clock.
+/// Time of a claim by the clock of the claiming process, and the difference from IoT Platform's
+/// clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimTime {
     /// Time by the process's own clock.
     pub at: UnixSeconds,
-    /// Seconds to add to `at` to get the cloud's time; `None` if this number is not known.
+    /// Seconds to add to `at` to get IoT Platform's time; `None` if this number is not known.
     pub cloud_offset: Option<i64>,
 }
 
 /// Answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    /// The caller has the claim until the caller settles or releases the claim, or is fenced.
+    /// The caller has the claim until the caller settles or releases it, or is fenced.
     Yours(Claim),
     /// Another living owner has the claim.
     Held,
-    /// The row does not ask for this registration: it has a certificate or a refusal, is disabled,
-    /// has another product or name, or is not in the table. An abandoned claim on the device is
-    /// removed, except if the row is merely disabled. In that case, the claim stays, because the
-    /// cloud may have been asked for the device.
+    /// The device needs no registration, or not this one: its row has a certificate or a refusal,
+    /// is disabled, has another product or name, or does not exist. An abandoned claim on the
+    /// device is removed, unless the row is merely disabled. The claim then stays, because IoT
+    /// Platform may have been called for the device.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
@@ -89,7 +90,7 @@ pub enum Settlement {
 pub struct ClaimView {
     /// The requested registration.
     pub entry: JournalEntry,
-    /// Time at which the name was entered in the journal, by the clock of the process that entered
+    /// Time at which the name was written to the journal, by the clock of the process that wrote
     /// it.
     pub since: UnixSeconds,
     /// Description of the owner; `None` for an abandoned claim.
@@ -108,31 +109,30 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 /// Each write is one step. A write that failed with [`StoreError::Unknown`] can be repeated, and
 /// then has the same result as a single write.
 pub trait Claims: Send + Sync + 'static {
-    /// Returns the last beats of all owners. If `own` is given, records a beat of that owner first.
-    /// Fails if the table has owners but cannot be written now. Otherwise an owner that cannot
-    /// beat, because the table is locked, would count as dead.
+    /// Returns the last beats of all owners. If `own` is given, first records a beat of this owner.
+    /// Fails if the table has owners but cannot be written now. Without this failure, an owner that
+    /// cannot beat because the table is locked would count as dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
-    /// Fences an owner that has not beaten since `seen`: its claims are abandoned. Returns whether
-    /// the owner was fenced.
+    /// Fences an owner that has not beaten since `seen`, so that its claims are abandoned. Returns
+    /// whether the owner was fenced.
     fn fence(&self, seen: Beat) -> StoreFuture<'_, bool>;
 
-    /// Retires an owner whose process stops: its claims are abandoned.
+    /// Retires an owner whose process stops, so that its claims are abandoned.
     fn retire(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
     /// Retires an owner that has no claims, batches or leases, so that other processes need not
     /// watch it. Does nothing if the owner has any of these.
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
-    /// Claims the registration of a device, durably, before IoT Platform is called for it. Fails
-    /// if the device's row has another product or name than `entry`, or needs no registration, or
-    /// if another living owner has the claim.
+    /// Claims the registration of a device, durably, before IoT Platform is called for it. The
+    /// answer says whether the caller has the claim, and otherwise why not.
     ///
     /// The new journal entry replaces an existing entry of the device. It keeps the time of the
     /// existing entry if both have the same product and name and IoT Platform may have been called
     /// for the device. A claim outside a batch also notes that IoT Platform may have been called,
-    /// because the caller calls it next. The next process that claims the device then knows that the
-    /// device may exist.
+    /// because the caller calls it next. The next process that claims the device then knows that
+    /// the device may exist at IoT Platform.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -142,8 +142,8 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Claims the registrations of a batch durably, in one step. The caller has chosen the batch's
     /// random number. Returns an answer for each entry. The batch is in the journal from then on,
-    /// even if it has no entries. For a new claim in the batch, the cloud does not count as asked
-    /// until the batch has an `ApplyId`.
+    /// even if it has no entries. Unlike `claim`, does not note that IoT Platform may have been
+    /// called; `set_apply_id` notes it for all claims of the batch.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,
@@ -152,8 +152,8 @@ pub trait Claims: Send + Sync + 'static {
         now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>>;
 
-    /// Stores the cloud's `ApplyId` of a batch durably, before the cloud creates its devices. Fails
-    /// with [`StoreError::Fenced`] if the batch does not belong to `owner`.
+    /// Stores the `ApplyId` of a batch durably, before IoT Platform creates the batch's devices.
+    /// Fails with [`StoreError::Fenced`] if the batch does not belong to `owner`.
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()>;
 
     /// Removes a batch of `owner`. The claims of the batch stay, as claims outside a batch. Does
@@ -166,9 +166,9 @@ pub trait Claims: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`StoreError::Fenced`] if the claim does not belong to `owner`; nothing is changed.
-    /// [`StoreError::Conflict`] if the row was deleted, no longer asks for this registration, or
-    /// has another certificate, or if another row has the same `IotId`. On a conflict, the claim
-    /// ends and the result is not stored. If the `IotId` is the cause, a refusal is stored instead.
+    /// [`StoreError::Conflict`] if the row was deleted, no longer needs this registration, or has
+    /// another certificate, or if another row has the same `IotId`. On a conflict, the claim ends
+    /// and the result is not stored. If the `IotId` is the cause, a refusal is stored instead.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,
@@ -176,9 +176,9 @@ pub trait Claims: Send + Sync + 'static {
         settlement: &'a Settlement,
     ) -> StoreFuture<'a, ()>;
 
-    /// Ends a claim of `owner` without a result. If the cloud may have been `asked` for the device,
-    /// the entry stays as an abandoned claim, so that a later call uses the same name. Does nothing
-    /// if the claim belongs to another owner.
+    /// Ends a claim of `owner` without a result. If IoT Platform may have been called for the
+    /// device (`asked`), the entry stays as an abandoned claim, so that a later call uses the same
+    /// name. Does nothing if the claim belongs to another owner.
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, together with their
@@ -193,8 +193,8 @@ pub trait Claims: Send + Sync + 'static {
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
 
-    /// Stores the offset of the cloud's clock in the owner's claims that have no offset. Called
-    /// when the offset becomes known.
+    /// Stores the difference from IoT Platform's clock in the owner's claims that have none. Called
+    /// when the difference becomes known.
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
     /// Returns all batches, in order of their numbers.

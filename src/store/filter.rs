@@ -1,35 +1,37 @@
-//! Selection of devices by their state, their enrollment and what is written on their label. Pure: a
-//! store finds the rows, and this module decides which of them a filter admits. It sees no secrets.
+//! Selects devices by their state, their enrollment and the text on their label. Pure: a store
+//! finds the rows, and this module decides which of them a filter admits. This module sees no
+//! secrets.
 
 use super::{CloudState, DeviceRow, DeviceState, UnixSeconds};
 use crate::device::DeviceId;
 
-/// Number of characters at the end of a device ID by which a store finds the device without reading
-/// the whole table.
+/// Number of characters at the end of a device ID that a store indexes. A search for an end of at
+/// least this length does not read the whole table.
 pub const INDEXED_END: usize = 4;
 
-/// State of a device. A device can be in several: one that was activated was also issued.
+/// State of a device. A device can have several states: a device that was activated was also
+/// issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Neither registered nor refused, and no registration has begun.
+    /// The device is neither registered nor refused, and no registration has begun.
     Imported,
-    /// Its registration has begun, and its certificate is not stored yet.
+    /// The device's registration has begun, but its certificate is not stored yet.
     Waiting,
-    /// Has a certificate.
+    /// The device has a certificate.
     Registered,
-    /// Has a certificate that was never issued.
+    /// The device has a certificate that was never issued.
     Unissued,
-    /// Its certificate was issued.
+    /// The device's certificate was issued.
     Issued,
-    /// Is known to have signed in at IoT Platform.
+    /// The device is known to have signed in at IoT Platform.
     Activated,
-    /// IoT Platform refuses it.
+    /// IoT Platform refuses the device.
     Refused,
-    /// The operator has disabled it.
+    /// The operator has disabled the device.
     Disabled,
-    /// Disabled at IoT Platform.
+    /// The device is disabled at IoT Platform.
     DisabledAtCloud,
-    /// Deleted at IoT Platform.
+    /// The device was deleted at IoT Platform.
     DeletedAtCloud,
 }
 
@@ -73,11 +75,11 @@ impl State {
 /// Text by which a device is found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Text {
-    /// Beginning of the device ID, in its own case.
+    /// Beginning of the device ID, in the letter case of the ID.
     Begins(String),
-    /// End of the device ID, in either case.
+    /// End of the device ID, in any letter case.
     Ends(String),
-    /// The whole device name. A device without one goes by its ID.
+    /// The whole device name. The name of a device without one is its ID.
     Name(String),
     /// The whole `IotId`.
     IotId(String),
@@ -94,11 +96,11 @@ pub struct Filter {
     pub state: Option<State>,
     /// The reason for the refusal, as the row has it.
     pub refusal: Option<String>,
-    /// Time of the first issue, or later.
+    /// Earliest time of the first issue.
     pub issued_from: Option<UnixSeconds>,
-    /// Time before which the first issue was.
+    /// Time before which the first issue must be.
     pub issued_before: Option<UnixSeconds>,
-    /// Text of the label.
+    /// Text by which the device is found.
     pub text: Option<Text>,
 }
 
@@ -115,7 +117,7 @@ pub struct Seen<'r> {
     pub device_name: Option<&'r str>,
     /// Set if the device has a certificate.
     pub is_registered: bool,
-    /// The cloud's own identifier.
+    /// The identifier that IoT Platform gave the device.
     pub iot_id: Option<&'r str>,
     /// State that the operator has set.
     pub state: DeviceState,
@@ -130,8 +132,8 @@ pub struct Seen<'r> {
 }
 
 impl Filter {
-    /// Returns whether the filter admits a device. `is_claimed` returns whether its registration is
-    /// in the journal; it is called only if that matters.
+    /// Returns whether the filter admits a device. `is_claimed` returns whether the device's
+    /// registration is in the journal. It is called only if the answer depends on it.
     pub fn admits(&self, seen: &Seen<'_>, is_claimed: impl FnOnce() -> bool) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
         is(&self.enrollment, seen.enrollment)
@@ -194,7 +196,7 @@ impl DeviceRow {
     }
 }
 
-/// A device as a list shows it. Without its secret, so that a row whose secret is damaged is listed,
+/// A device as a list shows it. It has no secret, so that a device with a damaged secret is listed,
 /// too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -208,7 +210,7 @@ pub struct Listed {
     pub device_name: Option<String>,
     /// Set if the device has a certificate.
     pub is_registered: bool,
-    /// The cloud's own identifier.
+    /// The identifier that IoT Platform gave the device.
     pub iot_id: Option<String>,
     /// State that the operator has set.
     pub state: DeviceState,
@@ -244,22 +246,22 @@ impl Listed {
     }
 }
 
-/// Place in the table from which a search goes on, in order of device ID.
+/// Position in the table at which a search continues, in order of device ID.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Cursor {
-    /// The first device.
+    /// Search forward, from the first device.
     #[default]
     First,
-    /// After this ID, which need not be in the table.
+    /// Search forward, after this ID. The table need not have the ID.
     After(DeviceId),
-    /// Before this ID, backward.
+    /// Search backward, before this ID.
     Before(DeviceId),
 }
 
 /// Devices that a search has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The devices, in order of device ID, also if the search went backward.
+    /// The devices in order of device ID, even if the search went backward.
     pub devices: Vec<Listed>,
     /// Reason why the search ended.
     pub end: End,
@@ -272,7 +274,7 @@ pub enum End {
     Complete,
     /// There is at least one more device.
     More,
-    /// The time was up. The search has come as far as this device, which it has looked at.
+    /// The time was over. This is the last device that was examined.
     TimeUp(DeviceId),
 }
 
@@ -281,16 +283,17 @@ pub enum End {
 pub struct Tally {
     /// Number of devices found.
     pub devices: u64,
-    /// Set if the whole table was searched; otherwise there may be more.
+    /// Set if the search was complete; otherwise, there may be more devices.
     pub is_complete: bool,
 }
 
-/// Devices of one enrollment that do not get on by themselves, or not yet.
+/// Devices of one enrollment whose registration has begun, or that IoT Platform refuses for one
+/// reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// Name of the enrollment.
     pub enrollment: String,
-    /// Reason of IoT Platform for refusing them; `None`: their registration has begun.
+    /// Reason why IoT Platform refuses the devices; `None` if their registration has begun.
     pub refusal: Option<String>,
     /// Number of devices.
     pub devices: u64,
@@ -323,7 +326,7 @@ mod tests {
             (row("SN-1"), false, &[Imported][..]),
             (row("SN-1"), true, &[Waiting]),
             (registered.clone(), false, &[Registered, Unissued]),
-            // The claim of an earlier attempt may outlive the registration.
+            // The claim of an earlier attempt may remain after the device is registered.
             (registered, true, &[Registered, Unissued]),
             (issued, false, &[Registered, Issued]),
             (activated, false, &[Registered, Issued, Activated]),

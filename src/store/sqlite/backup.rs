@@ -36,7 +36,7 @@ const PAGES: i32 = 2048;
 /// Maximum time for which a restore waits for the writers of a database in use.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Next step when a copy cannot be written.
+/// Advice to the operator if a copy cannot be written.
 const FREE_SPACE: &str = "free some space on its disk, or write to another one";
 
 /// A verified copy that does not have its final name yet.
@@ -53,8 +53,8 @@ impl Copy {
     }
 }
 
-/// Copies one state of the database `from`, which `source` has open, into a new file (mode 0600)
-/// beside `to`. `progress` receives the number of copied pages and the total.
+/// Copies one state of the database `from` into a new file (mode 0600) beside `to`. `source` is a
+/// connection to `from`. `progress` receives the number of copied pages and the total.
 pub(super) fn back_up(
     source: &Connection,
     from: &Path,
@@ -75,8 +75,8 @@ pub(super) fn back_up(
         })?;
         as_one_file(&copy).map_err(not_written)?;
     }
-    // Verifying the copy may take long. The open transaction would keep the write-ahead log from
-    // being emptied meanwhile.
+    // Verifying the copy may take long. During this time, an open transaction would keep the
+    // write-ahead log from being emptied.
     drop(state);
     let contents = examine(part.path())?;
     if contents != before {
@@ -89,7 +89,7 @@ pub(super) fn back_up(
 }
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No
-/// process may write to it meanwhile. Returns its content.
+/// process may write to the database during the verification. Returns its content.
 fn examine(path: &Path) -> Result<Contents, StoreError> {
     look::at_any(path, |connection| match connection::older(connection, path)? {
         None => look_through(connection, path),
@@ -104,8 +104,8 @@ fn older(path: &Path, version: usize) -> StoreError {
     ))
 }
 
-/// Examines what a restore would replace. Creates and changes nothing. Fails for a database of
-/// another program, and for a file that this process cannot read.
+/// Examines what a restore would replace, without creating or changing anything. Fails for a
+/// database of another program, and for a file that this process cannot read.
 pub fn target(path: &Path) -> Result<Target, StoreError> {
     if look::place(path)? != Place::File {
         return Ok(Target::Nothing);
@@ -126,7 +126,8 @@ pub fn target(path: &Path) -> Result<Target, StoreError> {
     });
     match examined {
         Err(error @ StoreError::Failed(_)) => Ok(Target::Damaged(error)),
-        // What an interrupted change has left cannot be read without completing the change.
+        // An interrupted change must be completed before the database can be read, and this
+        // function changes nothing.
         Err(error @ StoreError::Busy(_)) if look::has_journal(path) => Ok(Target::Damaged(error)),
         examined => examined,
     }
@@ -147,7 +148,7 @@ fn is_undamaged(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     }
 }
 
-/// Fails with a message for the operator if there cannot be a database at a path.
+/// Fails with a message for the operator if the path cannot be that of a database.
 pub fn can_be_at(path: &Path) -> Result<(), StoreError> {
     look::place(path).map(drop)
 }
@@ -157,9 +158,9 @@ pub struct Restorable {
     from: PathBuf,
     /// Content of the backup.
     pub contents: Contents,
-    /// Version of the backup, if it is older than the current one.
+    /// Version of the backup; `None` if it is the current one.
     pub older: Option<usize>,
-    /// Migrated copy of an older backup.
+    /// Migrated copy of the backup; `None` if the backup has the current version.
     upgraded: Option<NewFile>,
 }
 
@@ -205,9 +206,9 @@ impl Restorable {
         look::at_any(self.upgraded.as_ref().map_or(&self.from, NewFile::path), query)
     }
 
-    /// Copies the backup into the existing database in one transaction. Replaces the file instead
-    /// if the database is `damaged` or missing. Writes an audit entry that names `by`. The caller
-    /// must have the database's exclusive lock.
+    /// Copies the backup into the existing database in one transaction. If the database is
+    /// `damaged` or missing, replaces the file instead. Writes an audit entry with the name `by`.
+    /// The caller must have the database's exclusive lock.
     pub fn restore(
         &self,
         to: &Path,
@@ -216,7 +217,7 @@ impl Restorable {
         by: &Actor,
         progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {
-        // A link stays, and what it leads to is replaced.
+        // If the path is a link, the link stays, and the file to which it leads is replaced.
         let real = to.canonicalize();
         let to = real.as_deref().unwrap_or(to);
         self.read(|source| self.copy(source, to, damaged, by, progress))
@@ -245,7 +246,7 @@ impl Restorable {
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
         }
-        // SQLite would apply a remaining log or journal of the former file to the new file.
+        // SQLite would apply a log or journal that the former file left to the new file.
         for ending in ["-wal", "-shm", "-journal"] {
             let _ = fs::remove_file(look::beside(to, ending));
         }
@@ -263,7 +264,7 @@ impl Restorable {
 
 fn begin(to: &Path, new: fn(&Path) -> io::Result<NewFile>) -> Result<NewFile, StoreError> {
     let new = new(to).map_err(|error| unwritten(to, &error))?;
-    // An operator may restore as root what the server must read as another user.
+    // An operator may run the restore as root, but the server must read the file as another user.
     connection::give_to_folders_owner(new.file(), new.path());
     Ok(new.with_companions(&["-journal", "-wal", "-shm"]))
 }
@@ -281,11 +282,11 @@ fn taken(to: &Path) -> StoreError {
     look::unusable(to, "is there already and was left as it is; choose another name, or remove it")
 }
 
-/// Returns whether an error of a copy comes from the file that is written. SQLite does not name the
-/// file.
+/// Returns whether an error of a copy concerns the file that is written. SQLite does not say
+/// whether an error concerns the source or the copy.
 fn is_of_writing(error: &rusqlite::Error) -> bool {
-    // https://www.sqlite.org/rescode.html: the second byte of an I/O error is its operation. Reading
-    // has 1 and 2, and checks of what was read have 32 and 33.
+    // https://www.sqlite.org/rescode.html: the second byte of an I/O error is the operation. 1 and
+    // 2 are read operations, and 32 and 33 are checks of what was read.
     error.sqlite_error().is_some_and(|error| match error.code {
         ErrorCode::DiskFull | ErrorCode::CannotOpen | ErrorCode::ReadOnly => true,
         ErrorCode::SystemIoFailure => !matches!(error.extended_code >> 8, 1 | 2 | 32 | 33),

@@ -1,6 +1,7 @@
-//! Imports rows in one transaction, and exports them from one state of the table. Both run on the
-//! calling thread over their own connection, while others read and write. This module does not
-//! depend on the file that the rows come from. The rules of an import are in [`merge`].
+//! Imports rows in one transaction, and exports them from one state of the table. An import or
+//! export runs on the calling thread over its own connection, while other threads read and write.
+//! This module does not depend on the file from which the rows come. The rules of an import are in
+//! [`merge`].
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -28,8 +29,8 @@ use crate::{
     },
 };
 
-/// Page cache of an import: 128 MiB (SQLite takes a negative number as KiB). Unordered rows
-/// touch pages throughout the table, and a page that does not fit is written to the log more
+/// Page cache of an import: 128 MiB (SQLite takes a negative number as KiB). Unordered rows change
+/// pages throughout the table. A page that does not fit into the cache is written to the log more
 /// than once.
 const IMPORT_CACHE: i64 = -131_072;
 
@@ -51,7 +52,7 @@ impl Bulk for Sqlite {
             Access::PreviewsNew => connection::open_empty().map_err(failed)?,
         };
         connection.pragma_update(None, "cache_size", IMPORT_CACHE).map_err(failed)?;
-        // The write-ahead log is emptied once, at the end, rather than during COMMIT.
+        // The write-ahead log is emptied once, after the import, and not during COMMIT.
         connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
         let outcome = import(&connection, self, job, rows, reject);
         if self.access == Access::Full && connection.total_changes() > 0 {
@@ -199,8 +200,8 @@ fn import(
     Ok(report)
 }
 
-/// Returns the audit entry about an import. The entry names all enrollments: a configuration has
-/// few.
+/// Returns the audit entry about an import. The entry names all enrollments, because a
+/// configuration has only a few.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged, .. } = report;
     let mut detail = format!("{}{unchanged} unchanged", imports::counts(file, added, changed));
@@ -227,7 +228,8 @@ struct Table<'c> {
     connection: &'c Connection,
     id: Option<ImportId>,
     same_secret: SameSecret<'c>,
-    /// Key of the last secret that was written, as `database_key` notes it; `None` before the first.
+    /// Key of the last secret that was written, as noted in `database_key`; `None` before the first
+    /// one.
     noted: Option<Option<String>>,
     insert: Statement<'c>,
     update: Statement<'c>,
@@ -270,7 +272,8 @@ impl<'c> Table<'c> {
         })
     }
 
-    /// Notes the key of a secret that is written.
+    /// Notes the key under which a written secret is sealed, unless the last secret had the same
+    /// key.
     fn note(&mut self, stored: &Secret) -> rusqlite::Result<()> {
         let key = seal::key_of(stored.expose());
         if self.noted.as_ref().is_none_or(|noted| noted.as_deref() != key) {
@@ -343,7 +346,7 @@ impl<'c> Table<'c> {
         Ok((true, lost_key))
     }
 
-    /// Sets the device's key; returns what that changed.
+    /// Sets the device's key. Returns the change that this made.
     fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<KeyChange, Unmerged> {
         let device = row.device.as_str();
         let Some((identity, psk)) = &row.key else {
@@ -355,8 +358,8 @@ impl<'c> Table<'c> {
             self.note(psk)?;
             return Ok(KeyChange::Added);
         }
-        // No row was added: either a row already has this identity, or the device already has an
-        // identity other than the imported one.
+        // No row was added. Either a row already has this identity, or the device already has
+        // another identity.
         let owner = self
             .owner_of_key
             .query_row([identity], |row| Ok((row.get::<_, String>(0)?, Secret::new(row.get(1)?))))

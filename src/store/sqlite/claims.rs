@@ -1,5 +1,5 @@
-//! Claims on registrations in SQLite. Each method is one transaction of the writer, or a part
-//! of one, so that two processes never see half of it.
+//! Claims on registrations in SQLite. Each method is one transaction of the writer, or a part of
+//! one, so that no other process sees a half-finished change.
 
 use std::{
     task::{Context, Poll, Waker},
@@ -25,16 +25,16 @@ use crate::{
     },
 };
 
-/// Condition for a claim, or a batch, that no living owner has.
+/// SQL condition for claims and batches that no living owner has.
 macro_rules! abandoned {
     () => {
         "(owner IS NULL OR owner NOT IN (SELECT ownerId FROM registration_owner))"
     };
 }
 
-/// Records a beat of an owner, so that its claims are not abandoned. If the owner's row was removed
-/// meanwhile, the number of beats begins at a random number. Otherwise, another process could find
-/// the number that it saw last, and take the owner for dead.
+/// Records a beat of an owner, so that its claims are not abandoned. If another process has removed
+/// the owner's row, the count of beats begins again at a random number. If it began at a fixed
+/// number, another process could find the count that it saw last, and take the owner for dead.
 fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusqlite::Result<()> {
     const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) \
                        VALUES (?1, ?2, abs(random() % 1000000000000), ?3) \
@@ -46,17 +46,17 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
 /// not in the table.
 #[derive(Default)]
 struct Before {
-    /// The row asks for the registration.
+    /// Set if the row needs this registration and is enabled.
     wanted: bool,
-    /// The row would ask for the registration if it were not disabled. Its claim stays, because the
-    /// cloud may have been asked for the device.
+    /// Set if the row would need this registration if it were not disabled. An existing claim then
+    /// stays, because IoT Platform may have been called for the device.
     disabled: bool,
-    /// Time and cloud offset of an entry for the same name, if the cloud may have been asked for
-    /// it.
+    /// Time and cloud offset of an existing entry with the same name, if IoT Platform may have been
+    /// called for it.
     asked: Option<(UnixSeconds, Option<i64>)>,
-    /// An entry for another name, which may exist at the cloud.
+    /// Existing entry with another name, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
-    /// Another living owner has the claim.
+    /// Set if another living owner has the claim.
     held: bool,
 }
 
@@ -115,8 +115,8 @@ pub(super) fn holder_of_name(
     let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
     while let Some(row) = rows.next()? {
         let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // For a row without a name, the query compares the ID. But the name that is derived from an
-        // ID can differ from the ID.
+        // For a row without a name, the query compares the ID, but the name that is derived from
+        // the ID can differ from it.
         if row.get(1)? || holder.device_name() == device_name {
             return Ok(Some(holder));
         }
@@ -152,8 +152,9 @@ pub(super) fn is_unique(
     Ok(merge::unique_name(named, device_name).and_then(|()| merge::unique_iot_id(identified)))
 }
 
-/// Returns up to `limit` names that several devices of one product share, each with the first of
-/// these devices and their number. Versions before 5 allowed such names. Reads the whole index.
+/// Returns up to `limit` names that several devices of one product share. Each name comes with the
+/// first of these devices and their number. Versions before 5 allowed such names. Reads the whole
+/// index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
                        FROM device_table INDEXED BY device_name GROUP BY productKey, name \
@@ -211,8 +212,8 @@ fn claim(
         cloud_offset,
         batch,
         owner.id,
-        // A single claim counts as asked for, because its call follows. The claims of a batch count
-        // as asked for once the batch has an `ApplyId`.
+        // For a claim outside a batch, the caller calls IoT Platform next. For the claims of a
+        // batch, `asked` is set once the batch has an `ApplyId`.
         earlier || batch.is_none()
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, earlier }))
@@ -225,7 +226,7 @@ pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite:
         .map(drop)
 }
 
-/// Ends a claim because of a conflict. The caller of [`Claims::settle`] gets the reason.
+/// Ends a claim because of a conflict. The result is the error that [`Claims::settle`] returns.
 fn conflict(connection: &Connection, device: &DeviceId, reason: String) -> rusqlite::Result<Settled> {
     end_claim(connection, device)?;
     Ok(Err(StoreError::Conflict(reason)))
@@ -400,8 +401,8 @@ fn settled(
 }
 
 impl Sqlite {
-    /// Returns whether a query finds a row. Usually it finds none: then there is nothing to do, and
-    /// the writer is not used. Returns true after an error, so that the writer reports it.
+    /// Returns whether a query finds a row. Usually it finds none, and the writer then need not
+    /// run. Returns true after an error, so that the writer runs and reports the error.
     fn has_any(&self, query: &'static str) -> bool {
         let mut found = self.read(|connection| connection.prepare_cached(query)?.exists(()));
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -587,7 +588,7 @@ impl Turns for Sqlite {
         let pace = pace.to_owned();
         self.writer.submit(move |connection| {
             let next = connection.prepare_cached(NEXT)?.query_row([&pace], |row| row.get(0)).optional()?;
-            // The clock is read here, after the write has waited for the table.
+            // The clock is read only now, because the write may have waited for other transactions.
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
             match turn.take(next, i64::try_from(now).unwrap_or(i64::MAX)) {
                 Ok(next) => {

@@ -1,6 +1,6 @@
-//! Opens certdist's database file: creates a new one, refuses a foreign one without touching it,
-//! migrates an older schema, and configures each kind of connection. This module sets the pragmas,
-//! and does not depend on the rows.
+//! Opens certdist's database file: creates a new one, refuses another program's without changing
+//! it, migrates an older schema, and configures each kind of connection. This module sets the
+//! pragmas, and does not depend on the rows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,11 +24,11 @@ use crate::store::{Condition, SharedName, StoreError};
 /// Application ID of a certdist database: "cert", as in `schema.sql`.
 const APPLICATION_ID: i64 = 0x6365_7274;
 
-/// Statements that make a database of the current version from an empty file.
+/// SQL statements that create a database of the current version in an empty file.
 const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// Migration steps. The step at `index` migrates a database from version `index + 1` to version
-/// `index + 2`. A change of `schema.sql` appends a step here.
+/// `index + 2`. Each change of `schema.sql` must add a step at the end.
 const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_1_to_2.sql"), then: None },
     Upgrade { script: include_str!("upgrade_2_to_3.sql"), then: None },
@@ -38,10 +38,10 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_6_to_7.sql"), then: None },
 ];
 
-/// A step from one version to the next.
+/// Migration from one version to the next.
 struct Upgrade {
     script: &'static str,
-    /// Additional work, after the script, that SQL cannot express.
+    /// Further work after the script, for changes that SQL cannot express.
     then: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
 
@@ -59,9 +59,9 @@ const FIRST_WITH_KEYS: usize = 3;
 const READER_WAIT: Duration = Duration::from_millis(100);
 
 /// Page cache of each reader, in KiB: enough for the upper levels of the tree of ten million
-/// devices. The leaf page with the device comes from the system's page cache, which takes about
-/// a microsecond. Mapping the file would save that time, but every mapped page would count as
-/// memory of this process, once for each reader.
+/// devices. The leaf page with the device comes from the system's page cache, which costs about a
+/// microsecond. A mapped file would save this time, but every mapped page would count as memory of
+/// this process, once for each reader.
 const READER_CACHE: i64 = 128;
 
 /// Page cache of the writer, in KiB: enough for the pages that a group of writes touches.
@@ -79,9 +79,9 @@ const MAX_COPY: u64 = 1 << 30;
 /// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
-/// Opens the file for writing; creates or migrates it if necessary. A transaction waits for another
-/// process's transaction for at most `wait`. `check_keys` reads the table `database_key`. If
-/// `check_keys` fails, so does this function, and an older database is not migrated.
+/// Opens the file for writing, and creates or migrates it if necessary. A transaction waits at most
+/// `wait` for another process's transaction. `check_keys` reads the table `database_key`. If
+/// `check_keys` fails, this function fails too, and does not migrate an older database.
 pub(super) fn open(
     path: &Path,
     wait: Duration,
@@ -118,8 +118,8 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
 }
 
 /// Opens another writing connection, for work on the whole table, to a file that [`open`] has
-/// opened before. This connection maps the file. A server's connections do not, because touched
-/// pages would count as the server's memory.
+/// opened before. This connection maps the file. The other connections of a server do not map it,
+/// because used pages would count as the server's memory.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     let set_up = || {
@@ -142,16 +142,16 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens a connection that imports into a database of the current version, only to roll the import
-/// back. No file is created or changed, except that pages may pass through the log of a database in
-/// use. A database that is not in use is copied into memory, unless it is too large for that.
+/// Opens a connection to a database of the current version, for an import that is always rolled
+/// back. Creates and changes no file, except that pages may pass through the log of a database in
+/// use. Copies a database that is not in use into memory, unless it is too large.
 pub(super) fn open_preview(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     look::is_there(path)?;
     let failed = |error| store_error(path, error);
     let joins = look::can_join(path);
     let connection = if joins || look::length(path) > MAX_COPY {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-        // The log of a killed process stays as it is.
+        // If a killed process has left its log, the log stays as it is.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, joins).map_err(failed)?;
         if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
             return Err(look::unusable(
@@ -205,8 +205,8 @@ pub(super) fn condition(path: &Path) -> Result<Condition, StoreError> {
 }
 
 fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection, StoreError> {
-    // No SQLITE_OPEN_URI: a path that begins with `file:` is still a path. No mutex: only one
-    // thread at a time uses a connection.
+    // Without SQLITE_OPEN_URI, a path that begins with `file:` is still a path. No mutex is needed,
+    // because only one thread at a time uses a connection.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .and_then(|connection| {
             connection.busy_timeout(wait)?;
@@ -217,9 +217,9 @@ fn connect(path: &Path, access: OpenFlags, wait: Duration) -> Result<Connection,
     Ok(connection)
 }
 
-/// Creates an empty file that only its owner may read; SQLite gives its log and shared memory
-/// the same mode. An existing file is not even opened: closing it would drop the POSIX locks
-/// that this process's other connections hold on it.
+/// Creates an empty file that only its owner may read. SQLite gives its log and shared memory the
+/// same mode. An existing file is not even opened, because closing it would end the POSIX locks
+/// that other connections of this process hold on it.
 pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     look::place(path)?;
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
@@ -232,8 +232,8 @@ pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Gives a new file to the owner of its folder: an operator may import as root before the
-/// server has ever run as another user. For users other than root this does nothing.
+/// Gives a new file to the owner of its folder, because an operator may import as root before the
+/// server has ever run as another user. Does nothing unless this process runs as root.
 pub(super) fn give_to_folders_owner(file: &File, path: &Path) {
     give_to_owner(file, folder(path));
 }
@@ -247,9 +247,9 @@ pub(super) fn give_to_owner(file: &File, of: &Path) {
     }
 }
 
-/// Returns whether a file begins as the SQLite database of another program, even if it is damaged. No
-/// connection of this process may have the file open, because closing it here would end that
-/// connection's locks.
+/// Returns whether a file begins as the SQLite database of another program, even if the file is
+/// damaged. No connection of this process may have the file open, because closing the file here
+/// would end that connection's locks.
 pub(super) fn is_marked_by_another(path: &Path) -> bool {
     // https://www.sqlite.org/fileformat.html#the_database_header
     let mut header = [0; 72];
@@ -282,8 +282,8 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     })
 }
 
-/// Examines the file in one transaction, because another process may be creating it, and a
-/// half-created database would look like another program's.
+/// Examines the file in one transaction. Otherwise, a database that another process is creating
+/// could look like another program's.
 pub(super) fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let found = examine(&transaction)?;
@@ -315,8 +315,8 @@ pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), Sto
     }
 }
 
-/// Migrates an empty or older database to the current version, unless `check_keys` fails on
-/// the older one.
+/// Migrates an empty or older database to the current version, unless `check_keys` fails on the
+/// older database.
 pub(super) fn migrate(
     connection: &Connection,
     path: &Path,
@@ -325,8 +325,8 @@ pub(super) fn migrate(
     let failed = |error| store_error(path, error);
     let transaction =
         Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-    // Checked again under the lock, because another process may have migrated the database
-    // meanwhile.
+    // The version is checked again under the lock, because another process may have migrated the
+    // database in the meantime.
     let version = match examine(&transaction).map_err(failed)? {
         Found::Version(version) => version,
         other => return Err(refusal(path, &other)),
@@ -363,7 +363,7 @@ pub(super) fn migrate(
 
 /// Repeats work for up to `wait` while the database is busy. Switching to write-ahead logging needs
 /// exclusive access to the file. While another process creates the file, SQLite refuses the switch
-/// immediately, without the connection's usual wait.
+/// immediately, even though the connection has a busy timeout.
 fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
@@ -390,14 +390,15 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // SQLite opens the log at the first read. Before that, this connection does not count as a
     // user of the log, so another connection would remove the log when it closes.
     connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
-    // A certificate or journal entry survives a power loss once its write is confirmed.
+    // With this setting, a certificate or journal entry survives a power loss once its write is
+    // confirmed.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // Deleted and replaced content is overwritten. So an unsealed secret does not stay in the
-    // file after it is sealed or its device is deleted.
+    // SQLite overwrites deleted and replaced content. An unsealed secret therefore does not stay in
+    // the file after it is sealed or its device is deleted.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
-    // The limit is in bytes. It keeps the large log of an import from staying on the disk.
+    // The limit is in bytes. Because of it, the large log of an import does not stay on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
 
@@ -425,10 +426,10 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
-/// Moves the log, which is as large as the import, into the database. The passive pass does
-/// most of the work and blocks no other connection. Truncating then takes a moment, and fails
-/// if a reader or a writer is active. In that case the next writer empties the log; nothing
-/// depends on it.
+/// Moves the log of an import, which is as large as the import, into the database. The passive pass
+/// does most of the work and blocks no other connection. The truncating pass is short, and fails if
+/// a reader or a writer is active. The next writer then empties the log, so this failure is
+/// harmless.
 pub(super) fn empty_log(connection: &Connection) {
     let _ = is_log_empty(connection);
 }
@@ -449,8 +450,8 @@ mod tests {
 
     const VERSION_1: &str = include_str!("tests/version_1.sql");
 
-    /// Returns the columns of all tables: name, type, NOT NULL flag, default, place in the
-    /// primary key.
+    /// Returns the columns of all tables, each with its name, type, NOT NULL flag, default, and
+    /// position in the primary key.
     fn columns(connection: &Connection) -> Vec<String> {
         let sql = "SELECT m.name || '.' || c.name || ' ' || c.type || ' ' || c.\"notnull\" || ' ' \
                    || coalesce(c.dflt_value, '-') || ' ' || c.pk \
@@ -459,8 +460,8 @@ mod tests {
         statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// A database of version 4, with rows that one process could leave, and rows that two processes
-    /// could leave when they used it at the same time.
+    /// A database of version 4. Some of its rows are as one process could leave them, others as two
+    /// processes could leave them that used the database at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
 
     #[test]

@@ -1,7 +1,7 @@
-//! Files of an open database: whether another process that opens the same path would use the files
-//! that this process has open. SQLite keeps the newest changes in the log beside the database, so
-//! a database whose log was removed is as lost as one that was replaced. This module does not open
-//! the files, because closing one would end SQLite's locks on it.
+//! Files of an open database. Finds out whether another process that opens the same path would use
+//! the files that this process has open. SQLite keeps the newest changes in the log beside the
+//! database, so a removed log is as harmful as a replaced database. This module does not open the
+//! files, because closing one would end SQLite's locks on it.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
@@ -16,9 +16,9 @@ pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Names of the log and of its shared memory, which follow the name of the database. Both exist, as
-/// the same files, for as long as any process has the database open for writing: SQLite empties the
-/// log, but only the last connection removes it (`sqlite3WalClose`).
+/// Suffixes of the log and of its shared memory. Both files stay the same while any process has the
+/// database open for writing: SQLite empties the log, but only the last connection removes it
+/// (`sqlite3WalClose`).
 const LOG: [&str; 2] = ["-wal", "-shm"];
 
 /// The files of a database that this process has open for writing.
@@ -29,7 +29,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Identifies the files of a database, to which this process has a writing connection.
+    /// Identifies the files of a database to which this process has a writing connection.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let database = identity(path)?;
         // SQLite looks for the log beside the file that links lead to.
@@ -38,8 +38,8 @@ impl Files {
         Ok(Self { database, log: [log?, shared_memory?] })
     }
 
-    /// Fails with a message for the operator if the path leads to other files by now. A folder that
-    /// was moved and is still reached by the path, through a link, has the same files.
+    /// Fails with a message for the operator if the path no longer leads to the same files. If a
+    /// folder was moved but a link still leads to it, the files are the same.
     pub(super) fn are_at(self, path: &Path) -> Result<(), StoreError> {
         let database = match same(path, self.database) {
             Kept::Yes => None,
@@ -61,7 +61,7 @@ impl Files {
             let file = look::beside(&real, ending);
             let what = match same(&file, expected) {
                 Kept::Yes | Kept::Unknown => continue,
-                // A process that opens the database creates the log again.
+                // After a removal, another process that opens the database creates a new log.
                 Kept::Replaced => "was removed or replaced",
                 Kept::Removed => "was removed, or the database was moved without it,",
             };
@@ -76,7 +76,7 @@ enum Kept {
     Yes,
     Replaced,
     Removed,
-    /// The file may still be there, but the system does not say.
+    /// The system cannot tell whether the file is still the same.
     Unknown,
 }
 
@@ -93,7 +93,8 @@ fn same(path: &Path, expected: Identity) -> Kept {
 }
 
 fn lost_log(path: &Path, file: &Path, what: &str) -> StoreError {
-    // The shared memory has no changes, but without it processes no longer see each other's locks.
+    // The shared memory has no changes. Without it, however, processes no longer see each other's
+    // locks.
     let loses = match file.as_os_str().as_encoded_bytes().ends_with(b"-shm") {
         true => "changes that other processes have made since may contradict its own",
         false => "the newest changes are in the former file, and are lost with it",

@@ -1,5 +1,6 @@
-//! Searches of the table for an operator. This module chooses the index and reads the columns; the
-//! filter decides about each row, so that all stores agree. A search stops when its time is over.
+//! Searches of the table for an operator. This module chooses the index and reads the columns. The
+//! filter decides about each row, so that all stores give the same answer. A search stops when its
+//! time is over.
 
 use std::{
     borrow::Cow,
@@ -14,24 +15,24 @@ use crate::{
     store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
 };
 
-/// Number of rows after which a search looks at the clock, and so the least number that it looks at.
+/// Number of rows between two looks at the clock. A search examines at least this many rows.
 const ROWS: u64 = 128;
 
 /// The columns of [`seen`], in its order.
 const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
      d.firstIssued, d.activateTime, d.refusal, d.cloudState";
 
-/// Way to the rows that a filter may admit, in order of device ID.
+/// Query plan that reads the rows that a filter may admit, in order of device ID.
 struct Path<'f> {
-    /// Tables and conditions, after `FROM`. ?1 and ?2 are the bounds of the IDs, and ?3 is the text.
+    /// SQL text after `FROM`. ?1 and ?2 are the bounds of the IDs, and ?3 is the text.
     rows: &'static str,
     /// The value of ?3.
     text: Option<Cow<'f, str>>,
-    /// Beginning of the IDs.
+    /// Prefix of the IDs.
     prefix: &'f str,
 }
 
-/// Returns the way that leads past the fewest rows.
+/// Returns the plan that reads the fewest rows.
 fn path<'f>(filter: &'f Filter) -> Path<'f> {
     let with = |rows, text: Cow<'f, str>| Path { rows, text: Some(text), prefix: "" };
     let without = |rows| Path { rows, text: None, prefix: "" };
@@ -76,17 +77,17 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
     }
 }
 
-/// Returns the query for a way, and its order.
+/// Returns the query for a plan and a direction.
 fn query(path: &Path<'_>, is_backward: bool) -> String {
-    // A join with the claims is read in their order.
+    // A plan that begins with the claims reads them in their own order.
     let id = if path.rows.starts_with("registration_claim") { "c.deviceId" } else { "d.deviceId" };
     let order = if is_backward { "DESC" } else { "ASC" };
     format!("SELECT {COLUMNS} FROM {} AND {id} >= ?1 AND {id} < ?2 ORDER BY {id} {order}", path.rows)
 }
 
-/// Returns the bounds of the IDs: the first one, and the one before which the last one is.
+/// Returns the bounds of the IDs: the first ID, and the ID before which the search ends.
 fn bounds(prefix: &str, from: &Cursor) -> (String, String) {
-    // Any character of an ID comes after `!` and before the last one of ASCII.
+    // Each character of an ID is at least `!` and less than DEL (7F).
     let (first, end) = (prefix.to_owned(), format!("{prefix}\x7f"));
     match from {
         Cursor::First => (first, end),
@@ -120,8 +121,8 @@ fn seen<'r>(row: &'r Row<'_>) -> rusqlite::Result<Seen<'r>> {
     })
 }
 
-/// Calls `each` with each device that the filter admits, until `each` returns false, the time is over
-/// or there are no more. Returns the last device that was looked at if the time is over.
+/// Calls `each` with each device that the filter admits, until `each` returns false, the time is
+/// over, or no device is left. If the time is over, returns the last device that was examined.
 fn search(
     connection: &Connection,
     filter: &Filter,
@@ -169,7 +170,7 @@ fn is_claimed(claims: &mut CachedStatement<'_>, id: &str) -> rusqlite::Result<bo
     claims.exists([id])
 }
 
-/// Finds devices, as [`Bulk::find`](crate::store::Bulk::find) says.
+/// Implements [`Bulk::find`](crate::store::Bulk::find).
 pub(super) fn find(
     connection: &Connection,
     filter: &Filter,
@@ -197,7 +198,7 @@ pub(super) fn find(
     Ok(Found { devices, end })
 }
 
-/// Counts devices, as [`Bulk::tally`](crate::store::Bulk::tally) says.
+/// Implements [`Bulk::tally`](crate::store::Bulk::tally).
 pub(super) fn tally(connection: &Connection, filter: &Filter, time: Duration) -> rusqlite::Result<Tally> {
     let mut devices = 0;
     let stopped = search(connection, filter, &Cursor::First, time, |_, _| {
@@ -207,7 +208,7 @@ pub(super) fn tally(connection: &Connection, filter: &Filter, time: Duration) ->
     Ok(Tally { devices, is_complete: stopped.is_none() })
 }
 
-/// Counts devices by their reason, as [`Bulk::held`](crate::store::Bulk::held) says.
+/// Implements [`Bulk::held`](crate::store::Bulk::held).
 pub(super) fn held(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Held>> {
     const WAITING: &str = "SELECT d.enrollment, NULL, count(*) FROM registration_claim c \
                            CROSS JOIN device_table d ON d.deviceId = c.deviceId \
@@ -275,10 +276,11 @@ mod tests {
                     .unwrap()
                     .collect::<Result<_, _>>()
                     .unwrap();
-                // A name occurs at most once in each product.
+                // A search by name sorts its rows, but there are few: a name occurs at most once in
+                // each product.
                 let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
                 assert_eq!(sorts, matches!(filter.text, Some(Text::Name(_))), "{filter:?} {plan:?}");
-                // The search begins at the ID, and does not read what is before it.
+                // The search begins at the first ID, and does not read the rows before it.
                 let last = plan.iter().rfind(|step| !step.contains("TEMP")).unwrap();
                 let begins = plan.iter().any(|step| step.contains("deviceId>? AND deviceId<?"));
                 assert!(begins || sorts, "{filter:?} {plan:?}");

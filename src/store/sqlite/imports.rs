@@ -1,5 +1,5 @@
-//! Imports that can be undone: which import a row comes from, and what the row was before. The
-//! rules are in [`undo`](crate::store::undo).
+//! Imports that can be undone: records the import from which a row comes, and the row's former
+//! values. The rules are in [`undo`](crate::store::undo).
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Condition for the rows of import ?1 to which nothing has happened since.
+/// SQL condition for the rows of import ?1 that nothing has changed or claimed since the import.
 macro_rules! untouched {
     () => {
         "importId = ?1 AND deviceId NOT IN (SELECT deviceId FROM registration_claim)"
@@ -49,8 +49,8 @@ pub(super) fn record(
     Ok(())
 }
 
-/// Notes what a row was before an import, and that the row now comes from this import. An import
-/// without a number cannot be undone, so its rows need no note.
+/// Notes a row's values before an import, and notes that the row now comes from this import. Does
+/// nothing for an import without a number, which cannot be undone.
 pub(super) fn note_before(
     connection: &Connection,
     id: Option<ImportId>,
@@ -83,7 +83,7 @@ pub(super) fn note_before(
     label(Some(id)).map(drop)
 }
 
-/// Returns the imports that are known to have added or changed a device, newest first.
+/// Returns the recorded imports that added or changed a device, newest first.
 pub(super) fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Vec<ImportRecord>> {
     const SQL: &str = concat!(
         records!(),
@@ -111,7 +111,8 @@ fn import_record(row: &Row<'_>) -> rusqlite::Result<ImportRecord> {
     })
 }
 
-/// Returns the beginning of the audit entry of an import, by which [`record`]s are found in the log.
+/// Returns the beginning of an import's audit entry. It identifies the entry of a [`record`] in the
+/// log.
 pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
     format!("{file}: {added} devices added, {changed} changed, ")
 }
@@ -194,8 +195,8 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
         }
         restored.push(device);
     }
-    // Names are checked only after all rows are restored, because devices may have exchanged their
-    // names.
+    // Names are checked only after all rows are restored, because two devices may have exchanged
+    // their names.
     for device in &restored {
         if let Some(reason) = shared(connection, device)? {
             return Ok(Err(NotUndone::Conflict { device: device.clone(), reason }));
@@ -204,7 +205,8 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
     Ok(Ok(restored.len() as u64))
 }
 
-/// Returns the reason why a device cannot have its name or `IotId`, if another device has it.
+/// Returns the reason why a device cannot keep its name or `IotId`, if another device has the same
+/// one.
 fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };

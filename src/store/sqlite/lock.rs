@@ -1,10 +1,11 @@
-//! Lock file of a database. Each process that may write to the database shares the lock, even if
-//! the database is damaged, moved or replaced meanwhile. A restore takes the lock exclusively. The
-//! system releases a lock when its process ends, however it ends. A lock file with content shows
-//! that there was a database, so that no process creates an empty one in its place. A lock on one of
-//! its bytes shows under which key a process seals, so that no secrets are sealed under a key that a
-//! running server does not have. Processes of
-//! other programs are known only by SQLite's own locks, which this module reads without SQLite.
+//! Lock file of a database. All processes that may write to the database share the lock, even if
+//! the database is damaged, moved or replaced while they run. A restore takes the lock exclusively.
+//! The system releases a lock when its process ends, even if the process is killed. A lock file
+//! with content shows that there was a database, so that no process creates an empty one in its
+//! place. A process also locks one byte of the file, which shows the key under which the process
+//! seals. Secrets are therefore not sealed under a key that a running server does not have.
+//! Processes of other programs are known only by SQLite's own locks, which this module reads
+//! without SQLite.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,19 +27,21 @@ use rustix::{
 use super::{connection, look};
 use crate::store::StoreError;
 
-/// Ranges of bytes (start and length) on which SQLite sets its locks: in the database from
-/// `PENDING_BYTE` on, and in the shared memory beside it.
+/// Ranges of bytes (start and length) in which SQLite sets its locks: in the database, from
+/// `PENDING_BYTE` on, and in the shared memory beside the database.
 const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
 const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
 
-/// Number of bytes of a lock file that stand for keys: one for each key ID, after one for no key. A
-/// process locks the byte of the key under which it seals, whether or not the file is that long.
+/// Number of bytes of a lock file that stand for keys: the first for no key, and the others for one
+/// key ID each. A process locks the byte of the key under which it seals, even if the file is
+/// shorter.
 const KEYS: u64 = 1 + (1 << 32);
 
-/// Maximum number of times that a lock file is opened again because another process has removed it.
+/// Maximum number of attempts to open a lock file. An attempt fails if another process removes the
+/// file.
 const MAX_TRIES: usize = 16;
 
-/// Content of a lock file, once there is a database.
+/// Content of a lock file once the database exists.
 const MARK: &[u8] = b"certdist has the database beside this file open, or was killed\n";
 
 /// A lock that is held until it is dropped.
@@ -56,8 +59,8 @@ enum Attempt {
     Excluded,
 }
 
-/// Returns the path of the lock file. Links to the database are resolved first, so that all paths
-/// to a database have one lock.
+/// Returns the path of the lock file. Resolves links to the database first, so that all paths to a
+/// database lead to the same lock.
 pub(super) fn path_of(database: &Path) -> PathBuf {
     let file = database.canonicalize();
     look::beside(file.as_deref().unwrap_or(database), "-lock")
@@ -88,8 +91,8 @@ fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
     Err(io::Error::other("other processes remove the lock file again and again"))
 }
 
-/// Fails if there is no database at a path, but a lock file shows that there was one. Then no
-/// process creates a database there.
+/// Fails if there is no database at a path, but a lock file shows that there was one. The caller
+/// then creates no database there.
 pub(super) fn was_not_lost(database: &Path) -> Result<(), StoreError> {
     let path = path_of(database);
     let has_content = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() > 0);
@@ -137,18 +140,19 @@ impl Lock {
         }
     }
 
-    /// Shows other processes the key under which this one seals. The system releases this lock, too,
-    /// when the process ends, but already when it closes another handle of the file.
+    /// Shows other processes the key under which this process seals. The system releases this
+    /// byte's lock when the process ends, or when the process closes another handle of the file.
     pub(super) fn show_key(&self, key: Option<&str>) -> io::Result<()> {
         let byte = byte_of(key);
-        // The new lock comes first, so that this process never shows nothing.
+        // The new byte is locked before the old one is unlocked, so that this process always shows
+        // a key.
         self.lock_bytes(libc::F_RDLCK, byte, 1)?;
         self.lock_bytes(libc::F_UNLCK, 0, byte)?;
         self.lock_bytes(libc::F_UNLCK, byte + 1, KEYS - byte - 1)
     }
 
     fn lock_bytes(&self, how: libc::c_int, start: u64, length: u64) -> io::Result<()> {
-        // A length of 0 stands for the rest of the file.
+        // The system would take a length of 0 as the rest of the file.
         if length == 0 {
             return Ok(());
         }
@@ -163,7 +167,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Returns a process that shows another key than this one, or none.
+    /// Returns a process that shows another key than `key`, or no key.
     pub(super) fn who_lacks(&self, key: &str) -> Option<String> {
         let byte = byte_of(Some(key));
         let others = [(0, byte), (byte + 1, KEYS - byte - 1)];
@@ -175,8 +179,8 @@ impl Lock {
         self.file.metadata().is_ok_and(|file| file.len() > 0) && is_missing(&self.database)
     }
 
-    /// Takes the lock exclusively. Fails if any other process has the database open, or had it open
-    /// when its file was moved or replaced.
+    /// Takes the lock exclusively. Fails if another process has the database open, or has open a
+    /// file that was moved or replaced since.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
         let in_use = |who: &str| {
             let stop = "stop the server first, for example with `systemctl stop certdist`";
@@ -193,14 +197,14 @@ impl Lock {
         }
     }
 
-    /// Removes the database, which is not in use. Then it does not count as lost.
+    /// Removes the database, which no process uses. The removed database does not count as lost.
     pub(super) fn remove_database(self) -> io::Result<()> {
         self.file.set_len(0)?;
         fs::remove_file(&self.database)
     }
 
     /// Returns a process that has set one of SQLite's locks on the files of a database. This
-    /// process must have no connection to the database: closing a file here would end that
+    /// process must have no connection to the database, because closing a file here would end that
     /// connection's locks.
     pub fn holder(database: &Path) -> Option<String> {
         let files = [("", DATABASE_LOCKS), ("-shm", SHARED_MEMORY_LOCKS)];
@@ -216,7 +220,7 @@ impl Lock {
 fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
     let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
     let found = fcntl_getlk(file, &wanted).ok()??;
-    // A process in another container has no number here.
+    // A process in another container has no process ID here.
     let process = found.pid.map(|pid| format!("process {}", pid.as_raw_nonzero()));
     Some(process.unwrap_or_else(|| "another process".into()))
 }

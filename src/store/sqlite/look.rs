@@ -1,6 +1,6 @@
-//! Opens a database for reading only. No file is created or changed: not the database, not its log,
-//! and no file beside them. So a database can also be read on a read-only file system, or in a
-//! folder of another user. This module chooses the connection, and does not depend on the queries.
+//! Opens a database for reading only. Creates and changes no file: neither the database nor its log
+//! nor any other file. A database can therefore also be read on a read-only file system, or in
+//! another user's folder. This module chooses the connection, and does not depend on the queries.
 
 use std::{
     fs::{self, Metadata},
@@ -24,7 +24,7 @@ use crate::store::StoreError;
 /// Maximum wait for another process that opens, recovers or closes the database.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Time within which a file system may give two changes of a file the same time stamp.
+/// Period in which two changes of a file may get the same time stamp from the file system.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Pages that are copied in one step.
@@ -35,7 +35,7 @@ const PAGES: i32 = 2048;
 pub(super) enum Place {
     /// A file with content.
     File,
-    /// An empty file, as a crash may leave it.
+    /// An empty file, such as a crash may leave.
     Empty,
     /// Nothing, in a folder that exists.
     Nothing,
@@ -76,7 +76,7 @@ pub(super) fn unusable(path: &Path, what: &str) -> StoreError {
     StoreError::Unusable(format!("{}: {what}", path.display()))
 }
 
-/// Fails unless there is a database, or another file with content, at the path.
+/// Fails if the path has neither a database nor another file with content.
 pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
     let what = match place(path)? {
         Place::File => return Ok(()),
@@ -92,17 +92,17 @@ pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
 /// Way to read a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Beside other processes: the log and its shared memory are there.
+    /// As one of several processes: the log and its shared memory exist.
     Shared,
     /// No process has the database open, and its log is missing or empty.
     Still,
-    /// No process has the database open, but its log has content, as on a copy of the files or
-    /// after a killed process.
+    /// No process has the database open, but its log has content. The files are a copy, or a killed
+    /// process has left them.
     WithLog,
 }
 
-/// State of the files of a database that no other process has open. It is the same before and after
-/// a query, unless another process has opened the database meanwhile.
+/// State of the files of a database that no other process has open. If the state has changed during
+/// a query, another process has opened the database in the meantime.
 #[derive(PartialEq, Eq)]
 struct State {
     database: Stamp,
@@ -153,8 +153,8 @@ impl State {
         })
     }
 
-    /// Returns the state once the database has not been written for a moment, so that the next
-    /// write changes its time stamp.
+    /// Waits until the database has not been written for [`TICK`], and returns its state. The next
+    /// write then changes the time stamp.
     fn at_rest(database: &Path) -> io::Result<Self> {
         let modified = fs::metadata(database)?.modified()?;
         let age = SystemTime::now().duration_since(modified).unwrap_or_default();
@@ -184,7 +184,8 @@ pub(super) fn can_join(path: &Path) -> bool {
         })
 }
 
-/// Returns whether a change without a log was interrupted, or is in progress.
+/// Returns whether the database has a rollback journal: a change is in progress, or was
+/// interrupted.
 pub(super) fn has_journal(path: &Path) -> bool {
     let Ok(file) = path.canonicalize() else { return false };
     metadata(&beside(&file, "-journal")).is_ok_and(|found| found.is_some_and(|journal| journal.len() > 0))
@@ -200,7 +201,7 @@ pub(super) struct Look {
     connection: Connection,
     file: PathBuf,
     /// State that must not change while this connection is used; `None` if SQLite's locks protect
-    /// the data that is read.
+    /// the data.
     state: Option<State>,
 }
 
@@ -234,8 +235,8 @@ impl Look {
             Way::Still => open(&file, &["immutable=1"], None),
             Way::WithLog => {
                 readable(&file, "-wal")?;
-                // Exclusive access without locks: SQLite then keeps the index of the log in memory
-                // and creates no file.
+                // With exclusive access and without locks, SQLite keeps the index of the log in
+                // memory and creates no file.
                 open(&file, &[], Some("unix-none")).and_then(|connection| {
                     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
                     connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -247,9 +248,9 @@ impl Look {
         Ok(Self { connection, file, state: (way != Way::Shared).then_some(state) })
     }
 
-    /// Runs a query. A connection that holds no locks cannot keep other processes from changing the
-    /// database. If another process has changed it, the query may have read parts of two states, so
-    /// this method then fails, and the caller can try again.
+    /// Runs a query. Without SQLite's locks, another process can change the database during the
+    /// query, which may then read parts of two states. This method detects such a change and fails,
+    /// and the caller can try again.
     fn run<T>(
         &self,
         path: &Path,
@@ -296,7 +297,7 @@ pub(super) fn at<T>(
     check(path, |connection| query(connection).map_err(|error| store_error(path, error)))
 }
 
-/// Runs a query like [`at`], but one that can fail with a [`StoreError`] of its own.
+/// Runs a query like [`at`]. The query returns a [`StoreError`] itself.
 pub(super) fn check<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -308,7 +309,7 @@ pub(super) fn check<T>(
     })
 }
 
-/// Runs a query on a file of any version, which need not be the configured database.
+/// Runs a query on a file of any version, which may be another file than the configured database.
 pub(super) fn at_any<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,

@@ -40,15 +40,15 @@ use super::{
 };
 use crate::device::{Certificate, DeviceId};
 
-/// Maximum time that a group of writes waits for a transaction of another process. Then the
-/// writes fail, and waiting devices are asked to retry.
+/// Maximum time that a group of writes waits for another process's transaction. After this time,
+/// the writes fail, and the devices that wait for them are asked to retry.
 const WRITER_WAIT: Duration = Duration::from_secs(5);
 
-/// Maximum time that an import waits for a transaction of another process: an operator has more
-/// patience than a device.
+/// Maximum time that an import waits for another process's transaction. It is long because an
+/// operator has more patience than a device.
 const BULK_WAIT: Duration = Duration::from_secs(60);
 
-/// The device table in an SQLite file. Dropping the store first completes all queued writes.
+/// The device table in an SQLite file. Dropping the store waits until all queued writes are done.
 pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
@@ -56,13 +56,15 @@ pub struct Sqlite {
     /// `None` if this process only reads.
     outbox: Option<audit::Outbox>,
     access: Access,
-    // Dropped before the writer, because the writer's connection must close last: only a writing
-    // connection can move the write-ahead log into the database file and remove the log.
+    // The readers are dropped before the writer, because the writer's connection must close last.
+    // Only a writing connection can move the write-ahead log into the database file and remove the
+    // log.
     readers: ThreadLocal<Reader>,
     writer: Writer,
     /// The open files; `None` if this process only reads.
     files: Option<Files>,
-    /// Released last; `None` if this process only reads, or could not create the lock file.
+    /// The lock, which is released last; `None` if this process only reads, or could not create the
+    /// lock file.
     lock: Option<Lock>,
 }
 
@@ -79,14 +81,15 @@ enum Access {
 
 impl Sqlite {
     /// Opens a database. Creates it (mode 0600) if the file does not exist or is empty, and
-    /// migrates an older version. Refuses a file of another program or of a newer version, and
-    /// leaves it unchanged. Secrets are read and written as they are stored.
+    /// migrates an older version. Refuses a file of another program or of a newer version without
+    /// changing the file. Secrets are read and written as they are stored.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_if(path, |_| Ok(()))
     }
 
-    /// Opens a database like [`open`](Self::open), if `accepts` returns no error for the IDs of the
-    /// keys under which its secrets are sealed. Otherwise, an older version is left as it is.
+    /// Opens a database like [`open`](Self::open), but only if `accepts` returns no error.
+    /// `accepts` receives the IDs of the keys under which the secrets are sealed. If it returns an
+    /// error, an older version is not migrated.
     pub fn open_if(
         path: &Path,
         accepts: impl Fn(&[String]) -> Result<(), String>,
@@ -111,15 +114,15 @@ impl Sqlite {
         let files = Some(Files::of(&path).map_err(|error| {
             StoreError::Failed(format!("{}: {error}; it, or its log, was removed meanwhile", path.display()))
         })?);
-        // Without the lock, only SQLite's own locks show this process to a restore.
+        // Without the lock, a restore can recognize this process only by SQLite's own locks.
         let lock = lock
             .inspect(Lock::note_database)
             .inspect_err(|error| {
                 tracing::warn!(path = %lock::path_of(&path).display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
             })
             .ok();
-        // All processes look for files of the outbox beside the same file, whichever links they
-        // follow.
+        // All processes must look for outbox files beside the same file, even if they reach it
+        // through different links.
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
         let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
@@ -129,9 +132,9 @@ impl Sqlite {
         Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, files, lock })
     }
 
-    /// Opens a database of the current version for reading only, if `accepts` returns no error, as
-    /// for [`open_if`](Self::open_if). Creates and changes no file. Writes fail, except that an
-    /// import can be previewed.
+    /// Opens a database of the current version for reading only. Fails if `accepts` returns an
+    /// error, like [`open_if`](Self::open_if). Creates and changes no file. All writes fail, except
+    /// the preview of an import.
     pub fn look(path: &Path, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
         let path = absolute(path)?;
         let in_use = look::at(&path, secrets::keys_in_use)?;
@@ -140,7 +143,7 @@ impl Sqlite {
     }
 
     /// Opens a database like [`look`](Self::look) to preview an import. If the database does not
-    /// exist but can be created, the import is previewed for an empty one.
+    /// exist but can be created, the preview uses an empty database.
     pub fn preview(
         path: &Path,
         accepts: impl Fn(&[String]) -> Result<(), String>,
@@ -161,14 +164,15 @@ impl Sqlite {
         Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, files, lock }
     }
 
-    /// Fails with a message for the operator unless a database, or another file with content, is at
-    /// this path.
+    /// Fails with a message for the operator if the path has neither a database nor another file
+    /// with content.
     pub fn is_there(path: &Path) -> Result<(), StoreError> {
         look::is_there(path)
     }
 
-    /// Removes a database to which nothing was written since it was created, unless another process
-    /// has it open. Returns whether it was removed. This process must have no connection to it.
+    /// Removes a database in which nothing was written after its creation. Fails if another process
+    /// has the database open. Returns whether the database was removed. This process must have no
+    /// connection to it.
     pub fn remove_unused(path: &Path) -> Result<bool, StoreError> {
         const IS_UNUSED: &str = "SELECT (SELECT headSeq FROM audit_chain) = 0 \
                                  AND NOT EXISTS (SELECT 1 FROM device_table) AND NOT EXISTS (SELECT 1 FROM audit_outbox)";
@@ -206,8 +210,8 @@ impl Sqlite {
         look::at(path, secrets::keys_in_use)
     }
 
-    /// Counts the secrets in a file of the current version that are not sealed. Changes nothing, and
-    /// reads the whole table.
+    /// Counts the unsealed secrets in a file of the current version. Changes nothing, and reads the
+    /// whole table.
     pub fn clear_secrets(path: &Path) -> Result<u64, StoreError> {
         look::at(path, secrets::count_clear)
     }
@@ -230,7 +234,7 @@ impl Sqlite {
         self.readers.get_or_try(|| Ok(Reader::new(connection::open_reader(&self.path)?)))
     }
 
-    /// Runs a query over a connection of its own.
+    /// Runs a query over a separate connection.
     fn query<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         match self.access {
             Access::Full => {
@@ -287,8 +291,9 @@ thread_local! {
     pub(crate) static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Returns the absolute path, because connections are also opened later, when the current directory
-/// may have changed. Besides, SQLite would take the bare path `:memory:` for a database in memory.
+/// Returns the absolute path, because connections are opened later, too, when the current directory
+/// may have changed. In addition, SQLite would take the bare path `:memory:` as a database in
+/// memory.
 fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
     match std::path::absolute(path) {
         Ok(path) => Ok(path.into()),
@@ -296,8 +301,8 @@ fn absolute(path: &Path) -> Result<Arc<Path>, StoreError> {
     }
 }
 
-/// Converts an error of SQLite. The message names the file. It reveals no secrets, because SQLite's
-/// own messages contain no values.
+/// Converts an error of SQLite. The new message names the file. It reveals no secrets, because
+/// SQLite's own messages contain no values.
 fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.display();
     match error.sqlite_error_code() {
@@ -322,8 +327,7 @@ fn store_error(path: &Path, error: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Records the first issue in the table and in the audit log. A repeated issue costs a read and
-/// writes nothing.
+/// Records the first issue in the table and in the audit log. A repeated issue only reads the row.
 fn first_issue(
     connection: &Connection,
     id: DeviceId,
@@ -458,7 +462,8 @@ impl Store for Sqlite {
     fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         const RESET: &str = "UPDATE device_table SET firstIssued = NULL, issueId = NULL, refusal = NULL \
                              WHERE deviceId = ?1";
-        // A device that the cloud has deleted is registered again, under the same name.
+        // A device that was deleted at IoT Platform loses its certificate, and is registered again
+        // under the same name.
         const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                             activateTime = NULL, cloudState = NULL \
                             WHERE deviceId = ?1 AND cloudState = 'deleted'";

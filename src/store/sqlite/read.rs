@@ -26,8 +26,8 @@ const DEVICE_COLUMNS: usize = 11;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
-/// Uses subqueries, because SQLite (with STAT4) would plan a join again for each identity, which
-/// costs five times as much as the search.
+/// Uses subqueries instead of a join. SQLite (with STAT4) would plan a join again for each
+/// identity, which costs five times as much as the search.
 ///
 /// An unknown identity costs the same as a known one: two searches and one row. The row for an
 /// unknown identity has ?2 as its key, and ?3 as its device and enrollment.
@@ -35,7 +35,7 @@ const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_ta
      FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
 
-/// Selects only the enrollment, so that no secret is opened. Returns a row even for an unknown
+/// Selects only the enrollment, so that no secret is unsealed. Returns a row even for an unknown
 /// device.
 const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId = ?1 \
      UNION ALL SELECT ?2, 0 LIMIT 1";
@@ -43,7 +43,7 @@ const ENROLLMENT: &str = "SELECT enrollment, 1 FROM device_table WHERE deviceId 
 /// Placeholder for a device and an enrollment that do not exist.
 const NO_DEVICE: &str = "0000000000";
 
-/// Placeholder for a key that does not exist, as long as a usual key.
+/// Placeholder for a key that does not exist. It has the length of a usual key.
 const NO_KEY: &str = "00000000000000000000000000000000";
 
 const EXPORT: &str = concat!(
@@ -82,7 +82,8 @@ impl Reader {
         Self { connection, held: Cell::new(Held::No) }
     }
 
-    /// Returns the connection for a query; begins the shared transaction if it is due.
+    /// Returns the connection for a query. Begins the shared transaction if [`hold`](Self::hold)
+    /// was called.
     pub(super) fn connection(&self) -> &Connection {
         if self.held.get() == Held::FromTheNext {
             // If `BEGIN` fails, each read has its own transaction again.
@@ -113,8 +114,8 @@ pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
 }
 
-/// Returns the first of the IDs under which the table has a device. A MAC address may be there in
-/// another spelling.
+/// Returns the first of the IDs that the table has. The table may have a MAC address in another
+/// spelling.
 pub(super) fn known_as(connection: &Connection, asked: &AskedId) -> rusqlite::Result<Option<DeviceId>> {
     let mut statement = connection.prepare_cached("SELECT 1 FROM device_table WHERE deviceId = ?1")?;
     for id in asked.ids() {
@@ -125,16 +126,16 @@ pub(super) fn known_as(connection: &Connection, asked: &AskedId) -> rusqlite::Re
     asked.mac().map_or(Ok(None), |mac| spelled(connection, &mac))
 }
 
-/// SQL expression for the digits of a device ID that is a MAC address, the same as in the index
-/// `device_spelled`.
+/// SQL expression for the digits of a device ID that is a MAC address. The index `device_spelled`
+/// has the same expression.
 macro_rules! digits {
     () => {
         "replace(replace(replace(replace(replace(replace(deviceId, ':', ''), '-', ''), '.', ''), '_', ''), '0x', ''), '0X', '')"
     };
 }
 
-/// Query for the MAC addresses that are spelled as serial numbers. The conditions are those of the
-/// index, so that SQLite can use it.
+/// Query for the MAC addresses in an unusual spelling. The conditions are those of the index, so
+/// that SQLite can use the index.
 macro_rules! all_spelled {
     () => {
         concat!(
@@ -146,7 +147,7 @@ macro_rules! all_spelled {
     };
 }
 
-/// Query for the MAC address ?1, if it is spelled as a serial number.
+/// Query for the MAC address ?1, if the table has it in an unusual spelling.
 const SPELLED: &str = concat!(all_spelled!(), " AND upper(", digits!(), ") = ?1 LIMIT 1");
 
 /// Returns the MAC addresses that are in the table in an unusual spelling.
@@ -164,12 +165,13 @@ pub(super) fn spelled_macs(connection: &Connection) -> rusqlite::Result<HashSet<
 pub(super) fn spelled(connection: &Connection, mac: &DeviceId) -> rusqlite::Result<Option<DeviceId>> {
     let found: Option<String> =
         connection.prepare_cached(SPELLED)?.query_row([mac.as_str()], |row| row.get(0)).optional()?;
-    // The query finds only legal IDs; the index does not check that they are MAC addresses.
+    // The query finds only legal IDs. The index does not guarantee that they are MAC addresses, so
+    // that is checked here.
     let id = found.and_then(|found| DeviceId::parse_sn(&found).ok());
     Ok(id.filter(|id| DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac)))
 }
 
-/// Reads the enrollment of a device, with the same work for an unknown device.
+/// Reads the enrollment of a device. The query does the same work for an unknown device.
 pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<String>> {
     connection.prepare_cached(ENROLLMENT)?.query_row([id.as_str(), NO_DEVICE], |row| {
         let enrollment = row.get(0)?;
@@ -177,7 +179,7 @@ pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite:
     })
 }
 
-/// Reads the key of a PSK identity, with the same work for an unknown identity.
+/// Reads the key of a PSK identity. The query does the same work for an unknown identity.
 pub(super) fn individual_key(
     connection: &Connection,
     identity: &str,
@@ -293,7 +295,7 @@ pub(super) fn cloud_state(row: &Row<'_>, column: usize) -> rusqlite::Result<Opti
     }
 }
 
-/// Parses a stored ID, which is already normalized, unlike an ID in an import.
+/// Parses a stored ID. Unlike an ID in an import, a stored ID is already normalized.
 pub(super) fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::parse_sn(row.get_ref(column)?.as_str()?).map_err(|error| unexpected(column, error))
 }

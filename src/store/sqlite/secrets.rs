@@ -1,5 +1,5 @@
-//! Columns that hold secrets, in the form in which they are stored. This module does not know how
-//! secrets are sealed, apart from the key that each value names.
+//! Columns that hold secrets, in their stored form. This module knows the key that each value
+//! names, but not how secrets are sealed.
 
 use std::time::Instant;
 
@@ -17,12 +17,12 @@ use crate::{
     },
 };
 
-/// Used in place of a key's ID for values that are not sealed.
+/// Text that stands in place of a key's ID for values that are not sealed.
 const CLEAR: &str = "clear";
 
 /// Statements for one column of secrets. `read` selects the next rows after the primary key ?1
-/// whose value does not begin with ?3, the prefix of values under the wanted key. `write`
-/// replaces a value unless it has changed meanwhile. `count` counts the values by key.
+/// whose value does not begin with ?3, the prefix of values under the wanted key. `write` replaces
+/// a value unless it has changed since it was read. `count` counts the values by key.
 struct Statements {
     read: &'static str,
     write: &'static str,
@@ -142,8 +142,8 @@ impl StoredSecrets for Sqlite {
             connection.execute_batch("VACUUM").map_err(failed)?;
             connection.execute("DELETE FROM database_key WHERE keyId = ?1", [CLEAR]).map_err(failed)?;
         }
-        // The write-ahead log still has former values until it is emptied, even if an earlier run
-        // has already rewritten the file. A long read by another process delays the emptying.
+        // The write-ahead log has former values until it is emptied, even if an earlier run has
+        // already rewritten the file. A long read by another process delays the emptying.
         let deadline = Instant::now() + self.bulk_wait;
         while !connection::is_log_empty(&connection).map_err(failed)? {
             if Instant::now() >= deadline {
@@ -154,8 +154,9 @@ impl StoredSecrets for Sqlite {
                 )));
             }
         }
-        // A process that does not know the key may have written values since the file was
-        // rewritten. Such values are noted even if they have been replaced again.
+        // A process that does not have the key may have written values after the file was
+        // rewritten. The table `database_key` shows this even if the values have since been
+        // replaced.
         let state =
             Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
         let left = UnderKey::others(&count(&state).map_err(failed)?, key);
@@ -163,7 +164,8 @@ impl StoredSecrets for Sqlite {
             return Err(self.written_meanwhile(left, key));
         }
         drop(state);
-        // Killed commands may have left copies beside the database, which have former values, too.
+        // Killed commands may have left copies of the database beside it, and these contain former
+        // values.
         let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
         new_file::remove_left_behind(&file);
         Ok(())
@@ -189,9 +191,9 @@ impl StoredSecrets for Sqlite {
 }
 
 impl Sqlite {
-    /// Checks, under the lock, that all values are under `key`, and forgets the other keys. Returns
-    /// whether the file may have traces of former values. In that case, clear text is noted as in
-    /// use until the traces are removed.
+    /// Checks, under the lock, that all values are sealed under `key`, and forgets the other keys.
+    /// Returns whether the file may have traces of former values. In that case, `database_key`
+    /// lists clear text as in use until the traces are removed.
     pub(super) fn is_only_key(
         &self,
         connection: &Connection,
@@ -202,7 +204,7 @@ impl Sqlite {
         let failed = |error| store_error(&self.path, error);
         let transaction =
             Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-        // A server that has not reloaded its configuration still writes under the former key.
+        // A server that has not reloaded its configuration may still write under the former key.
         let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
         if left > 0 {
             return Err(self.written_meanwhile(left, key));
@@ -234,7 +236,7 @@ impl Sqlite {
     }
 }
 
-/// Returns whether a key other than this one, or clear text, is noted.
+/// Returns whether `database_key` lists another key than this one, or clear text.
 fn notes_others(connection: &Connection, key: &str) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM database_key WHERE keyId <> ?1)";
     connection.query_row(SQL, [key], |row| row.get(0))

@@ -1,5 +1,5 @@
-//! Tests of what only the SQLite store does: short waits, a writer over a prepared connection,
-//! failing jobs. Tests for all stores are in `store/contract.rs`.
+//! Tests of behaviour that only the SQLite store has: short waits, a writer over a prepared
+//! connection, failing jobs. The tests of all stores are in `store/contract.rs`.
 
 mod auditing;
 mod looking;
@@ -83,7 +83,7 @@ fn registration(device: &str, secret: &str) -> RegisteredDevice {
     }
 }
 
-/// Returns the conflicts of an import that must fail, each with its row's index.
+/// Returns the conflicts of an import that must fail, each with the index of its row.
 fn conflicts(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>) -> Vec<(u64, Conflict)> {
     let mut conflicts = Vec::new();
     let mut rows = rows.into_iter().map(Ok);
@@ -141,7 +141,7 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
         .import(ImportJob::new(&Actor::system_user(), "batch.csv"), &mut rows, &mut |_, _| ())
         .unwrap_err();
     assert!(matches!(error, ImportError::Store(StoreError::Busy(_))), "{error}");
-    // Meanwhile, reads still work, and a command can open the database.
+    // While the lock is held, reads still work, and a command can open the database.
     assert_eq!(open(&directory).count().unwrap(), 1);
     assert_eq!(at_once(store.device(&device)).unwrap().unwrap().first_issued, None);
 
@@ -158,7 +158,7 @@ fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
         if number % 1000 == 999 {
             assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
             assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
-            // A write fails instead of being lost silently.
+            // During an import, a write fails and is not lost silently.
             assert!(matches!(wait(issue(&store, &id("SN-1"))), Err(StoreError::Busy(_))));
         }
         row(&format!("new-{number}"))
@@ -200,7 +200,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
         }
     });
     assert_eq!(answered.into_inner(), (THREADS * EACH) as u64);
-    // A separate connection reads what is on the disk, independently of this store.
+    // A separate connection reads the state on the disk, independently of this store.
     let other = Connection::open(store.path()).unwrap();
     let issued: i64 = other
         .query_row("SELECT count(*) FROM device_table WHERE firstIssued IS NOT NULL", (), |row| row.get(0))
@@ -224,7 +224,7 @@ fn what_is_queued_is_written_before_the_store_is_gone() {
         assert!(row.first_issued.is_some());
     }
     drop(store);
-    // The last connection that closed was able to remove the log.
+    // The connection that closed last was able to remove the log.
     assert!(!directory.path().join("certdist.db-wal").exists());
 }
 
@@ -236,7 +236,7 @@ fn what_is_held_is_one_state_until_it_is_released_and_holds_nobody_up() {
     let state = || at_once(store.device(&id("SN-1"))).unwrap().unwrap().state;
     let disable = |state| wait(store.set_state(&id("SN-1"), state, &Actor::system_user())).unwrap();
     store.hold();
-    // The shared state begins with the first read, which therefore sees this change.
+    // The shared transaction begins with the first read, which therefore sees this change.
     disable(DeviceState::Disabled);
     assert_eq!(state(), DeviceState::Disabled);
     disable(DeviceState::Enabled);
@@ -284,7 +284,7 @@ fn count(reader: &Connection) -> u64 {
     reader.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
 
-/// Blocks the writer with one job while `queue` submits others, so that these form one group.
+/// Blocks the writer with one job while `queue` submits other jobs, so that these form one group.
 fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     let (running, begun) = std::sync::mpsc::channel::<()>();
     let (release, held) = std::sync::mpsc::channel::<()>();
@@ -298,7 +298,7 @@ fn as_one_group(writer: &Writer, queue: impl FnOnce()) {
     wait(holding).unwrap();
 }
 
-/// Returns how many writes were committed, refused and failed.
+/// Returns the numbers of writes that were committed, refused and failed.
 fn outcomes(metrics: &Metrics) -> (u64, u64, u64) {
     let [written, refused, failed] =
         [&metrics.written, &metrics.refused, &metrics.failed].map(|count| count.load(Ordering::Relaxed));
@@ -332,7 +332,7 @@ fn a_job_that_fails_does_not_hurt_the_others_of_its_group() {
         }
     }
     assert_eq!(count(&reader), 90);
-    // The 91st written job is the one that held the writer.
+    // The 91st committed job is the one that blocked the writer.
     assert_eq!(outcomes(&writer.metrics()), (91, 0, 10));
 }
 
@@ -528,7 +528,7 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("being restored")), "{error}");
     drop(lock);
     let store = open(&directory);
-    // The database is removed while a server runs. Neither another process nor the next start
+    // The database is removed while a server runs. Neither another process nor the next server
     // creates an empty one.
     std::fs::remove_file(&path).unwrap();
     let refused = || {
@@ -550,7 +550,8 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     assert_eq!(names(), ["certdist.db"]);
 }
 
-/// A clock that runs ahead makes the store forget imports. It must not forget only a part of them.
+/// If the clock runs ahead, the store forgets imports early. The store must forget each import
+/// entirely, not only in part.
 #[test]
 fn an_import_is_forgotten_as_a_whole() {
     use crate::store::undo::{ImportId, NotUndone, UNDOABLE, Undo, UndoError};

@@ -1,5 +1,5 @@
-//! Lists what a restore would undo: what the audit log of the database says has happened since the
-//! backup. Reads the database and the backup, and changes neither.
+//! Lists the changes that a restore would undo. These are the changes since the backup, according
+//! to the audit log of the database. Reads the database and the backup without changing them.
 
 use std::{collections::HashSet, path::Path};
 
@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// Lists what has happened since the backup. `now` is a connection to the database at `path`, and
-/// `chain` the backup's audit log.
+/// Lists the changes since the backup. `now` is a connection to the database at `path`, and `chain`
+/// describes the audit log of the backup.
 pub(super) fn list(
     now: &Connection,
     path: &Path,
@@ -42,7 +42,8 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
     let mut note = |entry: AuditEntry, _: Link| -> rusqlite::Result<()> {
         undone.entries += 1;
         let sample = match (entry.event, &entry.device) {
-            // An issue before a reset no longer counts, so only that of the last state is listed.
+            // An issue before a reset no longer counts. Only the issue in the device's present
+            // state is listed.
             (AuditEvent::Issued, Some(id)) => {
                 let [now, before] =
                     [state_of(now, id)?, state_of(backup, id)?].map(Option::unwrap_or_default);
@@ -104,19 +105,20 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
     Ok(undone)
 }
 
-/// Devices that are listed already.
+/// Devices that have already been listed.
 #[derive(Default)]
 struct Seen {
     changed: HashSet<DeviceId>,
     reset: HashSet<DeviceId>,
-    /// Devices that were issued in one second, and this second. Issues of a device at other times
-    /// are told apart by their times, so that not all devices need be kept.
+    /// Devices of which an issue in the second `second` was listed. Issues of a device in different
+    /// seconds differ in their times, so the devices of earlier seconds are not kept.
     issued: HashSet<DeviceId>,
     second: UnixSeconds,
 }
 
 impl Seen {
-    /// Returns whether no issue of a device in this second is listed yet.
+    /// Notes an issue of a device in this second. Returns whether the device had no such issue
+    /// before.
     fn first_at(&mut self, at: UnixSeconds, id: &DeviceId) -> bool {
         if self.second != at {
             self.second = at;
@@ -126,7 +128,7 @@ impl Seen {
     }
 }
 
-/// State of a device that an operator or an issue changes.
+/// Part of a device's state that an operator or an issue can change.
 #[derive(Default)]
 struct State {
     enabled: bool,
@@ -145,7 +147,8 @@ fn state_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<S
         .optional()
 }
 
-/// Returns the beginnings of the audit entries of imports that were made and undone since the backup.
+/// Returns the beginnings of the audit entries of imports that were both made and undone after the
+/// backup.
 fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<String>> {
     let imports = imports::all(now)?.into_iter().filter(|import| import.undone.is_some());
     let mut counts = Vec::new();
@@ -157,7 +160,7 @@ fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<S
     Ok(counts)
 }
 
-/// Returns whether the backup has the import whose undoing an audit entry describes.
+/// Returns whether the backup has the import that an audit entry describes as undone.
 fn is_import_of(backup: &Connection, detail: &str) -> rusqlite::Result<bool> {
     let mut words = detail.split(' ').skip(1);
     let id = words.next().and_then(|id| id.parse::<ImportId>().ok());

@@ -19,17 +19,17 @@ use tokio::sync::oneshot;
 use super::store_error;
 use crate::store::{Metrics, StoreError, StoreFuture};
 
-/// Maximum number of waiting jobs: more than 10,000 devices cause in a second. A full queue
-/// takes about 5 MB. If it is full, a write fails and its device is asked to retry.
+/// Maximum number of waiting jobs. It is more than 10,000 devices cause in a second. A full queue
+/// takes about 5 MB. While the queue is full, a write fails, and its device is asked to retry.
 const QUEUE: usize = 16_384;
 
-/// Maximum number of jobs in one commit: enough that the disk sync adds little to each job's
-/// cost.
+/// Maximum number of jobs in one commit. With this many jobs, the disk sync adds little to the cost
+/// of each job.
 const GROUP: usize = 512;
 
-/// Time for which the writer collects jobs if the previous group had several. Without this pause, a
-/// fast disk would be synced for every two devices of a crowd, and a sync costs several times as
-/// much as a job. A single job is committed immediately.
+/// Time for which the writer collects jobs if the previous group had more than one. Without this
+/// pause, the writer would sync a fast disk for every two devices of a crowd, and a sync costs
+/// several times as much as a job. A single job is committed immediately.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Maximum time that an ending process waits for another process's transaction, and the pause
@@ -41,10 +41,10 @@ const LAST_PAUSE: Duration = Duration::from_millis(20);
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
 /// Writes for which no caller waits. They run between the groups of jobs, in their own
-/// transactions. So they can delay a job's answer, but cannot make the job fail.
+/// transactions. They can therefore delay a job's answer, but cannot make the job fail.
 pub(super) trait Backlog: Send + 'static {
-    /// Writes a part of the backlog; returns whether there is more. A part that failed is
-    /// retried at the next call.
+    /// Writes a part of the backlog. Returns whether there is more. The next call retries a part
+    /// that failed.
     fn write_some(&mut self) -> Result<bool, StoreError>;
 
     /// Ends the backlog, after its last part was written.
@@ -117,7 +117,7 @@ impl Writer {
     }
 
     /// Queues `work` immediately. The future becomes ready when the work is committed, or when it
-    /// is certain that it was not done.
+    /// is certain that the work will not be committed.
     pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
@@ -148,7 +148,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Closes the queue: the thread ends when it has run the queued jobs.
+        // Dropping the sender closes the queue. The thread ends when it has run the queued jobs.
         self.queue = None;
         if let Some(thread) = self.thread.take() {
             // If the thread has panicked, its message is already printed.
@@ -227,7 +227,8 @@ fn finish_backlog(backlog: &mut impl Backlog) {
     }
 }
 
-/// Commits the group without its failed jobs. Commits nothing if the transaction itself fails.
+/// Commits the jobs of the group that did not fail. Commits nothing if the transaction itself
+/// fails.
 fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let transaction =
@@ -236,8 +237,8 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;
         if let Err(error) = job.run(&transaction, path) {
-            // A full disk or an I/O error may have rolled back the whole transaction. Then the
-            // remaining jobs would run outside a transaction.
+            // A full disk or an I/O error may have rolled back the whole transaction. The remaining
+            // jobs would then run outside a transaction.
             if transaction.is_autocommit() {
                 return Err(error);
             }
@@ -250,10 +251,10 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
 
 /// A write job, whatever the type of its answer.
 trait Job: Send {
-    /// Does the work. If it fails, the caller rolls it back.
+    /// Does the work. Returns an error if the caller must roll the work back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
-    /// Counts the answer, and sends it to the future, if that still exists.
+    /// Counts the answer, and sends it to the future if the future still exists.
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>, metrics: &Metrics);
 }
 

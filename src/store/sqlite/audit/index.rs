@@ -1,7 +1,7 @@
-//! Index from devices to parts of the log. A part is about a thousand consecutive entries. For
-//! each part, the index stores a four-byte hash of each device in it. So the index grows only
-//! at its end, like the log. An index by device would change a page for nearly every entry.
-//! `verify` and exports do not rely on the index.
+//! Index from devices to parts of the log. A part is about a thousand consecutive entries. For each
+//! part, the index stores a four-byte hash of each device that has an entry in the part. The index
+//! grows only at its end, like the log. An index by device would instead change a page for nearly
+//! every entry. `verify` and exports do not rely on the index.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
@@ -11,12 +11,12 @@ use crate::{device::DeviceId, store::audit::AuditEntry};
 /// Minimum number of entries in a part. A part consists of whole blocks, so it may have more.
 const PART: u64 = 1024;
 
-/// Text before the device ID in an entry's line. It cannot occur within another field, where
-/// quotes are escaped with a backslash.
+/// Text before the device ID in an entry's line. The text cannot occur within another field,
+/// because quotes are escaped with a backslash there.
 const KEY: &str = "\"deviceId\":\"";
 
-/// FNV-1a (draft-eastlake-fnv). The hash is stored, so it cannot be the standard library's,
-/// which may change. Big-endian, so that the bytes sort like the number.
+/// Returns the FNV-1a hash (draft-eastlake-fnv). The hash is stored, so it must not change, as the
+/// hash of the standard library may. Big-endian, so that the bytes sort like the number.
 fn hash(device: &str) -> [u8; 4] {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
@@ -44,8 +44,8 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds the next part in the open transaction, if there are enough entries for it; returns whether
-/// it added one. Adds no part if some of its entries are missing.
+/// Adds the next part in the open transaction, if there are enough entries for the part. Returns
+/// whether it added one. Adds no part if some of the part's entries are missing.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
@@ -88,7 +88,7 @@ pub(in crate::store::sqlite) fn history(
     limit: usize,
 ) -> rusqlite::Result<Vec<AuditEntry>> {
     const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
-    // One transaction, so that both tables are read in the same state.
+    // Both tables are read in one transaction, so that they are in the same state.
     let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let [indexed, _] = extent(&state)?;
     let mut newest = entries_about(&state, id, (indexed + 1).cast_signed(), i64::MAX)?;

@@ -22,8 +22,8 @@ use crate::store::{
     audit::{AuditEntry, AuditEvent, Chain, EachEntry, Filter, Keep, Link, link},
 };
 
-/// Maximum number of entries in a block, about 40 KB: enough that the block's row adds little to
-/// the cost of each entry, and few enough to search the block quickly.
+/// Maximum number of entries in a block, about 40 KB. With this many entries, a block's row adds
+/// little to the cost of each entry, and searching the block is still fast.
 const BLOCK: usize = 256;
 
 /// Maximum number of entries removed in one transaction.
@@ -142,7 +142,7 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
 
 /// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
 /// returns `Break`. No transaction is open while `each` runs. Entries that are added after the
-/// beginning are left out.
+/// export has begun are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
     let end = head(connection)?;
     export_until(connection, end, filter, each).map(drop)
@@ -222,8 +222,8 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT anchorSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
 }
 
-/// Returns whether this log continues a log whose last entry had this number and hash. If the log
-/// is pruned beyond that entry, there is nothing to compare, and the answer is true.
+/// Returns whether this log continues a log whose last entry had this number and hash. If that
+/// entry has been pruned from this log, the hashes cannot be compared, and the answer is true.
 pub(super) fn continues(connection: &Connection, seq: u64, hash: &Link) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT anchorSeq > ?1 OR (anchorSeq = ?1 AND anchorHash = ?2) OR \
                        EXISTS (SELECT 1 FROM audit_block WHERE lastSeq = ?1 AND hash = ?2) FROM audit_chain";
@@ -238,8 +238,8 @@ pub(super) fn verify(connection: &Connection, hash_at: impl FnMut(u64, &Link)) -
     verify_in(&state, hash_at)
 }
 
-/// Verifies the chain over this connection. Unless a transaction is open, no other connection may
-/// write meanwhile.
+/// Verifies the chain over this connection. Unless the caller has a transaction open, no other
+/// connection may write during the verification.
 pub(super) fn verify_in(
     connection: &Connection,
     mut hash_at: impl FnMut(u64, &Link),
@@ -300,9 +300,9 @@ fn anchoring(seq: u64, hash: &Link) -> String {
 
 /// Expired blocks at the beginning of the log.
 struct Expired {
-    /// Number of the last pruned entry so far.
+    /// Number of the last entry that was pruned before.
     anchor: u64,
-    /// The last of these blocks.
+    /// Number of the last entry in the last expired block, and the block's hash.
     last: Head,
 }
 
@@ -311,8 +311,8 @@ fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::R
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection
         .query_row(CHAIN, (), |row| Ok([row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned)))?;
-    // Removes one percent more than necessary, so that not every new entry causes pruning, and at
-    // least one more, for the entry about the pruning.
+    // One percent more than necessary is removed, so that not every new entry causes pruning. At
+    // least one entry more is removed, to make room for the entry about the pruning.
     let surplus = |rows: u64| head - rows + (rows / 100).max(1);
     let surplus = keep.rows.map(|rows| rows.max(1)).filter(|rows| head - anchor > *rows).map(surplus);
     let oldest = keep.days.map(|days| now - i64::from(days) * 86_400);

@@ -1,12 +1,12 @@
 //! Outbox of the audit log, for entries that no caller waits for. A thread appends its entries to a
-//! file before it sends the answers that the entries are about. So no entry is lost when the
-//! process ends or is killed. The writer then moves the entries into the log. Entries that a
-//! process leaves behind are moved by the next process.
+//! file before it sends the answers that the entries are about. No entry is therefore lost when the
+//! process ends or is killed. The writer later moves the entries from the file into the log. If a
+//! process leaves entries behind, the next process moves them.
 //!
-//! Each process has files of its own, beside the database. It keeps them locked, so that other
-//! processes can tell which files are left behind. The table `audit_outbox` has the number of bytes
-//! of each file that are in the log already. It changes in the same transaction as the log, so each
-//! entry is moved once.
+//! Each process has its own files, beside the database. It keeps them locked, so that other
+//! processes can tell which files are left behind. The table `audit_outbox` has, for each file, the
+//! number of bytes that have been moved into the log. This number changes in the same transaction
+//! as the log, so each entry is moved exactly once.
 
 mod files;
 #[cfg(test)]
@@ -37,8 +37,8 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, it is
-/// reached after ten seconds, which is longer than an import holds its lock.
+/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, a process
+/// reaches the maximum after ten seconds. An import holds its lock for a shorter time.
 const MAX_WAITING: u64 = 16 << 20;
 
 /// Maximum number of bytes that a thread keeps while the disk is full.
@@ -47,27 +47,28 @@ const MAX_KEPT: usize = 1 << 20;
 /// Size from which a file is replaced with a new one.
 const FULL: u64 = 1 << 20;
 
-/// Maximum number of bytes moved in one transaction. A transaction takes a few milliseconds, and a
-/// first issue may have to wait for it.
+/// Maximum number of bytes moved in one transaction. Such a transaction takes a few milliseconds,
+/// for which a first issue may have to wait.
 const AT_ONCE: usize = 160 << 10;
 
 /// Pause between two searches for files that other processes have left behind.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
 
-/// Maximum number of searches for files. A search is repeated if a file is removed meanwhile.
+/// Maximum number of searches for files. A search is repeated if a file is removed during the
+/// search.
 const MAX_TRIES: usize = 16;
 
-/// Maximum time that opening a database spends on entries that were left behind.
+/// Maximum time that opening a database spends on moving entries that were left behind.
 const LONGEST_START: Duration = Duration::from_secs(1);
 
 /// State that the threads of a process and its writer share.
 struct Shared {
     database: Arc<Path>,
-    /// File to which entries are appended; `None` until there is an entry.
+    /// File to which entries are appended; `None` before the first entry.
     file: ArcSwapOption<OutboxFile>,
-    /// Held while a new file is made.
+    /// Held while a thread creates a new file.
     making: Mutex<()>,
-    /// Bytes that are appended and not moved yet.
+    /// Number of bytes that are appended but not moved yet.
     waiting: AtomicU64,
     dropped: AtomicU64,
     has_warned: AtomicBool,
@@ -88,8 +89,8 @@ pub(in crate::store::sqlite) struct Outbox {
 }
 
 impl Outbox {
-    /// Appends an entry to the file, at the latest when this thread calls
-    /// [`release`](Self::release).
+    /// Appends an entry to the file. The entry is written when this thread calls
+    /// [`release`](Self::release), or earlier.
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         let mut kept = self.kept.get_or_default().borrow_mut();
         let line = asked.into_line();
@@ -146,8 +147,8 @@ fn entries(lines: &[u8]) -> u64 {
 }
 
 impl Shared {
-    /// Appends lines to the file, and removes them from `lines`. Lines that cannot be written now
-    /// stay.
+    /// Appends lines to the file, and removes from `lines` those that were written. Lines that
+    /// cannot be written now stay in `lines`.
     fn append(&self, lines: &mut Vec<u8>) {
         if lines.is_empty() {
             return;
@@ -174,14 +175,15 @@ impl Shared {
         }
     }
 
-    /// Appends with one system call. A line that was cut off is appended again as a whole. Each
-    /// append begins with a line end, which ends a line of another thread that was cut off.
+    /// Appends with one system call. If the call cuts a line off, the next call appends the whole
+    /// line again. Each append begins with a line end, which also ends a line that another thread's
+    /// append cut off.
     fn append_once(&self, file: &OutboxFile, lines: &mut Vec<u8>) -> io::Result<()> {
         if lines.first() != Some(&b'\n') {
             lines.insert(0, b'\n');
         }
-        // The bytes are counted first, because the writer may move the lines before this thread
-        // continues.
+        // The bytes are counted before they are appended, because the writer may move the lines
+        // before this thread continues.
         let length = lines.len() as u64;
         self.waiting.fetch_add(length, Ordering::Relaxed);
         let appended = file.append(lines);
@@ -214,9 +216,9 @@ impl Shared {
 struct Source {
     file: Arc<OutboxFile>,
     moved: u64,
-    /// Set for a file of a process that has ended.
+    /// Set if the file was left behind by a process that has ended.
     is_left: bool,
-    /// Number of lines that were no entries.
+    /// Number of lines that are not entries.
     unreadable: u64,
     /// Set once an attempt to remove the file has failed and was logged.
     has_warned: bool,
@@ -234,12 +236,12 @@ pub(in crate::store::sqlite) struct Mover {
     shared: Arc<Shared>,
     /// The process's own files, the current one last, and files left by others.
     sources: Vec<Source>,
-    /// Number of dropped entries that the log does not have yet.
+    /// Number of dropped entries that the log does not mention yet.
     dropped: u64,
     search: Instant,
     /// Set while a file that was left behind cannot be opened.
     has_warned: bool,
-    /// Set after a search, so that [`forget_removed`](Self::forget_removed) runs.
+    /// Set after a search for files, so that [`forget_removed`](Self::forget_removed) runs.
     must_forget: bool,
 }
 
@@ -308,7 +310,8 @@ impl Mover {
         }
     }
 
-    /// Notes the current file, and looks for files that other processes have left behind.
+    /// Adds this process's current file to `sources`, and the files that other processes left
+    /// behind.
     fn find_sources(&mut self) -> io::Result<()> {
         if let Some(file) = self.shared.file.load_full()
             && !self.sources.iter().any(|source| Arc::ptr_eq(&source.file, &file))
@@ -327,7 +330,7 @@ impl Mover {
         }
         self.has_warned = failed.is_some();
         for file in left {
-            // After an error, the file is released, and the next search finds it again.
+            // After an error, `file` is dropped and unlocked, and the next search finds it again.
             let Ok(moved) = moved(&self.connection, file.name()) else { continue };
             self.sources.push(Source::new(Arc::new(file), moved, true));
         }
@@ -335,8 +338,8 @@ impl Mover {
         Ok(())
     }
 
-    /// Deletes the rows of files that no longer exist. A process that ends after it has removed a
-    /// file, and before it has deleted the file's row, leaves such a row.
+    /// Deletes the rows of files that no longer exist. Such a row remains if a process ends after
+    /// it has removed a file and before it deletes the file's row.
     fn forget_removed(&mut self) -> rusqlite::Result<()> {
         if !std::mem::take(&mut self.must_forget) {
             return Ok(());
@@ -347,11 +350,11 @@ impl Mover {
         names.iter().filter(removed).try_for_each(|name| forget(&self.connection, name))
     }
 
-    /// Moves some entries of a file into the log. Returns whether there are more.
+    /// Moves some entries of a file into the log. Returns whether the file has more.
     fn move_some(&mut self, number: usize) -> rusqlite::Result<bool> {
         let Some(source) = self.sources.get_mut(number) else { return Ok(false) };
         let Ok(chunk) = source.file.read(source.moved, AT_ONCE, source.is_left) else {
-            // The file stays and is read again later.
+            // The file stays, and a later call reads it again.
             return Ok(false);
         };
         if chunk.length == 0 {
@@ -383,7 +386,7 @@ impl Mover {
         Ok(is_behind)
     }
 
-    /// Writes an entry about entries that were dropped.
+    /// Writes an entry with the number of entries that were dropped, if there are any.
     fn move_dropped(&mut self) -> rusqlite::Result<()> {
         if self.dropped == 0 {
             return Ok(());
@@ -398,7 +401,8 @@ impl Mover {
         Ok(())
     }
 
-    /// Removes files whose entries are all moved, and replaces the current one if it is full.
+    /// Removes files whose entries have all been moved. If the current file is full, the next entry
+    /// goes to a new file.
     fn remove_sources(&mut self) -> rusqlite::Result<()> {
         let current = self.shared.file.load_full();
         let mut kept = Vec::new();
@@ -414,8 +418,8 @@ impl Mover {
                 kept.push(source);
                 continue;
             }
-            // The file is removed before its row, so that its entries are not moved again after a
-            // crash in between.
+            // The file is removed before its row. If the row went first and the process crashed,
+            // the next process would move the file's entries again.
             if let Err(error) = source.file.remove() {
                 if !source.has_warned {
                     tracing::warn!(%error, "could not remove a moved file of the audit log");
@@ -439,7 +443,7 @@ impl Mover {
     }
 }
 
-/// Entries that processes have left behind in their files, and that are not in the log yet.
+/// Entries that ended processes left in their files, and that are not in the log yet.
 pub(in crate::store::sqlite) struct Waiting {
     /// Each file, and the number of its bytes that have been moved into the log.
     files: Vec<(OutboxFile, u64)>,
@@ -457,8 +461,8 @@ impl Waiting {
             ))
         };
         let database = path.canonicalize().map_err(unread)?;
-        // The files are opened before the log is read. An entry that is moved in between is then
-        // found in the log, and any other entry in a file.
+        // The files are opened before the log is read. If the entries of a file are moved in
+        // between, they are found in the log; otherwise, they are found in the file.
         for _ in 0..MAX_TRIES {
             let found = files::readable(&database).map_err(unread)?;
             let state =
@@ -470,8 +474,8 @@ impl Waiting {
                 files.push((file, moved));
             }
             drop(state);
-            // The row of a removed file may have been deleted before it was read here. The file's
-            // entries would then be exported twice, so the search is repeated.
+            // If a file has been removed, its row may have been deleted before the row was read
+            // here. The file's entries would then be exported twice, so the search is repeated.
             let is_removed = |(file, _): &(OutboxFile, u64)| file.is_removed().unwrap_or(true);
             if !files.iter().any(is_removed) {
                 return Ok(Self { files, end });
@@ -490,7 +494,7 @@ impl Waiting {
                 let chunk = file.read(from, AT_ONCE, false)?;
                 from += chunk.length;
                 for line in &chunk.lines {
-                    // A line that was cut off by a crash is no entry.
+                    // A line that a crash cut off is not an entry.
                     let Ok(entry) = serde_json::from_str(line) else { continue };
                     if each(entry).is_break() {
                         return Ok(());
@@ -505,7 +509,7 @@ impl Waiting {
     }
 }
 
-/// Returns how far a file has been moved.
+/// Returns the number of bytes of a file that have been moved into the log.
 fn moved(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
     let moved: Option<i64> = connection
         .prepare_cached("SELECT moved FROM audit_outbox WHERE name = ?1")?

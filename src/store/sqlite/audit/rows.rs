@@ -1,6 +1,6 @@
-//! Migrates the audit log from version 3 of the schema, which had a row and a hash for each
-//! entry. The old chain is verified while its entries are put into blocks. A fault in the old
-//! chain becomes a fault in the new one.
+//! Migrates the audit log from version 3 of the schema, which had a row and a hash for each entry.
+//! Verifies the old chain and puts its entries into blocks. A fault in the old chain becomes a
+//! fault in the new chain.
 
 use rusqlite::{Connection, Row, params};
 use sha2::{Digest, Sha256};
@@ -38,7 +38,7 @@ fn copy(connection: &Connection) -> rusqlite::Result<()> {
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
         let number = row.get::<_, i64>(0)?.cast_unsigned();
-        // A gap must not be hidden within a block.
+        // A gap in the numbers begins a new block, so that `verify` still finds the gap.
         if gathered.lines.len() == BLOCK || number != seq + 1 {
             block_hash = gathered.put(connection, &block_hash)?;
             gathered = Gathered { first: number, lines: Vec::new(), is_whole: true };
@@ -66,8 +66,8 @@ impl Gathered {
     }
 }
 
-/// Returns the hash of a row by the rule of version 3: over the previous hash, the two numbers,
-/// and each text preceded by its length.
+/// Returns the hash of a row by the rule of version 3: the hash covers the previous hash, the two
+/// numbers, and each text preceded by its length.
 fn row_link(row: &Row<'_>, previous: &Link) -> rusqlite::Result<Link> {
     let mut hash = Sha256::new().chain_update(previous);
     for number in 0..2 {

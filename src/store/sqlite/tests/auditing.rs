@@ -86,7 +86,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     for at in 0..5000 {
         store.audit(refused(&format!("SN-{}", at % 3), at));
     }
-    // One entry in its own block, between the others.
+    // This entry has its own block, between the others.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);
@@ -113,7 +113,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     assert!((2700..=3300).contains(&pruned), "{pruned}");
     let left = all.iter().filter(|entry| entry.seq > pruned as u64).count();
     assert_eq!(history(10_000), all[..left]);
-    // The view `audit_log`, for operators who use sqlite3, shows the same.
+    // The view `audit_log`, for operators who use sqlite3, shows the same entries.
     let seen = count("SELECT count(*) FROM audit_log WHERE deviceId = 'SN-1' AND event = 'refused'");
     assert_eq!(seen as usize, left);
     assert_eq!(count("SELECT min(seq) FROM audit_log") as usize, pruned + 1);
@@ -152,8 +152,7 @@ fn what_another_process_holds_up_is_written_later() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     store.audit(refused("SN-1", 5));
-    // The lock makes this write fail. The entry, which the same thread writes, must not be
-    // lost.
+    // The lock makes this write fail. The entry that the same thread has written must not be lost.
     assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
@@ -186,7 +185,7 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     assert_eq!(verified(&store).fault, None);
 }
 
-/// Writes twenty entries in five blocks, as five servers would.
+/// Writes twenty entries in five blocks, like five processes that run one after the other.
 fn five_blocks(directory: &TempDir) {
     for _ in 0..5 {
         write(directory, 4, 5);
@@ -213,7 +212,7 @@ fn whatever_is_cut_or_changed_is_found() {
         ("DELETE FROM audit_block WHERE lastSeq IN (8, 12)", "entries 5 to 12 are missing"),
         ("DELETE FROM audit_block WHERE lastSeq > 16", "the last entries, 17 to 20, are missing"),
         ("DELETE FROM audit_block WHERE lastSeq < 8", "entries 1 to 4 are missing"),
-        // A block that claims more or fewer entries than it has.
+        // The block's numbers cover more or fewer entries than the block has.
         ("UPDATE audit_block SET lastSeq = 9 WHERE lastSeq = 8", "entries 5 to 9 are not what was written"),
         ("UPDATE audit_block SET firstSeq = 6 WHERE lastSeq = 8", "entry 5 is missing"),
         (
@@ -287,7 +286,7 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     assert!(verified(&store).fault.is_some());
 }
 
-/// A log as version 3 kept it: three entries after one that was pruned.
+/// A log in the form of version 3: three entries after one that was pruned.
 pub(super) const VERSION_3: &str = include_str!("version_3_audit.sql");
 
 #[test]
@@ -375,15 +374,15 @@ fn a_clock_that_is_a_year_ahead_removes_nothing_for_its_age() {
     };
     store.clock().set_ahead(400 * DAY);
     assert_eq!(prune(false, &mut retention), 0);
-    // An entry with the wrong time does not make the clock likely.
+    // An entry with a wrong time does not make the wrong clock credible.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     let connection = Connection::open(store.path()).unwrap();
     audit::append(&connection, &AuditEntry::new(Sealed, today + 400 * DAY)).unwrap();
     assert_eq!(prune(false, &mut retention), 0);
-    // The clock is right again.
+    // The clock is set back to the right time.
     store.clock().set_ahead(0);
     assert_eq!(prune(false, &mut retention), 300);
-    // The cloud says that a year has passed.
+    // A year passes. The entries expire only once IoT Platform confirms the time.
     store.clock().set_ahead(400 * DAY);
     assert_eq!(prune(false, &mut retention), 0);
     assert_eq!(prune(true, &mut retention), 300);

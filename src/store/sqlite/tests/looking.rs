@@ -1,5 +1,5 @@
-//! Tests of a database that is opened for reading only: its files stay as they are, and its newest
-//! state is read, whatever other processes have left behind.
+//! Tests of a database that is opened for reading only. Its files must not change, and its newest
+//! state must be read, even if other processes have left files behind.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
@@ -18,7 +18,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, (u64, i64, Vec<u8>)> {
         .collect()
 }
 
-/// Reads in all ways, and returns the state of device SN-1. Checks that no file has changed.
+/// Reads with all queries, and returns the state of device SN-1. Checks that no file has changed.
 fn look(folder: &Path) -> DeviceState {
     let path = folder.join("certdist.db");
     let before = files(folder);
@@ -96,7 +96,7 @@ fn what_another_process_changes_meanwhile_is_not_shown_by_halves() {
         matches!(&outcome, Err(StoreError::Busy(reason)) if reason.contains("run this again")),
         "{outcome:?}"
     );
-    // Once a server has the database open, there is a log, and SQLite's locks protect what is read.
+    // Once a server has the database open, the log exists, and SQLite's locks protect the reads.
     let server = open(&directory);
     wait(server.set_state(&id("SN-2"), DeviceState::Disabled, &Actor::system_user())).unwrap();
     assert_eq!(at_once(looks.device(&id("SN-2"))).unwrap().unwrap().state, DeviceState::Disabled);
@@ -158,7 +158,7 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(&directory);
     let path = directory.path().join("certdist.db");
-    // Another process holds the lock, so that the entries stay in the file.
+    // Another process holds the write lock, so the entries stay in the outbox file.
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for device in ["SN-1", "SN-2"] {
@@ -197,7 +197,8 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
     drop(open(&copy));
     assert_eq!(outbox(), 0);
     assert_eq!(entries(&Filter::default()), all.into_iter().zip([1, 2, 3, 4]).collect::<Vec<_>>());
-    // The entries of a living process are not exported before they are in the log.
+    // The entries in a living process's outbox are not exported until they have been moved to the
+    // log.
     let looks = Sqlite::look(&path, |_| Ok(())).unwrap();
     let mut living = 0;
     looks

@@ -1,5 +1,5 @@
-//! Tests of sealed secrets: the file without a key, moved values, wrong and lost keys, and a change
-//! of keys while other processes read.
+//! Tests of sealed secrets: reading the file without a key, moving sealed values to other rows,
+//! wrong and lost keys, and changing keys while other processes read.
 
 use std::ops::ControlFlow;
 
@@ -63,8 +63,8 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
     assert_eq!(psk_of(&store, "one").unwrap(), PSK);
     assert_eq!(secret_of(&store, "SN-2").unwrap(), "registered-secret");
-    // As in an unsealed database, importing the same secret changes nothing, and importing another
-    // secret is a conflict.
+    // Importing the same secret changes nothing, and importing another one is a conflict, as in an
+    // unsealed database.
     assert_eq!(import(&store, [own("SN-1", "one")]).unchanged, 1);
     assert_eq!(conflicts(&store, [with_certificate("SN-1", "0ther")])[0].1.column, "deviceSecret");
     let mut exported = Vec::new();
@@ -108,7 +108,7 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
             "{error}"
         );
         assert!(!error.contains(SECRET) && !error.contains("sealed 1"), "{error}");
-        // The other rows are read, even in pages that would have only the damaged one.
+        // The other rows are read, even if a page would contain only the damaged row.
         for limit in [1, 9] {
             let rows = wait(store.rows_after(None, limit)).unwrap();
             assert_eq!(rows.into_iter().map(|row| row.id).collect::<Vec<_>>(), [id("SN-2")]);
@@ -125,7 +125,7 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
         let error = sentence(psk_of(&store, "one"));
         assert!(error.contains("device SN-1, column psk: the value was changed, or moved"), "{error}");
     }
-    // The identity in a row was changed by hand, so that another device's key would be used.
+    // Someone has changed the identity in a row by hand. Another device's key would then be used.
     other.execute_batch("UPDATE device_key SET pskIdentity = 'three' WHERE deviceId = 'SN-2'").unwrap();
     assert!(sentence(psk_of(&store, "three")).contains("device SN-2, column psk"));
 }
@@ -147,7 +147,7 @@ fn a_wrong_or_lost_key_is_told_when_the_database_is_opened() {
     let url = format!("sqlite:{}", directory.path().join("certdist.db").display());
     assert!(sentence(crate::store::open(&url, ring(&[2])).map(drop)).contains(&key_id(1)));
     assert!(crate::store::open(&url, ring(&[1])).is_ok());
-    // A running store refuses keys that do not fit, and keeps its own.
+    // A running store refuses keys that do not open its secrets, and keeps its own keys.
     let store = open_with(&directory, &[1]).unwrap();
     assert!(sentence(store.set_keys(ring(&[3]))).contains(&key_id(1)));
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
@@ -204,7 +204,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
         sentence(server.seal_all(&Actor::system_user(), &mut |_, _| ())).contains("expected database_key")
     );
 
-    // The server takes the new key first, as on SIGHUP, and keeps serving requests.
+    // The server loads the new key first, as on SIGHUP, and keeps serving requests.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();
@@ -297,8 +297,8 @@ fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();
     import(&store, [own("SN-1", "one")]);
-    // This is the state after a run that was killed when all values were sealed, but their traces
-    // not yet removed.
+    // This is the state after a run that was killed once all values were sealed, but before their
+    // traces were removed.
     let other = Connection::open(store.inner().path()).unwrap();
     other.execute_batch("PRAGMA secure_delete = 1; PRAGMA synchronous = off").unwrap();
     let reader = Connection::open(store.inner().path()).unwrap();
@@ -319,8 +319,8 @@ fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
     let store = open_with(&directory, &[]).unwrap();
     import(&store, [own("SN-1", "one")]);
     store.set_keys(ring(&[1])).unwrap();
-    // The trigger notes a clear value after the file was rewritten, as a server without the key
-    // does.
+    // After the file is rewritten, the trigger notes a value in clear text, like a server without
+    // the key.
     let other = Connection::open(store.inner().path()).unwrap();
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
                    BEGIN INSERT INTO database_key VALUES ('clear', 0); END";

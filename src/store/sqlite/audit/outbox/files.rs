@@ -1,5 +1,6 @@
-//! Files of the outbox: names, locks, and the form of their lines. A file belongs to the process
-//! that has locked it. The system releases the lock when the process ends, however it ends.
+//! Files of the outbox: their names, their locks, and the form of their lines. A file belongs to
+//! the process that has locked it. The system releases the lock when the process ends, even if the
+//! process is killed.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,23 +18,23 @@ use crate::store::{audit::AuditEntry, claim::new_id, sqlite::connection};
 /// Maximum number of files that one search returns. The next search returns the rest.
 const MAX_FOUND: usize = 64;
 
-/// Maximum number of files that are read without moving their entries.
+/// Maximum number of files that one export reads without moving their entries.
 const MAX_READ: usize = 1024;
 
-/// Maximum number of names that are tried for a new file. A name is taken only if another process
-/// finds the file before it is locked.
+/// Maximum number of names that are tried for a new file. An attempt fails only if another process
+/// finds the new file before this process has locked it.
 const MAX_NAMES: usize = 16;
 
 /// Lines read from a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// Entries, without the line ends.
+    /// The entries, without the line ends.
     pub(super) lines: Vec<String>,
     /// Number of bytes that were read, including those of unreadable lines.
     pub(super) length: u64,
     /// Number of lines that are not entries, such as one that was cut off.
     pub(super) unreadable: u64,
-    /// Set if the file may have more.
+    /// Set if the file may have more lines.
     pub(super) has_more: bool,
 }
 
@@ -48,15 +49,15 @@ pub(super) struct OutboxFile {
 /// Number of hex digits at the end of a file's name.
 const DIGITS: usize = 16;
 
-/// Returns the beginning of the names of all files of a database.
+/// Returns the prefix of the names of all outbox files of a database.
 fn prefix(database: &Path) -> OsString {
     let mut prefix = database.file_name().unwrap_or_default().to_owned();
     prefix.push("-audit-");
     prefix
 }
 
-/// Returns whether this is exactly a name that [`OutboxFile::create`] makes. An operator's own
-/// files may have similar names.
+/// Returns whether a name has exactly the form of the names that [`OutboxFile::create`] makes. An
+/// operator's own files may have similar names.
 fn is_name(prefix: &OsStr, name: &OsStr) -> bool {
     let digits = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -67,7 +68,8 @@ fn folder(database: &Path) -> &Path {
     database.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Opens a file, but not through a symbolic link, because another user could have put it there.
+/// Returns options that open a file, but do not follow a symbolic link, because another user could
+/// have put the link there.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).append(true).mode(0o600);
@@ -75,7 +77,7 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Locks a file. Returns false if another process has locked it, or has removed it meanwhile.
+/// Locks a file. Returns false if another process has locked or removed the file.
 fn locked(file: &File) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file.metadata()?.nlink() > 0),
@@ -84,8 +86,8 @@ fn locked(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Returns the files that processes have left behind and that can be opened, and the first error
-/// for a file that cannot be opened.
+/// Opens and returns the files that processes have left behind. Also returns the first error for a
+/// file that cannot be opened.
 pub(super) fn left_behind(database: &Path) -> io::Result<(Vec<OutboxFile>, Option<io::Error>)> {
     let (prefix, mut found, mut failed) = (prefix(database), Vec::new(), None);
     for entry in fs::read_dir(folder(database))? {
@@ -141,7 +143,7 @@ pub(super) fn readable(database: &Path) -> io::Result<Vec<OutboxFile>> {
     Ok(found)
 }
 
-/// Returns whether a file exists; true if that is not known.
+/// Returns whether a file exists. Returns true if the system cannot tell.
 pub(super) fn exists(database: &Path, name: &str) -> bool {
     folder(database).join(name).try_exists().unwrap_or(true)
 }
@@ -168,7 +170,8 @@ impl OutboxFile {
         &self.name
     }
 
-    /// Returns whether the file was removed, which happens only once all of it has been moved.
+    /// Returns whether the file was removed. A file is removed only after all its entries have been
+    /// moved.
     pub(super) fn is_removed(&self) -> io::Result<bool> {
         Ok(self.file.metadata()?.nlink() == 0)
     }
@@ -178,7 +181,7 @@ impl OutboxFile {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Appends the beginning of some lines, usually all of them. Returns the number of bytes.
+    /// Appends lines, or only the first bytes of them. Returns the number of bytes appended.
     pub(super) fn append(&self, lines: &[u8]) -> io::Result<usize> {
         loop {
             match (&self.file).write(lines) {
@@ -189,8 +192,9 @@ impl OutboxFile {
         }
     }
 
-    /// Reads whole lines from a position, up to about `max` bytes. If the file `is_left` behind,
-    /// the rest after its last line end counts as an unreadable line; otherwise, it may still grow.
+    /// Reads whole lines from a position, up to about `max` bytes. If the file was left behind
+    /// (`is_left`), bytes after the last line end count as an unreadable line. Otherwise, a thread
+    /// may still complete the last line.
     pub(super) fn read(&self, from: u64, max: usize, is_left: bool) -> io::Result<Chunk> {
         let mut bytes = vec![0; max];
         let mut filled = 0;
@@ -210,8 +214,8 @@ impl OutboxFile {
         };
         let whole = if is_left && filled < max { filled } else { whole };
         let mut chunk = Chunk { length: whole as u64, has_more: filled == max, ..Chunk::default() };
-        // A line may be cut off. Unless the file was left behind, it suffices that a line is
-        // complete JSON, because this process writes only entries.
+        // A line may be cut off. Complete JSON counts as an entry, because this process writes only
+        // entries. If the file was left behind, the whole entry is parsed instead.
         let is_whole = |line: &str| match is_left {
             true => serde_json::from_str::<AuditEntry>(line).is_ok(),
             false => serde_json::from_str::<IgnoredAny>(line).is_ok(),

@@ -1,4 +1,5 @@
-//! Tests of the outbox: each entry comes into the log once, wherever its process ends.
+//! Tests of the outbox: each entry reaches the log exactly once, at whichever step its process
+//! ends.
 
 use std::{collections::BTreeSet, fs, ops::ControlFlow, path::PathBuf, thread};
 
@@ -50,8 +51,8 @@ impl Site {
         files.map(|file| file.metadata().unwrap().len()).collect()
     }
 
-    /// Opens and closes the database as the next process does, checks that nothing is left of the
-    /// outbox, and returns the times of all entries.
+    /// Opens and closes the database, as the next process does. Checks that the outbox is empty,
+    /// and returns the times of all entries.
     fn log(&self) -> Vec<i64> {
         drop(self.open());
         assert!(self.files().is_empty());
@@ -84,7 +85,7 @@ fn entries_of_a_process_that_was_killed_are_moved_by_the_next() {
 fn a_process_that_is_killed_between_two_steps_of_moving_moves_nothing_twice() {
     let number = 2 * AT_ONCE as i64 / 100;
     let expected: Vec<i64> = (0..number).collect();
-    // The process ends after each number of steps of the mover.
+    // In each run, the process ends after another number of steps of the mover.
     for steps in 0..4 {
         let site = Site::new();
         let (outbox, mut mover) = site.outbox();
@@ -125,7 +126,7 @@ fn entries_wait_for_the_end_of_a_group() {
     mover.write_some().unwrap();
     mover.end();
     assert!(site.files().is_empty());
-    // A group that is never released is written at the end.
+    // Entries that are held and never released are written when the outbox is dropped.
     outbox.hold();
     outbox.push(entry(4));
     drop((outbox, mover));
@@ -144,7 +145,7 @@ fn a_full_file_is_replaced_while_threads_append_and_no_entry_is_lost() {
             let outbox = &outbox;
             scope.spawn(move || {
                 for number in 0..EACH {
-                    // Some threads append in groups.
+                    // Half of the threads append their entries in groups of ten.
                     if thread % 2 == 0 && number % 10 == 0 {
                         outbox.hold();
                     }
@@ -176,7 +177,7 @@ fn a_line_that_an_append_has_cut_off_spoils_no_other_and_is_appended_again() {
     let (outbox, mut mover) = site.outbox();
     outbox.push(entry(1));
     let line = format!("{}\n", entry(2).into_line()).into_bytes();
-    // Half of the line fits on the disk. Then another thread appends.
+    // Only half of the line fits on the disk. Another thread then appends its entry.
     outbox.shared.file().unwrap().append(&line[..line.len() / 2]).unwrap();
     outbox.push(entry(3));
     let mut rest = line.clone();
