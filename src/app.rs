@@ -36,7 +36,7 @@ use crate::{
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// Pause between two checks that the database's file is in place.
+/// Pause between two checks that the database's file is still at its path.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Number of consecutive checks that must fail before the database counts as lost. A single failure
@@ -69,7 +69,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts to listen, and recovers the registrations that a crash left in the journal.
+    /// Opens the server's sockets, and resumes the registrations that a crash left in the journal.
     pub async fn start(
         config: &Config,
         table: Arc<dyn Table>,
@@ -110,7 +110,7 @@ impl App {
             Some(section) => Some(start_plain(section, &services).await?),
             None => None,
         };
-        // Without a configured IoT Platform, registrations in the journal cannot continue.
+        // Without a configured IoT Platform, the registrations in the journal cannot be resumed.
         if config.iot_platform.is_some() {
             registrar.recover().await?;
         }
@@ -134,7 +134,7 @@ impl App {
         })
     }
 
-    /// Returns the addresses that devices connect to, at least one.
+    /// Returns the addresses to which devices connect. There is at least one.
     pub fn addresses(&self) -> &[SocketAddr] {
         self.server.addresses()
     }
@@ -159,8 +159,8 @@ impl App {
         }
     }
 
-    /// Makes a sweep now: queries all devices at IoT Platform. Returns the number of devices that
-    /// have signed in there.
+    /// Makes a sweep immediately, which queries all devices at IoT Platform. Returns the number of
+    /// devices that have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
         self.registrar.sweep().await?;
@@ -202,20 +202,20 @@ impl App {
                 "unfinished registrations stay in the journal; another server, the next start or the devices' next requests continue them"
             );
         }
-        // `stop` joins threads, so it runs on a thread for blocking work.
+        // `stop` waits for threads, so it runs on a thread for blocking work.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }
 }
 
-/// Waits until the file of the database was removed or replaced, and returns the error. Ignores a
-/// file that is missing only for a moment. Meanwhile, logs when secrets are sealed under a key that
-/// this server does not have: it serves the other devices until a reload.
+/// Waits until the database's file was removed or replaced, and returns the error. Ignores a file
+/// that is missing only for a moment. Also logs when secrets are sealed under a key that this
+/// server does not have. The server then goes on serving devices whose secrets it can open.
 async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     let (mut missed, mut has_keys) = (0, true);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let store = store.clone();
-        // The keys are read only from the right file. Both checks may block.
+        // The keys are read only if the file is in place. Both checks may block.
         let look = move || store.is_in_place().map(|()| store.check_keys());
         match tokio::task::spawn_blocking(look).await {
             Ok(Err(error)) => {
@@ -233,7 +233,7 @@ async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     }
 }
 
-/// Logs, once for each change, whether the server has all keys of the database.
+/// Logs when the server begins to lack a key of the database, and when it has all keys again.
 fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
     match keys {
         Ok(()) if !*has_keys => {
@@ -244,7 +244,7 @@ fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
             *has_keys = false;
             tracing::error!(%error, "secrets in the database cannot be opened");
         }
-        // After any other error, the keys are not known to be missing.
+        // Any other error does not show that a key is missing.
         _ => {}
     }
 }
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 0);
         store.give_lease_up(other.id, retention::LEASE).await.unwrap();
         assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 4);
-        // The pruning has given the lease up again.
+        // After pruning, the lease is free again.
         assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
     }
 }

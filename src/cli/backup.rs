@@ -78,7 +78,7 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     let config = args.config.read_offline()?;
     let path = &*std::path::absolute(store::file_of(&config.database)?)?;
     backup::can_be_at(path)?;
-    // The lock is held until the database is replaced, so that no server starts meanwhile.
+    // The lock is held until the database is replaced, so that no server can start before then.
     let lock = match args.dry_run {
         true => Lock::holder(path).map_or(Ok(None), |who| {
             let path = path.display();
@@ -105,7 +105,8 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
             print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
             is_sealed |= !contents.keys.is_empty();
             let undone = backup.undone(path)?;
-            // A database without devices, as a first start makes it, has nothing to lose.
+            // The first start of a server creates a database without devices. Replacing it loses
+            // nothing.
             is_other = undone.is_other && contents.devices > 0;
             print(|out| out.write_all(listed(&undone).as_bytes()))?;
         }
@@ -142,7 +143,8 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     Ok(())
 }
 
-/// Returns the reason why the database must not be replaced; `None` if it may be.
+/// Returns the reason why the database must not be replaced without `--force`; `None` if there is
+/// none.
 fn against(backup: &Contents, target: &Target, is_other: bool) -> Option<String> {
     match target {
         Target::Damaged(_) => Some("it is damaged, or not a database of this version".into()),
@@ -158,7 +160,7 @@ fn against(backup: &Contents, target: &Target, is_other: bool) -> Option<String>
     }
 }
 
-/// Returns the list of what a restore would undo, one kind on each line.
+/// Returns a list of the changes that a restore would undo, with one kind of change on each line.
 fn listed(undone: &Undone) -> String {
     if undone.is_other {
         return "everything in it would be lost: its audit log does not continue that of the backup\n".into();

@@ -13,7 +13,8 @@ use crate::{
 /// Maximum number of shared names that are reported.
 const MAX_SHARED: usize = 20;
 
-/// Name of the device to ask IoT Platform for: it is legal, but no real device has it.
+/// Name of the device about which IoT Platform is asked. The name is legal, but no real device has
+/// it.
 const UNUSED_NAME: &str = "@certdist-check-config";
 
 /// Checks the configuration, the keys and credentials that it refers to, and the database
@@ -85,7 +86,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     }
 }
 
-/// Reports devices that share a name. Shared names do not keep the server from starting.
+/// Reports devices that share a name. The server starts in spite of shared names.
 fn report_shared_names(database: &str) -> CommandResult {
     for shared in store::shared_names(database, MAX_SHARED)? {
         let SharedName { product_key, device_name, device, devices } = shared;
@@ -100,14 +101,14 @@ fn report_shared_names(database: &str) -> CommandResult {
     Ok(())
 }
 
-/// Makes one signed call that changes nothing.
+/// Makes one signed call to IoT Platform that changes nothing.
 async fn online(config: &Config) -> CommandResult {
     let Some(IotPlatformSettings { client, .. }) = &config.iot_platform else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));
     };
     let endpoint = client.endpoint.clone();
     let client = Client::new(client.clone()).context("[iot_platform]").map_err(Failure::Usage)?;
-    // Any product will do. There is one, because each configuration has an enrollment.
+    // The call works for any product. Each configuration has one, because it has an enrollment.
     let products = config.enrollments.iter().map(|enrollment| enrollment.product_key.as_str());
     let product = products.into_iter().next().unwrap_or_default();
     let says = match client.query_device_detail(product, UNUSED_NAME).await {

@@ -1,5 +1,5 @@
-//! Concerns about a valid configuration, which do not keep a server from starting. `check-config`
-//! prints them; the server logs them at its start and after each reload.
+//! Concerns about a valid configuration: the server starts in spite of them. `check-config` prints
+//! the concerns; the server logs them when it starts and after each reload.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -8,16 +8,16 @@ use crate::{
     store::{self, Condition},
 };
 
-/// Permissions of other users to read or change a file.
+/// Bits of a file's mode that let other users read or change the file.
 const OTHERS: u32 = 0o006;
 
-/// Permission of the file's group to change it.
+/// Bit of a file's mode that lets the group change the file.
 const GROUP_WRITES: u32 = 0o020;
 
-/// Longest `drain` that a service manager's usual time-out of 30 s allows.
+/// Longest `drain` with which a stop fits into a service manager's usual time-out of 30 s.
 const USUAL_DRAIN: Duration = Duration::from_secs(10);
 
-/// Returns the concerns about a configuration, which was read from the file at `path`.
+/// Returns the concerns about a configuration that was read from the file at `path`.
 pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
     let mut concerns = Vec::new();
     if config.database_keys.first().is_none() {
@@ -46,13 +46,13 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
     concerns
 }
 
-/// Returns the permissions of a file; none if the file cannot be examined.
+/// Returns the mode of a file, or 0 if the file cannot be examined.
 fn mode_of(file: &Path) -> u32 {
     fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode())
 }
 
-/// Returns the concerns about the devices in the table. Reads the whole table. Returns none if the
-/// database fails, because that error is reported elsewhere.
+/// Returns the concerns about the devices in the table. Reads the whole table. Returns no concerns
+/// if the database fails, because that failure is reported elsewhere.
 pub(super) fn of_table(config: &Config) -> Vec<String> {
     if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
         return Vec::new();
@@ -70,9 +70,9 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
     concerns.chain(of_clear_secrets(config)).collect()
 }
 
-/// Returns the concerns about secrets in clear text: those that every user can read, and those that
-/// were written before there was a key, or by a process without one. If no key is configured,
-/// [`of_configuration`] says so.
+/// Returns the concerns about secrets in clear text: that every user can read the file, and that a
+/// key is configured but some secrets are not sealed. If no key is configured, [`of_configuration`]
+/// reports that instead.
 fn of_clear_secrets(config: &Config) -> Vec<String> {
     let (Ok(clear @ 1..), Ok(file)) =
         (store::clear_secrets(&config.database), store::file_of(&config.database))

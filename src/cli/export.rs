@@ -63,8 +63,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
             })?;
         }
         None => {
-            // While an export reads the database, the write-ahead log cannot be emptied. So the
-            // export goes to a temporary file first, and does not wait for its reader.
+            // While an export reads the database, the write-ahead log cannot be emptied. The export
+            // therefore goes to a temporary file first, so that the database is read quickly even
+            // if the output is read slowly.
             let folder = std::env::temp_dir();
             let mut spool = Spool::create().with_context(|| {
                 format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())
@@ -95,7 +96,7 @@ fn unwritten(path: &Path, error: io::Error) -> anyhow::Error {
     anyhow!("could not write {}: {error}{next}", path.display())
 }
 
-/// Returns whether a file is a regular one, so that writing to it waits only for the disk.
+/// Returns whether a file is a regular file, to which a write waits only for the disk.
 fn is_regular(file: impl AsFd) -> bool {
     fstat(file).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
 }

@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }
-    // Pipes are read before the database is opened, because a pipe may be slow.
+    // Pipes are read completely before the database is opened, because a pipe may be slow.
     let sources = args.files.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut errors = args.errors.as_deref().map(Errors::create).transpose()?;
     let is_new = !args.dry_run && matches!(store::examine(&config.database), Ok(Condition::Missing));
@@ -96,8 +96,8 @@ fn open(path: &Path) -> Result<Source, Failure> {
     Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
 }
 
-/// Prints a note about the database that the import has created, because a wrong path also creates
-/// one. Removes it if the import was refused and no other process has begun to use it.
+/// Prints a note if the import has created the database, because a wrong path also creates one. If
+/// the import was refused, removes the new database instead, unless another process uses it.
 fn keep_or_remove(config: &Config, is_imported: bool) -> anyhow::Result<()> {
     if is_imported || !store::remove_unused(&config.database).unwrap_or(false) {
         let path = std::path::absolute(store::file_of(&config.database)?)?;
@@ -129,7 +129,7 @@ fn run_all(
         table_file::import(store, inputs, how, Feedback { progress, bad_line: &mut bad_line })
     });
     match (outcome, broken) {
-        // The bad lines are printed even if they could not be written to the file.
+        // The bad lines are still printed if they could not be written to the file.
         (Err(failure), Some(error)) => {
             Err(anyhow!("{failure}\ncould not write the bad lines: {error}").into())
         }
@@ -137,7 +137,7 @@ fn run_all(
     }
 }
 
-/// Prints the result of an import, and remarks for the operator about the files.
+/// Prints the result of an import, and the remarks about its files.
 fn say(sources: &[Source], imported: &Imported, dry_run: bool) -> anyhow::Result<()> {
     let Imported { id, report: ImportReport { added, changed, unchanged, .. }, remarks, .. } = imported;
     for sentence in remarks {
@@ -154,7 +154,7 @@ fn say(sources: &[Source], imported: &Imported, dry_run: bool) -> anyhow::Result
     })
 }
 
-/// File of all bad lines: their file, line, column and error.
+/// File of all bad lines, each with its file, line, column and error.
 struct Errors {
     count: u64,
     path: PathBuf,
@@ -180,15 +180,15 @@ impl Errors {
 
     fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
         self.count += 1;
-        // The file's name is also marked, because a spreadsheet would run a name such as `=cmd.csv`
-        // as a formula.
+        // The name of the bad line's file is also marked, because a spreadsheet would run a name
+        // such as `=cmd.csv` as a formula.
         let name = table_file::for_spreadsheet(&name.to_string_lossy()).into_owned();
         let record = [&*name, &*error.line.to_string(), error.column.unwrap_or_default(), &*error.reason];
         Ok(self.writer.write_record(record)?)
     }
 
-    /// Gives the file its final name, and adds this name to the failure that the bad lines caused.
-    /// If there are no bad lines, leaves no file.
+    /// Gives the file its final name, and mentions the name in the failure that the bad lines
+    /// caused. If there are no bad lines, leaves no file behind.
     fn complete(mut self, failure: Failure) -> Failure {
         if self.count == 0 {
             return failure;

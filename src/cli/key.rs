@@ -1,5 +1,5 @@
-//! `certdist key`: makes keys, and derives a device's key from a master key, for tests.
-//! Keys are never arguments, because a command line is public.
+//! `certdist key`: makes keys, and derives a device's key from a master key, for tests. No key is
+//! an argument, because other users can see a command line.
 
 use std::{
     io::{self, Write},
@@ -85,8 +85,8 @@ fn new(bytes: u64) -> Result<Zeroizing<String>, Failure> {
 
 fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing<String>, Failure> {
     let config = args.config.read()?;
-    // The server derives the key from the identity in the spelling that the device presents, so the
-    // text is checked here but not changed.
+    // The server derives the key from the identity exactly as the device spells it. The text is
+    // therefore checked here, but not normalized.
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;

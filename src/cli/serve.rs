@@ -13,8 +13,8 @@ use crate::{
     server::{self, Pulse},
 };
 
-/// Maximum time that a stop takes after the registrations are drained, for the last answers and
-/// audit entries.
+/// Maximum time for the last answers and audit entries when the server stops, after the
+/// registrations are drained.
 pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(20);
 
 /// Runs the server
@@ -51,8 +51,8 @@ pub async fn run(args: Args) -> CommandResult {
     for concern in concerns::of_configuration(&config, &args.config.path()) {
         tracing::warn!(concern, "the server runs, but something needs attention");
     }
-    // The handlers are installed before the address is announced, because a program that reads the
-    // announcement may send a signal immediately.
+    // The signal handlers are installed before the address is printed, because a program that reads
+    // the address may send a signal immediately.
     let mut signals = Signals::new()?;
     let app = start(&config).await?;
     for address in app.addresses() {
@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> CommandResult {
     outcome
 }
 
-/// Logs the concerns about the table, beside the server's work.
+/// Logs the concerns about the table in the background.
 fn look_at_table(config: &Config) {
     let config = config.clone();
     tokio::task::spawn_blocking(move || {
@@ -117,7 +117,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
         }
     };
     if let Err(Failure::Failed(problem)) = &outcome {
-        // Logged before draining, which takes a while.
+        // The error is logged before draining, which takes a while.
         tracing::error!(error = %format_args!("{problem:#}"), "stopping because of an error");
     }
     notify::stopping(config.limits.drain + AFTER_DRAIN);
@@ -125,8 +125,8 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
     outcome
 }
 
-/// Feeds the service manager's watchdog while every worker makes progress. Runs on the
-/// asynchronous runtime, so that a stuck runtime does not feed the watchdog either.
+/// Feeds the service manager's watchdog while every worker makes progress. Runs on the asynchronous
+/// runtime, so that a stuck runtime also stops feeding the watchdog.
 async fn keep_watchdog(pulses: Arc<[Pulse]>) {
     let is_alive = || {
         let pulses = pulses.clone();
@@ -148,8 +148,8 @@ pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     Ok(App::start(config, store, cloud).await?)
 }
 
-/// Waits for a signal, for the end of a worker, or for the loss of the database. If a worker has
-/// ended, the server gives up, as it would serve only some of the devices.
+/// Waits for a signal, the end of a worker, or the loss of the database. If a worker has ended, the
+/// server stops, because it would no longer serve all devices.
 async fn order(app: &mut App, signals: &mut Signals) -> Order {
     tokio::select! {
         order = signals.next() => order,
@@ -167,7 +167,7 @@ async fn order(app: &mut App, signals: &mut Signals) -> Order {
 enum Order {
     Stop,
     GiveUp(anyhow::Error),
-    /// Ends the server immediately, because the database is lost, and with it any further work.
+    /// Ends the server immediately. The database is lost, and further work would be lost as well.
     Abandon(anyhow::Error),
     Reload,
 }

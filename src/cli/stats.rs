@@ -72,6 +72,6 @@ fn size(path: &Path) -> anyhow::Result<u64> {
     let file = fs::metadata(path).with_context(|| format!("{}", path.display()))?.len();
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
-    // The log does not exist while no process has the database open.
+    // While no process has the database open, it has no log.
     Ok(file + fs::metadata(log).map_or(0, |log| log.len()))
 }

@@ -1,5 +1,5 @@
-//! Records how the calls of IoT Platform end, so that an operator sees at once which of them fail,
-//! since when and why.
+//! Records the results of the calls to IoT Platform, so that an operator can see which of them
+//! fail, since when and why.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,10 @@ use super::{
     Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
 };
 
-/// Maximum number of failing actions of products that are recorded.
+/// Maximum number of pairs of an action and a product whose failed calls are recorded.
 const MOST: usize = 256;
 
-/// Calls of one action for one product that have failed since such a call last worked.
+/// Calls of one action for one product that have failed since the last such call that worked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// The action.
@@ -34,14 +34,15 @@ pub struct Trouble {
     pub error: ApiError,
 }
 
-/// How many calls of an action have ended in which way since the start.
+/// Numbers of an action's calls since the start, by result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// Calls that IoT Platform has carried out or answered about the device itself.
+    /// Calls that IoT Platform has carried out, or has answered with an error about the device
+    /// itself.
     pub worked: u64,
-    /// Calls that failed, except those without an answer.
+    /// Calls that failed, without those that timed out.
     pub failed: u64,
-    /// Calls without an answer in time.
+    /// Calls that IoT Platform did not answer in time.
     pub timed_out: u64,
 }
 
@@ -56,13 +57,13 @@ struct Counters {
 #[derive(Debug, Default)]
 pub struct Calls {
     counters: [Counters; Action::ALL.len()],
-    /// Time of the last call that worked; 0: none.
+    /// Time of the last call that worked, or 0 if there was none.
     last_worked: AtomicI64,
     troubles: Mutex<HashMap<(Action, String), Trouble>>,
 }
 
 impl Calls {
-    /// Returns how the calls of an action have ended.
+    /// Returns the numbers of an action's calls, by result.
     pub fn ended(&self, action: Action) -> Ended {
         let counters = &self.counters[action as usize];
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -73,14 +74,14 @@ impl Calls {
         }
     }
 
-    /// Returns the actions whose last calls failed, in order of action and product.
+    /// Returns the actions and products whose last call failed, in order of action and product.
     pub fn troubles(&self) -> Vec<Trouble> {
         let mut all: Vec<Trouble> = self.lock().values().cloned().collect();
         all.sort_unstable_by(|a, b| (a.action, &a.product_key).cmp(&(b.action, &b.product_key)));
         all
     }
 
-    /// Returns the time of the last call that worked, if any has since the start.
+    /// Returns the time of the last call that worked; `None` if no call has worked since the start.
     pub fn last_worked(&self) -> Option<i64> {
         Some(self.last_worked.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
@@ -119,7 +120,7 @@ impl Calls {
     }
 }
 
-/// Returns whether an error shows that IoT Platform works, because it concerns one device only.
+/// Returns whether an error concerns only one device. Such an error shows that IoT Platform works.
 fn is_about_the_device(class: ErrorClass) -> bool {
     match class {
         ErrorClass::Exists | ErrorClass::NotFound | ErrorClass::Device => true,
@@ -137,7 +138,7 @@ fn now() -> i64 {
     since.as_secs().cast_signed()
 }
 
-/// IoT Platform, with a record of its calls.
+/// Forwards calls to IoT Platform, and records their results.
 pub struct Recorded {
     inner: Arc<dyn IotPlatform>,
     calls: Arc<Calls>,
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!(first.error.code, "NoConnection");
         let ended = calls.ended(Action::RegisterDevice);
         assert_eq!(ended, Ended { worked: 1, failed: 2, timed_out: 1 });
-        // A name that exists shows that the cloud works.
+        // The error that a name exists already shows that IoT Platform works.
         note(40, "a1", &failed(ErrorClass::Exists, "iot.device.AlreadyExistedDeviceName"));
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"], "the other product is still in trouble");

@@ -1,6 +1,6 @@
-//! Remembers which devices were not served recently, and why, so that an operator can see it. Each
-//! thread writes to a part of its own, so that workers do not wait for one another. The memory is
-//! bounded: when a part is full, the devices that failed longest ago are forgotten.
+//! Remembers recent requests for certificates that were not served, by device and reason, so that
+//! an operator can see them. Each thread writes to its own part, so that workers do not wait for
+//! one another. The memory is bounded: when a part is full, its oldest failures are forgotten.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use thread_local::ThreadLocal;
 
 use crate::{device::DeviceId, psk::Principal, rate_limit::Origin};
 
-/// Maximum number of failures that each thread remembers.
+/// Maximum number of failures that each thread remembers, each for one device and reason.
 const MOST: usize = 4096;
 
 /// Maximum length of a remembered message of IoT Platform, in bytes.
@@ -21,17 +21,18 @@ const MAX_MESSAGE: usize = 300;
 /// Reason why a request for a certificate was not served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// 4.04: the device is not in the table, or it belongs to another enrollment than the key.
+    /// 4.04: the device is not in the table, or its enrollment is not that of the key.
     Invalid,
     /// 4.03: the key belongs to another device.
     NotYours,
     /// 4.03: the operator has disabled the device.
     Disabled,
-    /// 4.03: the certificate was issued, and the reissue policy permits no other issue.
+    /// 4.03: the certificate was issued before, and the reissue policy permits no further issue
+    /// now.
     Issued,
     /// 4.29: too many requests.
     TooMany,
-    /// 5.02: IoT Platform refuses, until the operator acts.
+    /// 5.02: IoT Platform refuses the registration until the operator acts.
     Operator,
     /// 5.03: the device is asked to retry later.
     Later,
@@ -68,7 +69,7 @@ impl Reason {
 /// Requests of one device that were not served for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The device, by the first of the IDs that the request can stand for.
+    /// The device. If the request can stand for several IDs, the first of them.
     pub device: DeviceId,
     /// The reason.
     pub reason: Reason,
@@ -86,7 +87,7 @@ pub struct Failure {
     pub count: u64,
 }
 
-/// Number of requests that were not served since the start, in the order of [`Reason::ALL`].
+/// Numbers of requests that were not served since the start, in the order of [`Reason::ALL`].
 pub type Counts = [u64; Reason::ALL.len()];
 
 #[derive(Debug, Default)]
@@ -97,15 +98,15 @@ struct Part {
 }
 
 impl Part {
-    /// Forgets the half of the failures that are longest ago.
+    /// Forgets the older half of the failures.
     fn make_room(&mut self) {
         let mut times: Vec<i64> = self.failures.values().map(|failure| failure.last).collect();
         let half = times.len() / 2;
         let (_, median, _) = times.select_nth_unstable(half);
         let (median, mut surplus) = (*median, half);
         let before = self.failures.len();
-        // Many may have failed in the same second as the median; of these, only as many go as are
-        // needed.
+        // Many failures may have the same time as the median. Of these, only as many are forgotten
+        // as are needed.
         self.failures.retain(|_, failure| {
             let goes = failure.last <= median && surplus > 0;
             surplus -= usize::from(goes);
@@ -183,8 +184,8 @@ impl Failures {
         sum
     }
 
-    /// Returns the failures since `from`, the latest first, and whether earlier ones were forgotten
-    /// for lack of room. Failures of a device that several threads have seen are added up.
+    /// Returns the failures since `from`, the latest first, and whether any failures were forgotten
+    /// for lack of room. The failures of a device that several threads have seen are added up.
     pub fn since(&self, from: i64) -> (Vec<Failure>, bool) {
         let (mut all, mut forgotten) = (HashMap::<_, Failure>::new(), false);
         for part in self.0.iter() {
@@ -202,7 +203,7 @@ impl Failures {
         (all, forgotten)
     }
 
-    /// Returns the last failure of a device that is remembered.
+    /// Returns the last remembered failure of a device.
     pub fn last_of(&self, device: &DeviceId) -> Option<Failure> {
         let keys = Reason::ALL.map(|reason| (device.clone(), reason));
         let mut last: Option<Failure> = None;

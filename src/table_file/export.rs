@@ -18,11 +18,11 @@ pub const TABLESTORE_COLUMNS: [&str; 7] =
 /// Index of the PSK identity in [`COLUMNS`].
 pub(super) const IDENTITY: usize = 6;
 
-/// First characters of a cell that a spreadsheet may interpret as a formula: the characters of
+/// First characters of cells that a spreadsheet may interpret as formulas: the characters of
 /// OWASP's page on CSV injection, and their full-width forms.
 const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
 
-/// Mark that is put before a cell that a spreadsheet would interpret as a formula.
+/// Mark that an export puts before a cell that a spreadsheet would interpret as a formula.
 const MARK: char = '\'';
 
 /// Form of an export.
@@ -45,14 +45,14 @@ pub enum ExportError {
     Write(#[from] io::Error),
 }
 
-/// Writes the whole table, ordered by device ID, in the form that
-/// [`import_file`](super::import_file) reads. Returns the number of rows. The output contains every
-/// secret.
+/// Writes the whole table, in order of device ID, in the form that
+/// [`import_file`](super::import_file) reads. Returns the number of rows. The output contains all
+/// secrets.
 pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, ExportError> {
     export_as(store, Form::default(), writer)
 }
 
-/// Returns the system's error, which the conversion by `csv` would hide.
+/// Returns the system's error from an error of `csv`, whose own conversion would hide it.
 fn unwrapped(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
@@ -143,7 +143,7 @@ fn seconds(time: Option<UnixSeconds>) -> String {
     time.map(|time| time.to_string()).unwrap_or_default()
 }
 
-/// Returns whether a spreadsheet would interpret a cell as a formula, or drop its first character.
+/// Returns whether a spreadsheet would interpret a cell as a formula or drop its first character.
 fn needs_mark(cell: &str) -> bool {
     cell.starts_with(FORMULA) || cell.starts_with(MARK)
 }
@@ -154,7 +154,8 @@ fn has_mark(cell: &str) -> bool {
     cell.strip_prefix(MARK).is_some_and(needs_mark)
 }
 
-/// Removes the mark of a cell. Used for PSK identities, from which an import removes nothing else.
+/// Removes the mark of a cell. Used for PSK identities, because an import changes nothing else in
+/// them.
 pub(super) fn unmarked(cell: Cow<'_, str>) -> Cow<'_, str> {
     match has_mark(&cell) {
         true => Cow::Owned(cell[MARK.len_utf8()..].to_owned()),

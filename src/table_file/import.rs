@@ -23,7 +23,7 @@ use crate::{
 /// Number of lines between two calls of an import's `progress`.
 const PROGRESS_EVERY: u64 = 1000;
 
-/// Number of files that the audit log names.
+/// Maximum number of files that an entry of the audit log names.
 const NAMED: usize = 10;
 
 /// Settings of an import of files.
@@ -31,11 +31,11 @@ const NAMED: usize = 10;
 pub struct Import<'a> {
     /// Enrollments to which the rows may belong.
     pub enrollments: &'a Enrollments,
-    /// Operator who imports, for the audit log.
+    /// Operator who imports the files, as the audit log names the operator.
     pub by: &'a Actor,
-    /// Set to report what would change, without changing it.
+    /// Set to report the changes without making them.
     pub dry_run: bool,
-    /// Set to ignore columns that are not known.
+    /// Set to ignore unknown columns.
     pub ignores_unknown: bool,
 }
 
@@ -46,8 +46,8 @@ pub struct Imported {
     pub id: Option<ImportId>,
     /// Numbers of rows, by the kind of change.
     pub report: ImportReport,
-    /// Sentences for the operator, about rows that were left out and about values that seem to have
-    /// been changed by accident.
+    /// Sentences for the operator: about rows that were left out, and about values that seem to
+    /// have been changed by accident.
     pub remarks: Vec<String>,
     /// Contents of the files.
     pub summary: Summary,
@@ -56,14 +56,14 @@ pub struct Imported {
 /// Maximum number of pairs of an enrollment and a product that a [`Summary`] distinguishes.
 const PAIRS: usize = 20;
 
-/// Contents of the files of an import, as they are stored.
+/// Contents of the files of an import, in the form in which they are stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// The first and the last device.
     pub ends: Option<(DeviceId, DeviceId)>,
     /// Number of rows for each enrollment and product.
     pub pairs: Vec<Pair>,
-    /// Number of rows of further pairs.
+    /// Number of rows whose pair is not in `pairs`.
     pub others: u64,
 }
 
@@ -102,7 +102,7 @@ impl Summary {
 pub struct Feedback<'a> {
     /// Receives the number of bytes read and the size of all files, at regular intervals.
     pub progress: &'a mut dyn FnMut(u64, u64),
-    /// Receives every bad line with its file, including bad lines that the error does not list.
+    /// Receives every bad line and its file, including lines that the error leaves out.
     pub bad_line: &'a mut dyn FnMut(&Path, &LineError),
 }
 
@@ -115,7 +115,7 @@ pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imp
 }
 
 /// Imports tables in one step, either all of them or none. Errors contain the full names of the
-/// inputs, and the audit log only the last part of each name.
+/// inputs. The audit log contains only the last part of each name.
 pub fn import(
     store: &dyn Bulk,
     inputs: Vec<Input<'_>>,
@@ -125,7 +125,7 @@ pub fn import(
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let seen = RefCell::new(SeenRows::new(&names));
     let mut tables = Tables::new(inputs, how, &seen, store.spelled_macs()?);
-    // Place of the last row, and its error if the row could not be read. The store rejects a row
+    // Place of the last row, and the row's error if it could not be read. The store rejects a row
     // before it reads the next row, so a rejection always concerns the last row.
     let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
     let (mut failed, mut summary) = (None, Summary::default());
@@ -200,7 +200,7 @@ struct Tables<'a> {
     /// MAC addresses that the table has in another spelling.
     spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
-    /// Name of the current input, which remarks contain if there are several inputs.
+    /// Name of the current input. Remarks mention the name if there are several inputs.
     name: Option<String>,
     has_several: bool,
     remarks: Vec<String>,
@@ -274,7 +274,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Replaces the row's device ID with the ID under which the table has the device. The two
+    /// Replaces the row's device ID with the ID under which the table has the device. These IDs
     /// differ if an earlier version stored the device's MAC address as a serial number.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);
@@ -297,7 +297,7 @@ fn file_names(names: &[PathBuf]) -> String {
     text
 }
 
-/// Returns a sentence about devices that were in another enrollment.
+/// Returns a sentence about the number of devices that were in another enrollment.
 fn moved(count: u64) -> Option<String> {
     match count {
         0 => None,
@@ -308,7 +308,7 @@ fn moved(count: u64) -> Option<String> {
     }
 }
 
-/// Returns a sentence about devices that have lost their key.
+/// Returns a sentence about the number of devices that have lost their former key.
 fn lost_keys(count: u64) -> Option<String> {
     let devices = if count == 1 { "device gets" } else { "devices get" };
     (count > 0).then(|| {

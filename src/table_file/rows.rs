@@ -1,6 +1,6 @@
-//! Rows of a table file. The rules here say which columns require each other, and that a device or
-//! an identity occurs only once. They do not depend on the rows that are already in the table. The
-//! only I/O is reading the file.
+//! Rows of a table file. The rules in this module say which columns require each other, and that a
+//! device or an identity occurs only once. They do not depend on the rows in the table. The only
+//! I/O is reading the file.
 
 use std::{
     borrow::Cow,
@@ -33,14 +33,14 @@ use crate::{
     store::ImportRow,
 };
 
-/// Length of the shortest secret in characters: a pre-shared key of 16 bytes, or a device secret, has
-/// 32.
+/// Length of the shortest secret, in characters. A pre-shared key of 16 bytes has 32 hex digits,
+/// and a device secret has 32 characters.
 const SECRET: usize = 32;
 
 /// Reason why a row could not be read.
 #[derive(Debug)]
 pub enum ReadError {
-    /// This line is wrong; the next line may be right.
+    /// This line is bad, but reading can continue with the next line.
     Line(LineError),
     /// The file cannot be read any further.
     Io(io::Error),
@@ -68,7 +68,8 @@ pub struct Rows<'e, R> {
     is_over: bool,
 }
 
-/// Devices and identities in the rows of one or several files that were read, each with its place.
+/// Devices and identities in the rows that were read from one or several files, each with its
+/// place.
 pub struct SeenRows {
     devices: Seen,
     identities: Seen,
@@ -94,7 +95,7 @@ impl SeenRows {
         self.begun.saturating_sub(1)
     }
 
-    /// Describes a place. Names the file only if it is not the current file.
+    /// Describes a place. The description names the file unless it is the current file.
     fn place(&self, (file, line): Place) -> String {
         match self.names.get(file as usize).filter(|_| file as usize != self.file()) {
             Some(name) => format!("line {line} of {name}"),
@@ -103,13 +104,13 @@ impl SeenRows {
     }
 
     fn here(&self, line: u64) -> Place {
-        // Beyond 4 billion lines, only the line number in the message is wrong.
+        // In a file with more than 4 billion lines, only the line number in a message is wrong.
         (self.file() as u32, u32::try_from(line).unwrap_or(u32::MAX))
     }
 }
 
-/// Reads the header, if the file has a header. The returned iterator reads the rows. Unknown
-/// columns are errors unless `ignores_unknown` is set. A stream must end with a line end.
+/// Reads the header, if there is one. The returned iterator reads the rows. Unknown columns are
+/// errors unless `ignores_unknown` is set. A stream must end with a line end.
 pub fn read<'e, R: Read>(
     reader: R,
     enrollments: &'e Enrollments,
@@ -155,7 +156,7 @@ pub fn read<'e, R: Read>(
         (Form::Csv(header), false)
     };
     let rules = Rules { form, enrollments, ignores_unknown, seen, remarks, asked: None };
-    // If the first line is a row, its number is counted again when it is read as a row.
+    // If the first line is a row, it is counted later, when it is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
     let first = is_row.then_some(first);
     Ok(Rows { lines, line, rules, first, is_stream, is_bad: false, is_over: false })
@@ -172,7 +173,7 @@ impl<R: Read> Rows<'_, R> {
         self.lines.bytes()
     }
 
-    /// Returns the device ID of the last row, as it is spelled.
+    /// Returns the device ID of the last row, in the row's spelling.
     pub fn asked(&self) -> Option<&AskedId> {
         self.rules.asked.as_ref()
     }
@@ -197,7 +198,7 @@ impl<'e, R: Read> Rows<'e, R> {
         self.next_with(Rules::id)
     }
 
-    /// Passes lines to `read` until it returns a value or an error for a line.
+    /// Calls `read` with each line until it returns a value or an error.
     fn next_with<T>(
         &mut self,
         read: impl Fn(&mut Rules<'e>, &str, u64, bool) -> Result<Option<T>, Fault>,
@@ -256,28 +257,28 @@ impl Fault {
     }
 }
 
-/// Values of a line, by column. An empty field and a missing column mean the same.
+/// Values of a line, by column; `None` for an empty field or a missing column.
 type Values<'l> = [Option<Cow<'l, str>>; COLUMNS.len()];
 
-/// The state for checking a line.
+/// State with which a line is checked.
 struct Rules<'e> {
     form: Form,
     enrollments: &'e Enrollments,
     ignores_unknown: bool,
     seen: &'e RefCell<SeenRows>,
     remarks: Remarks,
-    /// Device ID of the last row, as it is spelled.
+    /// Device ID of the last row, in the row's spelling.
     asked: Option<AskedId>,
 }
 
 impl Rules<'_> {
-    /// Returns the reason why a file whose last line has no line end seems to be cut off, or `None`
-    /// if the file is probably complete. Some spreadsheets and editors omit the last line end. So a
-    /// file is refused only if its last value is shorter than the last value of every other row,
-    /// and all these have the same length. A stream without a last line end is always refused.
+    /// Returns the reason why a file whose last line has no line end seems to be cut off; `None` if
+    /// the file is probably complete. Some spreadsheets and editors omit the last line end. Such a
+    /// file is refused only if the last values of all other rows have the same length and the last
+    /// row's is shorter. A stream without a last line end is always refused.
     fn cut(&self, is_stream: bool) -> Option<String> {
         const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
-        // For JSON there is no check, because a JSON object that is cut off cannot be read.
+        // JSON needs no check, because a JSON object that is cut off cannot be read.
         let is_csv = matches!(self.form, Form::Csv(_));
         match is_stream {
             true if is_csv => {
@@ -291,8 +292,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Reads the values of a line. Returns `None` for a line without values, a comment, and a
-    /// repetition of the header.
+    /// Reads the values of a line. Returns `None` for a line without values, a comment, or a
+    /// repeated header.
     fn values<'l>(
         &mut self,
         text: &'l str,
@@ -328,16 +329,16 @@ impl Rules<'_> {
         self.device(text.as_deref().unwrap_or_default()).map(Some)
     }
 
-    /// Returns whether the device name serves as the device ID. This is so if the row has no device
-    /// ID and the file is not a CSV file with a column for device IDs.
+    /// Returns whether the device name serves as the device ID. This is the case if the row has no
+    /// device ID and the file is not a CSV file with a column for device IDs.
     fn is_named_by_name(&self, device: Option<&str>) -> bool {
         device.is_none() && !matches!(&self.form, Form::Csv(header) if header.has(0))
     }
 
     fn device(&mut self, text: &str) -> Result<AskedId, Fault> {
         let asked = values::device_id(text).map_err(|reason| {
-            // Shown, so that the value can be found. A text as long as a secret may be one, if the
-            // columns of the file are shifted.
+            // The message shows the value, so that it can be found in the file. If the columns are
+            // shifted, a long text may be a secret, so it is not shown.
             let shown = if (1..SECRET).contains(&text.chars().count()) {
                 format!("{reason}; found \"{}\"", values::visible(text))
             } else {
@@ -370,7 +371,7 @@ impl Rules<'_> {
             &row.iot_id,
             row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
         ));
-        // Identities are stored with the value 0, so the hash of a row must never be 0.
+        // Identities are stored with the value 0, so the hash of a row must not be 0.
         rest |= 1;
         let here = seen.here(line);
         match seen.devices.first(row.device.as_str(), here, rest) {
@@ -418,7 +419,8 @@ impl Rules<'_> {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
             individual: enrollment.kind == KindName::Individual,
-            // The product key of the enrollment was already checked with the configuration.
+            // A product key that equals the enrollment's was already checked with the
+            // configuration.
             product_key: product_key
                 .map(|value| match *value == *enrollment.product_key {
                     true => Ok(value.into_owned()),
@@ -462,7 +464,7 @@ impl Rules<'_> {
     }
 
     /// Returns whether a line after the header is a comment. A line with several fields is a row.
-    /// The text `#N/A` is not a comment but a value that a spreadsheet could not compute.
+    /// The text `#N/A` is not a comment. It is a value that a spreadsheet could not compute.
     fn is_comment(&self, text: &str) -> bool {
         let is_row = match &self.form {
             Form::Csv(header) => header.columns.len() > 1 && text.contains(header.separator),
@@ -506,7 +508,7 @@ fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if bare.is_empty() {
         return None;
     }
-    // The name of an enrollment is first looked up unchanged.
+    // The name of an enrollment is not changed here, because it is first looked up as it is.
     if column == IDENTITY || column == ENROLLMENT {
         return Some(field);
     }
@@ -544,7 +546,8 @@ fn csv_values<'l>(
     {
         remarks.note_end(values[*last].as_ref().map_or(0, |value| value.len()));
     }
-    // A line that consists only of separators has no values, whatever their number.
+    // A line that consists only of separators has no values, so the number of its fields is not
+    // checked.
     if is_too_long || (found < expected && has_values) {
         return Err(Fault::line(format!("{found} fields, the header has {expected}")));
     }
@@ -554,7 +557,7 @@ fn csv_values<'l>(
     Ok(has_values.then_some(values))
 }
 
-/// Members of a JSON object in their order, even if a name occurs twice.
+/// Members of a JSON object, in their order. A name may occur twice.
 struct Members(Vec<(String, serde_json::Value)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -628,10 +631,10 @@ fn json_values<'l>(
 /// Number of a file, from 0, and of a line, from 1.
 type Place = (u32, u32);
 
-/// Remembers the line in which each text first occurred. An entry takes about 30 bytes, so that
-/// files of many million lines fit in memory. For this, it contains only 96 bits of a hash with a
-/// random key. In a file of 10 million lines, two texts have the same hash with a probability of 1
-/// in 10^15.
+/// Remembers the place at which each text first occurred. An entry takes only about 30 bytes, so
+/// that files of many million lines fit in memory. The entry therefore contains only 96 bits of a
+/// hash with a random key. In a file of 10 million lines, two texts have the same hash with a
+/// probability of 1 in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,
@@ -641,7 +644,7 @@ struct Seen {
 
 impl Seen {
     /// Returns the place at which `text` first occurred, and the hash of the rest of that line. If
-    /// `text` is new, stores `here` and `rest` for this text and returns `None`.
+    /// `text` is new, stores `here` and `rest` for it and returns `None`.
     fn first(&mut self, text: &str, here: Place, rest: u64) -> Option<(Place, u64)> {
         let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
         let key = [low as u32, (low >> 32) as u32, high as u32];

@@ -1,5 +1,5 @@
-//! The commands with which an operator inspects a running server: lists, counts, keys and
-//! checks. Also tests which commands ask before they destroy something.
+//! Tests of the commands with which an operator inspects a running server: lists, counts, keys and
+//! checks. Also tests which commands ask for a confirmation before they destroy something.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::{CERTDIST, MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, stderr, stdout};
 
-/// Devices SN00000001 to SN00000005 of `lamp`, the last three with certificates, and two
+/// Devices SN00000001 to SN00000005 of `lamp`, of which the last three have certificates, and two
 /// devices of `plug`.
 const DEVICES: &str = "deviceId,enrollment,deviceName,deviceSecret\n\
                        SN00000001,lamp,,\nSN00000002,lamp,,\nSN00000003,lamp,lamp-3,secret30000000000000000000000000\n\
@@ -82,7 +82,7 @@ fn a_list_whose_reader_has_seen_enough_ends_well() {
 fn whatever_nobody_reads_is_done_all_the_same() {
     let site = Site::new();
     site.import(DEVICES);
-    // A pipe whose reading end is closed from the start.
+    // Returns the writing end of a pipe whose reading end is closed.
     let closed = || std::io::pipe().expect("a pipe").1;
     let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
     for (line, code) in [
@@ -113,7 +113,7 @@ fn whatever_nobody_reads_is_done_all_the_same() {
         assert_eq!(output.status.code(), Some(code), "{line}: {said}");
         assert!(!said.contains("panicked") && !said.contains("pipe"), "{line}: {said}");
     }
-    // The same, with standard error closed as well.
+    // These commands run with standard error closed as well.
     for (line, code) in [("demo --devices 2", 0), ("device list --limit 1", 0), ("device show NOBODY", 1)] {
         let status = site.certdist(&words(line)).stdout(closed()).stderr(closed()).status();
         assert_eq!(status.expect("certdist runs").code(), Some(code), "{line}");
@@ -146,7 +146,8 @@ fn a_page_of_two_hundred_thousand_rows_is_there_at_once() {
         assert_eq!(listed(&site, arguments)[0], first);
         started.elapsed()
     };
-    // Takes the shortest of alternating measurements, because a busy machine makes both longer.
+    // Compares the shortest of several alternating measurements, because a busy machine only makes
+    // measurements longer.
     let [mut near, mut far] = [Duration::MAX; 2];
     for _ in 0..5 {
         near = near.min(timed(&["--limit", "10"], "SN00000000"));
@@ -167,7 +168,8 @@ fn enrollments_and_stats_count_and_show_no_key() {
     site.import(DEVICES);
     let server = site.serve();
     let address = server.address.to_string();
-    // Two of the devices have no certificate, and there is no cloud to register them.
+    // SN00000001 and SN00000002 have no certificate, and no IoT Platform is configured to register
+    // them.
     for number in 1..=5 {
         let id = format!("SN{number:08}");
         let key = stdout(&site.run(&["key", "new", "--derive", &id, "--enrollment", "lamp"]));
@@ -236,7 +238,7 @@ fn new_keys_are_strong_and_derived_ones_are_what_the_server_derives() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     assert_eq!(key(&["--output", "new.key"]).0, Some(1), "a key that is there is kept");
 
-    // The value is from the test in `psk.rs`, where OpenSSL computed it.
+    // The expected key is the one in the test in `psk.rs`, where OpenSSL computed it.
     let derived = key(&["--derive", "SN00000001", "--enrollment", "lamp"]);
     assert_eq!(derived.1, "6d5e2bff07c2591af4b318ee7ca9ba2a");
     let (code, printed, error) = key(&["--derive", "PLUG-1", "--enrollment", "plug"]);
@@ -374,7 +376,7 @@ fn a_command_that_is_interrupted_leaves_no_half_written_file() {
         }
     }
     assert!(interrupted >= 3, "{interrupted} were interrupted");
-    // The next command removes what the killed one has left behind.
+    // The next command removes the files that the killed command has left behind.
     assert!(site.run(&["export", "--output", "out"]).status.success());
     assert!(files(".part").is_empty() && site.path("out").exists());
 }
@@ -436,7 +438,7 @@ fn each_command_explains_itself_with_an_example() {
     }
 }
 
-/// A command that waits for its input may have secrets in its memory.
+/// The command waits for its input, and may already have secrets in its memory.
 #[test]
 fn no_command_leaves_a_core_dump() {
     let site = Site::new();
@@ -457,7 +459,8 @@ fn no_command_leaves_a_core_dump() {
     assert_eq!(child.wait().expect("its status").code(), Some(1), "the input is empty");
 }
 
-/// An operator's shell has neither the variables of the service nor the right to read its keys.
+/// An operator's shell does not have the environment variables of the service, and may not read its
+/// keys.
 #[test]
 fn commands_that_serve_nothing_need_no_credentials_and_no_keys_of_enrollments() {
     let configuration = format!(
@@ -534,8 +537,8 @@ fn what_an_operator_should_know_is_said_by_check_config_and_by_the_server() {
 
     set_mode("lamp.key", 0o660);
     assert!(warnings()[1].contains("lamp.key has a secret, and its group can change it: chmod g-w "));
-    // All problems but the first are fixed, and the configuration no longer has a device's
-    // enrollment.
+    // All problems except the first are fixed. In addition, the configuration no longer has the
+    // enrollment of some devices.
     set_mode("lamp.key", 0o640);
     set_mode("certdist.toml", 0o600);
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");

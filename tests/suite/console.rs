@@ -201,7 +201,7 @@ fn passwords_cannot_be_tried_without_end() {
     let answer = sign_in(console.address, "lead", PASSWORD);
     assert_eq!(answer.status, 429, "not even with the right one");
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| (1..=61).contains(&seconds)));
-    // Other users can sign in until the address has reached its own limit.
+    // Other users can sign in until the address has used up its own limit.
     assert_eq!(sign_in(console.address, "guest", PASSWORD).status, 303);
     let mut all = (0..20).map(|number| sign_in(console.address, &format!("user-{number}"), "wrong").status);
     assert!(all.any(|status| status == 429));
@@ -246,7 +246,7 @@ fn a_form_of_another_site_changes_nothing() {
         let headers = [("Cookie", lead.cookie.as_str()), MULTIPART];
         assert_eq!(http::send(lead.address, "POST", "/import", &headers, &file).status, 403);
     }
-    // The file comes before the CSRF token in the form, so the server must not read the file.
+    // The form has the file before the CSRF token, so the server must not read the file.
     let mut swapped = http::multipart(&[], ("x.csv", b"deviceId\nSN9\n"));
     swapped.truncate(swapped.len() - "--xxBOUNDARYxx--\r\n".len());
     swapped.extend(http::multipart(&[("csrf", &lead.csrf)], ("y.csv", b"deviceId\nSN9\n")));
@@ -280,7 +280,7 @@ fn browsers_are_told_to_be_strict_on_every_answer() {
         ] {
             assert_eq!(answer.header(name), value, "{path}: {name}");
         }
-        // The pages contain nothing that the policy would block.
+        // The pages contain nothing that the content security policy would block.
         for inline in ["<style", " style=", "onclick=", "<script>"] {
             assert!(!answer.body.contains(inline), "{path}: {inline}");
         }
@@ -398,8 +398,8 @@ fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
     let address = free_address();
     let site = Site::with(&admin(address, ""));
     let server = site.serve();
-    // The row is inserted without an import, because an import would write this ID in the form of a
-    // MAC address.
+    // The row is inserted with SQL, because an import would write this ID in the form of a MAC
+    // address.
     let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
     let insert =
         "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('a1b2c3d4e5f6', 'a1', 'lamp')";
@@ -616,7 +616,7 @@ fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
         "imported | token:ci | 127.0.0.1 | - | x.csv: 2 devices added, 0 changed, 0 unchanged, in lamp, plug",
     ];
     assert_eq!(told[..5], expected);
-    // The entry of the change on the command line names the system user.
+    // The audit entry of the change on the command line names the system user.
     assert!(told[5].starts_with("deleted | ") && told[5].contains("(uid "), "{}", told[5]);
     assert!(stdout(&console.site.run(&["audit", "verify"])).contains("complete"));
     let page = lead.get("/device?id=SN00000001").body;
@@ -659,7 +659,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     let chief = Visitor::new(*address, "chief");
     assert_eq!(chief.post("/device/disable", &id).status, 303);
 
-    // A session that has ended is not revived when its user is added again.
+    // A session that has ended stays ended when its user is added again.
     reload(site, server, "name = \"chief\"", "name = \"lead\"", || chief.get("/").status == 303);
     assert_eq!((lead.get("/").status, guest.get("/").status), (303, 200));
 

@@ -1,4 +1,5 @@
-//! Devices in the console: lists and searches, actions on one and on many, jobs, and the enrollments.
+//! Tests of devices in the console: lists and searches, actions on one and on many devices, jobs,
+//! and the enrollments.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ fn console(csv: &str) -> Console {
     Console { site, server, lead: Visitor::new(address, "lead") }
 }
 
-/// Returns a file with this many devices of the enrollment `lamp`, and one of `plug`.
+/// Returns a file with `count` devices of the enrollment `lamp`, and one of `plug`.
 fn many(count: u32) -> String {
     let mut csv = String::from(
         "deviceId,enrollment,deviceName,iotId\n00:1a:2b:3c:4d:5e,plug,kitchen,1a2b3c4d5e6f7g8h\n",
@@ -46,7 +47,8 @@ impl Console {
         table.query_row(&sql, (), |row| row.get(0)).expect("a count")
     }
 
-    /// Follows a confirmed action to its job, and returns the job's page once it has ended.
+    /// Follows the redirect of a confirmed action to its job, and returns the job's page once the
+    /// job has ended.
     fn job(&self, answer: &http::Answer) -> String {
         assert_eq!(answer.status, 303, "{}", answer.body);
         let path = answer.header("location").to_owned();
@@ -136,7 +138,7 @@ fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
     let history = console.lead.get("/device?id=LAMP-0007").body;
     assert!(history.contains("<b>reset</b> · by <bdi>console:lead</bdi>"), "{history}");
 
-    // No more devices are deleted than were confirmed, and none without the word for it.
+    // A deletion needs `sure`, and deletes no more devices than were confirmed.
     let fields = [("action", "delete"), ("enrollment", "lamp"), ("expected", "2")];
     assert_eq!(console.lead.post("/devices/bulk", &fields).status, 400);
     assert_eq!(console.count("true"), 301);
@@ -199,7 +201,7 @@ fn of_two_operators_the_second_is_told_that_the_device_has_changed() {
     console.lead.post("/device/enable", &[id]);
     let late = console.lead.post("/device/delete", &[id, ("seen", &confirm.field("seen"))]);
     assert_eq!((late.status, console.count("true")), (409, 2));
-    // A script has seen no page, and its answers are as before.
+    // A script sends no fingerprint, because it has seen no page. Its request succeeds.
     let bearer = format!("Bearer {TOKEN}");
     let headers = [("Authorization", bearer.as_str()), FORM];
     let answer = http::send(console.lead.address, "POST", "/device/reset", &headers, &http::form(&[id]));

@@ -22,7 +22,7 @@ fn a_file_is_looked_through_before_it_changes_anything_and_imported_once() {
     assert_eq!(other.post("/import/confirm", &[("upload", &upload)]).status, 422, "another's file");
     let imported = lead.post("/import/confirm", &[("upload", &upload)]);
     assert_eq!(imported.status, 303);
-    // A reload shows the same page again.
+    // A reload shows the same page again, and imports nothing.
     for _ in 0..2 {
         let page = lead.get(imported.header("location"));
         assert!(page.status == 200 && page.body.contains("2 devices added"), "{}", page.body);
@@ -75,7 +75,7 @@ fn imports_are_listed_and_undone_in_the_console() {
     let preview = lead.get(&ask).body;
     assert!(preview.contains("2 devices that it added would be removed"), "{preview}");
     assert_eq!(console.state("SN00000010"), "enabled");
-    // One of the devices changes, and stays.
+    // One of the devices changes after the import, so an undo leaves it as it is.
     lead.post("/device/disable", &[("id", "SN00000011")]);
     let refused = lead.post("/import/undo", &[("id", &id)]);
     assert!(refused.status == 409 && refused.body.contains("disabled"), "{}", refused.body);

@@ -1,5 +1,5 @@
-//! Exports: one that is not read does not keep the write-ahead log from being emptied, and an
-//! exported file can be imported.
+//! Tests that an export whose output is not read does not keep the write-ahead log from being
+//! emptied, and that an exported file can be imported.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -20,7 +20,7 @@ fn site() -> Site {
     site
 }
 
-/// Starts a command, and reads the first byte of its output but no more.
+/// Starts a command, and reads only the first byte of its output.
 fn begun(site: &Site, arguments: &[&str]) -> Child {
     let mut child = site.certdist(arguments).stdout(Stdio::piped()).spawn().expect("certdist runs");
     let stdout = child.stdout.as_mut().expect("its output");
@@ -28,9 +28,9 @@ fn begun(site: &Site, arguments: &[&str]) -> Child {
     child
 }
 
-/// Writes the whole table many times, as a busy server does in hours, and returns the size of the
-/// write-ahead log in pages. Unless a reader prevents it, the log is emptied when it has 1000
-/// pages.
+/// Writes the whole table many times, as a busy server does over hours. Returns the size of the
+/// write-ahead log in pages. SQLite empties the log when it has 1000 pages, unless a reader
+/// prevents it.
 fn pages_after_writing(site: &Site) -> u64 {
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     database.execute_batch("PRAGMA synchronous = off").expect("set");
@@ -44,14 +44,14 @@ fn pages_after_writing(site: &Site) -> u64 {
 #[test]
 fn an_export_that_nobody_reads_does_not_keep_the_log_from_being_emptied() {
     let site = site();
-    // The log exists while another process has the database open.
+    // The log exists because another process has the database open.
     let other = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     other.query_row("SELECT count(*) FROM device_table", (), |row| row.get::<_, i64>(0)).expect("read");
     let idle = pages_after_writing(&site);
     let mut child = begun(&site, &["export"]);
     let pages = pages_after_writing(&site);
     assert!(pages <= 2 * idle, "{pages} pages, and {idle} without an export");
-    // The export has the state of the table at the time when the export began.
+    // The export has the state that the table had when the export began.
     let mut rest = String::new();
     child.stdout.take().expect("its output").read_to_string(&mut rest).expect("UTF-8");
     assert!(child.wait().expect("it ends").success());
@@ -111,7 +111,7 @@ fn every_form_of_an_export_can_be_imported_again() {
         site.write(name, &text);
         let output = site.run(&["import", name, "--dry-run"]);
         assert!(stdout(&output).contains("0 would be changed, 3 unchanged"), "{name}: {}", stderr(&output));
-        // An export to a file has the same content as one to a pipe.
+        // An export to a file has the same content as an export to a pipe.
         let file = format!("file-{name}");
         assert!(
             site.run(&[&["export", "--output", &file], options].concat()).status.success(),
@@ -130,7 +130,7 @@ fn every_form_of_an_export_can_be_imported_again() {
 fn a_file_that_cannot_be_written_is_named_and_left_out() {
     let site = site();
     for (line, file) in [("backup copy.db", "copy.db"), ("export --output out.csv", "out.csv")] {
-        // A limit of the size of files stands for a full disk, and needs no root.
+        // A limit on the size of files has the effect of a full disk, and does not need root.
         let script = format!("trap '' XFSZ; ulimit -f 64; exec {CERTDIST} {line}");
         let mut shell = Command::new("sh");
         let output = shell.args(["-c", &script]).current_dir(site.path("")).output().expect("a shell");

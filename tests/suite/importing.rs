@@ -1,5 +1,5 @@
-//! `certdist import` as an operator runs it: pipes, several files, lists of bad lines, and undoing
-//! an import.
+//! Tests of `certdist import` as an operator runs it: pipes, several files, lists of bad lines, and
+//! undoing an import.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::{Site, stderr, stdout};
 
-/// Runs a command with `text` on standard input, which is a pipe.
+/// Runs a command, and passes `text` to its standard input through a pipe.
 fn piped(site: &Site, arguments: &[&str], text: &str) -> Output {
     let mut command = site.certdist(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -59,7 +59,7 @@ fn input_that_was_cut_off_is_refused() {
     let expected = "line 3: the input ends without a line end, so it may be cut off; if it is complete, add a line end: \
                     sed -i -e '$a\\' FILE\n";
     assert!(stderr(&output).ends_with(expected), "{}", stderr(&output));
-    // A file is refused only if its last value is shorter than all others.
+    // A file without a last line end is refused only if its last value is shorter than all others.
     let secret = "0123456789abcdef0123456789abcdef";
     for (text, line) in [
         ("deviceId\nPLUG0001\nPLUG0002\nPLUG000".to_owned(), 4),
@@ -112,7 +112,7 @@ fn several_files_are_imported_only_if_all_are_right() {
     assert_eq!(stdout(&output), "one.csv, two.csv: 2 devices added, 0 changed, 0 unchanged\n");
     assert_eq!(count(&site), 2);
 
-    // A row that contradicts another file is bad, too. A row that is repeated in another file is
+    // A row that contradicts a row of another file is bad, too. A row that another file repeats is
     // imported once.
     site.write("three.csv", "deviceId,enrollment,deviceName\nSN00000003,lamp,same\n");
     site.write("four.csv", "deviceId,enrollment,deviceName\nSN00000004,lamp,same\nSN00000003,lamp,other\n");
@@ -164,7 +164,7 @@ fn bad_lines_are_shown_by_kind_and_all_of_them_are_written_on_request() {
     let mode = fs::metadata(site.path("errors.csv")).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    // An existing file is not replaced. Without bad lines, no file is written.
+    // An existing file is not replaced. If there are no bad lines, no file is written.
     let output = site.run(&["import", "bad.csv", "--errors", "errors.csv"]);
     assert_eq!((output.status.code(), stderr(&output).contains("--errors errors.csv")), (Some(2), true));
     site.write("good.csv", "deviceId,enrollment\nSN00000001,lamp\n");
@@ -204,7 +204,7 @@ fn a_refused_import_leaves_no_new_database() {
     assert!(!stderr(&refused).contains("new database"), "{}", stderr(&refused));
     assert_eq!(files(), before, "no database, log or lock file");
 
-    // Another process has begun to use the new database, or has written to it.
+    // The new database is not removed if another process has it open or has written to it.
     let path = format!("sqlite:{}", site.path("certdist.db").display());
     let store = certdist::store::open(&path, certdist::seal::Keyring::default()).expect("it opens");
     assert!(certdist::store::remove_unused(&path).is_err());
@@ -215,7 +215,7 @@ fn a_refused_import_leaves_no_new_database() {
     assert!(stdout(&site.run(&["device", "list"])).contains("SN00000001"));
 }
 
-/// Returns the number of an import, from its note.
+/// Returns the number of an import, from the note that the command prints.
 fn number(output: &Output) -> String {
     let notes = stderr(output);
     let (_, number) = notes.split_once("note: to undo this import: certdist import undo ").expect("a number");
@@ -279,7 +279,7 @@ fn devices_of_a_file_are_changed_together_or_not_at_all() {
     site.import(
         "deviceId,enrollment\nSN00000001,lamp\nSN00000002,lamp\n001A2B3C4D5E,lamp\nSN00000003,lamp\n",
     );
-    // One file is the list of a label reader, and the other a sheet with further columns.
+    // One file is the output of a label reader; the other is a sheet with further columns.
     site.write("line.txt", "SN00000001\n00:1a:2b:3c:4d:5e\nSN00000001\n");
     site.write("sheet.csv", "SN;Place\nSN00000002;Hall 1\nSN00000099;Hall 2\n");
     let states = || -> Vec<bool> {

@@ -1,11 +1,12 @@
-//! Commands that only read: they change no file, and their errors name a missing database.
+//! Tests that commands that only read change no file, and that their errors name a missing
+//! database.
 #![cfg(feature = "simulation")]
 
 use std::{fs, os::unix::fs::symlink};
 
 use crate::support::{Site, stderr, stdout};
 
-/// Commands that need a database, but create none.
+/// Commands that need a database but do not create one.
 const COMMANDS: [&str; 18] = [
     "stats",
     "device list",
@@ -69,7 +70,7 @@ fn a_database_that_is_not_there_is_named_with_its_path_and_created_by_no_command
             assert_eq!(names(&site), before, "{line}");
         }
         if name != "certdist.db" {
-            // Commands that can create a database do not create one here either.
+            // Commands that can create a database do not create one in these cases.
             site.write("rows.csv", "deviceId,enrollment\nSN00000001,lamp\n");
             fs::write(site.path("copy.db"), "").expect("written");
             let mut lines = vec!["import rows.csv", "import rows.csv --dry-run", "serve"];
@@ -95,7 +96,7 @@ fn a_preview_of_an_import_into_no_database_creates_none() {
     assert_eq!(names(&site), before);
 }
 
-/// Commands that look at a database which exists.
+/// Commands that only read an existing database.
 const LOOKS: [&str; 12] = [
     "stats",
     "device list",
@@ -111,7 +112,7 @@ const LOOKS: [&str; 12] = [
     "restore copy.db --dry-run",
 ];
 
-/// Runs all commands that look. Checks that they succeed and change no file.
+/// Runs all commands in [`LOOKS`]. Checks that they succeed and change no file.
 fn look(site: &Site) {
     let content = |name: &String| match name.ends_with("-shm") {
         // The index of the log contains no data, and SQLite may rewrite it.
@@ -140,7 +141,7 @@ fn commands_that_look_leave_the_files_of_a_killed_server_alone_and_show_its_last
     server.kill();
     look(&site);
     assert!(stdout(&site.run(&["device", "show", "SN00000001"])).contains("disabled"));
-    // On a file system that cannot be written, the index of the log may be missing as well.
+    // On a read-only file system, the index of the log may be missing, too.
     fs::remove_file(site.path("certdist.db-shm")).expect("it was there");
     assert!(stdout(&site.run(&["device", "show", "SN00000001"])).contains("disabled"));
     look(&site);

@@ -1,5 +1,5 @@
-//! A restore never replaces a database that is in use, and says what it undoes. A server whose
-//! database was replaced or removed ends.
+//! Tests that a restore never replaces a database in use, and that it lists the changes that it
+//! undoes. Also tests that a server ends when its database is replaced or removed.
 #![cfg(feature = "simulation")]
 
 use std::{fs, os::unix::fs::symlink};
@@ -49,7 +49,7 @@ fn a_database_in_use_is_not_replaced_by_any_path_and_whatever_became_of_its_file
     fs::write(site.path("certdist.db"), &whole).expect("it can be written");
     server.kill();
 
-    // A killed server does not keep the database from being restored.
+    // After a server is killed, the database can be restored.
     fs::write(site.path("certdist.db"), "damaged").expect("it can be written");
     succeeds(&site, &restore);
     let server = serve(&site, "log");
@@ -70,7 +70,7 @@ fn a_damaged_database_is_replaced_where_its_link_leads() {
     site.import(DEVICES);
     succeeds(&site, &["backup", "copy.db"]);
     fs::write(site.path("disk/real.db"), "damaged").expect("written");
-    // The log of the damaged file would be applied to the restored one.
+    // If the log of the damaged file stayed, SQLite would apply it to the restored file.
     fs::write(site.path("disk/real.db-wal"), "left behind").expect("written");
     succeeds(&site, &["restore", "copy.db", "--yes", "--force"]);
     assert!(site.path("certdist.db").is_symlink() && !site.path("disk/real.db").is_symlink());
@@ -142,7 +142,7 @@ fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
         site.import(DEVICES);
         succeeds(&site, &["backup", "copy.db"]);
         let mut server = serve(&site, "log");
-        // A database that is moved away and back at once is not lost.
+        // A database that is moved away and immediately moved back does not count as lost.
         fs::rename(site.path("certdist.db"), site.path("aside.db")).expect("moved");
         fs::rename(site.path("aside.db"), site.path("certdist.db")).expect("moved back");
         match replaces {
@@ -156,11 +156,12 @@ fn a_server_whose_database_was_replaced_or_removed_ends_with_a_remedy() {
         let log = fs::read_to_string(site.path("log")).expect("a log");
         let what = if replaces { "was replaced with another file" } else { "was removed or moved" };
         assert!(log.contains(what) && log.contains("certdist restore"), "{log}");
-        // A service manager would start the server again. The server must not begin with an empty
+        // A service manager would restart the server. The new server must not begin with an empty
         // database.
         if !replaces && !restore.status.success() {
             site.write("rows.csv", "deviceId,enrollment\nSN00000001,lamp\n");
-            // No command promises what these two refuse.
+            // `serve` and `import` refuse to create a database. No other command may suggest
+            // otherwise.
             for line in [
                 "serve",
                 "import rows.csv",
@@ -237,7 +238,7 @@ fn commands_and_other_servers_do_not_make_a_database_seem_lost() {
         &["check-config"],
         &["device", "disable", "SN00000001"],
         &["audit", "verify"],
-        // Rewrites the file and empties its log.
+        // This command rewrites the database's file and empties its log.
         &["database", "seal", "--config", "sealed.toml"],
     ] {
         succeeds(&site, arguments);
@@ -264,7 +265,7 @@ fn a_restore_lists_what_it_undoes() {
         &["device", "disable", "SN00000001"][..],
         &["device", "enable", "SN00000002"],
         &["device", "delete", "SN00000003", "--yes"],
-        // A device that was changed back counts as unchanged.
+        // A device that was changed and changed back counts as unchanged.
         &["device", "enable", "SN00000004"],
         &["device", "disable", "SN00000004"],
     ] {
@@ -294,7 +295,7 @@ fn a_restore_lists_what_it_undoes() {
     let output = site.run(&["restore", "copy.db", "--yes"]);
     assert!(output.status.code() == Some(1) && stdout(&output).contains(expected), "{}", stdout(&output));
 
-    // Of many changes, only the first are named.
+    // If there are many changes, only the first of them are named.
     succeeds(&site, &["backup", "many.db"]);
     for number in 0..25 {
         succeeds(&site, &["device", "enable", &format!("NEW-{number:02}")]);
@@ -303,7 +304,7 @@ fn a_restore_lists_what_it_undoes() {
     assert!(told.contains("25: enabled devices would become disabled: NEW-00, "), "{told}");
     assert!(told.contains("NEW-19 and 5 more") && !told.contains("NEW-20"), "{told}");
 
-    // A backup of another database has nothing in common with this one.
+    // A backup of another database shares nothing with this database.
     let other = Site::new();
     other.import("deviceId,enrollment\nOTHER,lamp\n");
     let copy = site.path("other.db").display().to_string();
@@ -355,7 +356,7 @@ fn resets_and_undone_imports_are_listed_by_what_they_are_and_an_issue_once() {
     issue("PLUG-1");
     succeeds(&site, &["device", "reset", "PLUG-2"]);
     succeeds(&site, &["import", "undo", &number(&imported), "--yes"]);
-    // An import that was undone since the backup is not there to be undone again.
+    // An import that was both made and undone after the backup is not listed.
     site.write("brief.csv", "deviceId,enrollment\nBRIEF,lamp\n");
     let brief = site.run(&["import", "brief.csv"]);
     succeeds(&site, &["import", "undo", &number(&brief), "--yes"]);
@@ -372,7 +373,8 @@ fn resets_and_undone_imports_are_listed_by_what_they_are_and_an_issue_once() {
         number(&imported)
     );
     assert!(told.contains(&expected), "{told}");
-    // A reset device that was issued again is reset in the database, and not in the backup.
+    // PLUG-2 is issued again after its reset. This is not listed as a first issue, because PLUG-2 is
+    // issued in the backup, too.
     issue("PLUG-2");
     let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
     assert!(told.contains("may happen once more: PLUG-1\n"), "{told}");

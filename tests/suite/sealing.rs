@@ -1,5 +1,5 @@
-//! Nothing is sealed under a key that a running server lacks. A server that lacks one nevertheless says
-//! so, and secrets in clear text beside a key are told.
+//! Tests that nothing is sealed under a key that a running server lacks, that a server that lacks a
+//! key reports it, and that secrets in clear text are reported if a key is configured.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_l
         site.write(key, &hex::encode(key).repeat(8)[..64]);
         let line = format!("database_key = \"file:{key}\"\ndatabase_key_previous = [\"file:{former}\"]");
         site.write("certdist.toml", &configuration.replace("# key", &line));
-        // The server has its former keys until it is reloaded.
+        // The server has only its former keys until it reloads its configuration.
         let refused = site.run(&["database", "seal"]);
         assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
         let told = stderr(&refused);
@@ -61,7 +61,8 @@ fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_l
     reload("first.key", "second.key", 1);
     reload("second.key", "third.key", 2);
 
-    // A process whose lock is not seen, such as one in another container, has sealed under its key.
+    // Another process has sealed a secret under its own key. Its lock was not seen, as is the case
+    // in another container.
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
     database.execute("INSERT INTO database_key VALUES ('0badc0de', 0)", ()).expect("noted");
     let told = wait_for(ready, |told| told.starts_with("not ready"));
