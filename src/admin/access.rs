@@ -65,7 +65,7 @@ pub(super) enum Denied {
 pub(super) struct NewSession {
     /// Value of the session's cookie.
     pub(super) id: String,
-    /// Value of the cookie by which the browser is known from now on.
+    /// Value of the cookie by which the server recognizes the browser from now on.
     pub(super) browser: String,
 }
 
@@ -80,7 +80,7 @@ enum Bucket<'a> {
     Pair(Origin, &'a str),
     /// Sign-ins under a name: one bucket for this machine, and one for all other machines.
     Name { is_local: bool, name: &'a str },
-    /// Sign-ins under a name from a browser that is known to its user.
+    /// Sign-ins under a name from one browser in which the user of this name has signed in before.
     Browser(Browser, &'a str),
 }
 

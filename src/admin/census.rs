@@ -1,5 +1,5 @@
-//! Counts the whole table for the overview, in the background, because that takes seconds if the
-//! table has millions of rows. The overview shows the last counts with their time.
+//! Counts the whole table for the overview. Counting runs in the background, because it takes
+//! seconds if the table has millions of rows. The overview shows the last counts with their time.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

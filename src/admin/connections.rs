@@ -53,7 +53,7 @@ const BACKLOG: u32 = 4096;
 /// yet, in bytes each.
 const BUFFER: usize = 64 << 10;
 
-/// Addresses of the connection on which a request comes.
+/// Addresses of the connection on which a request arrives.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer {
     /// Address of the client, or of the proxy in front of it.

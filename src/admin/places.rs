@@ -29,7 +29,7 @@ pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// Maximum time without progress while a client sends a body or takes an answer. A transfer may
 /// also last this much longer than [`PACE`] allows.
 const STALL: Duration = Duration::from_secs(30);
-/// Minimum average rate of a body or an answer, in bytes a second: what a modem of 1995 does.
+/// Minimum average rate of a body or an answer, in bytes a second. A modem of 1995 was this fast.
 const PACE: u64 = 2048;
 /// Maximum time that the server may work on a request.
 const WORK: Duration = Duration::from_secs(600);

@@ -373,8 +373,8 @@ fn resets_and_undone_imports_are_listed_by_what_they_are_and_an_issue_once() {
         number(&imported)
     );
     assert!(told.contains(&expected), "{told}");
-    // PLUG-2 is issued again after its reset. This is not listed as a first issue, because PLUG-2 is
-    // issued in the backup, too.
+    // PLUG-2 is issued again after its reset. This is not listed as a first issue, because PLUG-2
+    // is issued in the backup, too.
     issue("PLUG-2");
     let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
     assert!(told.contains("may happen once more: PLUG-1\n"), "{told}");

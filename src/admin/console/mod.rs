@@ -212,7 +212,7 @@ struct Fields {
     /// Path of the page that the form is on.
     #[serde(default)]
     back: String,
-    /// Fingerprint of the device as the form's page has shown it.
+    /// Fingerprint of the device's state that the form's page has shown.
     #[serde(default)]
     seen: String,
     /// Action on many devices, the number of devices that the preview has shown, and `yes` if the

@@ -57,7 +57,7 @@ const LANGUAGE_AGE: u64 = 365 * 86_400;
 /// Maximum length of a path to which a form or a link may lead back, in bytes.
 const MAX_PATH: usize = 1024;
 
-/// Surroundings of a page: its language, and what its header and footer show.
+/// Context of a page: its language, and the data that its header and footer show.
 pub(super) struct Frame {
     /// The sentences in the reader's language.
     pub(super) texts: Texts,

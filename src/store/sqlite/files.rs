@@ -32,7 +32,7 @@ impl Files {
     /// Identifies the files of a database to which this process has a writing connection.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let database = identity(path)?;
-        // SQLite looks for the log beside the file that links lead to.
+        // If the path is a link, SQLite looks for the log beside the file to which the link leads.
         let real = path.canonicalize()?;
         let [log, shared_memory] = LOG.map(|ending| identity(&look::beside(&real, ending)));
         Ok(Self { database, log: [log?, shared_memory?] })

@@ -41,7 +41,7 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
             "device_table d INDEXED BY device_iot_id WHERE d.IotId IS NOT NULL AND d.IotId = ?3",
             text.into(),
         ),
-        // The index begins with the product, so each product is looked up.
+        // The index begins with the product, so the query searches it once for each product.
         (Some(Text::Name(text)), _) => with(
             "(WITH RECURSIVE product(key) AS (SELECT min(productKey) FROM device_table \
              UNION ALL SELECT (SELECT min(productKey) FROM device_table WHERE productKey > key) \

@@ -114,8 +114,8 @@ struct State {
 struct Stamp {
     file: (u64, u64),
     length: u64,
-    // The time of the last metadata change is not compared: when root opens the database, SQLite
-    // sets the log's owner even if it does not change.
+    // The time of the last metadata change is not compared. When root opens the database, SQLite
+    // sets the log's owner, which changes this time even if the owner stays the same.
     modified: (i64, i64),
 }
 
@@ -214,7 +214,7 @@ impl Look {
 
     fn open_file(path: &Path) -> Result<Self, StoreError> {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
-        // SQLite looks for the log beside the file that links lead to.
+        // If the path is a link, SQLite looks for the log beside the file to which the link leads.
         let file = path.canonicalize().map_err(failed)?;
         let state = State::at_rest(&file).map_err(failed)?;
         let way = state.way();

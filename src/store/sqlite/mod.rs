@@ -523,7 +523,8 @@ impl Store for Sqlite {
             in_place?;
             read.await?;
             let write = self.writer.submit(|connection| {
-                // SQLite writes the file's header even if the version does not change.
+                // Setting the version makes SQLite write the file's header, even if the version
+                // does not change.
                 let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
                 Ok(connection.pragma_update(None, "user_version", version)?)
             });

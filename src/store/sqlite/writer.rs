@@ -249,7 +249,7 @@ fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> R
     transaction.commit().map_err(failed)
 }
 
-/// A write job, whatever the type of its answer.
+/// A write job. Hides the type of the job's answer.
 trait Job: Send {
     /// Does the work. Returns an error if the caller must roll the work back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
@@ -291,7 +291,7 @@ where
             Err(_) => &metrics.failed,
         };
         outcome.fetch_add(1, Ordering::Relaxed);
-        // The future may have been dropped; the write is done in any case.
+        // Sending fails if the future was dropped. The write is done in any case.
         let _ = self.reply.send(answer);
     }
 }

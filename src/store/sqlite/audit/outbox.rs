@@ -108,7 +108,7 @@ impl Outbox {
         }
     }
 
-    /// Lets this thread's entries wait until it calls [`release`](Self::release).
+    /// Keeps this thread's entries in memory until the thread calls [`release`](Self::release).
     pub(in crate::store::sqlite) fn hold(&self) {
         self.kept.get_or_default().borrow_mut().is_held = true;
     }
