@@ -19,6 +19,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::blocking;
 use crate::{
     device::DeviceId,
     policy::{self, Verdict},
@@ -346,9 +347,7 @@ impl Worker {
             }
             (Target::Filter(filter), Place::Filter(cursor)) => loop {
                 let (store, filter, from) = (self.store.clone(), filter.clone(), cursor.clone());
-                let found =
-                    tokio::task::spawn_blocking(move || store.find(&filter, &from, STEP, SEARCH)).await;
-                let found = found.map_err(|error| StoreError::Failed(error.to_string()))??;
+                let found = blocking(move || store.find(&filter, &from, STEP, SEARCH)).await?;
                 let last = found.devices.last().map(|device| device.id.clone());
                 let is_over = found.end == End::Complete;
                 if let End::TimeUp(last) = found.end {

@@ -50,7 +50,7 @@ use crate::{
     registrar::Registrar,
     resource::{failures::Failures, throttle::Counters},
     server::{Metrics, Pulse, bind_failure},
-    store::{Table, UnixSeconds, unix_now},
+    store::{StoreError, Table, UnixSeconds, unix_now},
 };
 
 /// Maximum size of the body of a request, in bytes. The body of an import has its own limit.
@@ -252,6 +252,15 @@ async fn sample(shared: Arc<Shared>) {
         let sample = Sample::of(&shared.sources, unix_now());
         shared.ring().push(sample);
     }
+}
+
+/// Runs work that blocks on a thread that may be blocked.
+async fn blocking<T: Send + 'static, E: From<StoreError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let done = tokio::task::spawn_blocking(work).await;
+    // The work does not panic. If it did, only this request would fail.
+    done.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()).into()))
 }
 
 type SharedState = State<Arc<Shared>>;

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     admin::{
-        Shared,
+        Shared, blocking,
         jobs::{Action, Order, Target},
     },
     device::DeviceId,
@@ -144,16 +144,15 @@ pub(super) async fn preview(
         Err(reason) => return unreadable(&frame, &visitor, reason),
     };
     let work = shared.clone();
-    let counted = tokio::task::spawn_blocking(move || {
+    let counted = blocking(move || {
         let store = work.sources.store.as_ref();
         let found = store.find(&filter, &Cursor::First, SAMPLES, COUNT)?;
         Ok::<_, StoreError>((work.pages.counts.count(store, &filter, COUNT)?.0, found))
     });
-    let (tally, found) =
-        match counted.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()))) {
-            Ok(counted) => counted,
-            Err(error) => return frame.store_failed(&visitor, &error),
-        };
+    let (tally, found) = match counted.await {
+        Ok(counted) => counted,
+        Err(error) => return frame.store_failed(&visitor, &error),
+    };
     if !tally.is_complete {
         return unreadable(&frame, &visitor, Unreadable("bulk-not-counted"));
     }
@@ -383,11 +382,11 @@ fn hidden_list(ids: &[DeviceId]) -> Markup {
 
 async fn resolved(shared: &Arc<Shared>, labels: Vec<Label>) -> Result<(Resolved, usize), StoreError> {
     let work = shared.clone();
-    let task = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let lines = labels.len();
         resolve(work.sources.store.as_ref(), &labels).map(|resolved| (resolved, lines))
-    });
-    task.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
+    })
+    .await
 }
 
 /// Reads the rows of the devices that a page shows.

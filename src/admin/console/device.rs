@@ -25,7 +25,7 @@ use super::{
     plain, wants_json,
 };
 use crate::{
-    admin::{Shared, jobs::Action},
+    admin::{Shared, blocking, jobs::Action},
     device_view::as_json,
     psk::EnrollmentOutline,
     resource::failures::Failure,
@@ -67,8 +67,7 @@ impl Device {
         let claim = store.claim_of(&row.id).await?;
         let history = store.history(&row.id, history::MOST).await?;
         let (work, id) = (store.clone(), row.id.clone());
-        let imports = tokio::task::spawn_blocking(move || work.imports_of(&id)).await;
-        let imports = imports.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))?;
+        let imports = blocking(move || work.imports_of(&id)).await?;
         let enrolled = shared.enrollments().into_iter().find(|enrolled| enrolled.name == row.enrollment);
         let stopped = shared.sources.registrar.stopped(&row.product_key);
         let failure = shared.sources.failures.last_of(&row.id);

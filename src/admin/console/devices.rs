@@ -24,7 +24,7 @@ use super::{
     search::{Label, MAX_LINES, Wanted},
 };
 use crate::{
-    admin::Shared,
+    admin::{Shared, blocking},
     device::DeviceId,
     psk::EnrollmentOutline,
     store::{
@@ -148,8 +148,7 @@ pub(super) async fn search(
     };
     let (work, from) = (shared.clone(), cursor.clone());
     let all = asked.count == "all";
-    let hit = tokio::task::spawn_blocking(move || look(&work, &filter, label.as_ref(), &from, all)).await;
-    match hit.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()))) {
+    match blocking(move || look(&work, &filter, label.as_ref(), &from, all)).await {
         Ok(Hit::Device(id)) => Redirect::to(&link(&id)).into_response(),
         Ok(Hit::Page { text, found, tally, counted }) => {
             let page = Page { asked: &asked, cursor, text, found, tally, counted };

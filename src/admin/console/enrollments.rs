@@ -22,7 +22,7 @@ use super::{
     page::{self, Frame, Tone, moment},
 };
 use crate::{
-    admin::Shared,
+    admin::{Shared, blocking},
     psk::EnrollmentOutline,
     store::{
         StoreError, Totals, UnixSeconds,
@@ -84,8 +84,7 @@ impl Counts {
         }
         let (store, begun) = (shared.sources.store.clone(), Instant::now());
         let work = move || Ok::<_, StoreError>((store.totals()?, store.held(GROUPS)?));
-        let counts = tokio::task::spawn_blocking(work).await;
-        let (progress, held) = counts.map_err(|error| StoreError::Failed(error.to_string()))??;
+        let (progress, held) = blocking(work).await?;
         let now = Instant::now();
         while samples.len() == SAMPLES || samples.front().is_some_and(|sample| now - sample.at > RATE) {
             samples.pop_front();

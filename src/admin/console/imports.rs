@@ -17,7 +17,7 @@ use super::{
     plain,
 };
 use crate::{
-    admin::Shared,
+    admin::{Shared, blocking},
     store::{
         StoreError,
         undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone},
@@ -31,14 +31,6 @@ const LISTED: usize = 30;
 pub(super) async fn recent(shared: &Shared) -> Result<Vec<ImportRecord>, StoreError> {
     let store = shared.sources.store.clone();
     blocking(move || store.imports()).await
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    // The work does not panic. If it did, only this request would fail.
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 /// Renders the list. Operators can undo the imports in it.
