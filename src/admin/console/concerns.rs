@@ -44,7 +44,7 @@ pub(super) struct Situation<'s> {
     /// Set if the configuration has an `[iot_platform]`.
     pub(super) has_cloud: bool,
     /// Requests of the last hour that were not served.
-    pub(super) failures: Vec<Failure>,
+    pub(super) failures: &'s [Failure],
     /// For the failures with [`Reason::Invalid`] whose devices are in the table: the device and its
     /// enrollment.
     pub(super) foreign: BTreeMap<String, String>,
@@ -317,10 +317,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         }
         // Selects the requests that failed because of these calls.
         let reason = |failure: &&Failure| match subject {
-            Subject::CloudAccount => {
-                failure.reason == Reason::Operator && failure.message.contains(&last.error.code)
-            }
-            Subject::CloudProduct => {
+            Subject::CloudAccount | Subject::CloudProduct => {
                 failure.reason == Reason::Operator && failure.message.contains(&last.error.code)
             }
             _ => matches!(failure.reason, Reason::Later | Reason::TimedOut),
@@ -511,7 +508,7 @@ mod tests {
             troubles: Vec::new(),
             clock_offset: Some(0),
             has_cloud: true,
-            failures: Vec::new(),
+            failures: &[],
             foreign: BTreeMap::new(),
             census: None,
             configured: vec!["lamp"],
@@ -562,7 +559,7 @@ mod tests {
                 trouble(ErrorClass::TryAgain, "NoConnection", "a1", 40),
                 trouble(ErrorClass::TimedOut, "Timeout", "a2", 8),
             ],
-            failures: [&later[..], &[failure("SN-2", Reason::TimedOut, "")]].concat(),
+            failures: &[&later[..], &[failure("SN-2", Reason::TimedOut, "")]].concat(),
             ..quiet()
         };
         happened(&mut situation, Kind::Later);
@@ -594,7 +591,7 @@ mod tests {
         let code = "iot.prod.NotExistedProduct";
         let situation = Situation {
             troubles: vec![trouble(ErrorClass::Operator, code, "a1gone", 1)],
-            failures: vec![
+            failures: &[
                 failure("SN-1", Reason::Operator, &format!("{code}: no such product")),
                 failure("SN-2", Reason::Operator, "NameIsTaken: x"),
             ],
@@ -609,7 +606,7 @@ mod tests {
     #[test]
     fn an_unknown_device_is_told_from_one_with_the_key_of_another_enrollment() {
         let situation = Situation {
-            failures: vec![failure("SN-1", Reason::Invalid, ""), failure("SN-2", Reason::Invalid, "")],
+            failures: &[failure("SN-1", Reason::Invalid, ""), failure("SN-2", Reason::Invalid, "")],
             foreign: BTreeMap::from([("SN-2".to_owned(), "plug".to_owned())]),
             ..quiet()
         };
@@ -686,7 +683,7 @@ mod tests {
 
     #[test]
     fn devices_wait_only_as_long_as_something_waits() {
-        let mut situation = Situation { failures: vec![failure("SN-1", Reason::Later, "")], ..quiet() };
+        let mut situation = Situation { failures: &[failure("SN-1", Reason::Later, "")], ..quiet() };
         let later = |last| Some(Episode { since: NOW - 900, last, count: 3 });
         situation.episodes[Kind::Later as usize] = later(NOW - RECENT);
         assert_eq!(subjects(&situation), [Subject::Queue]);

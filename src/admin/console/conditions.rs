@@ -4,10 +4,9 @@
 
 use jiff::{ToSpan, civil::Date, tz::Offset};
 use maud::{Markup, html};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::language::Texts;
+use super::{language::Texts, page::encoded};
 use crate::store::{
     UnixSeconds,
     filter::{Filter, State, Text},
@@ -105,9 +104,7 @@ impl Conditions {
     pub(super) fn path(&self, path: &str, before: &[(&str, &str)], after: &[(&str, &str)]) -> String {
         let pairs = self.pairs();
         let all = before.iter().chain(&pairs).chain(after).filter(|(_, value)| !value.is_empty());
-        let fields: Vec<String> = all
-            .map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
-            .collect();
+        let fields: Vec<String> = all.map(|(key, value)| format!("{key}={}", encoded(value))).collect();
         if fields.is_empty() { path.to_owned() } else { format!("{path}?{}", fields.join("&")) }
     }
 

@@ -17,7 +17,9 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    Visitor, grouped,
+    Visitor,
+    devices::link,
+    grouped,
     language::Texts,
     overview::foreign,
     page::{Frame, encoded, moment},
@@ -67,13 +69,18 @@ pub(super) struct Selection {
     address: String,
 }
 
+/// Returns whether a failure is that of a device that is not in the table.
+fn is_unknown(failure: &Failure, foreign: &BTreeMap<String, String>) -> bool {
+    failure.reason == Reason::Invalid && !foreign.contains_key(failure.device.as_str())
+}
+
 impl Selection {
     fn admits(&self, failure: &Failure, foreign: &BTreeMap<String, String>) -> bool {
         let own = foreign.get(failure.device.as_str());
         let is_invalid = failure.reason == Reason::Invalid;
         let reason = match self.reason.as_str() {
             "" => true,
-            "unknown" => is_invalid && own.is_none(),
+            "unknown" => is_unknown(failure, foreign),
             "enrollment" => is_invalid && own.is_some_and(|own| *own != failure.enrollment),
             // To the operator, both reasons mean that the device waits.
             "later" => matches!(failure.reason, Reason::Later | Reason::TimedOut),
@@ -115,8 +122,7 @@ fn groups<K: Hash + Ord + Clone>(failures: &[Failure], of: impl Fn(&Failure) -> 
 }
 
 /// Renders the most frequent failures of the last hour, or nothing if there were none.
-pub(super) fn top(shared: &Shared, t: Texts) -> Markup {
-    let (failures, forgotten) = shared.sources.failures.since(unix_now() - Range::Hour.seconds());
+pub(super) fn top(t: Texts, (failures, forgotten): &(Vec<Failure>, bool)) -> Markup {
     if failures.is_empty() {
         return html! {};
     }
@@ -135,20 +141,20 @@ pub(super) fn top(shared: &Shared, t: Texts) -> Markup {
             }
         }
     };
+    let linked = |key: &'static str| {
+        move |(name, devices, requests): (String, usize, u64)| {
+            let link = format!("/failures?{key}={}", encoded(&name));
+            (name, link, devices, requests)
+        }
+    };
     let by_reason =
-        groups(&failures, |failure| failure.reason).into_iter().map(|(reason, devices, requests)| {
+        groups(failures, |failure| failure.reason).into_iter().map(|(reason, devices, requests)| {
             (sentence(t, reason), format!("/failures?reason={}", names(reason).0), devices, requests)
         });
-    let by_enrollment = groups(&failures, |failure| failure.enrollment.clone());
-    let by_enrollment = by_enrollment.into_iter().map(|(name, devices, requests)| {
-        let link = format!("/failures?enrollment={}", encoded(&name));
-        (name, link, devices, requests)
-    });
-    let by_address = groups(&failures, |failure| failure.origin.to_string());
-    let by_address = by_address.into_iter().map(|(name, devices, requests)| {
-        let link = format!("/failures?address={}", encoded(&name));
-        (name, link, devices, requests)
-    });
+    let by_enrollment = groups(failures, |failure| failure.enrollment.clone());
+    let by_enrollment = by_enrollment.into_iter().map(linked("enrollment"));
+    let by_address = groups(failures, |failure| failure.origin.to_string());
+    let by_address = by_address.into_iter().map(linked("address"));
     html! {
         section.card aria-labelledby="failing" {
             h2 #failing { a href="/failures" { (t.say("failing-devices")) } }
@@ -157,7 +163,7 @@ pub(super) fn top(shared: &Shared, t: Texts) -> Markup {
                 (list("failing-by-enrollment", by_enrollment.collect()))
                 (list("failing-by-address", by_address.collect()))
             }
-            @if forgotten { p.hint { (t.say("failing-forgotten")) } }
+            @if *forgotten { p.hint { (t.say("failing-forgotten")) } }
         }
     }
 }
@@ -177,8 +183,7 @@ pub(super) async fn show(
 ) -> Response {
     let t = frame.texts;
     let (failures, foreign, forgotten) = selected(&shared, &selection).await;
-    let unknown = failures.iter().filter(|failure| failure.reason == Reason::Invalid);
-    let unknown = unknown.filter(|failure| !foreign.contains_key(failure.device.as_str())).count() as u64;
+    let unknown = failures.iter().filter(|failure| is_unknown(failure, &foreign)).count() as u64;
     let of_selection =
         [&selection.enrollment, &selection.address].into_iter().filter(|text| !text.is_empty());
     let body = html! {
@@ -210,7 +215,7 @@ pub(super) async fn show(
                     tbody {
                         @for failure in failures.iter().take(MAX_LISTED) {
                             tr {
-                                th scope="row" { a.id href={ "/device?id=" (encoded(failure.device.as_str())) } { (failure.device) } }
+                                th scope="row" { a.id href=(link(&failure.device)) { (failure.device) } }
                                 td data-label=(t.say("column-reason")) {
                                     (reason(t, failure, &foreign))
                                     @if !failure.message.is_empty() { br; span.hint { bdi { (failure.message) } } }
@@ -252,9 +257,7 @@ pub(super) async fn download(
     Query(selection): Query<Selection>,
 ) -> Response {
     let (failures, foreign, _) = selected(&shared, &selection).await;
-    let unknown = failures.iter().filter(|failure| {
-        failure.reason == Reason::Invalid && !foreign.contains_key(failure.device.as_str())
-    });
+    let unknown = failures.iter().filter(|failure| is_unknown(failure, &foreign));
     let mut writer = csv::Writer::from_writer(Vec::new());
     // Writing to memory cannot fail.
     let _ = writer.write_record(["deviceId", "enrollment"]);

@@ -25,12 +25,15 @@ use super::{
 };
 use crate::{
     admin::{
-        Shared, metrics,
+        Shared,
+        census::Census,
+        metrics,
         ring::{self, Kind, Range, Sample},
     },
+    device_view::time,
     histogram::Distribution,
     resource::failures::{Failure, Reason},
-    store::unix_now,
+    store::{StoreError, unix_now},
 };
 
 #[derive(Deserialize)]
@@ -78,15 +81,15 @@ pub(super) async fn live(
 async fn summary(shared: &Shared) -> serde_json::Value {
     let (sources, now) = (&shared.sources, Sample::of(&shared.sources, unix_now()));
     let hour = shared.ring().total(Range::Hour, &now);
-    let found = look(shared, &now).await;
-    let concerns: Vec<_> = found
+    let Looked { concerns, .. } = look(shared, &now).await;
+    let concerns: Vec<_> = concerns
         .iter()
         .map(|concern| {
             json!({
                 "subject": concern.subject.keys()[0],
                 "severity": concern.tone.class(),
-                "since": concern.since.map(rfc3339),
-                "last": concern.last.map(rfc3339),
+                "since": time(concern.since),
+                "last": time(concern.last),
                 "times": concern.times,
                 "devices": concern.devices,
                 "code": concern.code,
@@ -112,31 +115,35 @@ async fn summary(shared: &Shared) -> serde_json::Value {
     })
 }
 
-fn rfc3339(seconds: i64) -> Option<String> {
-    jiff::Timestamp::from_second(seconds).ok().map(|time| time.to_string())
-}
-
 const LATER: [Kind; 2] = [Kind::Later, Kind::TimedOut];
 
 fn sessions(shared: &Shared) -> u64 {
     metrics::sum(&shared.sources, |worker| worker.sessions.load(Ordering::Relaxed))
 }
 
-/// Finds the concerns at this moment.
-async fn look(shared: &Shared, now: &Sample) -> Vec<Concern> {
+/// State of the server at one moment.
+struct Looked {
+    concerns: Vec<Concern>,
+    /// Requests of the last hour that were not served, and whether earlier ones were forgotten.
+    failures: (Vec<Failure>, bool),
+    census: Option<Result<Arc<Census>, StoreError>>,
+}
+
+/// Looks at the server at this moment, and finds the concerns.
+async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
-    let (failures, _) = sources.failures.since(now.at - Range::Hour.seconds());
+    let (failures, forgotten) = sources.failures.since(now.at - Range::Hour.seconds());
     let foreign = foreign(shared, &failures).await;
     let census = shared.census.last(&sources.store);
     let enrollments = shared.enrollments();
     let ring = shared.ring();
-    concerns::of(&Situation {
+    let concerns = concerns::of(&Situation {
         now: now.at,
         episodes: Kind::ALL.map(|kind| ring.episode(&[kind], now)),
         troubles: sources.calls.troubles(),
         clock_offset: sources.registrar.clock_offset(),
         has_cloud: sources.has_cloud,
-        failures,
+        failures: &failures,
         foreign,
         census: census.as_ref().map(|census| match census {
             Ok(census) => Ok(&**census),
@@ -145,7 +152,8 @@ async fn look(shared: &Shared, now: &Sample) -> Vec<Concern> {
         configured: enrollments.iter().map(|enrolled| enrolled.name.as_str()).collect(),
         is_draining: sources.registrar.is_draining(),
         waiting: sources.registrar.registrations() as u64,
-    })
+    });
+    Looked { concerns, failures: (failures, forgotten), census }
 }
 
 /// Maximum number of devices that are looked up to find out whether they are in another enrollment.
@@ -167,7 +175,7 @@ pub(super) async fn foreign(shared: &Shared, failures: &[Failure]) -> BTreeMap<S
 
 async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     let (sources, now) = (&shared.sources, Sample::of(&shared.sources, unix_now()));
-    let found = look(shared, &now).await;
+    let looked = look(shared, &now).await;
     let (bars, total) = {
         let ring = shared.ring();
         (ring.bars(range, &now), ring.total(range, &now))
@@ -179,8 +187,8 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     };
     html! {
         p.hint.asof { (t.rich("overview-as-of", [("time", moment(now.at).into())])) }
-        @if found.is_empty() { (all_is_well(shared, t)) }
-        @for concern in &found { (show_concern(t, concern)) }
+        @if looked.concerns.is_empty() { (all_is_well(shared, t, looked.census.as_ref())) }
+        @for concern in &looked.concerns { (show_concern(t, concern)) }
         section.card aria-labelledby="requests" {
             div.head {
                 h2 #requests { (t.say("overview-requests")) }
@@ -197,14 +205,14 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
         div.columns.even {
             section.card aria-labelledby="results" {
                 h2 #results { (t.say("overview-results")) }
-                (results(t, &total))
+                (numbers(t, &total, &RESULTS))
             }
             section.card aria-labelledby="handshakes" {
                 h2 #handshakes { (t.say("overview-handshakes")) }
-                (handshakes(t, &total))
+                (numbers(t, &total, &HANDSHAKES))
             }
         }
-        (failures::top(shared, t))
+        (failures::top(t, &looked.failures))
         dl.tiles {
             (tile("tile-sessions", &grouped(sessions(shared)), html! { (t.say("tile-sessions-about")) }))
             (tile("tile-registrations", &grouped(registrar.registrations() as u64),
@@ -219,14 +227,14 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
 }
 
 /// Says that there is nothing to do, and what was checked.
-fn all_is_well(shared: &Shared, t: Texts) -> Markup {
+fn all_is_well(shared: &Shared, t: Texts, census: Option<&Result<Arc<Census>, StoreError>>) -> Markup {
     let sources = &shared.sources;
     let cloud = match sources.calls.last_worked() {
         _ if !sources.has_cloud => html! { (t.say("looked-no-cloud")) },
         Some(at) => t.rich("looked-cloud", [("time", moment(at).into())]),
         None => html! { (t.say("looked-cloud-idle")) },
     };
-    let table = match shared.census.last(&sources.store) {
+    let table = match census {
         Some(Ok(census)) => {
             let devices: u64 = census.totals.iter().map(|totals| totals.devices).sum();
             t.rich("looked-table", [("count", devices.into()), ("time", moment(census.at).into())])
@@ -287,53 +295,93 @@ fn show_concern(t: Texts, concern: &Concern) -> Markup {
     }
 }
 
-/// Rows of the table of results: kind of result, catalogue key of its name, code, and link to the
-/// requests.
-const RESULTS: [(Kind, &str, &str, &str); 10] = [
-    (Kind::Served, "kind-served", "2.05", ""),
-    (Kind::Invalid, "kind-invalid", "4.04", "/failures?reason=invalid"),
-    (Kind::NotYours, "kind-not-yours", "4.03", "/failures?reason=not-yours"),
-    (Kind::Disabled, "kind-disabled", "4.03", "/failures?reason=disabled"),
-    (Kind::Issued, "kind-issued", "4.03", "/failures?reason=issued"),
-    (Kind::TooMany, "kind-too-many", "4.29", "/failures?reason=too-many"),
-    (Kind::Malformed, "kind-malformed", "4.xx", ""),
-    (Kind::Operator, "kind-operator", "5.02", "/failures?reason=operator"),
-    (Kind::Later, "kind-later", "5.03", "/failures?reason=later"),
-    (Kind::TimedOut, "kind-timed-out", "5.04", "/failures?reason=timed-out"),
-];
-
-fn results(t: Texts, total: &Sample) -> Markup {
-    let sum: u64 = RESULTS.iter().map(|(kind, ..)| total.of_kind(*kind)).sum();
-    let rows = RESULTS.iter().filter(|(kind, ..)| *kind == Kind::Served || total.of_kind(*kind) > 0);
-    html! {
-        table.numbers {
-            thead { tr {
-                th scope="col" { (t.say("results-result")) }
-                th scope="col" { (t.say("results-count")) }
-                th scope="col" { (t.say("results-share")) }
-            } }
-            tbody {
-                @for (kind, name, code, link) in rows {
-                    @let count = total.of_kind(*kind);
-                    tr {
-                        th scope="row" { (t.say(name)) " " span.hint { (code) } }
-                        td { @if link.is_empty() || count == 0 { (grouped(count)) } @else { a href=(link) { (grouped(count)) } } }
-                        td { (share(count, sum)) }
-                    }
-                }
-            }
-        }
-    }
+/// A row of a table of events.
+struct Counted {
+    kind: Kind,
+    /// Key of its name in the catalogue.
+    name: &'static str,
+    /// Code of the answer, if it is one.
+    code: &'static str,
+    /// Page with the requests, if there is one.
+    link: &'static str,
+    /// Set if the row is shown although nothing was counted.
+    always: bool,
 }
 
-fn handshakes(t: Texts, total: &Sample) -> Markup {
-    let rows = [
-        (Kind::Handshake, "handshake-completed"),
-        (Kind::WrongKey, "handshake-wrong-key"),
-        (Kind::Silent, "handshake-silent"),
-        (Kind::OtherHandshake, "handshake-other"),
-    ];
-    let sum: u64 = rows.iter().map(|(kind, _)| total.of_kind(*kind)).sum();
+/// Answers to requests.
+const RESULTS: [Counted; 10] = [
+    Counted { kind: Kind::Served, name: "kind-served", code: "2.05", link: "", always: true },
+    Counted {
+        kind: Kind::Invalid,
+        name: "kind-invalid",
+        code: "4.04",
+        link: "/failures?reason=invalid",
+        always: false,
+    },
+    Counted {
+        kind: Kind::NotYours,
+        name: "kind-not-yours",
+        code: "4.03",
+        link: "/failures?reason=not-yours",
+        always: false,
+    },
+    Counted {
+        kind: Kind::Disabled,
+        name: "kind-disabled",
+        code: "4.03",
+        link: "/failures?reason=disabled",
+        always: false,
+    },
+    Counted {
+        kind: Kind::Issued,
+        name: "kind-issued",
+        code: "4.03",
+        link: "/failures?reason=issued",
+        always: false,
+    },
+    Counted {
+        kind: Kind::TooMany,
+        name: "kind-too-many",
+        code: "4.29",
+        link: "/failures?reason=too-many",
+        always: false,
+    },
+    Counted { kind: Kind::Malformed, name: "kind-malformed", code: "4.xx", link: "", always: false },
+    Counted {
+        kind: Kind::Operator,
+        name: "kind-operator",
+        code: "5.02",
+        link: "/failures?reason=operator",
+        always: false,
+    },
+    Counted {
+        kind: Kind::Later,
+        name: "kind-later",
+        code: "5.03",
+        link: "/failures?reason=later",
+        always: false,
+    },
+    Counted {
+        kind: Kind::TimedOut,
+        name: "kind-timed-out",
+        code: "5.04",
+        link: "/failures?reason=timed-out",
+        always: false,
+    },
+];
+
+/// Results of handshakes.
+const HANDSHAKES: [Counted; 4] = [
+    Counted { kind: Kind::Handshake, name: "handshake-completed", code: "", link: "", always: true },
+    Counted { kind: Kind::WrongKey, name: "handshake-wrong-key", code: "", link: "", always: true },
+    Counted { kind: Kind::Silent, name: "handshake-silent", code: "", link: "", always: true },
+    Counted { kind: Kind::OtherHandshake, name: "handshake-other", code: "", link: "", always: true },
+];
+
+/// Renders the number and share of each kind of event.
+fn numbers(t: Texts, total: &Sample, rows: &[Counted]) -> Markup {
+    let sum: u64 = rows.iter().map(|row| total.of_kind(row.kind)).sum();
+    let shown = rows.iter().map(|row| (row, total.of_kind(row.kind)));
     html! {
         table.numbers {
             thead { tr {
@@ -342,9 +390,12 @@ fn handshakes(t: Texts, total: &Sample) -> Markup {
                 th scope="col" { (t.say("results-share")) }
             } }
             tbody {
-                @for (kind, name) in rows {
-                    @let count = total.of_kind(kind);
-                    tr { th scope="row" { (t.say(name)) } td { (grouped(count)) } td { (share(count, sum)) } }
+                @for (row, count) in shown.filter(|(row, count)| row.always || *count > 0) {
+                    tr {
+                        th scope="row" { (t.say(row.name)) @if !row.code.is_empty() { " " span.hint { (row.code) } } }
+                        td { @if row.link.is_empty() || count == 0 { (grouped(count)) } @else { a href=(row.link) { (grouped(count)) } } }
+                        td { (share(count, sum)) }
+                    }
                 }
             }
         }
