@@ -38,3 +38,4 @@ pub mod store;
 pub mod table_file;
 #[cfg(all(test, feature = "simulation"))]
 mod testing;
+pub mod unix_time;

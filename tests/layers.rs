@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 30] = [
+const MAY_USE: [(&str, &[&str]); 31] = [
     (
         "cli",
         &[
@@ -107,9 +107,9 @@ const MAY_USE: [(&str, &[&str]); 30] = [
     ("table_file", &["device", "psk", "store"]),
     ("policy", &["psk", "store"]),
     ("psk", &["device", "store"]),
-    ("store", &["device", "histogram", "new_file", "random", "seal"]),
+    ("store", &["device", "histogram", "new_file", "random", "seal", "unix_time"]),
     ("simulated_device", &["device", "iot_platform"]),
-    ("iot_platform", &["device"]),
+    ("iot_platform", &["device", "unix_time"]),
     ("password", &["device"]),
     ("new_file", &["random"]),
     ("seal", &["device"]),
@@ -123,6 +123,7 @@ const MAY_USE: [(&str, &[&str]); 30] = [
     ("notify", &[]),
     ("operators", &[]),
     ("random", &[]),
+    ("unix_time", &[]),
     ("lib", &[]),
     ("main", &[]),
     ("tests", &[]),

@@ -7,12 +7,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::SystemTime,
 };
 
 use super::{
     Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
 };
+use crate::unix_time::{UnixSeconds, unix_now};
 
 /// Maximum number of pairs of an action and a product whose failed calls are recorded.
 const MOST: usize = 256;
@@ -25,9 +25,9 @@ pub struct Trouble {
     /// The product.
     pub product_key: String,
     /// Time of the first failed call.
-    pub since: i64,
+    pub since: UnixSeconds,
     /// Time of the last failed call.
-    pub last: i64,
+    pub last: UnixSeconds,
     /// Number of failed calls.
     pub calls: u64,
     /// The last error.
@@ -82,7 +82,7 @@ impl Calls {
     }
 
     /// Returns the time of the last call that worked; `None` if no call has worked since the start.
-    pub fn last_worked(&self) -> Option<i64> {
+    pub fn last_worked(&self) -> Option<UnixSeconds> {
         Some(self.last_worked.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
@@ -90,7 +90,7 @@ impl Calls {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note<T>(&self, now: i64, action: Action, product_key: &str, outcome: &Result<T, ApiError>) {
+    fn note<T>(&self, now: UnixSeconds, action: Action, product_key: &str, outcome: &Result<T, ApiError>) {
         let counters = &self.counters[action as usize];
         let error = match outcome {
             Err(error) if !is_about_the_device(error.class) => error,
@@ -133,11 +133,6 @@ fn is_about_the_device(class: ErrorClass) -> bool {
     }
 }
 
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().cast_signed()
-}
-
 /// Forwards calls to IoT Platform, and records their results.
 pub struct Recorded {
     inner: Arc<dyn IotPlatform>,
@@ -158,7 +153,7 @@ impl Recorded {
     ) -> ApiFuture<'a, T> {
         Box::pin(async move {
             let outcome = call.await;
-            self.calls.note(now(), action, product_key, &outcome);
+            self.calls.note(unix_now(), action, product_key, &outcome);
             outcome
         })
     }

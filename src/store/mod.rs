@@ -36,7 +36,6 @@ use std::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 pub use self::{
@@ -54,14 +53,12 @@ use self::{
     sqlite::Sqlite,
     turn::Turns,
 };
+pub use crate::unix_time::{UnixSeconds, unix_now};
 use crate::{
     device::{Certificate, DeviceId, Secret},
     histogram::Histogram,
     seal::Keyring,
 };
-
-/// Seconds since 1970-01-01T00:00:00Z.
-pub type UnixSeconds = i64;
 
 /// Answer of a store. If the answer is available at once, the future is ready at its first
 /// poll, so that a hot path needs no task.
@@ -275,13 +272,6 @@ pub struct RegisteredDevice {
     pub iot_id: Option<String>,
     /// Time of the registration.
     pub registered: UnixSeconds,
-}
-
-/// Returns the system clock's time in seconds since 1970; 0 if the clock is set to an earlier
-/// time.
-pub fn unix_now() -> UnixSeconds {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Clock of one handle of a store: the system's clock plus a correction, which the registrar sets
