@@ -100,7 +100,7 @@ const MAY_USE: [(&str, &[&str]); 31] = [
             "store",
         ],
     ),
-    ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit"]),
+    ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "unix_time"]),
     ("provision", &["device", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),

@@ -3,14 +3,19 @@
 //! one another. The memory is bounded: when a part is full, its oldest failures are forgotten.
 
 use std::{
-    collections::HashMap,
+    hash::RandomState,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
 };
 
+use hashbrown::{Equivalent, HashMap};
 use thread_local::ThreadLocal;
 
-use crate::{device::DeviceId, psk::Principal, rate_limit::Origin};
+use crate::{
+    device::DeviceId,
+    psk::Principal,
+    rate_limit::Origin,
+    unix_time::{UnixSeconds, unix_now},
+};
 
 /// Maximum number of failures that each thread remembers, each for one device and reason.
 const MOST: usize = 4096;
@@ -80,9 +85,9 @@ pub struct Failure {
     /// Message of IoT Platform for [`Reason::Operator`]; otherwise empty.
     pub message: String,
     /// Time of the first remembered request.
-    pub first: i64,
+    pub first: UnixSeconds,
     /// Time of the last request.
-    pub last: i64,
+    pub last: UnixSeconds,
     /// Number of requests.
     pub count: u64,
 }
@@ -90,17 +95,27 @@ pub struct Failure {
 /// Numbers of requests that were not served since the start, in the order of [`Reason::ALL`].
 pub type Counts = [u64; Reason::ALL.len()];
 
+/// Key of a failure in a [`Part`], borrowed for a lookup. Has the same hash as the pair.
+#[derive(Hash)]
+struct Key<'k>(&'k DeviceId, Reason);
+
+impl Equivalent<(DeviceId, Reason)> for Key<'_> {
+    fn equivalent(&self, (device, reason): &(DeviceId, Reason)) -> bool {
+        (self.0, self.1) == (device, *reason)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Part {
     counts: Counts,
-    failures: HashMap<(DeviceId, Reason), Failure>,
+    failures: HashMap<(DeviceId, Reason), Failure, RandomState>,
     forgotten: u64,
 }
 
 impl Part {
     /// Forgets the older half of the failures.
     fn make_room(&mut self) {
-        let mut times: Vec<i64> = self.failures.values().map(|failure| failure.last).collect();
+        let mut times: Vec<UnixSeconds> = self.failures.values().map(|failure| failure.last).collect();
         let half = times.len() / 2;
         let (_, median, _) = times.select_nth_unstable(half);
         let (median, mut surplus) = (*median, half);
@@ -130,12 +145,12 @@ impl Failures {
         origin: Origin,
         message: &str,
     ) {
-        self.note_at(now(), reason, device, &principal.enrollment.name, origin, message);
+        self.note_at(unix_now(), reason, device, &principal.enrollment.name, origin, message);
     }
 
     fn note_at(
         &self,
-        now: i64,
+        now: UnixSeconds,
         reason: Reason,
         device: &DeviceId,
         enrollment: &str,
@@ -145,7 +160,7 @@ impl Failures {
         let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
         part.counts[reason as usize] += 1;
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
-        if let Some(known) = part.failures.get_mut(&(device.clone(), reason)) {
+        if let Some(known) = part.failures.get_mut(&Key(device, reason)) {
             // The clock may have been set back, and threads that come one after another share a part.
             (known.first, known.last) = (known.first.min(now), known.last.max(now));
             known.origin = origin;
@@ -186,8 +201,8 @@ impl Failures {
 
     /// Returns the failures since `from`, the latest first, and whether any failures were forgotten
     /// for lack of room. The failures of a device that several threads have seen are added up.
-    pub fn since(&self, from: i64) -> (Vec<Failure>, bool) {
-        let (mut all, mut forgotten) = (HashMap::<_, Failure>::new(), false);
+    pub fn since(&self, from: UnixSeconds) -> (Vec<Failure>, bool) {
+        let (mut all, mut forgotten) = (HashMap::<_, Failure, RandomState>::default(), false);
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
             forgotten |= part.forgotten > 0;
@@ -205,7 +220,7 @@ impl Failures {
 
     /// Returns the last remembered failure of a device.
     pub fn last_of(&self, device: &DeviceId) -> Option<Failure> {
-        let keys = Reason::ALL.map(|reason| (device.clone(), reason));
+        let keys = Reason::ALL.map(|reason| Key(device, reason));
         let mut last: Option<Failure> = None;
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,11 +242,6 @@ impl Failure {
         }
         (self.first, self.count) = (first, count);
     }
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().cast_signed()
 }
 
 #[cfg(test)]
