@@ -180,11 +180,7 @@ impl Errors {
 
     fn write(&mut self, name: &Path, error: &LineError) -> io::Result<()> {
         self.count += 1;
-        // The name of the bad line's file is also marked, because a spreadsheet would run a name
-        // such as `=cmd.csv` as a formula.
-        let name = table_file::for_spreadsheet(&name.to_string_lossy()).into_owned();
-        let record = [&*name, &*error.line.to_string(), error.column.unwrap_or_default(), &*error.reason];
-        Ok(self.writer.write_record(record)?)
+        Ok(self.writer.write_record(error.record(name))?)
     }
 
     /// Gives the file its final name, and mentions the name in the failure that the bad lines

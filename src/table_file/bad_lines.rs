@@ -1,9 +1,12 @@
 //! Errors in the lines of a table file, grouped by kind, so that a message lists only a few of a
 //! million errors of one kind. This module performs no I/O.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
-use super::values;
+use super::{export, values};
 
 /// Maximum number of bad lines of one kind that are listed.
 const LISTED: u64 = 20;
@@ -20,6 +23,15 @@ pub struct LineError {
     pub column: Option<&'static str>,
     /// Sentence that says what is wrong and what is expected.
     pub reason: String,
+}
+
+impl LineError {
+    /// Returns the error as a record of a CSV file: file, line, column and reason. The name of the
+    /// file is also marked, because a spreadsheet would run a name such as `=cmd.csv` as a formula.
+    pub fn record(&self, file: &Path) -> [String; 4] {
+        let name = export::for_spreadsheet(&file.to_string_lossy()).into_owned();
+        [name, self.line.to_string(), self.column.unwrap_or_default().to_owned(), self.reason.clone()]
+    }
 }
 
 impl fmt::Display for LineError {

@@ -92,7 +92,7 @@ pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result
 }
 
 /// Marks a cell if a spreadsheet would interpret it as a formula.
-pub fn for_spreadsheet(cell: &str) -> Cow<'_, str> {
+pub(super) fn for_spreadsheet(cell: &str) -> Cow<'_, str> {
     if needs_mark(cell) { Cow::Owned(format!("{MARK}{cell}")) } else { Cow::Borrowed(cell) }
 }
 

@@ -20,7 +20,7 @@ use std::{fmt, io, path::PathBuf};
 
 pub use self::{
     bad_lines::{BadFile, BadLines, LineError},
-    export::{ExportError, Form, TABLESTORE_COLUMNS, export_as, export_file, for_spreadsheet},
+    export::{ExportError, Form, TABLESTORE_COLUMNS, export_as, export_file},
     import::{Feedback, Import, Imported, Pair, Summary, device_ids, import, import_file},
     rows::{ReadError, Rows, SeenRows, read},
     source::{Input, Source},

@@ -42,7 +42,7 @@ impl fmt::Debug for Upload {
 }
 
 /// The bad lines of a file as CSV, up to a maximum size.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct ErrorList {
     csv: String,
     left_out: u64,
@@ -58,10 +58,9 @@ impl ErrorList {
             self.left_out += 1;
             return;
         }
-        let (line, column) = (error.line.to_string(), error.column.unwrap_or_default());
         let mut writer = csv::Writer::from_writer(Vec::new());
         // Writing to memory cannot fail.
-        let _ = writer.write_record([&*file.to_string_lossy(), &line, column, &error.reason]);
+        let _ = writer.write_record(error.record(file));
         let row = writer.into_inner().unwrap_or_default();
         self.csv.push_str(&String::from_utf8_lossy(&row));
     }
@@ -130,7 +129,8 @@ impl<T> Shelf<T> {
 /// are being received.
 pub(super) struct Uploads {
     previewed: Shelf<Upload>,
-    errors: Shelf<ErrorList>,
+    /// The lists of bad lines, as CSV.
+    errors: Shelf<String>,
     receiving: Semaphore,
 }
 
@@ -163,12 +163,12 @@ impl Uploads {
 
     /// Keeps the bad lines of a file.
     pub(super) fn keep_errors(&self, token: String, owner: SessionKey, errors: ErrorList) {
-        self.errors.keep(Instant::now(), token, owner, errors);
+        self.errors.keep(Instant::now(), token, owner, errors.into_csv());
     }
 
     /// Returns the bad lines of a file as CSV to its uploader.
     pub(super) fn errors(&self, token: &str, owner: &SessionKey) -> Option<String> {
-        self.errors.with(Instant::now(), token, owner, |errors| errors.clone().into_csv())
+        self.errors.with(Instant::now(), token, owner, String::clone)
     }
 }
 
@@ -213,5 +213,9 @@ mod tests {
             &csv[..80]
         );
         assert!(csv.ends_with("more lines are left out here\n"));
+        // A spreadsheet takes no name for a formula.
+        let mut list = ErrorList::default();
+        list.add(Path::new("=cmd|calc!A0.csv"), &error);
+        assert!(list.into_csv().contains("\n'=cmd"));
     }
 }
