@@ -1,17 +1,14 @@
 //! Tests the console in a real browser. The looks differ in scripts (enabled or not), width of the
 //! screen, and colours. The console is used with the mouse, and with the keyboard alone.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use crate::{
     alone,
     support::{
         MASTER, Process, Site, coapsload,
         console::{PASSWORD, admin, free_address},
-        webdriver::{Browser, ENTER, TAB, keep_for_documents},
+        webdriver::{Browser, ENTER, TAB, axe, keep_for_documents, pictures},
     },
 };
 use serde_json::json;
@@ -163,12 +160,7 @@ fn load(server: &Process, devices: u32) {
 #[test]
 fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     let _alone = alone();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let axe = root.join("build/axe-core/node_modules/axe-core/axe.min.js");
-    let axe = fs::read_to_string(&axe)
-        .unwrap_or_else(|error| panic!("{}: {error}: run `make clients`", axe.display()));
-    let pictures = root.join("target/screenshots");
-    fs::create_dir_all(&pictures).expect("a folder");
+    let (axe, pictures) = (axe(), pictures());
 
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--latency", "5ms"]);
@@ -198,9 +190,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     // If scripts are enabled, the overview refreshes itself.
     browser.show(1100, 800, false, true);
     browser.open(&format!("http://{address}/"));
-    browser.find("#name").write("guest");
-    browser.find("#password").write(PASSWORD);
-    browser.press(&[ENTER]);
+    browser.sign_in("guest");
     browser.find("#live");
     let served = || browser.run("return document.querySelector('.key.served b').innerText", &json!([]));
     let before = served();

@@ -20,7 +20,7 @@ use crate::{
         CERTDIST,
         console::PASSWORD,
         document::{Typed, agree, blocks, typed},
-        webdriver::{Browser, ENTER, keep_for_documents},
+        webdriver::{Browser, ENTER, keep_for_documents, pictures},
     },
 };
 use nix::sched::{CloneFlags, setns};
@@ -195,9 +195,7 @@ fn five_steps() {
     let url = "http://127.0.0.1:9684/";
     assert!(provision.text.contains(url) && provision.text.contains("`lead`"));
     browser.open(url);
-    browser.find("#name").write("lead");
-    browser.find("#password").write(PASSWORD);
-    browser.press(&[ENTER]);
+    browser.sign_in("lead");
     browser.wait_for("Served");
     browser.find("nav a[href='/devices']").click();
     browser.find("#q").write("PLUG");
@@ -224,8 +222,7 @@ fn five_steps() {
     }
     browser.wait_for("An operator has disabled this device");
     browser.wait_for("disabled · by console:lead");
-    let picture = root.join("target/screenshots/refused-wide-light.png");
-    fs::create_dir_all(picture.parent().expect("a folder")).expect("a folder");
+    let picture = pictures().join("refused-wide-light.png");
     browser.picture(&picture);
     keep_for_documents(&picture);
     newcomer.follow(disable);

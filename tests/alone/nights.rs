@@ -3,9 +3,7 @@
 //! devices concerned and the remedy. Screenshots in three languages are in `target/screenshots`.
 
 use std::{
-    fs,
     net::SocketAddr,
-    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -16,9 +14,9 @@ use crate::{
     alone,
     support::{
         Process, SHARED_IDENTITY, SHARED_KEY, Site,
-        console::{PASSWORD, VIEWER_TOKEN, admin, free_address},
+        console::{VIEWER_TOKEN, admin, free_address},
         http, stderr, stdout,
-        webdriver::{Browser, ENTER, keep_for_documents},
+        webdriver::{Browser, axe, keep_for_documents, pictures},
     },
 };
 
@@ -124,27 +122,20 @@ struct Eyes {
 
 impl Eyes {
     fn open() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let axe = root.join("build/axe-core/node_modules/axe-core/axe.min.js");
-        let axe = fs::read_to_string(&axe)
-            .unwrap_or_else(|error| panic!("{}: {error}: run `make clients`", axe.display()));
-        fs::create_dir_all(root.join("target/screenshots")).expect("a folder");
-        Self { browser: Browser::start(), axe }
+        Self { browser: Browser::start(), axe: axe() }
     }
 
     fn sign_in(&self, night: &Night, name: &str) {
         self.browser.show(1100, 800, false, true);
         self.browser.open(&format!("http://{}/", night.console));
-        self.browser.find("#name").write(name);
-        self.browser.find("#password").write(PASSWORD);
-        self.browser.press(&[ENTER]);
+        self.browser.sign_in(name);
         self.browser.find("#live");
     }
 
     /// Looks at a page in each language, and checks that axe finds nothing wrong. The English page
     /// must contain `words`, and the others must not be in English.
     fn look(&self, night: &Night, name: &str, path: &str, words: &[&str]) {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots");
+        let pictures = pictures();
         for language in ["ja", "zh-CN", "en"] {
             let back = path.replace('/', "%2F").replace('?', "%3F").replace('=', "%3D").replace('&', "%26");
             self.browser.open(&format!("http://{}/language?to={language}&back={back}", night.console));
@@ -155,7 +146,7 @@ impl Eyes {
             }
             let found = self.browser.violations(&self.axe);
             assert!(found.is_empty(), "{name}, {language}: {found:#?}");
-            let picture = root.join(format!("night-{name}-{language}.png"));
+            let picture = pictures.join(format!("night-{name}-{language}.png"));
             self.browser.picture(&picture);
             if name == "cloud-down" {
                 keep_for_documents(&picture);
@@ -310,9 +301,7 @@ fn the_server_was_restarted_and_the_session_is_over() {
     eyes.wait_for("The session has ended. The numbers below are old.");
     eyes.browser.find("#live.old");
     eyes.browser.find("#stale a").click();
-    eyes.browser.find("#name").write("lead");
-    eyes.browser.find("#password").write(PASSWORD);
-    eyes.browser.press(&[ENTER]);
+    eyes.browser.sign_in("lead");
     eyes.browser.find("#live:not(.old)");
     // A form that is sent afterwards changes nothing, and leads back.
     eyes.browser.open(&format!("http://{}/device?id=LAMP-1", night.console));
@@ -321,9 +310,7 @@ fn the_server_was_restarted_and_the_session_is_over() {
     eyes.browser.find("form[action='/device/disable'] button").click();
     eyes.wait_for("nothing was changed");
     eyes.browser.find("main a.button").click();
-    eyes.browser.find("#name").write("lead");
-    eyes.browser.find("#password").write(PASSWORD);
-    eyes.browser.press(&[ENTER]);
+    eyes.browser.sign_in("lead");
     eyes.wait_for("LAMP-1");
     eyes.browser.find("form[action='/device/disable'] button");
     // The server goes away.

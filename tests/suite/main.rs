@@ -11,6 +11,7 @@ mod conformance;
 mod console;
 mod console_devices;
 mod console_import;
+mod console_sign_in;
 mod exporting;
 mod factory_files;
 mod importing;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::http;
+use super::{console::PASSWORD, http};
 
 /// Key under which WebDriver returns an element's ID.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -38,6 +38,20 @@ pub fn keep_for_documents(picture: &Path) {
         let shown = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots");
         fs::copy(picture, shown.join(picture.file_name().expect("a name"))).expect("it can be written");
     }
+}
+
+/// Returns the script of axe-core, which [`Browser::violations`] runs.
+pub fn axe() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/axe-core/node_modules/axe-core/axe.min.js");
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}: run `make clients`", path.display()))
+}
+
+/// Returns the folder for screenshots, which it creates.
+pub fn pictures() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots");
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
 }
 
 /// An element of the page.
@@ -127,6 +141,13 @@ impl Browser {
     /// Opens a page.
     pub fn open(&self, url: &str) {
         self.command("POST", "/url", &json!({ "url": url })).expect("it opens");
+    }
+
+    /// Signs in on the current page, as this user of the console's tests.
+    pub fn sign_in(&self, name: &str) {
+        self.find("#name").write(name);
+        self.find("#password").write(PASSWORD);
+        self.press(&[ENTER]);
     }
 
     /// Finds an element by its selector. Waits for the element, because the page may still be

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// What is known about a device.
+/// Facts about a device, from the table, the audit log and the registrar.
 pub(super) struct Known<'k> {
     pub(super) row: &'k DeviceRow,
     /// The device's enrollment in the configuration.

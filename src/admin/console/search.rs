@@ -16,7 +16,7 @@ const MAC: usize = 12;
 /// Words that precede the ID on labels, in lower case.
 const WORDS: [&str; 8] = ["sn", "s/n", "mac", "id", "device", "deviceid", "序列号", "设备"];
 
-/// What an operator looks for.
+/// Devices that an operator looks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// The operator looks for no particular device.
