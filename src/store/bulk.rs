@@ -5,7 +5,7 @@ use std::{collections::HashSet, ops::ControlFlow, path::Path, time::Duration};
 use super::{
     Actor, DeviceRow, StoreError,
     backup::Contents,
-    filter::{Cursor, Filter, Found, Held, Tally},
+    filter::{Cursor, Filter, Found, Held, Listed, Tally},
     undo::{ImportId, ImportRecord, Undo, UndoError, Undone},
 };
 use crate::{
@@ -91,6 +91,12 @@ pub trait Bulk: Send + Sync {
     /// refuses, by enrollment and reason. Returns up to `limit` groups of each kind, the largest
     /// first.
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError>;
+
+    /// Returns those of these devices that are in the table, in the order of `ids`. Opens no secret.
+    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError>;
+
+    /// Returns the products of the devices in the table, in order.
+    fn products(&self) -> Result<Vec<String>, StoreError>;
 
     /// Copies one state of the store into a new file (mode 0600), verifies the copy, and then gives
     /// it its final name. `progress` receives the size of the copied part and the total size. The

@@ -19,7 +19,7 @@ use super::{
     audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
-    filter::{self, Cursor, Found, Held, Tally},
+    filter::{self, Cursor, Found, Held, Listed, Tally},
     lease::Leases,
     turn::{Turn, Turns},
     undo::{ImportRecord, Undo, UndoError, Undone},
@@ -552,6 +552,14 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
         self.inner.held(limit)
+    }
+
+    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
+        self.inner.listed(ids)
+    }
+
+    fn products(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.products()
     }
 
     fn back_up(

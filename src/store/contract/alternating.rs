@@ -203,6 +203,14 @@ impl<S: Bulk> Bulk for Alternating<S> {
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
         self.next().held(limit)
     }
+
+    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<filter::Listed>, StoreError> {
+        self.next().listed(ids)
+    }
+
+    fn products(&self) -> Result<Vec<String>, StoreError> {
+        self.next().products()
+    }
 }
 
 impl<S: StoredSecrets> StoredSecrets for Alternating<S> {

@@ -1,4 +1,4 @@
-//! Contract of [`Bulk::find`], [`Bulk::tally`] and [`Bulk::held`].
+//! Contract of the methods of [`Bulk`] that find and count devices.
 
 use std::time::Duration;
 
@@ -154,7 +154,39 @@ fn devices_that_wait_or_are_refused_are_counted_by_reason(store: &(impl Store + 
     assert_eq!(store.held(1).unwrap(), all[..2]);
 }
 
+/// `listed` returns the devices of a list that are in the table, in the order of the list.
+fn the_devices_of_a_list_are_returned_in_its_order(store: &(impl Store + Bulk)) {
+    of_all_states(store);
+    let asked = ["E-activated", "absent", "B-waiting", "F-refused"].map(id);
+    let listed = store.listed(&asked).unwrap();
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|one| (one.id.as_str(), one.is_registered, one.is_claimed, one.refusal.as_deref()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("E-activated", true, false, None),
+            ("B-waiting", false, true, None),
+            ("F-refused", false, false, Some("odd"))
+        ]
+    );
+    assert!(listed[0].first_issued.is_some());
+    assert_eq!(store.listed(&[]).unwrap(), []);
+}
+
+/// `products` returns the product of each device once.
+fn each_product_is_returned_once(store: &(impl Store + Bulk)) {
+    assert_eq!(store.products().unwrap(), [""; 0]);
+    of_all_states(store);
+    assert_eq!(store.products().unwrap(), ["a1lamp", "a1plug"]);
+    now(store.delete(&id("J-plug"), &by())).unwrap();
+    assert_eq!(store.products().unwrap(), ["a1lamp"]);
+}
+
 contract! {
+    the_devices_of_a_list_are_returned_in_its_order
+    each_product_is_returned_once
     a_search_finds_the_devices_that_the_filter_admits
     a_search_goes_forward_and_backward_in_pages
     devices_that_wait_or_are_refused_are_counted_by_reason

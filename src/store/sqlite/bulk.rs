@@ -23,7 +23,7 @@ use crate::{
         SameSecret, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         backup::Contents,
-        filter::{Cursor, Filter, Found, Held, Tally},
+        filter::{Cursor, Filter, Found, Held, Listed, Tally},
         merge::{self, Change, Columns, Merged},
         undo::{ImportId, ImportRecord, KeyChange, Undo, UndoError, Undone},
     },
@@ -138,6 +138,14 @@ impl Bulk for Sqlite {
 
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
         self.query(|connection| find::held(connection, limit))
+    }
+
+    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
+        self.query(|connection| find::listed(connection, ids))
+    }
+
+    fn products(&self) -> Result<Vec<String>, StoreError> {
+        self.query(find::products)
     }
 
     fn back_up(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {

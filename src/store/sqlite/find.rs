@@ -228,6 +228,31 @@ pub(super) fn held(connection: &Connection, limit: usize) -> rusqlite::Result<Ve
     Ok(all)
 }
 
+/// Implements [`Bulk::listed`](crate::store::Bulk::listed).
+pub(super) fn listed(connection: &Connection, ids: &[DeviceId]) -> rusqlite::Result<Vec<Listed>> {
+    let mut claimed = claims(connection)?;
+    let sql = format!("SELECT {COLUMNS} FROM device_table d WHERE d.deviceId = ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut devices = Vec::new();
+    for wanted in ids {
+        let mut rows = statement.query([wanted.as_str()])?;
+        if let Some(row) = rows.next()? {
+            let seen = seen(row)?;
+            devices.push(Listed::new(id(row, 0)?, &seen, is_claimed(&mut claimed, seen.id)?));
+        }
+    }
+    Ok(devices)
+}
+
+/// Implements [`Bulk::products`](crate::store::Bulk::products).
+pub(super) fn products(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    // The index on the names begins with the product, so the query searches it once for each product.
+    const SQL: &str = "WITH RECURSIVE product(key) AS (SELECT min(productKey) FROM device_table \
+                       UNION ALL SELECT (SELECT min(productKey) FROM device_table WHERE productKey > key) \
+                       FROM product WHERE key IS NOT NULL) SELECT key FROM product WHERE key IS NOT NULL";
+    connection.prepare_cached(SQL)?.query_map([], |row| row.get(0))?.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! Imports, exports and counts of the store in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     convert::identity,
     time::Duration,
 };
@@ -312,6 +312,19 @@ impl Bulk for Memory {
     fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError> {
         let found = self.find(filter, &Cursor::First, usize::MAX - 1, time)?;
         Ok(Tally { devices: found.devices.len() as u64, is_complete: true })
+    }
+
+    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
+        let tables = self.tables();
+        let listed =
+            |row: &DeviceRow| Listed::new(row.id.clone(), &row.seen(), tables.journal.is_claimed(&row.id));
+        Ok(ids.iter().filter_map(|id| tables.devices.get(id)).map(listed).collect())
+    }
+
+    fn products(&self) -> Result<Vec<String>, StoreError> {
+        let tables = self.tables();
+        let products: BTreeSet<&String> = tables.devices.values().map(|row| &row.product_key).collect();
+        Ok(products.into_iter().cloned().collect())
     }
 
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
