@@ -17,7 +17,8 @@ use crate::unix_time::{UnixSeconds, unix_now};
 /// Maximum number of pairs of an action and a product whose failed calls are recorded.
 const MOST: usize = 256;
 
-/// Calls of one action for one product that have failed since the last such call that worked.
+/// Failed calls of one action for one product. Trouble ends with the next call that shows that its
+/// cause is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// The action.
@@ -32,6 +33,65 @@ pub struct Trouble {
     pub calls: u64,
     /// The last error.
     pub error: ApiError,
+}
+
+/// Calls that fail for the same cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All calls: the network, IoT Platform itself, or the account and its access key.
+    All,
+    /// The calls of one action, for all products.
+    Action,
+    /// All calls for one product.
+    Product,
+    /// The calls of one action for one product.
+    Both,
+}
+
+impl Extent {
+    fn of(error: &ApiError) -> Self {
+        let code = error.code.as_str();
+        match error.class {
+            ErrorClass::Operator if code.starts_with("iot.prod.") => Self::Product,
+            ErrorClass::Operator if code == "iot.device.DeviceCountExceeded" => Self::Both,
+            ErrorClass::Operator => match code {
+                "Certificate"
+                | "Credentials"
+                | "SignatureDoesNotMatch"
+                | "iot.common.InvalidTenant"
+                | "iot.system.UidNotFound"
+                | "iot.system.InstanceNotFound"
+                | "iot.Sre.IotInstanceNotFound" => Self::All,
+                _ if code.ends_with("BillIsOverDue") => Self::All,
+                _ if code.starts_with("InvalidAccessKeyId") => Self::All,
+                _ if code.starts_with("InvalidSecurityToken") => Self::All,
+                // The access key may lack the permission for this action only.
+                _ => Self::Action,
+            },
+            ErrorClass::TryAgain if matches!(code, "NoConnection" | "Connection" | "NotAnAnswer") => {
+                Self::All
+            }
+            ErrorClass::SignAgain => Self::All,
+            ErrorClass::TryAgain | ErrorClass::Throttled | ErrorClass::TimedOut => Self::Action,
+            ErrorClass::Unknown | ErrorClass::Exists | ErrorClass::NotFound | ErrorClass::Device => {
+                Self::Both
+            }
+        }
+    }
+}
+
+impl Trouble {
+    /// Returns whether a call of `action` for `product_key` that worked shows that the cause is gone.
+    fn ends_with(&self, action: Action, product_key: &str) -> bool {
+        let (same_action, same_product) = (self.action == action, self.product_key == product_key);
+        (same_action && same_product)
+            || match Extent::of(&self.error) {
+                Extent::All => true,
+                Extent::Action => same_action,
+                Extent::Product => same_product,
+                Extent::Both => false,
+            }
+    }
 }
 
 /// Numbers of an action's calls since the start, by result.
@@ -60,6 +120,26 @@ pub struct Calls {
     /// Time of the last call that worked, or 0 if there was none.
     last_worked: AtomicI64,
     troubles: Mutex<HashMap<(Action, String), Trouble>>,
+    /// Start time of each call that has not ended, by its number.
+    open: Mutex<HashMap<u64, UnixSeconds>>,
+    /// Number of the last call.
+    last_call: AtomicU64,
+}
+
+/// A call that has not ended. Dropping it ends the call.
+struct Open<'c> {
+    calls: &'c Calls,
+    number: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        lock(&self.calls.open).remove(&self.number);
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Calls {
@@ -74,9 +154,20 @@ impl Calls {
         }
     }
 
-    /// Returns the actions and products whose last call failed, in order of action and product.
+    /// Returns the start time of the oldest call that has not ended.
+    pub fn unanswered_since(&self) -> Option<UnixSeconds> {
+        lock(&self.open).values().min().copied()
+    }
+
+    fn open(&self, now: UnixSeconds) -> Open<'_> {
+        let number = self.last_call.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(number, now);
+        Open { calls: self, number }
+    }
+
+    /// Returns the troubles that have not ended, in order of action and product.
     pub fn troubles(&self) -> Vec<Trouble> {
-        let mut all: Vec<Trouble> = self.lock().values().cloned().collect();
+        let mut all: Vec<Trouble> = lock(&self.troubles).values().cloned().collect();
         all.sort_unstable_by(|a, b| (a.action, &a.product_key).cmp(&(b.action, &b.product_key)));
         all
     }
@@ -86,10 +177,6 @@ impl Calls {
         Some(self.last_worked.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Action, String), Trouble>> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn note<T>(&self, now: UnixSeconds, action: Action, product_key: &str, outcome: &Result<T, ApiError>) {
         let counters = &self.counters[action as usize];
         let error = match outcome {
@@ -97,25 +184,36 @@ impl Calls {
             _ => {
                 counters.worked.fetch_add(1, Ordering::Relaxed);
                 self.last_worked.store(now, Ordering::Relaxed);
-                let mut troubles = self.lock();
-                if !troubles.is_empty() {
-                    troubles.remove(&(action, product_key.to_owned()));
-                }
+                lock(&self.troubles).retain(|_, trouble| !trouble.ends_with(action, product_key));
                 return;
             }
         };
         let counter =
             if error.class == ErrorClass::TimedOut { &counters.timed_out } else { &counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);
-        let mut troubles = self.lock();
+        let mut troubles = lock(&self.troubles);
+        let extent = Extent::of(error);
+        if error.class == ErrorClass::Operator && extent != Extent::All {
+            // IoT Platform has accepted the signature before it refused the action or the product.
+            troubles.retain(|_, trouble| Extent::of(&trouble.error) != Extent::All);
+        }
         let key = (action, product_key.to_owned());
-        if let Some(known) = troubles.get_mut(&key) {
-            known.last = now;
-            known.calls += 1;
-            known.error = error.clone();
-        } else if troubles.len() < MOST {
-            let (product_key, error) = (product_key.to_owned(), error.clone());
-            troubles.insert(key, Trouble { action, product_key, since: now, last: now, calls: 1, error });
+        let is_same = |known: &Trouble| {
+            (known.error.class == ErrorClass::Operator) == (error.class == ErrorClass::Operator)
+        };
+        let is_full = troubles.len() >= MOST;
+        match troubles.get_mut(&key) {
+            Some(known) if is_same(known) => {
+                known.last = now;
+                known.calls += 1;
+                known.error = error.clone();
+            }
+            None if is_full => {}
+            _ => {
+                let (product_key, error) = (product_key.to_owned(), error.clone());
+                let trouble = Trouble { action, product_key, since: now, last: now, calls: 1, error };
+                troubles.insert(key, trouble);
+            }
         }
     }
 }
@@ -152,7 +250,9 @@ impl Recorded {
         call: ApiFuture<'a, T>,
     ) -> ApiFuture<'a, T> {
         Box::pin(async move {
+            let open = self.calls.open(unix_now());
             let outcome = call.await;
+            drop(open);
             self.calls.note(unix_now(), action, product_key, &outcome);
             outcome
         })
@@ -249,9 +349,9 @@ mod tests {
         };
         note(10, "a1", &Ok(()));
         assert_eq!((calls.troubles(), calls.last_worked()), (Vec::new(), Some(10)));
+        note(15, "a2", &failed(ErrorClass::Operator, "iot.prod.NotExistedProduct"));
         note(20, "a1", &failed(ErrorClass::TimedOut, "Timeout"));
         note(30, "a1", &failed(ErrorClass::TryAgain, "NoConnection"));
-        note(31, "a2", &failed(ErrorClass::Operator, "iot.prod.NotExistedProduct"));
         let troubles = calls.troubles();
         let first = &troubles[0];
         assert_eq!((troubles.len(), first.since, first.last, first.calls), (2, 20, 30, 2));
@@ -262,6 +362,63 @@ mod tests {
         note(40, "a1", &failed(ErrorClass::Exists, "iot.device.AlreadyExistedDeviceName"));
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"], "the other product is still in trouble");
+    }
+
+    #[test]
+    fn a_call_that_works_ends_all_trouble_that_has_the_same_cause() {
+        let register = Action::RegisterDevice;
+        let query = Action::QueryDeviceDetail;
+        for (class, code, ends) in [
+            (ErrorClass::Operator, "SignatureDoesNotMatch", [true, true, true]),
+            (ErrorClass::Operator, "InvalidAccessKeyId.NotFound", [true, true, true]),
+            (ErrorClass::TryAgain, "NoConnection", [true, true, true]),
+            (ErrorClass::Operator, "Forbidden.RAM", [true, false, false]),
+            (ErrorClass::TimedOut, "Timeout", [true, false, false]),
+            (ErrorClass::Operator, "iot.prod.NotExistedProduct", [false, true, false]),
+            (ErrorClass::Operator, "iot.device.DeviceCountExceeded", [false, false, false]),
+            (ErrorClass::Unknown, "Strange", [false, false, false]),
+        ] {
+            for ((action, product), ends) in
+                [(register, "a2"), (query, "a1"), (query, "a2")].into_iter().zip(ends)
+            {
+                let calls = Calls::default();
+                calls.note(10, register, "a1", &failed(class, code));
+                calls.note(20, action, product, &Ok(()));
+                assert_eq!(calls.troubles().is_empty(), ends, "{code}, {action:?}, {product}");
+                calls.note(30, register, "a1", &Ok(()));
+                assert_eq!(calls.troubles(), [], "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_product_shows_that_the_access_key_is_right() {
+        let calls = Calls::default();
+        calls.note(10, Action::RegisterDevice, "a1", &failed(ErrorClass::Operator, "SignatureDoesNotMatch"));
+        calls.note(
+            20,
+            Action::RegisterDevice,
+            "a2",
+            &failed(ErrorClass::Operator, "iot.prod.NotExistedProduct"),
+        );
+        let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
+        assert_eq!(left, ["a2"]);
+        // The same call fails for another cause: this is another trouble, with a beginning of its own.
+        calls.note(30, Action::RegisterDevice, "a2", &failed(ErrorClass::TimedOut, "Timeout"));
+        assert_eq!((calls.troubles()[0].since, calls.troubles()[0].calls), (30, 1));
+    }
+
+    #[test]
+    fn the_oldest_call_without_an_answer_is_known() {
+        let calls = Calls::default();
+        assert_eq!(calls.unanswered_since(), None);
+        let first = calls.open(10);
+        let second = calls.open(20);
+        assert_eq!(calls.unanswered_since(), Some(10));
+        drop(first);
+        assert_eq!(calls.unanswered_since(), Some(20));
+        drop(second);
+        assert_eq!(calls.unanswered_since(), None);
     }
 
     #[test]

@@ -68,6 +68,13 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
+    /// Returns the host of the endpoint, with its port unless that is the usual one.
+    pub fn host(&self) -> String {
+        let Ok(url) = Url::parse(&self.endpoint) else { return String::new() };
+        let host = url.host_str().unwrap_or_default();
+        url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    }
+
     /// Makes a configuration with default timeouts, version 1 of the signature, no instance ID,
     /// and a clock offset of 0.
     pub fn new(
