@@ -98,7 +98,7 @@ impl App {
                     store: table.clone(),
                     started: unix_now(),
                     database: config.database.clone(),
-                    has_cloud: config.iot_platform.is_some(),
+                    cloud: config.iot_platform.as_ref().map(|cloud| cloud.client.host()),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use crate::store::{
     StoreError, Table, Totals, UnixSeconds,
     filter::{Filter, Held, State},
@@ -16,6 +18,11 @@ use crate::store::{
 const PAUSE: Duration = Duration::from_secs(10);
 /// Minimum pause between two counts, as a multiple of the time that the first of them took.
 const TIMES: u32 = 30;
+/// Maximum wait for a count in progress.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Age in seconds after which a count is not shown, because nobody has looked for long and the table
+/// may have changed.
+const STALE: i64 = 600;
 /// Maximum time for counting the devices in one of the rare states, which have an index.
 const RARE: Duration = Duration::from_secs(1);
 /// Maximum number of groups of refused devices.
@@ -36,6 +43,8 @@ pub(super) struct Census {
     pub(super) disabled_at_cloud: u64,
     /// Secrets that are stored in clear text.
     pub(super) unsealed: u64,
+    /// Products of the devices, in order.
+    pub(super) products: Vec<String>,
 }
 
 impl Census {
@@ -52,6 +61,7 @@ impl Census {
             deleted_at_cloud: rare(State::DeletedAtCloud)?,
             disabled_at_cloud: rare(State::DisabledAtCloud)?,
             unsealed: clear.map(|count| count.device_secrets + count.psks).sum(),
+            products: store.products()?,
         })
     }
 }
@@ -62,7 +72,8 @@ struct Last {
     result: Option<Result<Arc<Census>, StoreError>>,
     /// Time before which no other count begins.
     not_before: Option<Instant>,
-    is_counting: bool,
+    /// Set while the table is being counted. Its sender is dropped when the count ends.
+    counting: Option<watch::Receiver<()>>,
 }
 
 /// Counts the table on demand, unless the last count is recent.
@@ -70,23 +81,37 @@ struct Last {
 pub(super) struct Counter(Arc<Mutex<Last>>);
 
 impl Counter {
-    /// Returns the last count without waiting; `None` before the first count has ended. Begins
-    /// another count in the background unless the last one is recent.
-    pub(super) fn last(&self, store: &Arc<dyn Table>) -> Option<Result<Arc<Census>, StoreError>> {
+    /// Returns the last count; `None` if there is none yet, or if it is too old to be shown. Unless
+    /// the last count is recent, begins another one in the background, and waits a moment for its
+    /// end.
+    pub(super) async fn last(&self, store: &Arc<dyn Table>) -> Option<Result<Arc<Census>, StoreError>> {
+        if let Some(mut counting) = self.begin(store) {
+            // Both outcomes mean that the wait is over: the sender was dropped, or the count takes
+            // longer.
+            let _ = tokio::time::timeout(PATIENCE, counting.changed()).await;
+        }
+        let result = lock(&self.0).result.clone();
+        result.filter(|result| result.as_ref().map_or(true, |census| unix_now() - census.at <= STALE))
+    }
+
+    /// Begins a count if one is due. Returns the receiver of the count in progress, if there is one.
+    fn begin(&self, store: &Arc<dyn Table>) -> Option<watch::Receiver<()>> {
         let mut last = lock(&self.0);
-        if !last.is_counting && last.not_before.is_none_or(|time| Instant::now() >= time) {
-            last.is_counting = true;
+        if last.counting.is_none() && last.not_before.is_none_or(|time| Instant::now() >= time) {
+            let (sender, receiver) = watch::channel(());
+            last.counting = Some(receiver);
             let (store, shared) = (store.clone(), self.0.clone());
             tokio::task::spawn_blocking(move || {
                 let begun = Instant::now();
                 let result = Census::take(&*store).map(Arc::new);
                 let mut last = lock(&shared);
                 last.not_before = Some(Instant::now() + PAUSE.max(begun.elapsed() * TIMES));
-                last.is_counting = false;
+                last.counting = None;
                 last.result = Some(result);
+                drop(sender);
             });
         }
-        last.result.clone()
+        last.counting.clone()
     }
 }
 
@@ -103,21 +128,32 @@ mod tests {
         testing::store::{Memory, import},
     };
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_count_comes_from_the_background_and_is_used_for_a_while() {
+    fn with_devices(ids: &[&str]) -> (Memory, Arc<dyn Table>) {
         let memory = Memory::default();
-        import(&memory, [ImportRow::new(DeviceId::parse("SN-1").unwrap(), "lamp", "a1")]);
+        import(&memory, ids.iter().map(|id| ImportRow::new(DeviceId::parse(id).unwrap(), "lamp", "a1")));
         let store: Arc<dyn Table> = Arc::new(Sealed::new(memory.clone(), Default::default()));
+        (memory, store)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_count_is_used_for_a_while() {
+        let (memory, store) = with_devices(&["SN-1"]);
         let counter = Counter::default();
-        assert!(counter.last(&store).is_none(), "it does not wait");
-        let census = loop {
-            match counter.last(&store) {
-                Some(census) => break census.unwrap(),
-                None => tokio::task::yield_now().await,
-            }
-        };
+        let census = counter.last(&store).await.expect("it waits a moment").unwrap();
         assert_eq!((census.totals.len(), census.totals[0].devices), (1, 1));
+        assert_eq!(census.products, ["a1"]);
         import(&memory, [ImportRow::new(DeviceId::parse("SN-2").unwrap(), "lamp", "a1")]);
-        assert_eq!(counter.last(&store).unwrap().unwrap(), census, "it was counted just now");
+        assert_eq!(counter.last(&store).await.unwrap().unwrap(), census, "it was counted just now");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_old_count_is_renewed_before_it_is_shown() {
+        let (memory, store) = with_devices(&["SN-1"]);
+        let counter = Counter::default();
+        counter.last(&store).await.unwrap().unwrap();
+        import(&memory, [ImportRow::new(DeviceId::parse("SN-2").unwrap(), "lamp", "a1")]);
+        lock(&counter.0).not_before = None;
+        let census = counter.last(&store).await.unwrap().unwrap();
+        assert_eq!(census.totals[0].devices, 2);
     }
 }

@@ -77,8 +77,8 @@ pub struct Sources {
     pub started: UnixSeconds,
     /// Location of the device table, as the console shows it; without credentials.
     pub database: String,
-    /// Set if the configuration has an `[iot_platform]`.
-    pub has_cloud: bool,
+    /// Host of IoT Platform; `None` if the configuration has no `[iot_platform]`.
+    pub cloud: Option<String>,
 }
 
 /// State that all requests to the port share.
@@ -244,7 +244,7 @@ async fn guarded(mut response: Response) -> Response {
 /// Samples the counters for the console's chart.
 async fn sample(shared: Arc<Shared>) {
     // The first count begins now, so that the first overview has numbers to show.
-    shared.census.last(&shared.sources.store);
+    let _ = shared.census.last(&shared.sources.store).await;
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -119,7 +119,11 @@ impl Known<'_> {
                 ("other", other.into()),
                 ("own", (&row.enrollment).into()),
             ];
-            return advice(Tone::Bad, "advice-other-key", t.rich("advice-other-key-text", values));
+            let text = html! {
+                (t.rich("advice-other-key-text", values)) " "
+                a href="/import" { (t.say("absent-import")) }
+            };
+            return advice(Tone::Bad, "advice-other-key", text);
         }
         match verdict {
             Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
@@ -131,7 +135,8 @@ impl Known<'_> {
                 let text = t.rich("advice-stopped-text", [("reason", reason.into())]);
                 return advice(Tone::Warning, "advice-stopped", text);
             }
-            Verdict::Register if let Some(claim) = self.claim => {
+            // The answer that put the device off says more than that its registration has begun.
+            Verdict::Register if let Some(claim) = self.claim.filter(|_| self.put_off().is_none()) => {
                 let values = [("time", moment(claim.since).into())];
                 let (title, text) = match claim.owner {
                     Some(_) => ("advice-registering", t.rich("advice-registering-text", values)),
@@ -330,9 +335,8 @@ mod tests {
         Case { history, ..case(row()) }.is(Tone::Note, "advice-came");
     }
 
-    #[test]
-    fn a_request_that_was_put_off_is_said_until_a_later_answer() {
-        let failure = |reason| Failure {
+    fn failure(reason: Unserved) -> Failure {
+        Failure {
             device: row().id,
             reason,
             enrollment: "plug".into(),
@@ -341,7 +345,11 @@ mod tests {
             first: 150,
             last: 190,
             count: 3,
-        };
+        }
+    }
+
+    #[test]
+    fn a_request_that_was_put_off_is_said_until_a_later_answer() {
         let put_off = Case { failure: Some(failure(Unserved::TimedOut)), ..case(row()) };
         put_off.is(Tone::Warning, "advice-later");
         put_off.says("5.04");
@@ -387,6 +395,9 @@ mod tests {
         let entry = JournalEntry { device: row().id, product_key: "a1".into(), device_name: "SN-1".into() };
         let claim = ClaimView { entry, since: 150, owner: Some("x".into()), last_beat: None, batch: None };
         Case { claim: Some(claim.clone()), ..case(row()) }.is(Tone::Note, "advice-registering");
+        let put_off = Some(failure(Unserved::TimedOut));
+        let asked = Case { claim: Some(claim.clone()), failure: put_off, ..case(row()) };
+        asked.is(Tone::Warning, "advice-later");
         let left = ClaimView { owner: None, ..claim };
         Case { claim: Some(left), ..case(row()) }.is(Tone::Note, "advice-left");
     }

@@ -1,16 +1,24 @@
 //! Finds the concerns of which an operator should know, from recent events and from the counts of
 //! the table. Pure. The overview shows the concerns; their texts are in the catalogue.
 
+mod codes;
+mod subject;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::page::Tone;
+pub(super) use self::{
+    codes::{cause_of, remedy_of, title_of},
+    subject::Subject,
+};
+use super::{page::Tone, unserved::Unserved};
 use crate::{
     admin::{
         census::Census,
         ring::{Episode, Kind},
     },
+    device::DeviceId,
     iot_platform::{ErrorClass, calls::Trouble},
-    resource::failures::{Failure, Reason},
+    resource::failures::Reason,
     store::UnixSeconds,
 };
 
@@ -18,16 +26,32 @@ use crate::{
 /// IoT Platform accepts calls that are up to 15 minutes off.
 const CLOCK_TOLERANCE: i64 = 30;
 
-/// Number of successive calls that must fail before a failure that may end by itself is a concern.
+/// Number of successive calls that must fail before a failure that may end by itself is certain.
 const CALLS_IN_A_ROW: u64 = 3;
 
 /// Time in seconds for which failed calls remain a concern if no further call is made.
 const TROUBLE_COUNTS: i64 = 86_400;
 
-/// Time in seconds after which a device that was asked to retry later no longer counts as waiting.
+/// Time in seconds after which a call without an answer is a concern. Most answers take less than a
+/// second.
+const SLOW: i64 = 5;
+
+/// Time in seconds after which a device that was asked to retry later should have asked again, and
+/// after which a fault of this server that has not recurred is over.
 const RECENT: i64 = 120;
 
-/// Maximum number of names that a concern lists.
+/// Time in seconds after which a fault of clients that has not recurred is over, and after which a
+/// failed call needs a newer one to prove that the cause is still there.
+const LONG_AGO: i64 = 15 * 60;
+
+/// Number of events below which a fault of clients is only a note: any network and any
+/// workbench has a few.
+const FEW: u64 = 5;
+
+/// Time in seconds after the start during which no fault proves little.
+const EARLY: i64 = 300;
+
+/// Maximum number of names and of devices that a concern lists.
 pub(super) const MAX_NAMES: usize = 5;
 
 /// Everything from which the concerns are found.
@@ -38,16 +62,17 @@ pub(super) struct Situation<'s> {
     pub(super) episodes: [Option<Episode>; Kind::ALL.len()],
     /// Calls to IoT Platform that fail.
     pub(super) troubles: Vec<Trouble>,
+    /// Start time of the oldest call to IoT Platform that has no answer yet.
+    pub(super) unanswered_since: Option<UnixSeconds>,
     /// Seconds to add to this machine's clock to get IoT Platform's time; `None` if the difference
     /// is not known.
     pub(super) clock_offset: Option<i64>,
+    /// Time of the last call to IoT Platform that worked.
+    pub(super) cloud_worked: Option<UnixSeconds>,
     /// Set if the configuration has an `[iot_platform]`.
     pub(super) has_cloud: bool,
     /// Requests of the last hour that were not served.
-    pub(super) failures: &'s [Failure],
-    /// For the failures with [`Reason::Invalid`] whose devices are in the table: the device and its
-    /// enrollment.
-    pub(super) foreign: BTreeMap<String, String>,
+    pub(super) unserved: &'s [Unserved],
     /// Last count of the table; `None` if there is none yet.
     pub(super) census: Option<Result<&'s Census, String>>,
     /// Names of the configured enrollments.
@@ -58,161 +83,15 @@ pub(super) struct Situation<'s> {
     pub(super) waiting: u64,
 }
 
-/// Subject of a concern.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Subject {
-    /// The table could not be read.
-    DatabaseUnreadable,
-    /// Writes to the database fail.
-    DatabaseWrites,
-    /// IoT Platform cannot be reached, or does not answer.
-    CloudSilent,
-    /// IoT Platform refuses calls because of the account.
-    CloudAccount,
-    /// IoT Platform refuses calls because of a product.
-    CloudProduct,
-    /// IoT Platform refuses calls because the account makes too many.
-    CloudThrottles,
-    /// IoT Platform fails in another way.
-    CloudFails,
-    /// IoT Platform refuses devices one by one.
-    DevicesRefused,
-    /// Devices use the key of another enrollment.
-    WrongEnrollment,
-    /// Devices belong to an enrollment that is not configured.
-    Unconfigured,
-    /// Devices were deleted at IoT Platform.
-    DeletedAtCloud,
-    /// The server is shutting down.
-    Draining,
-    /// Devices that are not in the table ask for certificates.
-    Unknown,
-    /// Handshakes fail because of a wrong key.
-    WrongKey,
-    /// A client guesses device IDs.
-    Guessing,
-    /// Devices ask for another device's certificate.
-    NotYours,
-    /// Devices ask again after their certificate was issued.
-    IssuedAlready,
-    /// Requests cannot be understood.
-    Malformed,
-    /// Handshakes fail because the client stops answering.
-    SilentClients,
-    /// Handshakes fail for other reasons.
-    OtherHandshakes,
-    /// The clock of this machine is wrong.
-    Clock,
-    /// There are devices to register, and no IoT Platform is configured.
-    NoCloud,
-    /// Secrets are stored in clear text.
-    Unsealed,
-    /// Requests were slowed down by a rate limit.
-    TooMany,
-    /// Devices wait for their registration, but no call fails.
-    Queue,
-    /// Datagrams could not be sent.
-    Unsent,
-    /// Devices that were disabled here ask for their certificate.
-    DisabledAsk,
-    /// Devices were disabled at IoT Platform.
-    DisabledAtCloud,
-}
-
-impl Subject {
-    /// Returns the catalogue keys of the subject's title, cause and remedy.
-    pub(super) fn keys(self) -> [&'static str; 3] {
-        match self {
-            Self::DatabaseUnreadable => {
-                ["database-unreadable", "database-unreadable-cause", "database-unreadable-remedy"]
-            }
-            Self::DatabaseWrites => ["database-writes", "database-writes-cause", "database-writes-remedy"],
-            Self::CloudSilent => ["cloud-silent", "cloud-silent-cause", "cloud-silent-remedy"],
-            Self::CloudAccount => ["cloud-account", "cloud-account-cause", "cloud-account-remedy"],
-            Self::CloudProduct => ["cloud-product", "cloud-product-cause", "cloud-product-remedy"],
-            Self::CloudThrottles => ["cloud-throttles", "cloud-throttles-cause", "cloud-throttles-remedy"],
-            Self::CloudFails => ["cloud-fails", "cloud-fails-cause", "cloud-fails-remedy"],
-            Self::DevicesRefused => ["devices-refused", "devices-refused-cause", "devices-refused-remedy"],
-            Self::WrongEnrollment => {
-                ["wrong-enrollment", "wrong-enrollment-cause", "wrong-enrollment-remedy"]
-            }
-            Self::Unconfigured => ["unconfigured", "unconfigured-cause", "unconfigured-remedy"],
-            Self::DeletedAtCloud => ["deleted-at-cloud", "deleted-at-cloud-cause", "deleted-at-cloud-remedy"],
-            Self::Draining => ["draining", "draining-cause", "draining-remedy"],
-            Self::Unknown => ["unknown-devices", "unknown-devices-cause", "unknown-devices-remedy"],
-            Self::WrongKey => ["wrong-key", "wrong-key-cause", "wrong-key-remedy"],
-            Self::Guessing => ["guessing", "guessing-cause", "guessing-remedy"],
-            Self::NotYours => ["not-yours", "not-yours-cause", "not-yours-remedy"],
-            Self::IssuedAlready => ["issued-already", "issued-already-cause", "issued-already-remedy"],
-            Self::Malformed => ["malformed", "malformed-cause", "malformed-remedy"],
-            Self::SilentClients => ["silent-clients", "silent-clients-cause", "silent-clients-remedy"],
-            Self::OtherHandshakes => {
-                ["other-handshakes", "other-handshakes-cause", "other-handshakes-remedy"]
-            }
-            Self::Clock => ["clock", "clock-cause", "clock-remedy"],
-            Self::NoCloud => ["no-cloud", "no-cloud-cause", "no-cloud-remedy"],
-            Self::Unsealed => ["unsealed", "unsealed-cause", "unsealed-remedy"],
-            Self::TooMany => ["too-many", "too-many-cause", "too-many-remedy"],
-            Self::Queue => ["queue", "queue-cause", "queue-remedy"],
-            Self::Unsent => ["unsent", "unsent-cause", "unsent-remedy"],
-            Self::DisabledAsk => ["disabled-ask", "disabled-ask-cause", "disabled-ask-remedy"],
-            Self::DisabledAtCloud => {
-                ["disabled-at-cloud", "disabled-at-cloud-cause", "disabled-at-cloud-remedy"]
-            }
-        }
-    }
-
-    fn tone(self) -> Tone {
-        match self {
-            Self::DatabaseUnreadable
-            | Self::DatabaseWrites
-            | Self::CloudSilent
-            | Self::CloudAccount
-            | Self::CloudProduct
-            | Self::CloudFails
-            | Self::DevicesRefused
-            | Self::WrongEnrollment
-            | Self::Unconfigured
-            | Self::DeletedAtCloud => Tone::Bad,
-            Self::CloudThrottles
-            | Self::Draining
-            | Self::Unknown
-            | Self::WrongKey
-            | Self::Guessing
-            | Self::NotYours
-            | Self::IssuedAlready
-            | Self::Malformed
-            | Self::SilentClients
-            | Self::OtherHandshakes
-            | Self::Clock
-            | Self::NoCloud
-            | Self::Unsealed => Tone::Warning,
-            Self::TooMany | Self::Queue | Self::Unsent | Self::DisabledAsk | Self::DisabledAtCloud => {
-                Tone::Note
-            }
-        }
-    }
-
-    /// Returns the page that lists the devices or requests concerned.
-    pub(super) fn link(self) -> Option<&'static str> {
-        Some(match self {
-            Self::DevicesRefused => "/devices?state=refused",
-            Self::DeletedAtCloud => "/devices?state=cloud-deleted",
-            Self::DisabledAtCloud => "/devices?state=cloud-disabled",
-            Self::Unconfigured => "/enrollments",
-            Self::WrongEnrollment => "/failures?reason=enrollment",
-            Self::Unknown => "/failures?reason=unknown",
-            Self::NotYours => "/failures?reason=not-yours",
-            Self::IssuedAlready => "/failures?reason=issued",
-            Self::TooMany => "/failures?reason=too-many",
-            Self::DisabledAsk => "/failures?reason=disabled",
-            Self::CloudAccount | Self::CloudProduct => "/failures?reason=operator",
-            Self::CloudSilent | Self::CloudThrottles | Self::CloudFails | Self::Queue => {
-                "/failures?reason=later"
-            }
-            _ => return None,
-        })
-    }
+/// Present course of a concern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    /// It goes on.
+    On,
+    /// It has not recurred for so long that it is over.
+    Over,
+    /// Nothing has shown for long whether the cause is still there.
+    Untested,
 }
 
 /// A fact that an operator should know.
@@ -222,34 +101,47 @@ pub(super) struct Concern {
     pub(super) subject: Subject,
     /// Severity of the concern.
     pub(super) tone: Tone,
+    /// Present course.
+    pub(super) course: Course,
     /// Time at which the concern began, if it is known.
     pub(super) since: Option<UnixSeconds>,
     /// Time of the last event, if it is known.
     pub(super) last: Option<UnixSeconds>,
-    /// Number of requests, calls, handshakes or writes; 0 if the subject has no such number.
+    /// Time at which the table was counted, if the numbers come from there.
+    pub(super) counted: Option<UnixSeconds>,
+    /// Number of requests, calls, handshakes, writes or seconds; 0 if the subject has no such
+    /// number.
     pub(super) times: u64,
     /// Number of devices concerned, if it is known.
     pub(super) devices: Option<u64>,
+    /// The latest of these devices, if they are known one by one.
+    pub(super) ids: Vec<DeviceId>,
     /// Error code of IoT Platform.
     pub(super) code: Option<String>,
     /// Message of IoT Platform or of the database.
     pub(super) said: Option<String>,
     /// Names of the actions, products or enrollments concerned.
     pub(super) names: Vec<String>,
+    /// Pairs of enrollments: that of the device in the table, and that of its key.
+    pub(super) pairs: Vec<(String, String)>,
 }
 
 impl Concern {
-    fn of(subject: Subject) -> Self {
+    pub(super) fn of(subject: Subject) -> Self {
         Self {
             subject,
             tone: subject.tone(),
+            course: Course::On,
             since: None,
             last: None,
+            counted: None,
             times: 0,
             devices: None,
+            ids: Vec::new(),
             code: None,
             said: None,
             names: Vec::new(),
+            pairs: Vec::new(),
         }
     }
 
@@ -260,17 +152,71 @@ impl Concern {
     fn of_devices(self, devices: u64) -> Self {
         Self { devices: Some(devices), ..self }
     }
+
+    /// Adds devices whose requests were not served: their number, the latest of them, the number of
+    /// requests, and the times.
+    fn with_requests(self, requests: &[&Unserved]) -> Self {
+        let all = || requests.iter().map(|one| &one.failure);
+        let devices: BTreeSet<&DeviceId> = all().map(|failure| &failure.device).collect();
+        let mut ids: Vec<DeviceId> = Vec::new();
+        for failure in all() {
+            if ids.len() < MAX_NAMES && !ids.contains(&failure.device) {
+                ids.push(failure.device.clone());
+            }
+        }
+        Self {
+            since: all().map(|failure| failure.first).min(),
+            last: all().map(|failure| failure.last).max(),
+            times: all().map(|failure| failure.count).sum(),
+            devices: Some(devices.len() as u64),
+            ids,
+            ..self
+        }
+    }
+
+    /// Notes that the concern is over if its last event is more than `long` seconds ago.
+    fn over_after(mut self, long: i64, now: UnixSeconds) -> Self {
+        if self.last.is_some_and(|last| now - last > long) {
+            (self.course, self.tone) = (Course::Over, self.tone.min(Tone::Note));
+        }
+        self
+    }
 }
 
 /// Returns all concerns, the most severe first.
 pub(super) fn of(situation: &Situation<'_>) -> Vec<Concern> {
     let mut all = Vec::new();
     of_calls(situation, &mut all);
-    of_requests(situation, &mut all);
     of_server(situation, &mut all);
+    of_requests(situation, &mut all);
+    of_clients(situation, &mut all);
     of_table(situation, &mut all);
+    of_waiting(situation, &mut all);
     all.sort_by_key(|concern| (std::cmp::Reverse(concern.tone), concern.subject));
     all
+}
+
+/// Conclusion from the absence of concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Devices are being served, and nothing fails.
+    Well,
+    /// No device has come in the last hour.
+    Idle,
+    /// The server has not run for long, or has not counted the table yet.
+    Early,
+}
+
+/// Returns what follows if there is no concern. `events` is the number of requests and handshakes of
+/// the last hour.
+pub(super) fn outlook(situation: &Situation<'_>, started: UnixSeconds, events: u64) -> Outlook {
+    if situation.now - started < EARLY || situation.census.is_none() {
+        Outlook::Early
+    } else if events == 0 {
+        Outlook::Idle
+    } else {
+        Outlook::Well
+    }
 }
 
 /// Returns the subject to which failed calls belong.
@@ -295,113 +241,140 @@ fn subject_of(trouble: &Trouble) -> Subject {
 /// Adds the concerns about calls to IoT Platform. All failed calls with the same subject and code
 /// make up one concern.
 fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
+    let now = situation.now;
     let mut by_subject = BTreeMap::<(Subject, &str), Vec<&Trouble>>::new();
-    for trouble in &situation.troubles {
-        let is_certain = trouble.error.class == ErrorClass::Operator || trouble.calls >= CALLS_IN_A_ROW;
+    for trouble in situation.troubles.iter().filter(|trouble| counts(trouble, situation)) {
         let subject = subject_of(trouble);
-        if is_certain && subject != Subject::NoCloud && situation.now - trouble.last <= TROUBLE_COUNTS {
-            // One outage has several codes: first calls find no connection, then they get no answer
-            // in time. All of them make up one concern.
-            let code = if subject == Subject::CloudSilent { "" } else { trouble.error.code.as_str() };
-            by_subject.entry((subject, code)).or_default().push(trouble);
-        }
+        // One outage has several codes: first calls find no connection, then they get no answer
+        // in time. All of them make up one concern.
+        let code = if subject == Subject::CloudSilent { "" } else { trouble.error.code.as_str() };
+        by_subject.entry((subject, code)).or_default().push(trouble);
     }
     for ((subject, _), troubles) in by_subject {
         let Some(last) = troubles.iter().max_by_key(|trouble| trouble.last) else { continue };
-        let mut names = BTreeSet::new();
-        for trouble in &troubles {
-            names.insert(match subject {
-                Subject::CloudProduct => trouble.product_key.clone(),
-                _ => trouble.action.name().to_owned(),
-            });
-        }
-        // Selects the requests that failed because of these calls.
-        let reason = |failure: &&Failure| match subject {
-            Subject::CloudAccount | Subject::CloudProduct => {
-                failure.reason == Reason::Operator && failure.message.contains(&last.error.code)
-            }
-            _ => matches!(failure.reason, Reason::Later | Reason::TimedOut),
+        let name = |trouble: &&Trouble| match subject {
+            Subject::CloudProduct => trouble.product_key.clone(),
+            _ => trouble.action.name().to_owned(),
         };
+        let names: BTreeSet<String> = troubles.iter().map(name).collect();
+        let concerned = waiting_for(situation, subject, &last.error.code);
+        let calls = troubles.iter().map(|trouble| trouble.calls).sum();
+        let is_certain = last.error.class == ErrorClass::Operator || calls >= CALLS_IN_A_ROW;
+        let concern = Concern::of(subject).with_requests(&concerned);
         all.push(Concern {
+            tone: if is_certain { concern.tone } else { concern.tone.min(Tone::Warning) },
+            course: if now - last.last > LONG_AGO { Course::Untested } else { Course::On },
             since: troubles.iter().map(|trouble| trouble.since).min(),
             last: Some(last.last),
-            times: troubles.iter().map(|trouble| trouble.calls).sum(),
-            devices: Some(devices(situation.failures.iter().filter(reason))).filter(|count| *count > 0),
+            times: calls,
+            devices: concern.devices.filter(|count| *count > 0),
             code: Some(last.error.code.clone()),
             said: Some(last.error.message.clone()),
             names: names.into_iter().collect(),
-            ..Concern::of(subject)
+            ..concern
+        });
+    }
+    let is_silent = all.iter().any(|concern| concern.subject == Subject::CloudSilent);
+    if let Some(since) = situation.unanswered_since.filter(|since| now - since >= SLOW && !is_silent) {
+        let concerned = waiting_for(situation, Subject::CloudSlow, "");
+        let concern = Concern::of(Subject::CloudSlow).with_requests(&concerned);
+        let devices = concern.devices.filter(|count| *count > 0);
+        all.push(Concern {
+            since: Some(since),
+            last: None,
+            times: (now - since).unsigned_abs(),
+            devices,
+            ..concern
         });
     }
 }
 
-fn devices<'f>(failures: impl Iterator<Item = &'f Failure>) -> u64 {
-    failures.map(|failure| &failure.device).collect::<BTreeSet<_>>().len() as u64
+/// Returns whether failed calls are a concern.
+fn counts(trouble: &Trouble, situation: &Situation<'_>) -> bool {
+    let subject = subject_of(trouble);
+    let is_gone = match &situation.census {
+        // The devices of this product were moved to another one, so it is no longer called.
+        Some(Ok(census)) => {
+            subject == Subject::CloudProduct
+                && census.at > trouble.last
+                && !census.products.contains(&trouble.product_key)
+        }
+        _ => false,
+    };
+    // A few throttled calls are part of finding the right pace.
+    let is_harmless = subject == Subject::CloudThrottles && trouble.calls < CALLS_IN_A_ROW;
+    let is_old = situation.now - trouble.last > TROUBLE_COUNTS;
+    subject != Subject::NoCloud && !is_gone && !is_harmless && !is_old
 }
 
-/// Adds the concerns about requests and handshakes that certdist refused or could not complete.
+/// Returns the requests that were not served because of failed calls, and whose devices have not
+/// been served since.
+fn waiting_for<'s>(situation: &Situation<'s>, subject: Subject, code: &str) -> Vec<&'s Unserved> {
+    let is_concerned = |one: &&Unserved| {
+        let failure = &one.failure;
+        one.is_open()
+            && match subject {
+                Subject::CloudAccount | Subject::CloudProduct => {
+                    failure.reason == Reason::Operator && failure.message.contains(code)
+                }
+                _ => matches!(failure.reason, Reason::Later | Reason::TimedOut),
+            }
+    };
+    situation.unserved.iter().filter(is_concerned).collect()
+}
+
+/// Adds the concerns about devices that certdist refuses.
 fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
-    let episode = |kind: Kind| situation.episodes[kind as usize];
+    let is_guessing = situation.episodes[Kind::Guessing as usize].is_some();
     for (kind, reason, subject) in [
-        (Kind::NotYours, Some(Reason::NotYours), Subject::NotYours),
-        (Kind::Issued, Some(Reason::Issued), Subject::IssuedAlready),
-        (Kind::Disabled, Some(Reason::Disabled), Subject::DisabledAsk),
-        (Kind::TooMany, Some(Reason::TooMany), Subject::TooMany),
-        (Kind::Malformed, None, Subject::Malformed),
-        (Kind::WrongKey, None, Subject::WrongKey),
-        (Kind::Silent, None, Subject::SilentClients),
-        (Kind::OtherHandshake, None, Subject::OtherHandshakes),
-        (Kind::Guessing, None, Subject::Guessing),
+        (Kind::NotYours, Reason::NotYours, Subject::NotYours),
+        (Kind::Issued, Reason::Issued, Subject::IssuedAlready),
+        (Kind::Disabled, Reason::Disabled, Subject::DisabledAsk),
+        (Kind::TooMany, Reason::TooMany, Subject::TooMany),
     ] {
-        let Some(episode) = episode(kind) else { continue };
-        let failures = situation.failures.iter().filter(|failure| Some(failure.reason) == reason);
-        let count = reason.map(|_| devices(failures));
-        all.push(Concern { devices: count, ..Concern::of(subject).with_episode(episode) });
+        let known = || situation.unserved.iter().filter(|one| one.failure.reason == reason);
+        // The IDs that a guesser tries are not devices that send too many requests.
+        let is_guess = |one: &Unserved| is_guessing && reason == Reason::TooMany && one.found().is_none();
+        let open: Vec<_> = known().filter(|one| one.is_open() && !is_guess(one)).collect();
+        let concern = Concern::of(subject);
+        if !open.is_empty() {
+            all.push(concern.with_requests(&open).over_after(LONG_AGO, situation.now));
+        } else if let Some(episode) = situation.episodes[kind as usize].filter(|_| known().next().is_none()) {
+            all.push(concern.with_episode(episode).over_after(LONG_AGO, situation.now));
+        }
     }
     // A request gets the same answer whether its device is not in the table or in another
     // enrollment.
-    let invalid = || situation.failures.iter().filter(|failure| failure.reason == Reason::Invalid);
-    let enrollment = |failure: &Failure| situation.foreign.get(failure.device.as_str());
-    // A device that has since been imported into the right enrollment is no longer a concern.
-    let is_open = |failure: &&Failure| enrollment(failure) != Some(&failure.enrollment);
-    let (foreign, unknown): (Vec<_>, Vec<_>) =
-        invalid().filter(is_open).partition(|failure| enrollment(failure).is_some());
-    for (failures, subject) in [(foreign, Subject::WrongEnrollment), (unknown, Subject::Unknown)] {
-        let Some(since) = failures.iter().map(|failure| failure.first).min() else { continue };
-        let pairs = failures.iter().filter(|_| subject == Subject::WrongEnrollment).map(|failure| {
-            let own = situation.foreign.get(failure.device.as_str()).map_or("", String::as_str);
-            format!("{own} → {}", failure.enrollment)
-        });
-        let names = match subject {
-            Subject::WrongEnrollment => pairs.collect::<BTreeSet<_>>(),
-            _ => failures.iter().map(|failure| failure.enrollment.clone()).collect(),
-        };
-        all.push(Concern {
-            since: Some(since),
-            last: failures.iter().map(|failure| failure.last).max(),
-            times: failures.iter().map(|failure| failure.count).sum(),
-            names: names.into_iter().collect(),
-            ..Concern::of(subject).of_devices(devices(failures.iter().copied()))
-        });
+    let unknown: Vec<_> = situation.unserved.iter().filter(|one| one.is_unknown()).collect();
+    if !unknown.is_empty() {
+        let names: BTreeSet<String> = unknown.iter().map(|one| one.failure.enrollment.clone()).collect();
+        let names = names.into_iter().collect();
+        all.push(Concern { names, ..Concern::of(Subject::Unknown).with_requests(&unknown) });
     }
-    // Devices that were asked to retry later although no call fails are waiting in the queue.
-    let is_explained = all.iter().any(|concern| {
-        matches!(
-            concern.subject,
-            Subject::CloudSilent | Subject::CloudThrottles | Subject::CloudFails | Subject::DatabaseWrites
-        )
-    }) || episode(Kind::StoreFailed).is_some();
-    let later = [Kind::Later, Kind::TimedOut].into_iter().filter_map(episode).reduce(|a, b| Episode {
-        since: a.since.min(b.since),
-        last: a.last.max(b.last),
-        count: a.count + b.count,
-    });
-    // Once no registration waits any more, the next request of each of these devices is served.
-    let is_waiting = |episode: &Episode| situation.waiting > 0 || situation.now - episode.last <= RECENT;
-    if let Some(episode) = later.filter(is_waiting).filter(|_| !is_explained) {
-        let waiting = situation.failures.iter();
-        let waiting = waiting.filter(|failure| matches!(failure.reason, Reason::Later | Reason::TimedOut));
-        all.push(Concern::of(Subject::Queue).with_episode(episode).of_devices(devices(waiting)));
+    let pair = |one: &&Unserved| Some((one.own_enrollment()?.to_owned(), one.failure.enrollment.clone()));
+    let foreign: Vec<_> = situation.unserved.iter().filter(|one| pair(one).is_some()).collect();
+    if !foreign.is_empty() {
+        let pairs: BTreeSet<_> = foreign.iter().filter_map(pair).collect();
+        let pairs = pairs.into_iter().collect();
+        all.push(Concern { pairs, ..Concern::of(Subject::WrongEnrollment).with_requests(&foreign) });
+    }
+}
+
+/// Adds the concerns about clients that certdist does not know as devices.
+fn of_clients(situation: &Situation<'_>, all: &mut Vec<Concern>) {
+    for (kind, subject) in [
+        (Kind::Malformed, Subject::Malformed),
+        (Kind::WrongKey, Subject::WrongKey),
+        (Kind::Silent, Subject::SilentClients),
+        (Kind::OtherHandshake, Subject::OtherHandshakes),
+        (Kind::Guessing, Subject::Guessing),
+    ] {
+        let Some(episode) = situation.episodes[kind as usize] else { continue };
+        let mut concern = Concern::of(subject).with_episode(episode).over_after(LONG_AGO, situation.now);
+        if kind != Kind::Guessing && episode.count < FEW {
+            concern.tone = concern.tone.min(Tone::Note);
+        }
+        all.push(concern);
     }
 }
 
@@ -411,12 +384,67 @@ fn of_server(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         all.push(Concern::of(Subject::Draining));
     }
     for (kind, subject) in [(Kind::StoreFailed, Subject::DatabaseWrites), (Kind::Unsent, Subject::Unsent)] {
-        if let Some(episode) = situation.episodes[kind as usize] {
-            all.push(Concern::of(subject).with_episode(episode));
+        let Some(episode) = situation.episodes[kind as usize] else { continue };
+        let mut concern = Concern::of(subject);
+        if subject == Subject::DatabaseWrites {
+            concern = concern.with_requests(&waiting_for(situation, subject, ""));
+            concern.devices = concern.devices.filter(|count| *count > 0);
         }
+        all.push(concern.with_episode(episode).over_after(RECENT, situation.now));
     }
     if let Some(offset) = situation.clock_offset.filter(|offset| offset.abs() > CLOCK_TOLERANCE) {
-        all.push(Concern { times: offset.unsigned_abs(), ..Concern::of(Subject::Clock) });
+        let last = situation.cloud_worked;
+        all.push(Concern { times: offset.unsigned_abs(), last, ..Concern::of(Subject::Clock) });
+    }
+}
+
+/// Adds the concerns about devices that were put off or refused because of IoT Platform or the
+/// database, and that no other concern explains.
+fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
+    let is_open =
+        |one: &&Unserved, reasons: &[Reason]| reasons.contains(&one.failure.reason) && one.is_open();
+    let later = |one: &&Unserved| is_open(one, &[Reason::Later, Reason::TimedOut]);
+    // A refusal in the row is a concern of its own.
+    let refused = |one: &&Unserved| {
+        is_open(one, &[Reason::Operator]) && one.found().is_none_or(|row| row.refusal.is_none())
+    };
+    let goes_on = |concern: &&Concern| concern.course != Course::Over;
+    let has = |is: &dyn Fn(Subject) -> bool| all.iter().filter(goes_on).any(|concern| is(concern.subject));
+    let explains_later = has(&|subject| {
+        matches!(
+            subject,
+            Subject::CloudSilent
+                | Subject::CloudSlow
+                | Subject::CloudThrottles
+                | Subject::CloudFails
+                | Subject::DatabaseWrites
+        )
+    });
+    let explains_refused = has(&|subject| subject.is_failed_call() || subject == Subject::NoCloud);
+    let (mut lost, mut kinds) = (Vec::new(), Vec::new());
+    if !explains_later {
+        kinds.extend([(Kind::Later, Reason::Later), (Kind::TimedOut, Reason::TimedOut)]);
+        let is_waiting =
+            |one: &&Unserved| situation.waiting > 0 || situation.now - one.failure.last <= RECENT;
+        let (queue, rest): (Vec<_>, Vec<_>) = situation.unserved.iter().filter(later).partition(is_waiting);
+        lost = rest;
+        if !queue.is_empty() {
+            all.push(Concern::of(Subject::Queue).with_requests(&queue));
+        }
+    }
+    if !explains_refused {
+        kinds.push((Kind::Operator, Reason::Operator));
+        lost.extend(situation.unserved.iter().filter(refused));
+    }
+    // If the devices of these answers were forgotten for lack of room, only the number is known.
+    let is_forgotten = |reason| !situation.unserved.iter().any(|one| one.failure.reason == reason);
+    let episode = kinds
+        .into_iter()
+        .find_map(|(kind, reason)| situation.episodes[kind as usize].filter(|_| is_forgotten(reason)));
+    if !lost.is_empty() {
+        all.push(Concern::of(Subject::NotBack).with_requests(&lost));
+    } else if let Some(episode) = episode {
+        all.push(Concern::of(Subject::NotBack).with_episode(episode));
     }
 }
 
@@ -431,16 +459,26 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         Some(Ok(census)) => census,
     };
     let counted = |subject, devices: u64| {
-        (devices > 0).then(|| Concern { last: Some(census.at), ..Concern::of(subject).of_devices(devices) })
+        (devices > 0)
+            .then(|| Concern { counted: Some(census.at), ..Concern::of(subject).of_devices(devices) })
     };
-    let refused = census.totals.iter().map(|totals| totals.refused).sum();
+    let refused: u64 = census.totals.iter().map(|totals| totals.refused).sum();
     let largest = census.held.iter().filter(|held| held.refusal.is_some()).max_by_key(|held| held.devices);
-    all.extend(counted(Subject::DevicesRefused, refused).map(|concern| Concern {
-        said: largest.and_then(|held| held.refusal.clone()),
-        // The census counts these devices, but does not know since when they are refused. The
-        // requests of the last hour may show it.
-        since: situation.episodes[Kind::Operator as usize].map(|episode| episode.since),
-        ..concern
+    // The census does not know since when these devices are refused. The requests of the last hour
+    // may show it.
+    let is_refused = |one: &&Unserved| {
+        one.failure.reason == Reason::Operator && one.found().is_some_and(|row| row.refusal.is_some())
+    };
+    let seen: Vec<_> = situation.unserved.iter().filter(is_refused).collect();
+    let seen = Concern::of(Subject::DevicesRefused).with_requests(&seen);
+    all.extend(counted(Subject::DevicesRefused, refused.max(seen.devices.unwrap_or(0))).map(|concern| {
+        Concern {
+            said: largest.and_then(|held| held.refusal.clone()),
+            since: seen.since,
+            last: seen.last,
+            ids: seen.ids,
+            ..concern
+        }
     }));
     all.extend(counted(Subject::DeletedAtCloud, census.deleted_at_cloud));
     all.extend(counted(Subject::DisabledAtCloud, census.disabled_at_cloud));
@@ -453,7 +491,11 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let lost = unknown.iter().map(|totals| totals.devices).sum();
     all.extend(counted(Subject::Unconfigured, lost).map(|concern| Concern { names, ..concern }));
     if census.unsealed > 0 {
-        all.push(Concern { times: census.unsealed, last: Some(census.at), ..Concern::of(Subject::Unsealed) });
+        all.push(Concern {
+            times: census.unsealed,
+            counted: Some(census.at),
+            ..Concern::of(Subject::Unsealed)
+        });
     }
     let unregistered: u64 = census
         .totals
@@ -465,231 +507,5 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     }
 }
 
-/// Returns the catalogue key of the advice about an error code of IoT Platform or of certdist
-/// itself.
-pub(super) fn remedy_of(code: &str) -> Option<&'static str> {
-    Some(match code {
-        "InvalidAccessKeyId.NotFound" => "remedy-key-unknown",
-        "InvalidAccessKeyId.Inactive" => "remedy-key-inactive",
-        "SignatureDoesNotMatch" => "remedy-key-secret",
-        _ if code.starts_with("InvalidSecurityToken") => "remedy-token",
-        "Forbidden.RAM" | "iot.common.RamActionPermissionDeny" | "iot.common.AuthActionPermissionDeny" => {
-            "remedy-permission"
-        }
-        "iot.common.InvalidTenant" | "iot.system.UidNotFound" => "remedy-account",
-        "Iot.system.BillIsOverDue" | "iot.system.BillIsOverDue" => "remedy-bill",
-        "iot.system.InstanceNotFound" | "iot.Sre.IotInstanceNotFound" => "remedy-instance",
-        "iot.prod.NotExistedProduct" => "remedy-product",
-        "iot.device.DeviceCountExceeded" => "remedy-quota",
-        "Certificate" => "remedy-certificate",
-        "Credentials" => "remedy-credentials",
-        "NoConnection" | "Connection" | "Timeout" => "remedy-network",
-        "NotAnAnswer" => "remedy-not-an-answer",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        device::DeviceId,
-        iot_platform::{Action, ApiError},
-        rate_limit::Origin,
-        store::{Totals, filter::Held},
-    };
-
-    const NOW: UnixSeconds = 100_000;
-
-    fn quiet() -> Situation<'static> {
-        Situation {
-            now: NOW,
-            episodes: [None; Kind::ALL.len()],
-            troubles: Vec::new(),
-            clock_offset: Some(0),
-            has_cloud: true,
-            failures: &[],
-            foreign: BTreeMap::new(),
-            census: None,
-            configured: vec!["lamp"],
-            is_draining: false,
-            waiting: 0,
-        }
-    }
-
-    fn trouble(class: ErrorClass, code: &str, product: &str, calls: u64) -> Trouble {
-        let error = ApiError { class, code: code.into(), message: "the message".into() };
-        let (action, product_key) = (Action::RegisterDevice, product.to_owned());
-        Trouble { action, product_key, since: NOW - 600, last: NOW - 5, calls, error }
-    }
-
-    fn failure(id: &str, reason: Reason, message: &str) -> Failure {
-        Failure {
-            device: DeviceId::parse_sn(id).unwrap(),
-            reason,
-            enrollment: "lamp".into(),
-            origin: Origin::of([192, 0, 2, 1].into()),
-            message: message.into(),
-            first: NOW - 300,
-            last: NOW - 3,
-            count: 2,
-        }
-    }
-
-    fn subjects(situation: &Situation<'_>) -> Vec<Subject> {
-        of(situation).into_iter().map(|concern| concern.subject).collect()
-    }
-
-    fn happened(situation: &mut Situation<'_>, kind: Kind) {
-        situation.episodes[kind as usize] = Some(Episode { since: NOW - 900, last: NOW - 9, count: 30 });
-    }
-
-    #[test]
-    fn a_quiet_server_has_no_concern() {
-        let census = Census::default();
-        assert_eq!(subjects(&Situation { census: Some(Ok(&census)), ..quiet() }), []);
-        assert_eq!(subjects(&quiet()), []);
-    }
-
-    #[test]
-    fn a_dead_cloud_is_one_concern_with_its_devices_and_its_beginning() {
-        let later = ["SN-1", "SN-2"].map(|id| failure(id, Reason::Later, ""));
-        let mut situation = Situation {
-            troubles: vec![
-                trouble(ErrorClass::TryAgain, "NoConnection", "a1", 40),
-                trouble(ErrorClass::TimedOut, "Timeout", "a2", 8),
-            ],
-            failures: &[&later[..], &[failure("SN-2", Reason::TimedOut, "")]].concat(),
-            ..quiet()
-        };
-        happened(&mut situation, Kind::Later);
-        happened(&mut situation, Kind::TimedOut);
-        let all = of(&situation);
-        let [concern] = &all[..] else { panic!("{all:?}") };
-        assert_eq!((concern.subject, concern.tone), (Subject::CloudSilent, Tone::Bad));
-        assert_eq!((concern.since, concern.devices, concern.times), (Some(NOW - 600), Some(2), 48));
-    }
-
-    #[test]
-    fn what_may_pass_by_itself_is_a_concern_only_after_several_calls() {
-        for (class, code) in [(ErrorClass::Throttled, "Throttling.User"), (ErrorClass::TimedOut, "Timeout")] {
-            let of_calls = |calls| Situation { troubles: vec![trouble(class, code, "a1", calls)], ..quiet() };
-            assert_eq!(subjects(&of_calls(CALLS_IN_A_ROW - 1)), [], "{code}");
-            assert_eq!(subjects(&of_calls(CALLS_IN_A_ROW)).len(), 1, "{code}");
-        }
-        let refused = trouble(ErrorClass::Operator, "SignatureDoesNotMatch", "a1", 1);
-        assert_eq!(
-            subjects(&Situation { troubles: vec![refused.clone()], ..quiet() }),
-            [Subject::CloudAccount]
-        );
-        let old = Trouble { last: NOW - TROUBLE_COUNTS - 1, ..refused };
-        assert_eq!(subjects(&Situation { troubles: vec![old], ..quiet() }), []);
-    }
-
-    #[test]
-    fn a_missing_product_is_named_and_its_devices_are_counted() {
-        let code = "iot.prod.NotExistedProduct";
-        let situation = Situation {
-            troubles: vec![trouble(ErrorClass::Operator, code, "a1gone", 1)],
-            failures: &[
-                failure("SN-1", Reason::Operator, &format!("{code}: no such product")),
-                failure("SN-2", Reason::Operator, "NameIsTaken: x"),
-            ],
-            ..quiet()
-        };
-        let all = of(&situation);
-        assert_eq!((all[0].subject, all[0].devices), (Subject::CloudProduct, Some(1)));
-        assert_eq!((&all[0].names[..], all[0].code.as_deref()), (&["a1gone".to_owned()][..], Some(code)));
-        assert_eq!(remedy_of(code), Some("remedy-product"));
-    }
-
-    #[test]
-    fn an_unknown_device_is_told_from_one_with_the_key_of_another_enrollment() {
-        let situation = Situation {
-            failures: &[failure("SN-1", Reason::Invalid, ""), failure("SN-2", Reason::Invalid, "")],
-            foreign: BTreeMap::from([("SN-2".to_owned(), "plug".to_owned())]),
-            ..quiet()
-        };
-        let all = of(&situation);
-        assert_eq!((all[0].subject, all[0].devices), (Subject::WrongEnrollment, Some(1)));
-        assert_eq!(all[0].names, ["plug → lamp"]);
-        assert_eq!((all[1].subject, all[1].devices, all[1].times), (Subject::Unknown, Some(1), 2));
-        // Both devices are imported into the enrollment whose key they use.
-        let mended = ["SN-1", "SN-2"].map(|id| (id.to_owned(), "lamp".to_owned()));
-        assert_eq!(subjects(&Situation { foreign: BTreeMap::from(mended), ..situation }), []);
-    }
-
-    #[test]
-    fn each_kind_of_failure_is_a_concern() {
-        let harmless = [Kind::Served, Kind::Handshake];
-        // For these kinds, a concern comes from the failed requests or from the census, not from
-        // the episode.
-        let counted_elsewhere = [Kind::Invalid, Kind::Operator];
-        for kind in Kind::ALL {
-            let mut situation = quiet();
-            happened(&mut situation, kind);
-            let expected = usize::from(!harmless.contains(&kind) && !counted_elsewhere.contains(&kind));
-            assert_eq!(subjects(&situation).len(), expected, "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn the_rows_of_the_table_are_concerns() {
-        let totals = |enrollment: &str, refused| Totals {
-            enrollment: enrollment.into(),
-            devices: 10,
-            refused,
-            ..Totals::default()
-        };
-        let census = Census {
-            at: NOW - 10,
-            totals: vec![totals("lamp", 2), totals("lost", 1)],
-            held: vec![Held { enrollment: "lamp".into(), refusal: Some("odd".into()), devices: 2 }],
-            deleted_at_cloud: 4,
-            disabled_at_cloud: 5,
-            unsealed: 6,
-        };
-        let situation = Situation { census: Some(Ok(&census)), has_cloud: false, ..quiet() };
-        let all = of(&situation);
-        let seen: Vec<_> = all.iter().map(|concern| (concern.subject, concern.devices)).collect();
-        assert_eq!(
-            seen,
-            [
-                (Subject::DevicesRefused, Some(3)),
-                (Subject::Unconfigured, Some(10)),
-                (Subject::DeletedAtCloud, Some(4)),
-                (Subject::NoCloud, Some(17)),
-                (Subject::Unsealed, None),
-                (Subject::DisabledAtCloud, Some(5)),
-            ]
-        );
-        assert_eq!((all[0].said.as_deref(), &all[1].names[..]), (Some("odd"), &["lost".to_owned()][..]));
-        let failed = Situation { census: Some(Err("no such disk".into())), ..quiet() };
-        assert_eq!(subjects(&failed), [Subject::DatabaseUnreadable]);
-    }
-
-    #[test]
-    fn the_worst_comes_first() {
-        let mut situation = Situation {
-            clock_offset: Some(-3600),
-            troubles: vec![trouble(ErrorClass::Operator, "Forbidden.RAM", "a1", 1)],
-            ..quiet()
-        };
-        happened(&mut situation, Kind::WrongKey);
-        happened(&mut situation, Kind::Unsent);
-        let found = subjects(&situation);
-        assert_eq!(found, [Subject::CloudAccount, Subject::WrongKey, Subject::Clock, Subject::Unsent]);
-    }
-
-    #[test]
-    fn devices_wait_only_as_long_as_something_waits() {
-        let mut situation = Situation { failures: &[failure("SN-1", Reason::Later, "")], ..quiet() };
-        let later = |last| Some(Episode { since: NOW - 900, last, count: 3 });
-        situation.episodes[Kind::Later as usize] = later(NOW - RECENT);
-        assert_eq!(subjects(&situation), [Subject::Queue]);
-        situation.episodes[Kind::Later as usize] = later(NOW - RECENT - 1);
-        assert_eq!(subjects(&situation), []);
-        situation.waiting = 1;
-        assert_eq!(subjects(&situation), [Subject::Queue]);
-    }
-}
+mod tests;

@@ -198,6 +198,12 @@ async fn absent(shared: &Shared, frame: &Frame, visitor: &Visitor, id: &str) -> 
         @if let Some(entry) = last_answer(&entries) {
             p { (t.rich("absent-asked", [("time", moment(entry.at).into()), ("enrollment", entry.enrollment.as_deref().unwrap_or("–").into())])) }
         }
+        p {
+            (t.say("absent-yours"))
+            @if let Some(key) = last_answer(&entries).and_then(|entry| entry.enrollment.as_ref()) {
+                " " (t.rich("absent-not-yours", [("enrollment", key.into())]))
+            }
+        }
         p { a href="/import" { (t.say("absent-import")) } " · " a href="/devices" { (t.say("absent-search")) } }
     };
     let title = t.say("absent-title");

@@ -3,7 +3,7 @@
 //! downloaded as a file to import.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
 };
@@ -21,8 +21,8 @@ use super::{
     devices::link,
     grouped,
     language::Texts,
-    overview::foreign,
     page::{Frame, encoded, moment},
+    unserved::{self, Recent, Unserved},
 };
 use crate::{
     admin::{Shared, ring::Range},
@@ -54,11 +54,21 @@ pub(super) fn sentence(t: Texts, reason: Reason) -> String {
     format!("{} ({})", t.say(names(reason).1), reason.code())
 }
 
+/// Returns the catalogue key of a range.
+pub(super) fn range_key(range: Range) -> &'static str {
+    match range {
+        Range::Hour => "range-hour",
+        Range::Day => "range-day",
+        Range::Week => "range-week",
+    }
+}
+
 /// Selection of failures.
 #[derive(Deserialize, Default)]
 pub(super) struct Selection {
-    /// Name of a reason; `unknown` for devices that are not in the table, and `enrollment` for
-    /// devices that use the key of another enrollment.
+    /// Name of a reason; `unknown` for devices that are not in the table, `enrollment` for devices
+    /// that use the key of another enrollment, and `waiting` for devices that were put off or
+    /// refused because of IoT Platform or the database and have not been served since.
     #[serde(default)]
     reason: String,
     /// Enrollment whose key the device uses.
@@ -67,23 +77,25 @@ pub(super) struct Selection {
     /// Origin of the last request.
     #[serde(default)]
     address: String,
-}
-
-/// Returns whether a failure is that of a device that is not in the table.
-fn is_unknown(failure: &Failure, foreign: &BTreeMap<String, String>) -> bool {
-    failure.reason == Reason::Invalid && !foreign.contains_key(failure.device.as_str())
+    /// Name of the range in which the last request was; a day if it is empty.
+    #[serde(default)]
+    range: String,
 }
 
 impl Selection {
-    fn admits(&self, failure: &Failure, foreign: &BTreeMap<String, String>) -> bool {
-        let own = foreign.get(failure.device.as_str());
-        let is_invalid = failure.reason == Reason::Invalid;
+    fn range(&self) -> Range {
+        Range::named(&self.range).unwrap_or(Range::Day)
+    }
+
+    fn admits(&self, one: &Unserved) -> bool {
+        let failure = &one.failure;
         let reason = match self.reason.as_str() {
             "" => true,
-            "unknown" => is_unknown(failure, foreign),
-            "enrollment" => is_invalid && own.is_some_and(|own| *own != failure.enrollment),
-            // To the operator, both reasons mean that the device waits.
-            "later" => matches!(failure.reason, Reason::Later | Reason::TimedOut),
+            "unknown" => one.is_unknown(),
+            "enrollment" => one.own_enrollment().is_some(),
+            "waiting" => {
+                one.is_open() && matches!(failure.reason, Reason::Operator | Reason::Later | Reason::TimedOut)
+            }
             name => names(failure.reason).0 == name,
         };
         reason
@@ -95,21 +107,22 @@ impl Selection {
         [&self.reason, &self.enrollment, &self.address].into_iter().any(|text| !text.is_empty())
     }
 
-    fn query(&self) -> String {
+    fn query(&self, range: Range) -> String {
         format!(
-            "reason={}&enrollment={}&address={}",
+            "reason={}&enrollment={}&address={}&range={}",
             encoded(&self.reason),
             encoded(&self.enrollment),
-            encoded(&self.address)
+            encoded(&self.address),
+            range.name()
         )
     }
 }
 
 /// Groups failures by a property, and counts the devices and requests of each group. The largest
 /// group comes first.
-fn groups<K: Hash + Ord + Clone>(failures: &[Failure], of: impl Fn(&Failure) -> K) -> Vec<(K, usize, u64)> {
+fn groups<K: Hash + Ord + Clone>(all: &[Unserved], of: impl Fn(&Failure) -> K) -> Vec<(K, usize, u64)> {
     let mut groups = HashMap::<K, (HashSet<&str>, u64)>::new();
-    for failure in failures {
+    for Unserved { failure, .. } in all {
         let group = groups.entry(of(failure)).or_default();
         group.0.insert(failure.device.as_str());
         group.1 += failure.count;
@@ -122,7 +135,8 @@ fn groups<K: Hash + Ord + Clone>(failures: &[Failure], of: impl Fn(&Failure) -> 
 }
 
 /// Renders the most frequent failures of the last hour, or nothing if there were none.
-pub(super) fn top(t: Texts, (failures, forgotten): &(Vec<Failure>, bool)) -> Markup {
+pub(super) fn top(t: Texts, recent: &Recent) -> Markup {
+    let Recent { all: failures, .. } = recent;
     if failures.is_empty() {
         return html! {};
     }
@@ -143,13 +157,18 @@ pub(super) fn top(t: Texts, (failures, forgotten): &(Vec<Failure>, bool)) -> Mar
     };
     let linked = |key: &'static str| {
         move |(name, devices, requests): (String, usize, u64)| {
-            let link = format!("/failures?{key}={}", encoded(&name));
+            let link = format!("/failures?{key}={}&range=hour", encoded(&name));
             (name, link, devices, requests)
         }
     };
     let by_reason =
         groups(failures, |failure| failure.reason).into_iter().map(|(reason, devices, requests)| {
-            (sentence(t, reason), format!("/failures?reason={}", names(reason).0), devices, requests)
+            (
+                sentence(t, reason),
+                format!("/failures?reason={}&range=hour", names(reason).0),
+                devices,
+                requests,
+            )
         });
     let by_enrollment = groups(failures, |failure| failure.enrollment.clone());
     let by_enrollment = by_enrollment.into_iter().map(linked("enrollment"));
@@ -157,22 +176,29 @@ pub(super) fn top(t: Texts, (failures, forgotten): &(Vec<Failure>, bool)) -> Mar
     let by_address = by_address.into_iter().map(linked("address"));
     html! {
         section.card aria-labelledby="failing" {
-            h2 #failing { a href="/failures" { (t.say("failing-devices")) } }
+            h2 #failing { a href="/failures?range=hour" { (t.say("failing-devices")) } }
             div.thirds {
                 (list("failing-by-reason", by_reason.collect()))
                 (list("failing-by-enrollment", by_enrollment.collect()))
                 (list("failing-by-address", by_address.collect()))
             }
-            @if *forgotten { p.hint { (t.say("failing-forgotten")) } }
+            (hints(t, recent))
         }
     }
 }
 
-async fn selected(shared: &Shared, selection: &Selection) -> (Vec<Failure>, BTreeMap<String, String>, bool) {
-    let (mut failures, forgotten) = shared.sources.failures.since(unix_now() - Range::Day.seconds());
-    let foreign = foreign(shared, &failures).await;
-    failures.retain(|failure| selection.admits(failure, &foreign));
-    (failures, foreign, forgotten)
+/// Says which requests the list lacks, if any.
+fn hints(t: Texts, recent: &Recent) -> Markup {
+    html! {
+        @if recent.forgotten { p.hint { (t.say("failing-forgotten")) } }
+        @if recent.partly { p.hint { (t.say("failing-partly")) } }
+    }
+}
+
+async fn selected(shared: &Shared, selection: &Selection) -> Recent {
+    let mut recent = unserved::since(shared, unix_now() - selection.range().seconds()).await;
+    recent.all.retain(|one| selection.admits(one));
+    recent
 }
 
 pub(super) async fn show(
@@ -182,20 +208,32 @@ pub(super) async fn show(
     Query(selection): Query<Selection>,
 ) -> Response {
     let t = frame.texts;
-    let (failures, foreign, forgotten) = selected(&shared, &selection).await;
-    let unknown = failures.iter().filter(|failure| is_unknown(failure, &foreign)).count() as u64;
+    let (recent, range) = (selected(&shared, &selection).await, selection.range());
+    let failures = &recent.all;
+    let unknown = failures.iter().filter(|one| one.is_unknown()).count() as u64;
     let of_selection =
         [&selection.enrollment, &selection.address].into_iter().filter(|text| !text.is_empty());
+    let requests: u64 = failures.iter().map(|one| one.failure.count).sum();
+    let devices = failures.iter().map(|one| &one.failure.device).collect::<HashSet<_>>().len() as u64;
     let body = html! {
         p.crumb { a href="/" { (t.say("nav-overview")) } }
-        h1 { (t.say("failing-devices")) }
+        div.head {
+            h1 { (t.say("failing-devices")) }
+            p.ranges {
+                @for other in Range::ALL {
+                    @if other == range { b aria-current="true" { (t.say(range_key(other))) } }
+                    @else { a href={ "/failures?" (selection.query(other)) } { (t.say(range_key(other))) } }
+                }
+            }
+        }
         p.hint {
-            (t.with("failures-count", [("count", (failures.len() as u64).into())]))
+            (t.with("group-counts", [("devices", devices.into()), ("requests", requests.into())]))
+            " · " (t.rich("failures-since", [("time", moment(shared.sources.started.max(unix_now() - range.seconds())).into())]))
             @for text in of_selection { " · " bdi { (text) } }
-            @if selection.is_some() { " · " a href="/failures" { (t.say("failures-all")) } }
+            @if selection.is_some() { " · " a href={ "/failures?range=" (range.name()) } { (t.say("failures-all")) } }
         }
         @if unknown > 0 {
-            p { a.button.secondary href={ "/failures.csv?" (selection.query()) } download {
+            p { a.button.secondary href={ "/failures.csv?" (selection.query(range)) } download {
                 (t.with("failures-download", [("count", unknown.into())]))
             } }
             p.hint { (t.rich("failures-download-hint", [("import", html! { a href="/import" { (t.say("nav-import")) } }.into())])) }
@@ -213,11 +251,12 @@ pub(super) async fn show(
                         th scope="col" { (t.say("column-requests")) }
                     } }
                     tbody {
-                        @for failure in failures.iter().take(MAX_LISTED) {
+                        @for one in failures.iter().take(MAX_LISTED) {
+                            @let failure = &one.failure;
                             tr {
                                 th scope="row" { a.id href=(link(&failure.device)) { (failure.device) } }
                                 td data-label=(t.say("column-reason")) {
-                                    (reason(t, failure, &foreign))
+                                    (reason(t, one))
                                     @if !failure.message.is_empty() { br; span.hint { bdi { (failure.message) } } }
                                 }
                                 td data-label=(t.say("column-key-of")) { bdi { (failure.enrollment) } }
@@ -231,20 +270,29 @@ pub(super) async fn show(
             }
             @if failures.len() > MAX_LISTED { p.hint { (t.with("failures-latest", [("count", (MAX_LISTED as u64).into())])) } }
         }
-        @if forgotten { p.hint { (t.say("failing-forgotten")) } }
+        (hints(t, &recent))
     };
     frame.page(&t.say("failing-devices"), Some(&visitor), "/", &body).into_response()
 }
 
-fn reason(t: Texts, failure: &Failure, foreign: &BTreeMap<String, String>) -> Markup {
-    match foreign.get(failure.device.as_str()) {
-        Some(own) if failure.reason == Reason::Invalid && *own == failure.enrollment => {
-            html! { (t.say("failures-imported-since")) }
+/// Says why a device was not served, and whether the reason still holds.
+fn reason(t: Texts, one: &Unserved) -> Markup {
+    let failure = &one.failure;
+    if let Some(own) = one.own_enrollment() {
+        return t.rich("failures-foreign", [("own", own.into()), ("key", (&failure.enrollment).into())]);
+    }
+    html! {
+        (sentence(t, failure.reason))
+        @if !one.is_open() {
+            br;
+            span.hint {
+                (t.say(match failure.reason {
+                    Reason::Invalid => "failures-imported-since",
+                    Reason::Operator | Reason::Later | Reason::TimedOut if one.found().is_some() => "failures-served-since",
+                    _ => "failures-mended-since",
+                }))
+            }
         }
-        Some(own) if failure.reason == Reason::Invalid => {
-            t.rich("failures-foreign", [("own", own.into()), ("key", (&failure.enrollment).into())])
-        }
-        _ => html! { (sentence(t, failure.reason)) },
     }
 }
 
@@ -256,8 +304,8 @@ pub(super) async fn download(
     _: Visitor,
     Query(selection): Query<Selection>,
 ) -> Response {
-    let (failures, foreign, _) = selected(&shared, &selection).await;
-    let unknown = failures.iter().filter(|failure| is_unknown(failure, &foreign));
+    let recent = selected(&shared, &selection).await;
+    let unknown = recent.all.iter().filter(|one| one.is_unknown()).map(|one| &one.failure);
     let mut writer = csv::Writer::from_writer(Vec::new());
     // Writing to memory cannot fail.
     let _ = writer.write_record(["deviceId", "enrollment"]);
@@ -275,11 +323,19 @@ pub(super) async fn download(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::DeviceId, rate_limit::Origin};
+    use crate::{
+        admin::console::unserved::Row,
+        device::DeviceId,
+        rate_limit::Origin,
+        store::{DeviceRow, filter::Listed},
+    };
 
-    fn failure(id: &str, reason: Reason, enrollment: &str) -> Failure {
-        Failure {
-            device: DeviceId::parse_sn(id).unwrap(),
+    fn unserved(id: &str, reason: Reason, enrollment: &str, own: Option<&str>) -> Unserved {
+        let id = DeviceId::parse_sn(id).unwrap();
+        let row = own.map(|own| DeviceRow::imported(id.clone(), own, "a1"));
+        let row = row.map(|row| Listed::new(row.id.clone(), &row.seen(), false));
+        let failure = Failure {
+            device: id,
             reason,
             enrollment: enrollment.into(),
             origin: Origin::of([192, 0, 2, 1].into()),
@@ -287,35 +343,51 @@ mod tests {
             first: 1,
             last: 2,
             count: 3,
-        }
+        };
+        Unserved { failure, row: row.map_or(Row::Absent, |row| Row::Found(Box::new(row))), ahead: 0 }
     }
 
     #[test]
     fn a_selection_admits_what_it_names() {
-        let foreign = BTreeMap::from([("SN-2".to_owned(), "plug".to_owned())]);
-        let unknown = failure("SN-1", Reason::Invalid, "lamp");
-        let other = failure("SN-2", Reason::Invalid, "lamp");
-        let late = failure("SN-3", Reason::TimedOut, "plug");
+        let mut served = unserved("SN-4", Reason::Later, "plug", Some("plug"));
+        if let Row::Found(row) = &mut served.row {
+            row.first_issued = Some(2);
+        }
+        let all = [
+            unserved("SN-1", Reason::Invalid, "lamp", None),
+            unserved("SN-2", Reason::Invalid, "lamp", Some("plug")),
+            unserved("SN-3", Reason::TimedOut, "plug", Some("plug")),
+            served,
+        ];
         let admitted = |reason: &str, enrollment: &str, address: &str| {
-            let selection =
-                Selection { reason: reason.into(), enrollment: enrollment.into(), address: address.into() };
-            [&unknown, &other, &late].map(|failure| selection.admits(failure, &foreign))
+            let selection = Selection {
+                reason: reason.into(),
+                enrollment: enrollment.into(),
+                address: address.into(),
+                range: String::new(),
+            };
+            all.iter().map(|one| selection.admits(one)).collect::<Vec<_>>()
         };
-        assert_eq!(admitted("", "", ""), [true, true, true]);
-        assert_eq!(admitted("unknown", "", ""), [true, false, false]);
-        assert_eq!(admitted("enrollment", "", ""), [false, true, false]);
-        assert_eq!(admitted("invalid", "", ""), [true, true, false]);
-        assert_eq!(admitted("later", "", ""), [false, false, true]);
-        assert_eq!(admitted("", "plug", ""), [false, false, true]);
-        assert_eq!(admitted("", "", "192.0.2.1"), [true, true, true]);
-        assert_eq!(admitted("", "", "192.0.2.2"), [false, false, false]);
+        assert_eq!(admitted("", "", ""), [true, true, true, true]);
+        assert_eq!(admitted("unknown", "", ""), [true, false, false, false]);
+        assert_eq!(admitted("enrollment", "", ""), [false, true, false, false]);
+        assert_eq!(admitted("invalid", "", ""), [true, true, false, false]);
+        assert_eq!(admitted("later", "", ""), [false, false, false, true]);
+        assert_eq!(admitted("waiting", "", ""), [false, false, true, false]);
+        assert_eq!(admitted("", "plug", ""), [false, false, true, true]);
+        assert_eq!(admitted("", "", "192.0.2.1"), [true, true, true, true]);
+        assert_eq!(admitted("", "", "192.0.2.2"), [false, false, false, false]);
     }
 
     #[test]
     fn groups_count_each_device_once_and_the_largest_comes_first() {
-        let mut all = vec![failure("SN-1", Reason::Invalid, "lamp"), failure("SN-1", Reason::Later, "lamp")];
+        let mut all = vec![
+            unserved("SN-1", Reason::Invalid, "lamp", None),
+            unserved("SN-1", Reason::Later, "lamp", None),
+        ];
         all.extend(
-            (0..9).map(|number| failure(&format!("P-{number}"), Reason::Issued, &format!("e{number}"))),
+            (0..9)
+                .map(|number| unserved(&format!("P-{number}"), Reason::Issued, &format!("e{number}"), None)),
         );
         assert_eq!(groups(&all, |failure| failure.reason)[0], (Reason::Issued, 9, 27));
         let by_enrollment = groups(&all, |failure| failure.enrollment.clone());

@@ -20,6 +20,7 @@ mod overview;
 mod page;
 mod search;
 mod sign_in;
+mod unserved;
 mod uploads;
 
 use std::{future::Future, sync::Arc};

@@ -1,9 +1,6 @@
 //! The first page: shows the concerns that need an operator, and recent requests.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     Json,
@@ -17,10 +14,11 @@ use serde_json::json;
 
 use super::{
     Visitor, chart,
-    concerns::{self, Concern, MAX_NAMES, Situation},
-    failures, grouped,
+    concerns::{self, Concern, Course, MAX_NAMES, Outlook, Situation},
+    devices, failures, grouped,
     language::Texts,
     page::{self, Frame, Tone, moment},
+    unserved::{self, Recent},
     wants_json,
 };
 use crate::{
@@ -32,18 +30,17 @@ use crate::{
     },
     device_view::time,
     histogram::Distribution,
-    resource::failures::{Failure, Reason},
-    store::{StoreError, unix_now},
+    store::{StoreError, UnixSeconds, unix_now},
 };
 
 #[derive(Deserialize)]
-pub(super) struct Shown {
+pub(super) struct Choice {
     /// Name of the range.
     #[serde(default)]
     range: String,
 }
 
-impl Shown {
+impl Choice {
     fn range(&self) -> Range {
         Range::named(&self.range).unwrap_or_default()
     }
@@ -54,12 +51,12 @@ pub(super) async fn show(
     frame: Frame,
     visitor: Visitor,
     headers: HeaderMap,
-    Query(shown): Query<Shown>,
+    Query(choice): Query<Choice>,
 ) -> Response {
     if wants_json(&headers) {
         return Json(summary(&shared).await).into_response();
     }
-    let (t, range) = (frame.texts, shown.range());
+    let (t, range) = (frame.texts, choice.range());
     let content = content(&shared, t, range).await;
     let body = html! {
         h1 { (t.say("nav-overview")) }
@@ -73,32 +70,44 @@ pub(super) async fn live(
     State(shared): State<Arc<Shared>>,
     frame: Frame,
     _: Visitor,
-    Query(shown): Query<Shown>,
+    Query(choice): Query<Choice>,
 ) -> Markup {
-    content(&shared, frame.texts, shown.range()).await
+    content(&shared, frame.texts, choice.range()).await
 }
 
 async fn summary(shared: &Shared) -> serde_json::Value {
     let (sources, now) = (&shared.sources, Sample::of(&shared.sources, unix_now()));
     let hour = shared.ring().total(Range::Hour, &now);
-    let Looked { concerns, .. } = look(shared, &now).await;
+    let Looked { concerns, outlook, .. } = look(shared, &now).await;
     let concerns: Vec<_> = concerns
         .iter()
         .map(|concern| {
             json!({
                 "subject": concern.subject.keys()[0],
                 "severity": concern.tone.class(),
+                "course": match concern.course {
+                    Course::On => "on",
+                    Course::Over => "over",
+                    Course::Untested => "untested",
+                },
                 "since": time(concern.since),
                 "last": time(concern.last),
+                "counted": time(concern.counted),
                 "times": concern.times,
                 "devices": concern.devices,
                 "code": concern.code,
                 "names": concern.names,
+                "pairs": concern.pairs,
             })
         })
         .collect();
     json!({
         "concerns": concerns,
+        "outlook": concerns.is_empty().then_some(match outlook {
+            Outlook::Well => "well",
+            Outlook::Idle => "idle",
+            Outlook::Early => "early",
+        }),
         "lastHour": {
             "served": hour.of_kind(Kind::Served),
             "refused": hour.sum(&Kind::REFUSED),
@@ -124,27 +133,32 @@ fn sessions(shared: &Shared) -> u64 {
 /// State of the server at one moment.
 struct Looked {
     concerns: Vec<Concern>,
-    /// Requests of the last hour that were not served, and whether earlier ones were forgotten.
-    failures: (Vec<Failure>, bool),
+    /// Conclusion if there is no concern.
+    outlook: Outlook,
+    /// Requests of the last hour that were not served.
+    recent: Recent,
     census: Option<Result<Arc<Census>, StoreError>>,
+    /// Events of the last hour.
+    hour: Sample,
 }
 
 /// Looks at the server at this moment, and finds the concerns.
 async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
-    let (failures, forgotten) = sources.failures.since(now.at - Range::Hour.seconds());
-    let foreign = foreign(shared, &failures).await;
-    let census = shared.census.last(&sources.store);
+    let recent = unserved::since(shared, now.at - Range::Hour.seconds()).await;
+    let census = shared.census.last(&sources.store).await;
     let enrollments = shared.enrollments();
     let ring = shared.ring();
-    let concerns = concerns::of(&Situation {
+    let hour = ring.total(Range::Hour, now);
+    let situation = Situation {
         now: now.at,
         episodes: Kind::ALL.map(|kind| ring.episode(&[kind], now)),
         troubles: sources.calls.troubles(),
+        unanswered_since: sources.calls.unanswered_since(),
         clock_offset: sources.registrar.clock_offset(),
-        has_cloud: sources.has_cloud,
-        failures: &failures,
-        foreign,
+        cloud_worked: sources.calls.last_worked(),
+        has_cloud: sources.cloud.is_some(),
+        unserved: &recent.all,
         census: census.as_ref().map(|census| match census {
             Ok(census) => Ok(&**census),
             Err(error) => Err(error.to_string()),
@@ -152,25 +166,10 @@ async fn look(shared: &Shared, now: &Sample) -> Looked {
         configured: enrollments.iter().map(|enrolled| enrolled.name.as_str()).collect(),
         is_draining: sources.registrar.is_draining(),
         waiting: sources.registrar.registrations() as u64,
-    });
-    Looked { concerns, failures: (failures, forgotten), census }
-}
-
-/// Maximum number of devices that are looked up to find out whether they are in another enrollment.
-const MAX_LOOKUPS: usize = 500;
-
-/// Returns those devices that were answered with 4.04 although they are in the table, each with its
-/// enrollment.
-pub(super) async fn foreign(shared: &Shared, failures: &[Failure]) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let invalid = failures.iter().filter(|failure| failure.reason == Reason::Invalid);
-    for failure in invalid.take(MAX_LOOKUPS) {
-        // If the table cannot be read, another concern reports it.
-        if let Ok(Some(enrollment)) = shared.sources.store.enrollment_of(&failure.device).await {
-            found.insert(failure.device.to_string(), enrollment);
-        }
-    }
-    found
+    };
+    let concerns = concerns::of(&situation);
+    let outlook = concerns::outlook(&situation, sources.started, hour.sum(&Kind::ALL));
+    Looked { concerns, outlook, recent, census, hour }
 }
 
 async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
@@ -187,16 +186,15 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     };
     html! {
         p.hint.asof { (t.rich("overview-as-of", [("time", moment(now.at).into())])) }
-        @if looked.concerns.is_empty() { (all_is_well(shared, t, looked.census.as_ref())) }
-        @for concern in &looked.concerns { (show_concern(t, concern)) }
+        @if looked.concerns.is_empty() { (no_concern(shared, t, &looked, now.at)) }
+        @for concern in &looked.concerns { (Shown::of(shared, t, concern).render()) }
         section.card aria-labelledby="requests" {
             div.head {
                 h2 #requests { (t.say("overview-requests")) }
                 p.ranges {
-                    @for choice in Range::ALL {
-                        @let name = t.say(match choice { Range::Hour => "range-hour", Range::Day => "range-day", Range::Week => "range-week" });
-                        @if choice == range { b aria-current="true" { (name) } }
-                        @else { a href={ "/?range=" (choice.name()) } { (name) } }
+                    @for other in Range::ALL {
+                        @if other == range { b aria-current="true" { (t.say(failures::range_key(other))) } }
+                        @else { a href={ "/?range=" (other.name()) } { (t.say(failures::range_key(other))) } }
                     }
                 }
             }
@@ -205,14 +203,14 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
         div.columns.even {
             section.card aria-labelledby="results" {
                 h2 #results { (t.say("overview-results")) }
-                (numbers(t, &total, &RESULTS))
+                (numbers(t, range, &total, &RESULTS))
             }
             section.card aria-labelledby="handshakes" {
                 h2 #handshakes { (t.say("overview-handshakes")) }
-                (numbers(t, &total, &HANDSHAKES))
+                (numbers(t, range, &total, &HANDSHAKES))
             }
         }
-        (failures::top(t, &looked.failures))
+        (failures::top(t, &looked.recent))
         dl.tiles {
             (tile("tile-sessions", &grouped(sessions(shared)), html! { (t.say("tile-sessions-about")) }))
             (tile("tile-registrations", &grouped(registrar.registrations() as u64),
@@ -226,71 +224,150 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     }
 }
 
-/// Says that there is nothing to do, and what was checked.
-fn all_is_well(shared: &Shared, t: Texts, census: Option<&Result<Arc<Census>, StoreError>>) -> Markup {
+/// Says that no fault is known, and what was looked at. Says so in grey if it proves little.
+fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> Markup {
     let sources = &shared.sources;
     let cloud = match sources.calls.last_worked() {
-        _ if !sources.has_cloud => html! { (t.say("looked-no-cloud")) },
+        _ if sources.cloud.is_none() => html! { (t.say("looked-no-cloud")) },
         Some(at) => t.rich("looked-cloud", [("time", moment(at).into())]),
         None => html! { (t.say("looked-cloud-idle")) },
     };
-    let table = match census {
+    let table = match &looked.census {
         Some(Ok(census)) => {
             let devices: u64 = census.totals.iter().map(|totals| totals.devices).sum();
             t.rich("looked-table", [("count", devices.into()), ("time", moment(census.at).into())])
         }
         _ => html! { (t.say("looked-table-not-yet")) },
     };
+    let hour = &looked.hour;
+    let since = moment(sources.started.max(now - Range::Hour.seconds()));
+    let served = hour.of_kind(Kind::Served);
+    let unserved = hour.sum(&Kind::REFUSED) + hour.of_kind(Kind::Operator) + hour.sum(&LATER);
+    let requests = match (served, unserved) {
+        (0, 0) => t.rich("looked-requests-none", [("time", since.into())]),
+        (_, 0) => t.rich("looked-requests", [("time", since.into()), ("served", served.into())]),
+        _ => t.rich(
+            "looked-requests-mended",
+            [("time", since.into()), ("served", served.into()), ("unserved", unserved.into())],
+        ),
+    };
+    let (tone, title, text) = match looked.outlook {
+        Outlook::Well => (Tone::Good, "all-is-well", "nothing-to-do"),
+        Outlook::Idle => (Tone::Note, "no-device-came", "no-device-came-text"),
+        Outlook::Early => (Tone::Note, "too-early", "too-early-text"),
+    };
     let text = html! {
-        p { (t.say("nothing-to-do")) }
+        p { (t.say(text)) }
         ul.looked {
-            li { (t.say("looked-requests")) }
+            li { (requests) }
             li { (cloud) }
             li { (table) }
             li { (t.say("looked-server")) }
         }
     };
-    page::message(Tone::Good, &t.say("all-is-well"), &text)
+    page::message(tone, &t.say(title), &text)
 }
 
-fn show_concern(t: Texts, concern: &Concern) -> Markup {
-    let [title, cause, remedy] = concern.subject.keys();
-    let listed = concern.names.iter().take(MAX_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let names = if concern.names.len() > MAX_NAMES { format!("{listed}, …") } else { listed };
-    let say = |key| {
+/// A concern, and what its texts need.
+struct Shown<'c> {
+    t: Texts,
+    concern: &'c Concern,
+    started: UnixSeconds,
+    /// Host of IoT Platform.
+    cloud: &'c str,
+}
+
+impl<'c> Shown<'c> {
+    fn of(shared: &'c Shared, t: Texts, concern: &'c Concern) -> Self {
+        let cloud = shared.sources.cloud.as_deref().unwrap_or_default();
+        Self { t, concern, started: shared.sources.started, cloud }
+    }
+
+    fn say(&self, key: &'static str) -> Markup {
+        let Self { t, concern, .. } = self;
+        let pair = |(own, key): &(String, String)| {
+            t.with("enrollment-pair", [("own", own.into()), ("key", key.into())])
+        };
+        let names = || concern.names.iter().cloned().chain(concern.pairs.iter().map(pair));
+        let mut listed = names().take(MAX_NAMES).collect::<Vec<_>>().join(&t.say("list-comma"));
+        if names().count() > MAX_NAMES {
+            listed += &t.say("list-comma");
+            listed += "…";
+        }
         t.rich(
             key,
             [
                 ("devices", concern.devices.unwrap_or(0).into()),
                 ("times", concern.times.into()),
-                ("names", (&names).into()),
+                ("names", (&listed).into()),
+                ("cloud", self.cloud.into()),
             ],
         )
-    };
-    let own_remedy = concern.code.as_deref().and_then(concerns::remedy_of);
-    let facts = [
-        concern.since.map(|at| t.rich("fact-since", [("time", moment(at).into())])),
-        concern.last.map(|at| t.rich("fact-last", [("time", moment(at).into())])),
-        concern.devices.map(|count| html! { (t.with("fact-devices", [("count", count.into())])) }),
-    ];
-    html! {
-        section class={ "message concern " (concern.tone.class()) } {
-            h2 { (say(title)) }
-            @if facts.iter().any(Option::is_some) {
-                p.facts-line { @for fact in facts.iter().flatten() { span { (fact) } } }
+    }
+
+    /// Returns the times, and the number of devices.
+    fn facts(&self) -> Vec<Markup> {
+        let Self { t, concern, started, .. } = self;
+        let at = |key, time| t.rich(key, [("time", moment(time).into())]);
+        let is_single = concern.times == 1 && concern.last.is_some();
+        let since = concern.since.filter(|_| !is_single).map(|since| {
+            // The samples begin at the start, and the fault may have begun before.
+            let is_vague = since - started <= ring::EVERY.as_secs().cast_signed();
+            at(if is_vague { "fact-since-or-earlier" } else { "fact-since" }, since)
+        });
+        let last = concern.last.map(|last| match concern.course {
+            Course::Over => at("fact-over", last),
+            Course::On | Course::Untested if is_single => at("fact-at", last),
+            Course::On | Course::Untested => at("fact-last", last),
+        });
+        let counted = concern.counted.map(|counted| at("fact-counted", counted));
+        let devices =
+            concern.devices.map(|count| html! { (t.with("fact-devices", [("count", count.into())])) });
+        [devices, since, last, counted].into_iter().flatten().collect()
+    }
+
+    fn render(&self) -> Markup {
+        let Self { t, concern, .. } = self;
+        let [title, cause, remedy] = concern.subject.keys();
+        let code = concern.code.as_deref();
+        let title = code.and_then(concerns::title_of).unwrap_or(title);
+        let cause = code.and_then(concerns::cause_of).unwrap_or(cause);
+        let remedy = code.and_then(concerns::remedy_of).unwrap_or(remedy);
+        let facts = self.facts();
+        html! {
+            section class={ "message concern " (concern.tone.class()) } {
+                h2 { (self.say(title)) }
+                @if !facts.is_empty() { p.facts-line { @for fact in &facts { span { (fact) } } } }
+                p { b { (t.say("label-cause")) } " " (self.say(cause)) }
+                @if concern.code.is_some() || concern.said.is_some() {
+                    p { b { (t.say("label-said")) } " " code { bdi {
+                        @if let Some(code) = &concern.code { (code) }
+                        @if concern.code.is_some() && concern.said.is_some() { ": " }
+                        @if let Some(said) = &concern.said { (said) }
+                    } } }
+                }
+                p { b { (t.say("label-remedy")) } " " (self.say(remedy)) }
+                @match concern.course {
+                    Course::On => {}
+                    Course::Over => { p { (t.say("course-over")) } }
+                    Course::Untested => { p { (t.say("course-untested")) } }
+                }
+                (self.devices())
             }
-            p { b { (t.say("label-cause")) } " " (say(cause)) }
-            @if concern.code.is_some() || concern.said.is_some() {
-                p { b { (t.say("label-said")) } " " code { bdi {
-                    @if let Some(code) = &concern.code { (code) }
-                    @if concern.code.is_some() && concern.said.is_some() { ": " }
-                    @if let Some(said) = &concern.said { (said) }
-                } } }
+        }
+    }
+
+    /// Renders links to the first of the devices concerned, and to all of them.
+    fn devices(&self) -> Markup {
+        let Self { t, concern, .. } = self;
+        let Some(link) = concern.subject.link().filter(|_| concern.devices != Some(0)) else {
+            return html! {};
+        };
+        html! {
+            p {
+                @for id in &concern.ids { a.id href=(devices::link(id)) { (id) } " " }
+                a href=(link) { (t.say("show-concerned")) }
             }
-            p { b { (t.say("label-remedy")) } " "
-                @match own_remedy { Some(key) => (t.say(key)), None => (say(remedy)) }
-            }
-            @if let Some(link) = concern.subject.link() { p { a href=(link) { (t.say("show-concerned")) } } }
         }
     }
 }
@@ -378,8 +455,8 @@ const HANDSHAKES: [Counted; 4] = [
     Counted { kind: Kind::OtherHandshake, name: "handshake-other", code: "", link: "", always: true },
 ];
 
-/// Renders the number and share of each kind of event.
-fn numbers(t: Texts, total: &Sample, rows: &[Counted]) -> Markup {
+/// Renders the number and share of each kind of event in a range.
+fn numbers(t: Texts, range: Range, total: &Sample, rows: &[Counted]) -> Markup {
     let sum: u64 = rows.iter().map(|row| total.of_kind(row.kind)).sum();
     let shown = rows.iter().map(|row| (row, total.of_kind(row.kind)));
     html! {
@@ -393,7 +470,7 @@ fn numbers(t: Texts, total: &Sample, rows: &[Counted]) -> Markup {
                 @for (row, count) in shown.filter(|(row, count)| row.always || *count > 0) {
                     tr {
                         th scope="row" { (t.say(row.name)) @if !row.code.is_empty() { " " span.hint { (row.code) } } }
-                        td { @if row.link.is_empty() || count == 0 { (grouped(count)) } @else { a href=(row.link) { (grouped(count)) } } }
+                        td { @if row.link.is_empty() || count == 0 { (grouped(count)) } @else { a href={ (row.link) "&range=" (range.name()) } { (grouped(count)) } } }
                         td { (share(count, sum)) }
                     }
                 }
@@ -445,22 +522,40 @@ mod tests {
         }
     }
 
+    fn shown_at(since: UnixSeconds, last: UnixSeconds) -> Concern {
+        let subject = concerns::Subject::CloudFails;
+        Concern { since: Some(since), last: Some(last), ..Concern::of(subject) }
+    }
+
+    #[test]
+    fn the_times_of_a_concern_say_how_sure_they_are() {
+        let t = Texts(super::super::language::Language::English);
+        let facts = |concern: &Concern| {
+            let shown = Shown { t, concern, started: 1000, cloud: "" };
+            shown.facts().into_iter().map(|fact| fact.into_string()).collect::<Vec<_>>().join("; ")
+        };
+        let several = |since| Concern { times: 9, ..shown_at(since, 5000) };
+        assert!(facts(&several(1010)).contains("or earlier"));
+        assert!(!facts(&several(1011)).contains("or earlier"));
+        let single = facts(&Concern { times: 1, ..shown_at(4990, 5000) });
+        assert!(single.starts_with("at ") && !single.contains("since"), "{single}");
+        let over = facts(&Concern { course: Course::Over, ..several(2000) });
+        assert!(over.contains("none since"), "{over}");
+    }
+
     #[test]
     fn a_concern_never_shows_foreign_text_as_markup() {
         let t = Texts(super::super::language::Language::English);
         let concern = Concern {
-            subject: concerns::Subject::CloudFails,
-            tone: Tone::Bad,
-            since: Some(0),
-            last: None,
             times: 3,
             devices: Some(2),
             code: Some("<script>".into()),
             said: Some("\u{202e}<img src=x>".into()),
             names: (0..7).map(|number| format!("<b>{number}")).collect(),
+            ..shown_at(0, 0)
         };
-        let shown = show_concern(t, &concern).into_string();
-        for hostile in ["<script>", "<img", "<b>0"] {
+        let shown = Shown { t, concern: &concern, started: 0, cloud: "<i>" }.render().into_string();
+        for hostile in ["<script>", "<img", "<b>0", "<i>"] {
             assert!(!shown.contains(hostile), "{shown}");
         }
         assert!(shown.contains("1970-01-01 00:00:00 UTC") && shown.contains("2 devices"), "{shown}");

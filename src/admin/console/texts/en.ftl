@@ -228,7 +228,7 @@ absent-title = Not in the table
 absent = No such device
 absent-text = No device with the ID {$device} is in the table. Requests with this ID are answered with 4.04.
 absent-asked = It asked at {$time}, with a key of enrollment {$enrollment}.
-absent-import = Import it
+absent-import = Import
 absent-search = Search for another
 
 ## Advice on a device
@@ -243,7 +243,9 @@ advice-cloud-deleted-text = This device was deleted at IoT Platform, so its cert
 advice-cloud-disabled = Disabled at IoT Platform
 advice-cloud-disabled-text = This device was disabled at IoT Platform: it cannot sign in there with its certificate. Enable it at IoT Platform.
 advice-other-key = It asks with the key of another enrollment
-advice-other-key-text = At {$time} the device asked with the key of enrollment {$other}, but its row is in enrollment {$own}, so it was refused. Import the device into {$other}, or give it the key of {$own}.
+advice-other-key-text = At {$time} the device asked with the key of enrollment {$other}, but its row is in enrollment {$own}, so it was refused. If the row is wrong, import the device into {$other}; that moves the row. If the firmware is wrong, give the device the key of {$own}.
+absent-yours = If it is one of yours, compare the ID with the list of the factory, and import it.
+absent-not-yours = If it is not, somebody has the key of {$enrollment}: change that key.
 advice-refused = Refused by IoT Platform
 advice-refused-text = IoT Platform refuses this device: {$reason}. Fix the cause at IoT Platform, then reset the device here: its next request registers it.
 advice-issued = Has its certificate, and gets no other
@@ -334,19 +336,33 @@ sign-in-too-often = Too many attempts. Try again in {$seconds} s, or in a browse
 overview-as-of = As of {$time}
 all-is-well = All is well
 nothing-to-do = Nothing to do. This was looked at:
-looked-requests = Answers and handshakes of the last hour: none failed.
-looked-cloud = Calls of IoT Platform: none fails; the last one worked at {$time}.
-looked-cloud-idle = Calls of IoT Platform: none was needed since the start, so nothing is known about it.
-looked-no-cloud = Calls of IoT Platform: none is configured, and no device needs one.
+no-device-came = No device has asked in the last hour
+no-device-came-text = No fault is known. If devices should be asking now: are they powered on, and can they reach this server? This was looked at:
+too-early = Too early to tell
+too-early-text = No fault is known yet, but the server has just started, or is still counting the table. This was looked at:
+looked-requests = Requests and handshakes since {$time}: {$served} served, none failed.
+looked-requests-mended = Requests since {$time}: {$served} served; {$unserved} were not, but their devices no longer have the problem.
+looked-requests-none = Requests since {$time}: there was none.
+looked-cloud = Calls to IoT Platform: none fails; the last one worked at {$time}.
+looked-cloud-idle = Calls to IoT Platform: none was needed since the start, so nothing is known about it.
+looked-no-cloud = Calls to IoT Platform: none is configured, and no device needs one.
 looked-table = The table: {$count} devices at {$time}; none is refused, deleted or without an enrollment.
 looked-table-not-yet = The table: it is being counted.
 looked-server = Writes to the database, the clock and the network of this server.
 label-cause = Cause:
 label-said = Message:
 label-remedy = What to do:
-show-concerned = Show what is concerned
+show-concerned = Show the affected devices
 fact-since = since {$time}
+fact-since-or-earlier = since {$time} or earlier
+fact-at = at {$time}
 fact-last = last at {$time}
+fact-over = none since {$time}
+fact-counted = counted at {$time}
+course-over = It has not happened again since then.
+course-untested = No such call has been made since then, so the cause may be gone already. The next device that registers shows it.
+list-comma = {", "}
+enrollment-pair = in the table under {$own}, with the key of {$key}
 fact-devices = {$count ->
     [one] {$count} device
    *[other] {$count} devices
@@ -369,7 +385,7 @@ kind-too-many = Too many requests
 kind-malformed = Request not understood
 kind-operator = Refused by IoT Platform
 kind-later = Asked to come back later
-kind-timed-out = No answer from IoT Platform in time
+kind-timed-out = No certificate from IoT Platform in time
 handshake-completed = Completed
 handshake-wrong-key = Wrong key or unknown identity
 handshake-silent = Client stopped answering
@@ -381,9 +397,9 @@ tile-registrations-about = {$count} of them waiting for a call
 tile-batches = Batches
 tile-batches-about = {$count} since the start
 tile-answered = Answered within
-tile-answered-about = 19 of 20 requests
+tile-answered-about = 95 % of the requests
 tile-registered = Registered within
-tile-registered-about = 19 of 20 registrations
+tile-registered-about = 95 % of the registrations
 tile-writes = Writes waiting
 tile-writes-about = for the database
 chart-served = served
@@ -406,8 +422,15 @@ failing-by-reason = By reason
 failing-by-enrollment = By enrollment of the key
 failing-by-address = By address
 failing-forgotten = So many devices were refused that the earliest are no longer listed.
-group-counts = {$devices} devices, {$requests} requests
-failures-count = {$count} in the last 24 hours, since the start at the earliest
+failing-partly = Not all of these devices were compared with the table: they are too many, or the table cannot be read.
+failures-since = last request since {$time}
+group-counts = { $devices ->
+    [one] {$devices} device
+   *[other] {$devices} devices
+}, { $requests ->
+    [one] {$requests} request
+   *[other] {$requests} requests
+}
 failures-all = Show all
 failures-none = None.
 failures-latest = The latest {$count} are shown.
@@ -420,21 +443,29 @@ column-key-of = Key of
 column-address = Address
 column-last = Last
 column-requests = Requests
-failures-imported-since = Was not in the table; imported since
+failures-imported-since = Imported since
+failures-served-since = Served since
+failures-mended-since = No longer the case
 
 ## Concerns
 
 database-unreadable = The database cannot be read
 database-unreadable-cause = The disk or the database file of this server.
 database-unreadable-remedy = Check that the disk is not full and that the file is in place. The message says what failed.
-database-writes = {$times} writes to the database failed
+database-writes = { $times ->
+    [one] {$times} write to the database failed
+   *[other] {$times} writes to the database failed
+}
 database-writes-cause = The disk of this server is full or slow, or another program holds the database. The devices concerned were asked to come back later.
 database-writes-remedy = Free disk space, and end whatever holds the database. The log has the reason of each failure.
 cloud-silent = IoT Platform cannot be reached
-cloud-silent-cause = The network between this server and IoT Platform, or IoT Platform itself; not the devices. Calls that fail: {$names} ({$times} in a row).
+cloud-silent-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices. Failed calls in a row: {$times} ({$names}).
+cloud-slow = IoT Platform has not answered a call for {$times} s
+cloud-slow-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices.
+cloud-slow-remedy = Wait a minute: the answer may still come. If it does not, check network, DNS, firewall and proxy of this server. Leave the devices alone: they ask again by themselves.
 cloud-silent-remedy = Check network, DNS, firewall and proxy of this server. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
-cloud-account = IoT Platform refuses calls
-cloud-account-cause = The access key or the account that this server uses; not the devices. Refused calls: {$names}.
+cloud-account = IoT Platform refuses the calls of this server
+cloud-account-cause = The account or the access key that this server uses; not the devices. Refused calls: {$names}.
 cloud-account-remedy = Mend what the message says, in the console of Alibaba Cloud or in the configuration here. The devices then try again by themselves.
 cloud-product = IoT Platform refuses the product {$names}
 cloud-product-cause = The product does not exist in this instance, or it has as many devices as it may have; devices of other products are not concerned.
@@ -442,21 +473,21 @@ cloud-product-remedy = Compare product_key and instance_id of the configuration 
 cloud-throttles = IoT Platform throttles this account
 cloud-throttles-cause = The account makes more calls than IoT Platform permits: {$names}. Another program may use the same account.
 cloud-throttles-remedy = Nothing, if it passes; certdist slows down by itself. If it persists, lower qps, or find out what else uses the account.
-cloud-fails = Calls of IoT Platform fail
-cloud-fails-cause = IoT Platform answers with an error: {$names} ({$times} in a row).
+cloud-fails = Calls to IoT Platform fail
+cloud-fails-cause = IoT Platform answers with an error. Failed calls in a row: {$times} ({$names}).
 cloud-fails-remedy = Look up the code in docs/cloud.md. If IoT Platform has a fault, wait; the devices try again by themselves.
-devices-refused = {$devices ->
-    [one] IoT Platform refuses {$devices} device
-   *[other] IoT Platform refuses {$devices} devices
+devices-refused = { $devices ->
+    [one] {$devices} device cannot be registered
+   *[other] {$devices} devices cannot be registered
 }
-devices-refused-cause = These devices themselves: for example, their name is taken by another device. The most frequent message is below.
+devices-refused-cause = These devices themselves: for example, their name is taken by another device. The most frequent reason is below.
 devices-refused-remedy = Mend the cause at IoT Platform, then reset the devices here: their next request registers them.
 wrong-enrollment = {$devices ->
     [one] {$devices} device has the key of another enrollment
    *[other] {$devices} devices have the key of another enrollment
 }
-wrong-enrollment-cause = The import and the firmware do not fit together. In the table → key: {$names}.
-wrong-enrollment-remedy = If the table is wrong, import the devices into the enrollment whose key they have. If the firmware is wrong, flash the right one.
+wrong-enrollment-cause = The import and the firmware do not fit together: {$names}.
+wrong-enrollment-remedy = If the table is wrong, import the devices into the enrollment whose key they have; that moves their rows. If the firmware is wrong, flash the right one.
 unconfigured = {$devices ->
     [one] {$devices} device is in an enrollment that is not configured
    *[other] {$devices} devices are in an enrollment that is not configured
@@ -478,35 +509,49 @@ unknown-devices = {$devices ->
 }
 unknown-devices-cause = Their list was not imported, or their IDs differ from the list, or a stranger has the key of {$names} and tries IDs.
 unknown-devices-remedy = Compare the IDs with the list of the factory, and import those that belong to you.
-wrong-key = {$times} handshakes failed because of a wrong key
+wrong-key = { $times ->
+    [one] {$times} handshake failed because of a wrong key
+   *[other] {$times} handshakes failed because of a wrong key
+}
 wrong-key-cause = Devices have another key than the table or the configuration, or an unknown identity; or a stranger tries keys.
-wrong-key-remedy = The log names identity and address of each. Compare the key in the firmware with the enrollment, and import individual keys again.
+wrong-key-remedy = The log (journalctl -u certdist) names identity and address of each. Compare the key in the firmware with the enrollment, and import individual keys again.
 guessing = Somebody tries device IDs
 guessing-cause = A client with a shared key asks for one ID after another that it may not have. It is slowed down, and others are served.
-guessing-remedy = See the addresses below. If it is no test of yours, change the shared key, and block the address.
-not-yours = {$devices ->
+guessing-remedy = The link below shows the IDs and addresses. If it is no test of yours, change the shared key, and block the address.
+not-yours = { $devices ->
+    [0] Devices were asked for with the key of another
     [one] {$devices} device was asked for with the key of another
    *[other] {$devices} devices were asked for with the key of another
 }
 not-yours-cause = A firmware sends the ID of another device, or somebody tries to get the certificates of others. Nothing was handed out.
 not-yours-remedy = Compare the identity and the ID that the firmware sends: for this kind of key, both must be the same device.
-issued-already = {$devices ->
+issued-already = { $devices ->
+    [0] Devices ask again for their certificates, and may not have them
     [one] {$devices} device asks again for its certificate, and may not have it
    *[other] {$devices} devices ask again for their certificates, and may not have them
 }
 issued-already-cause = The device has fetched it before, and the reissue policy of its enrollment permits no other; perhaps it did not store it.
 issued-already-remedy = If you trust the device, reset it here: it can then fetch its certificate again.
-malformed = {$times} requests were not understood
+malformed = { $times ->
+    [one] {$times} request was not understood
+   *[other] {$times} requests were not understood
+}
 malformed-cause = The firmware sends a wrong path, method, format or device ID.
 malformed-remedy = The answer tells the firmware what is wrong (docs/device.md). The log shows the requests.
-silent-clients = {$times} handshakes ended because the device fell silent
+silent-clients = { $times ->
+    [one] {$times} handshake ended because the device fell silent
+   *[other] {$times} handshakes ended because the device fell silent
+}
 silent-clients-cause = Packets are lost between the devices and this server, or the devices were switched off.
 silent-clients-remedy = If there are many: check radio, NAT and firewall. A firewall must let UDP pass in both directions.
-other-handshakes = {$times} handshakes failed for other reasons
+other-handshakes = { $times ->
+    [one] {$times} handshake failed for another reason
+   *[other] {$times} handshakes failed for other reasons
+}
 other-handshakes-cause = For example, the firmware offers no cipher suite of this server, or there were too many unfinished handshakes of one network.
 other-handshakes-remedy = The log and certdist_handshake_failures_total show the reasons. docs/device.md lists the cipher suites.
 clock = The clock of this server is wrong by {$times} s
-clock-cause = The clock differs from that of IoT Platform. certdist corrects its own times, but logs and other programs have the wrong time.
+clock-cause = The clock of this machine differs from that of IoT Platform. Times on these pages and in the logs are wrong by as much. Calls are signed with the right time.
 clock-remedy = Turn on time synchronization (NTP) on this machine.
 no-cloud = {$devices ->
     [one] {$devices} device has no certificate, and no IoT Platform is configured
@@ -514,25 +559,43 @@ no-cloud = {$devices ->
 }
 no-cloud-cause = The configuration has no [iot_platform], so devices without a certificate in the table are answered with 5.02.
 no-cloud-remedy = Configure [iot_platform], or import the certificates.
-unsealed = {$times} secrets in the database are in clear text
+unsealed = { $times ->
+    [one] {$times} secret in the database is in clear text
+   *[other] {$times} secrets in the database are in clear text
+}
 unsealed-cause = No database_key was configured when they were stored. Whoever gets the file or a backup can read them.
 unsealed-remedy = Configure database_key, then run certdist database seal (docs/operations.md).
-too-many = {$devices ->
+too-many = { $devices ->
+    [0] Too many requests
     [one] {$devices} device sends too many requests
    *[other] {$devices} devices send too many requests
 }
-too-many-cause = {$times} requests exceeded a rate limit and were answered with 4.29.
+too-many-cause = { $times ->
+    [one] {$times} request exceeded a rate limit and was answered with 4.29.
+   *[other] {$times} requests exceeded a rate limit and were answered with 4.29.
+}
 too-many-remedy = A device that asks in a loop has a fault in its firmware. If many devices of one address come at once, raise the limit.
 queue = {$devices ->
     [one] {$devices} device waits for its registration
    *[other] {$devices} devices wait for their registration
 }
-queue-cause = More devices came at once than IoT Platform registers in that time; no call fails.
-queue-remedy = Nothing. Each device comes back by itself and gets its certificate.
-unsent = {$times} datagrams could not be sent
+queue-cause = More devices came at once than IoT Platform registers in that time.
+queue-remedy = Nothing, as long as the number falls. Each device comes back by itself and gets its certificate.
+not-back = { $devices ->
+    [0] Devices that could not be served have not asked again
+    [one] {$devices} device that could not be served has not asked again
+   *[other] {$devices} devices that could not be served have not asked again
+}
+not-back-cause = They were asked to come back later, or were refused because of a fault that no longer shows. They may be switched off, or their firmware does not ask again.
+not-back-remedy = Power one of them on again, and look at its page here.
+unsent = { $times ->
+    [one] {$times} datagram could not be sent
+   *[other] {$times} datagrams could not be sent
+}
 unsent-cause = The network or its buffers on this server are too small or too slow. Devices repeat their requests.
 unsent-remedy = If it persists, raise net.core.wmem_max, or add network capacity.
-disabled-ask = {$devices ->
+disabled-ask = { $devices ->
+    [0] Disabled devices ask for their certificates
     [one] {$devices} disabled device asks for its certificate
    *[other] {$devices} disabled devices ask for their certificates
 }
@@ -544,21 +607,32 @@ disabled-at-cloud = {$devices ->
 }
 disabled-at-cloud-cause = Somebody disabled them there. They have their certificate, but cannot sign in with it.
 disabled-at-cloud-remedy = Nothing, if that is on purpose. Otherwise enable them at IoT Platform.
+title-key = IoT Platform refuses the access key of this server
+title-credentials = This server has no access key
+title-permission = The access key of this server lacks a permission
+title-bill = The account at IoT Platform has an overdue bill
+title-quota = IoT Platform takes no more devices of the product {$names}
+cause-key = The access key that this server uses; not the devices. Refused calls: {$names}.
+cause-credentials = This server cannot read its credentials, so it cannot call IoT Platform.
+cause-permission = The RAM user of the access key may not make these calls: {$names}.
+cause-product = The instance of this server has no product {$names}. Devices of other products are not concerned.
+cause-quota = The product or the instance has as many devices as it may have. Devices that are registered already are served.
+-credentials-place = [iot_platform] credentials in certdist.toml says where the access key stands. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist.
 
 ## Remedies for codes of IoT Platform
 
-remedy-key-unknown = There is no such access key. Correct the ID in the credentials of this server: often a space, or a key of another site.
-remedy-key-inactive = The access key is disabled. Enable it in the RAM console, or configure another one.
-remedy-key-secret = The secret does not belong to the access key. Enter both again; if they are right, a proxy changes the requests.
-remedy-token = The security token has expired or does not belong to the key. Renew the credentials.
+remedy-key-unknown = There is no such access key. Correct its ID: often a space too many, or the key of another site. { -credentials-place }
+remedy-key-inactive = The access key is disabled. Enable it in the RAM console, or use another one. { -credentials-place }
+remedy-key-secret = The secret does not belong to the access key. Enter both again. { -credentials-place } If both are right, a proxy changes the requests.
+remedy-token = The security token has expired or does not belong to the key. Renew the credentials. { -credentials-place }
 remedy-permission = The access key lacks a permission. Attach the policy of docs/cloud.md to its RAM user.
 remedy-account = The account cannot use IoT Platform. Activate it, and check account and region.
 remedy-bill = The account has an overdue bill. Pay it.
-remedy-instance = There is no such instance in that region. Correct instance_id and region in certdist.toml.
-remedy-product = There is no such product in the instance. Correct product_key of the enrollment, or instance_id, in certdist.toml; then reload.
+remedy-instance = There is no such instance in that region. Correct instance_id and region in certdist.toml, then run systemctl restart certdist.
+remedy-product = Compare with the products in the console of IoT Platform. If instance_id is wrong, correct it in certdist.toml and run systemctl restart certdist. If product_key of the enrollment is wrong, correct it and run systemctl reload certdist; then import the devices again with a column productKey, because their rows keep the product of their import.
 remedy-quota = The quota of devices is used up. Raise it at IoT Platform, or delete devices there.
 remedy-certificate = TLS: the certificate of IoT Platform is refused. Check ca_file, the clock, and endpoint.
-remedy-credentials = This server has no access key. The message says why.
+remedy-credentials = The message says why the access key cannot be read. { -credentials-place }
 remedy-network = Check network, DNS, firewall and proxy of this server towards IoT Platform. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 remedy-not-an-answer = Something else answers in the place of IoT Platform. Check for the login page of a proxy, and for a wrong endpoint.
 

@@ -213,7 +213,7 @@ absent-title = テーブルにありません
 absent = そのようなデバイスはありません
 absent-text = ID {$device} のデバイスはテーブルにありません。この ID のリクエストには 4.04 を返します。
 absent-asked = {$time} に、登録グループ {$enrollment} の鍵でリクエストがありました。
-absent-import = インポートする
+absent-import = インポート
 absent-search = ほかを検索する
 
 ## Advice on a device
@@ -228,7 +228,9 @@ advice-cloud-deleted-text = IoT Platform で削除されたため、証明書は
 advice-cloud-disabled = IoT Platform で無効になっています
 advice-cloud-disabled-text = IoT Platform で無効にされたため、証明書でサインインできません。IoT Platform で有効にしてください。
 advice-other-key = 別の登録グループの鍵で要求しています
-advice-other-key-text = {$time} に登録グループ {$other} の鍵で要求しましたが、行は {$own} にあるため拒否されました。デバイスを {$other} にインポートするか、{$own} の鍵を書き込んでください。
+advice-other-key-text = {$time} に登録グループ {$other} の鍵で要求しましたが、行は {$own} にあるため拒否されました。行が誤りなら、デバイスを {$other} にインポートしてください。行はそこへ移動します。ファームウェアが誤りなら、{$own} の鍵を書き込んでください。
+absent-yours = 自社のデバイスなら、ID を工場のリストと照合し、インポートしてください。
+absent-not-yours = 自社のものでなければ、誰かが {$enrollment} の鍵を持っています。その鍵を変えてください。
 advice-refused = IoT Platform が拒否しています
 advice-refused-text = IoT Platform がこのデバイスを拒否しています：{$reason}。IoT Platform で原因を解決してから、ここでリセットしてください。次のリクエストで登録されます。
 advice-issued = 証明書を取得済み、再発行なし
@@ -319,7 +321,13 @@ sign-in-too-often = 試行回数が多すぎます。{$seconds} 秒後にもう�
 overview-as-of = {$time} 現在
 all-is-well = すべて正常
 nothing-to-do = 対応は不要です。確認した項目：
-looked-requests = 直近 1 時間の応答とハンドシェイク：失敗なし。
+no-device-came = 直近 1 時間にリクエストしたデバイスはありません
+no-device-came-text = 既知の障害はありません。今デバイスがリクエストするはずなら、電源が入っているか、このサーバーに届くかを確認してください。確認した項目：
+too-early = まだ判断できません
+too-early-text = 今のところ既知の障害はありませんが、サーバーは起動したばかりか、テーブルを集計中です。確認した項目：
+looked-requests = {$time} からのリクエストとハンドシェイク：発行 {$served} 件、失敗なし。
+looked-requests-mended = {$time} からのリクエスト：発行 {$served} 件。{$unserved} 件は発行されませんでしたが、そのデバイスの問題はすべて解消しています。
+looked-requests-none = {$time} からのリクエスト：なし。
 looked-cloud = IoT Platform の呼び出し：失敗なし。最後の成功は {$time}。
 looked-cloud-idle = IoT Platform の呼び出し：起動後まだ必要がなく、状態は不明です。
 looked-no-cloud = IoT Platform の呼び出し：設定されておらず、必要なデバイスもありません。
@@ -329,9 +337,17 @@ looked-server = このサーバーのデータベース書き込み、時計、�
 label-cause = 原因：
 label-said = メッセージ：
 label-remedy = 対処：
-show-concerned = 該当するものを表示
+show-concerned = 影響を受けるデバイスを表示
 fact-since = {$time} から
-fact-last = 最新 {$time}
+fact-since-or-earlier = {$time} またはそれ以前から
+fact-at = {$time}
+fact-last = 最終発生 {$time}
+fact-over = {$time} 以降は発生なし
+fact-counted = {$time} に集計
+course-over = それ以降は発生していません。
+course-untested = それ以降この呼び出しは行われておらず、原因はすでに解消しているかもしれません。次に登録するデバイスで分かります。
+list-comma = 、
+enrollment-pair = テーブルでは {$own}、鍵は {$key}
 fact-devices = {$count} 台
 overview-requests = リクエスト
 overview-results = 応答
@@ -351,7 +367,7 @@ kind-too-many = リクエスト過多
 kind-malformed = 理解できないリクエスト
 kind-operator = IoT Platform が拒否
 kind-later = 後で再試行するよう応答
-kind-timed-out = IoT Platform の応答が間に合わない
+kind-timed-out = IoT Platform から時間内に証明書を得られない
 handshake-completed = 完了
 handshake-wrong-key = 鍵の誤りまたは未知の ID
 handshake-silent = クライアントが応答しなくなった
@@ -369,11 +385,11 @@ tile-registered-about = 登録の 95 %
 tile-writes = 書き込み待ち
 tile-writes-about = データベース待ち
 chart-served = 発行
-chart-refused = ここで拒否
+chart-refused = 本サーバーで拒否
 chart-cloud = IoT Platform が拒否
 chart-later = 後で再試行
-chart-words = 発行 {$served}、ここで拒否 {$refused}、IoT Platform が拒否 {$cloud}、後で再試行 {$later}。1 本の最大は {$most}
-chart-a-minute = 毎分 {$count}（UTC）
+chart-words = 発行 {$served}、本サーバーで拒否 {$refused}、IoT Platform が拒否 {$cloud}、後で再試行 {$later}。1 本の最大は {$most}
+chart-a-minute = 毎分 {$count} 件（UTC）
 chart-20-minutes = 20 分ごとに {$count}（UTC）
 chart-2-hours = 2 時間ごとに {$count}（UTC）
 chart-begins = サーバーは {$time} に起動しました。グラフはそこから始まります。
@@ -388,8 +404,9 @@ failing-by-reason = 理由別
 failing-by-enrollment = 鍵の登録グループ別
 failing-by-address = アドレス別
 failing-forgotten = 拒否されたデバイスが多いため、古いものは表示されません。
+failing-partly = すべてのデバイスをテーブルと照合したわけではありません。多すぎるか、テーブルを読めません。
+failures-since = 最終リクエストが {$time} 以降
 group-counts = {$devices} 台、{$requests} 件
-failures-count = 直近 24 時間（最も古くて起動以降）に {$count} 件
 failures-all = すべて表示
 failures-none = ありません。
 failures-latest = 最新の {$count} 件を表示しています。
@@ -402,7 +419,9 @@ column-key-of = 鍵
 column-address = アドレス
 column-last = 最新
 column-requests = 件数
-failures-imported-since = テーブルになかったが、その後インポート済み
+failures-imported-since = その後インポート済み
+failures-served-since = その後発行済み
+failures-mended-since = 現在は該当しません
 
 ## Concerns
 
@@ -413,10 +432,13 @@ database-writes = データベースへの書き込みが {$times} 件失敗し�
 database-writes-cause = このサーバーのディスクが満杯か遅い、または別のプログラムがデータベースを占有しています。該当するデバイスには後で再試行するよう応答しました。
 database-writes-remedy = ディスクの空きを増やし、占有しているプログラムを終了してください。各失敗の理由はログにあります。
 cloud-silent = IoT Platform に接続できません
-cloud-silent-cause = このサーバーと IoT Platform の間のネットワーク、または IoT Platform 自体です。デバイスの問題ではありません。失敗している呼び出し：{$names}（連続 {$times} 回）。
+cloud-silent-cause = このサーバーと {$cloud} の間のネットワーク、または IoT Platform 自体です。デバイスの問題ではありません。連続して失敗した呼び出し：{$times} 回（{$names}）。
+cloud-slow = IoT Platform が {$times} 秒間呼び出しに応答していません
+cloud-slow-cause = このサーバーと {$cloud} の間のネットワーク、または IoT Platform 自体です。デバイスの問題ではありません。
+cloud-slow-remedy = 1 分お待ちください。応答がまだ来るかもしれません。来なければ、このサーバーのネットワーク、DNS、ファイアウォール、プロキシを確認してください。デバイスは自動で再試行するので、触らないでください。
 cloud-silent-remedy = このサーバーのネットワーク、DNS、ファイアウォール、プロキシを確認してください。デバイスは触らないでください。証明書のあるデバイスには発行され、ほかは自動で再試行します。
-cloud-account = IoT Platform が呼び出しを拒否しています
-cloud-account-cause = このサーバーが使うアクセスキーまたはアカウントです。デバイスの問題ではありません。拒否された呼び出し：{$names}。
+cloud-account = IoT Platform がこのサーバーの呼び出しを拒否しています
+cloud-account-cause = このサーバーが使うアカウントまたはアクセスキーです。デバイスの問題ではありません。拒否された呼び出し：{$names}。
 cloud-account-remedy = メッセージに従い、Alibaba Cloud のコンソールかこのサーバーの設定を直してください。その後、デバイスは自動で再試行します。
 cloud-product = IoT Platform が製品 {$names} を拒否しています
 cloud-product-cause = この製品がインスタンスに存在しないか、デバイス数が上限に達しています。ほかの製品には影響しません。
@@ -425,14 +447,14 @@ cloud-throttles = IoT Platform がこのアカウントを制限しています
 cloud-throttles-cause = アカウントの呼び出しが IoT Platform の許容を超えています：{$names}。別のプログラムが同じアカウントを使っている可能性があります。
 cloud-throttles-remedy = 一時的なら対応は不要です。certdist は自動で減速します。続く場合は qps を下げるか、ほかの利用者を調べてください。
 cloud-fails = IoT Platform の呼び出しが失敗しています
-cloud-fails-cause = IoT Platform がエラーを返しています：{$names}（連続 {$times} 回）。
+cloud-fails-cause = IoT Platform がエラーを返しています。連続して失敗した呼び出し：{$times} 回（{$names}）。
 cloud-fails-remedy = docs/cloud.md でコードを調べてください。IoT Platform の障害なら待ってください。デバイスは自動で再試行します。
-devices-refused = IoT Platform が {$devices} 台を拒否しています
-devices-refused-cause = これらのデバイス自体の問題です。例：名前が別のデバイスに使われている。最も多いメッセージは下にあります。
+devices-refused = {$devices} 台を登録できません
+devices-refused-cause = これらのデバイス自体の問題です。例：名前が別のデバイスに使われている。最も多い理由は下にあります。
 devices-refused-remedy = IoT Platform で原因を取り除き、ここでデバイスをリセットしてください。次のリクエストで登録されます。
 wrong-enrollment = {$devices} 台が別の登録グループの鍵を使っています
-wrong-enrollment-cause = インポートとファームウェアが一致していません。テーブル → 鍵：{$names}。
-wrong-enrollment-remedy = テーブルが誤りなら、鍵の登録グループにデバイスをインポートし直してください。ファームウェアが誤りなら、正しいものを書き込んでください。
+wrong-enrollment-cause = インポートとファームウェアが一致していません：{$names}。
+wrong-enrollment-remedy = テーブルが誤りなら、鍵の登録グループにデバイスをインポートしてください。行はそこへ移動します。ファームウェアが誤りなら、正しいものを書き込んでください。
 unconfigured = {$devices} 台が未設定の登録グループに属しています
 unconfigured-cause = このサーバーの設定に登録グループ {$names} がなく、これらのデバイスは接続できません。
 unconfigured-remedy = certdist.toml に登録グループを追加して再読み込みするか、別の登録グループにデバイスをインポートしてください。
@@ -447,14 +469,20 @@ unknown-devices-cause = リストが未インポートか、ID がリストと�
 unknown-devices-remedy = ID を工場のリストと照合し、自社のデバイスをインポートしてください。
 wrong-key = 鍵の誤りで {$times} 件のハンドシェイクが失敗しました
 wrong-key-cause = デバイスの鍵がテーブルや設定と違うか、ID が未知です。または第三者が鍵を試しています。
-wrong-key-remedy = ログに各 ID とアドレスがあります。ファームウェアの鍵を登録グループと照合し、個別の鍵を再インポートしてください。
+wrong-key-remedy = ログ（journalctl -u certdist）に各アイデンティティとアドレスがあります。ファームウェアの鍵を登録グループと照合し、個別の鍵を再インポートしてください。
 guessing = 誰かがデバイス ID を試しています
 guessing-cause = 共有鍵を持つクライアントが、許されない ID を次々に要求しています。減速され、ほかのデバイスには発行されます。
-guessing-remedy = 下のアドレスを確認してください。自社の試験でなければ、共有鍵を変え、アドレスを遮断してください。
-not-yours = {$devices} 台が別のデバイスの鍵で要求されました
+guessing-remedy = 下のリンクで ID とアドレスを確認できます。自社の試験でなければ、共有鍵を変え、アドレスを遮断してください。
+not-yours = { $devices ->
+    [0] 別のデバイスの鍵での要求がありました
+   *[other] {$devices} 台が別のデバイスの鍵で要求されました
+}
 not-yours-cause = ファームウェアが別のデバイスの ID を送っているか、誰かが他人の証明書を得ようとしています。何も発行していません。
 not-yours-remedy = ファームウェアが送る ID と鍵の ID を照合してください。この種の鍵では同じデバイスでなければなりません。
-issued-already = {$devices} 台が証明書を再要求していますが、許可されていません
+issued-already = { $devices ->
+    [0] 証明書の再要求がありますが、許可されていません
+   *[other] {$devices} 台が証明書を再要求していますが、許可されていません
+}
 issued-already-cause = デバイスは以前に取得済みで、登録グループの再発行ポリシーが再発行を許しません。保存に失敗した可能性があります。
 issued-already-remedy = 信頼できるデバイスなら、ここでリセットしてください。再び取得できます。
 malformed = {$times} 件のリクエストを理解できませんでした
@@ -467,7 +495,7 @@ other-handshakes = その他の理由で {$times} 件のハンドシェイクが
 other-handshakes-cause = 例：ファームウェアが対応する暗号スイートを持たない、または一つのネットワークの未完了ハンドシェイクが多すぎる。
 other-handshakes-remedy = 理由はログと certdist_handshake_failures_total にあります。暗号スイートは docs/device.md にあります。
 clock = このサーバーの時計が {$times} 秒ずれています
-clock-cause = IoT Platform の時計と異なります。certdist は自分の時刻を補正しますが、ログやほかのプログラムの時刻は誤っています。
+clock-cause = このマシンの時計は IoT Platform の時計と異なります。これらのページとログの時刻も同じだけ誤っています。呼び出しは正しい時刻で署名されます。
 clock-remedy = このマシンで時刻同期（NTP）を有効にしてください。
 no-cloud = {$devices} 台に証明書がなく、IoT Platform が設定されていません
 no-cloud-cause = 設定に [iot_platform] がないため、テーブルに証明書のないデバイスには 5.02 を返します。
@@ -475,36 +503,59 @@ no-cloud-remedy = [iot_platform] を設定するか、証明書をインポー�
 unsealed = データベースに平文の秘密が {$times} 件あります
 unsealed-cause = 保存時に database_key が設定されていませんでした。ファイルやバックアップを得た者は読めます。
 unsealed-remedy = database_key を設定し、certdist database seal を実行してください（docs/operations.md）。
-too-many = {$devices} 台のリクエストが多すぎます
-too-many-cause = {$times} 件のリクエストが制限を超え、4.29 を返しました。
+too-many = { $devices ->
+    [0] リクエストが多すぎます
+   *[other] {$devices} 台のリクエストが多すぎます
+}
+too-many-cause = {$times} 件のリクエストがレート制限を超え、4.29 を返しました。
 too-many-remedy = 繰り返し要求するデバイスはファームウェアに誤りがあります。同じアドレスから多数が一度に来るなら、制限を上げてください。
 queue = {$devices} 台が登録を待っています
-queue-cause = IoT Platform の登録速度を超えるデバイスが一度に来ました。失敗した呼び出しはありません。
-queue-remedy = 対応は不要です。各デバイスは自動で再試行し、証明書を得ます。
+queue-cause = IoT Platform の登録速度を超えるデバイスが一度に来ました。
+queue-remedy = 台数が減っていれば対応は不要です。各デバイスは自動で再試行し、証明書を得ます。
+not-back = { $devices ->
+    [0] 証明書を得られなかったデバイスが再要求していません
+   *[other] 証明書を得られなかった {$devices} 台が再要求していません
+}
+not-back-cause = 後で再試行するよう求められたか、今は見られない障害のために拒否されました。電源が切れているか、ファームウェアが再要求しない可能性があります。
+not-back-remedy = そのうち 1 台の電源を入れ直し、このコンソールでそのページを確認してください。
 unsent = {$times} 個のデータグラムを送信できませんでした
 unsent-cause = このサーバーのネットワークまたはバッファーが小さすぎるか遅すぎます。デバイスはリクエストを繰り返します。
 unsent-remedy = 続く場合は net.core.wmem_max を上げるか、ネットワークを増強してください。
-disabled-ask = 無効化された {$devices} 台が証明書を要求しています
+disabled-ask = { $devices ->
+    [0] 無効化されたデバイスが証明書を要求しています
+   *[other] 無効化された {$devices} 台が証明書を要求しています
+}
 disabled-ask-cause = オペレーターがここで無効化しました。
 disabled-ask-remedy = 意図したものなら対応は不要です。そうでなければ有効化してください。
 disabled-at-cloud = {$devices} 台が IoT Platform で無効化されています
 disabled-at-cloud-cause = IoT Platform で誰かが無効化しました。証明書はありますが、サインインできません。
 disabled-at-cloud-remedy = 意図したものなら対応は不要です。そうでなければ IoT Platform で有効化してください。
+title-key = IoT Platform がこのサーバーのアクセスキーを拒否しています
+title-credentials = このサーバーにアクセスキーがありません
+title-permission = このサーバーのアクセスキーに権限がありません
+title-bill = IoT Platform のアカウントに未払いがあります
+title-quota = IoT Platform は製品 {$names} のデバイスをこれ以上受け付けません
+cause-key = このサーバーが使うアクセスキーです。デバイスの問題ではありません。拒否された呼び出し：{$names}。
+cause-credentials = このサーバーは認証情報を読めないため、IoT Platform を呼び出せません。
+cause-permission = アクセスキーの RAM ユーザーはこれらの呼び出しを許可されていません：{$names}。
+cause-product = このサーバーのインスタンスに製品 {$names} がありません。ほかの製品のデバイスには影響しません。
+cause-quota = 製品またはインスタンスのデバイス数が上限に達しています。登録済みのデバイスには発行されます。
+-credentials-place = アクセスキーの場所は certdist.toml の [iot_platform] credentials にあります。ファイルの変更は自動で読み込まれます。環境変数を変えたら systemctl restart certdist を実行してください。
 
 ## Remedies for codes of IoT Platform
 
-remedy-key-unknown = このアクセスキーは存在しません。サーバーの認証情報の ID を直してください。よくある原因は空白や別サイトのキーです。
-remedy-key-inactive = アクセスキーが無効です。RAM コンソールで有効にするか、別のキーを設定してください。
-remedy-key-secret = シークレットがアクセスキーと一致しません。両方を入力し直してください。正しければ、プロキシがリクエストを変えています。
-remedy-token = セキュリティトークンが期限切れか、キーと一致しません。認証情報を更新してください。
+remedy-key-unknown = このアクセスキーは存在しません。ID を直してください。よくある原因は余分な空白や別サイトのキーです。{ -credentials-place }
+remedy-key-inactive = アクセスキーが無効です。RAM コンソールで有効にするか、別のキーを使ってください。{ -credentials-place }
+remedy-key-secret = シークレットがアクセスキーと一致しません。両方を入力し直してください。{ -credentials-place }両方とも正しければ、プロキシがリクエストを変えています。
+remedy-token = セキュリティトークンが期限切れか、キーと一致しません。認証情報を更新してください。{ -credentials-place }
 remedy-permission = アクセスキーに権限がありません。docs/cloud.md のポリシーを RAM ユーザーに付けてください。
 remedy-account = アカウントは IoT Platform を使えません。有効化し、アカウントとリージョンを確認してください。
 remedy-bill = アカウントに未払いがあります。支払ってください。
-remedy-instance = そのリージョンにインスタンスがありません。certdist.toml の instance_id と region を直してください。
-remedy-product = インスタンスにこの製品がありません。certdist.toml の登録グループの product_key か instance_id を直し、再読み込みしてください。
+remedy-instance = そのリージョンにインスタンスがありません。certdist.toml の instance_id と region を直し、systemctl restart certdist を実行してください。
+remedy-product = IoT Platform のコンソールの製品と照合してください。instance_id が誤りなら、certdist.toml を直して systemctl restart certdist を実行します。登録グループの product_key が誤りなら、直して systemctl reload certdist を実行し、productKey 列を付けてデバイスを再インポートしてください。行はインポート時の製品を保つからです。
 remedy-quota = デバイス数の上限に達しました。IoT Platform で上限を上げるか、デバイスを削除してください。
 remedy-certificate = TLS：IoT Platform の証明書を受け入れられません。ca_file、時計、endpoint を確認してください。
-remedy-credentials = このサーバーにアクセスキーがありません。理由はメッセージにあります。
+remedy-credentials = アクセスキーを読めない理由はメッセージにあります。{ -credentials-place }
 remedy-network = このサーバーから IoT Platform へのネットワーク、DNS、ファイアウォール、プロキシを確認してください。デバイスは触らないでください。証明書のあるデバイスには発行され、ほかは自動で再試行します。
 remedy-not-an-answer = IoT Platform 以外のものが応答しています。プロキシのログインページや endpoint の誤りを確認してください。
 
