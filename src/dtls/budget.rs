@@ -15,9 +15,10 @@ const WAYS: usize = 8;
 /// Number of sets. All sets together have 16,384 buckets of 16 bytes each, or 256 KiB.
 const SETS: usize = 2048;
 
-/// Prefix lengths of the networks to which an IPv6 address is charged, each with the multiple of
-/// the budget that such a network gets. These prefixes are usual for a subscriber, a site and a
-/// provider's customer (RFC 6177). An IPv4 address is charged as a single network.
+/// Prefix lengths of the networks that are charged for a handshake from an IPv6 address, each with
+/// the multiple of the budget that a network of this size gets. These prefixes are usual for a
+/// subscriber, a site and a provider's customer (RFC 6177). An IPv4 address counts as one network
+/// of its own.
 const IPV6_LEVELS: [(u32, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 #[derive(Clone, Copy)]

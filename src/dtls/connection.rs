@@ -105,8 +105,8 @@ impl Connection {
         }
     }
 
-    /// Returns the path that was validated last. Returns `None` for a client without a
-    /// connection ID, which never leaves the path of its handshake.
+    /// Returns the path that was validated last. Returns `None` for a client without a connection
+    /// ID; such a client never leaves the path of its handshake.
     pub(crate) fn validated(&self) -> Option<Path> {
         self.ids.as_ref()?.validated
     }

@@ -53,8 +53,8 @@ pub enum Holder {
 }
 
 /// Maximum number of times that the timer resends a flight. With an initial timeout of 1 s, there
-/// are 16 s between the last two resends. After the last, the server resends its flight only when
-/// the client repeats the client's flight.
+/// are 16 s between the last two resends. After the last resend by the timer, the server resends
+/// its flight only when the client repeats its own flight.
 const MAX_RETRANSMISSIONS: usize = 5;
 
 /// A received datagram, and the position up to which [`Endpoint::receive`] has read the datagram.
@@ -145,8 +145,8 @@ pub enum Dropped {
     Message,
     /// A client's request to resend a flight, too soon after the flight was last sent.
     Flight,
-    /// A record for a client at an address that is not validated, beyond what may be sent
-    /// there.
+    /// A record for a client whose address is not validated, when no more bytes may be sent to that
+    /// address.
     Unvalidated,
 }
 

@@ -159,8 +159,9 @@ impl Handshake {
             // HelloVerifyRequest, so the server's next message has the same message_seq as
             // this hello.
             next_send: hello_sequence,
-            // RFC 6347 §4.2.1: the first ServerHello takes the record sequence number of
-            // the ClientHello, so that no number is used twice.
+            // RFC 6347 §4.2.1: each HelloVerifyRequest had the record sequence number of the
+            // ClientHello that it answered. The ServerHello also has the number of its ClientHello,
+            // so that no number is used twice.
             next_record: record_sequence,
             flight: Vec::new(),
             reassembly: Reassembly::default(),
@@ -268,7 +269,8 @@ impl Handshake {
         if hello.version >> 8 != 0xfe || hello.version > DTLS_1_2 {
             return Step::Fail(Alert::ProtocolVersion, Failure::Version);
         }
-        // The cookie was checked against the random in the first fragment only.
+        // The cookie was checked against the random in the first fragment, so the whole hello must
+        // have the same random.
         if hello.random != self.client_random {
             return Step::Fail(Alert::DecodeError, Failure::Malformed);
         }
@@ -369,7 +371,8 @@ impl Handshake {
     /// Processes ChangeCipherSpec. ChangeCipherSpec is not authenticated. Its only effect is that
     /// Finished may be read from now on (RFC 5246 §7.1).
     pub(crate) fn change_cipher_spec(&mut self) -> Step {
-        // The network may deliver ChangeCipherSpec before ClientKeyExchange.
+        // The network may deliver ChangeCipherSpec before ClientKeyExchange, so no claim is
+        // required here.
         if matches!(self.stage, Stage::Exchange(_)) {
             self.change_cipher_spec = true;
         }

@@ -1,7 +1,6 @@
-//! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 from dalek and P-256 from
-//! RustCrypto. A key serves one handshake and is then discarded. Its secret comes from
-//! the operating system and not from a generator of this process, whose state could
-//! reveal it.
+//! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 from dalek and P-256 from RustCrypto. An
+//! ephemeral key serves one handshake and is then discarded. Its secret comes from the operating
+//! system and not from a generator of this process, whose state could reveal it.
 
 use p256::elliptic_curve::sec1::ToSec1Point;
 use zeroize::Zeroizing;
@@ -34,8 +33,8 @@ const SECRET: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRandomness;
 
-/// The server's key for one handshake. Its secret is boxed so that it never moves in
-/// memory, and it is wiped when dropped.
+/// The server's ephemeral key for one handshake. The secret is boxed, so it never moves in memory,
+/// and it is wiped when dropped.
 pub(crate) struct EphemeralKey {
     group: Group,
     secret: Box<Zeroizing<[u8; SECRET]>>,
@@ -60,7 +59,7 @@ impl EphemeralKey {
         Err(NoRandomness)
     }
 
-    /// Creates a key with the given secret, for tests.
+    /// Creates an ephemeral key with the given secret, for tests.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn known(group: Group, secret: [u8; SECRET]) -> Self {
         Self { group, secret: Box::new(Zeroizing::new(secret)) }

@@ -1,17 +1,18 @@
 //! Hashing with a key that is derived from the endpoint's seed, so that two runs with the same seed
-//! behave alike. With the random key of a `RandomState`, two hashes could collide in one run and
-//! not in the next. A collision, for example in `Completions`, changes what the endpoint does.
+//! behave alike. With the random key of a `RandomState`, the hashes of two values could collide in
+//! one run and not in the next. A collision, for example in `Completions`, changes what the
+//! endpoint does.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use sha2::{Digest, Sha256};
 
-/// Creates hashers that have already hashed the secret key, so that an attacker cannot choose
+/// Creates hashers that have already hashed a secret hash key, so that an attacker cannot choose
 /// values that collide.
 pub(crate) struct KeyedState([u8; 32]);
 
 impl KeyedState {
-    /// Derives the key from the endpoint's seed. The key is not taken from the endpoint's
+    /// Derives the hash key from the endpoint's seed. The hash key is not taken from the endpoint's
     /// generator, which has the same seed, because much of what the generator produces is sent to
     /// clients.
     pub(crate) fn of_seed(seed: &[u8; 32]) -> Self {

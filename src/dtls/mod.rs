@@ -88,10 +88,10 @@ pub struct Config {
     /// limit, the oldest handshake from that address is abandoned. The default is large,
     /// because a whole factory may share one address.
     pub max_handshakes_per_address: usize,
-    /// CPU time that handshakes from one network may use in a burst without completing. A
-    /// network is an IPv4 address or an IPv6 /64. All networks of an IPv6 /56 together get
-    /// twice as much, and all networks of a /48 four times as much. A handshake that
-    /// becomes a session does not count.
+    /// Maximum CPU time that one network may use in a burst for handshakes that do not complete. A
+    /// network is an IPv4 address or an IPv6 /64. All networks of an IPv6 /56 together get twice as
+    /// much, and all networks of a /48 four times as much. A handshake that becomes a session does
+    /// not count.
     pub unfinished_burst: Duration,
     /// CPU time that each network regains per second, until its whole burst is available
     /// again.
@@ -105,8 +105,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Idle time after which a session is closed.
     pub session_idle: Duration,
-    /// Maximum age of a session. A session of this age ends at its next record, and its
-    /// client then starts a new one.
+    /// Maximum age of a session. A session of this age ends when its next record arrives, and its
+    /// client then starts a new session.
     pub session_max_age: Duration,
     /// Initial retransmission timeout. It doubles with each retransmission (RFC 6347
     /// §4.2.4.1).

@@ -50,8 +50,8 @@ struct Slot<T> {
     entry: Option<(Path, T)>,
 }
 
-/// Entries that are found by handle, by age and, unless they are unlisted, by path. Each
-/// path finds at most one entry. The table holds at most `u32::MAX - 1` entries.
+/// Entries that are found by handle and by age. A listed entry is also found by its path, and each
+/// path has at most one listed entry. The table holds at most `u32::MAX - 1` entries.
 pub(crate) struct Table<T> {
     made: Instant,
     /// Latest time that was passed to any method, in ticks.
@@ -98,7 +98,7 @@ impl<T> Table<T> {
         handle
     }
 
-    /// Adds an entry that is not found by its path.
+    /// Adds an unlisted entry, which is not found by its path.
     pub(crate) fn insert_unlisted(&mut self, now: Instant, path: Path, value: T) -> Handle {
         let touched = self.ticks(now);
         let index = self.free;
@@ -256,8 +256,8 @@ impl<T> Table<T> {
     }
 }
 
-/// Returns the hash of a slot's path, which `by_path` needs when it grows. Every slot in
-/// `by_path` has a path.
+/// Returns the hash of a slot's path. `by_path` needs the hash when it grows. Every slot in
+/// `by_path` has an entry, so the default of 0 is never used.
 fn hash_of<T>(hasher: &RandomState, slots: &[Slot<T>], index: u32) -> u64 {
     let entry = slots.get(index as usize).and_then(|slot| slot.entry.as_ref());
     entry.map_or(0, |(path, _)| hasher.hash_one(path))

@@ -324,8 +324,8 @@ impl Client {
     }
 
     /// Processes a HelloVerifyRequest: sends the hello again with the new cookie, even if the
-    /// server asks several times. A message whose message_seq is not the next number is ignored as
-    /// a repetition, as foreign stacks do.
+    /// server asks several times. Ignores a message whose message_seq is not the next number,
+    /// because it is a repetition. Foreign stacks do so too.
     fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
         if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();

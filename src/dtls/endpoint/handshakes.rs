@@ -20,8 +20,8 @@ use crate::dtls::{
 /// CPU time charged for a handshake, including the lookup of a key.
 const COST: Duration = Duration::from_micros(20);
 
-/// Returns the additional CPU time charged for an ephemeral suite, which generates a key
-/// and computes a shared secret.
+/// Returns the additional CPU time charged for an ephemeral suite: for generating an ephemeral key
+/// and for computing the shared secret.
 fn cost_of(group: Group) -> Duration {
     match group {
         Group::X25519 => Duration::from_micros(60),
@@ -372,7 +372,7 @@ impl<P> Endpoint<P> {
             other => other,
         };
         // If the hello was a late copy, the original hello has already led to a session, so the end
-        // of this handshake is not a failure.
+        // of this handshake is not a failure. A wrong key is a failure even then.
         if is_late && reason != Failure::WrongKey {
             return;
         }
@@ -383,8 +383,8 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::HandshakeFailed { peer: path.peer, identity, reason, hints });
     }
 
-    /// Ends handshakes in which a record failed to authenticate and which have not
-    /// completed in the time allowed since then.
+    /// Ends each handshake in which a record failed to authenticate, unless the handshake has
+    /// completed within the time allowed after that record.
     pub(super) fn give_up_suspects(&mut self, now: Instant, out: &mut impl Outbox) {
         while let Some(&(at, handle)) = self.suspects.front() {
             if at > now {

@@ -525,8 +525,8 @@ fn the_key_of_one_device_opens_a_few_sessions_and_evicts_no_other_device() {
     }
 }
 
-/// The sessions of a holder form a linked list. A session may end at any place in the
-/// list.
+/// The sessions of a holder form a linked list. When a session ends, it is removed from the list,
+/// whether it is the first, the last or between two others.
 #[test]
 fn a_session_that_ends_leaves_the_others_of_its_holder_counted() {
     for ended in 1..=3 {

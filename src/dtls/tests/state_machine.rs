@@ -122,7 +122,7 @@ fn messages_that_do_not_belong_in_the_handshake_are_ignored() {
     for kind in [0, 2, 3, 11, 13, 14, 15, 99] {
         let message = [kind, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
-        // The same type with the body of a ClientKeyExchange.
+        // A message of this type is ignored even if its body is that of a ClientKeyExchange.
         let message = [kind, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 3, 0, 1, 7];
         assert_eq!(server.receive(peer(), &plaintext(22, 9, &message)), []);
         assert_eq!((keys_asked_for(&server), server.endpoint.counters().dropped(Dropped::Message)), (0, 0));
