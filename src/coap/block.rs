@@ -46,7 +46,7 @@ impl Block {
         self.number << 4 | u32::from(self.more) << 3 | u32::from(self.size_exponent)
     }
 
-    /// Returns the first block at the maximum size.
+    /// Returns block 0 with the maximum size.
     pub(super) fn first() -> Self {
         Self { number: 0, more: false, size_exponent: MAX_SIZE_EXPONENT }
     }
@@ -92,8 +92,8 @@ pub(super) enum Assembled {
     Complete(Vec<u8>),
     /// More blocks will follow. The answer is 2.31.
     Continue,
-    /// An earlier block is missing, or another block was received before at the same offset. The
-    /// answer is 4.08.
+    /// An earlier block is missing, or a different block was received before at the same offset.
+    /// The answer is 4.08.
     Incomplete,
     /// The body is longer than the endpoint accepts. The answer is 4.13.
     TooLarge,
@@ -146,7 +146,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
         payload: &[u8],
         most: usize,
     ) -> Assembled {
-        // RFC 7959 §2.3: only the last block may be shorter than its size.
+        // RFC 7959 §2.3: only the last block may be shorter than the block size.
         if payload.len() > block.size() || (block.more && payload.len() != block.size()) {
             return Assembled::BadSize;
         }

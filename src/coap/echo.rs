@@ -1,6 +1,6 @@
 //! The Echo option (RFC 9175) for plain CoAP. A client must first show that it receives messages at
-//! its address, so that an attacker cannot direct answers at a victim. DTLS proves the same with
-//! its cookie, so only plain CoAP needs this option.
+//! its address, so that an attacker cannot direct answers at a victim. A DTLS client shows this by
+//! returning a cookie, so only plain CoAP needs this option.
 
 use std::time::{Duration, Instant};
 
@@ -165,7 +165,7 @@ mod tests {
             {
                 let mut request = [&head[..], options.as_bytes()].concat();
                 if let Some(delta) = request.get_mut(head.len()) {
-                    // Makes the first option a Uri-Path.
+                    // An option delta of 11 makes the first option a Uri-Path.
                     *delta = 0xb0 | (*delta & 15);
                 }
                 let answer = challenge(echo.verify(now, b"here", &request));

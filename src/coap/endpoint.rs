@@ -96,9 +96,9 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
     ) -> Option<Request<K>> {
         let (packet, token) = match message::read(bytes) {
             Incoming::Request(packet, token) => (packet, token),
-            // A reset with the ping's ID answers the ping. A reset with any other ID, unless it is
-            // that of an outstanding answer, is a guess at the ping's ID. `remove` ends the ping in
-            // both cases.
+            // A reset with the ping's ID answers the ping. A reset with an unknown ID, which
+            // belongs neither to the ping nor to an outstanding answer, is a guess at the ping's
+            // ID. `remove` ends the ping in both cases.
             Incoming::Reset(id)
                 if !self.confirmables.is_outstanding(peer, id) && self.pings.remove(&peer) == Some(id) =>
             {

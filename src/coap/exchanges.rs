@@ -100,8 +100,8 @@ pub(super) enum Known<'p> {
     Working {
         acknowledged: bool,
     },
-    /// The answer to send again, which is empty if only the acknowledgement is sent again. The
-    /// caller must set the flag if the transport does not accept the answer.
+    /// The answer to send again, which is empty if only the acknowledgement is sent again, and a
+    /// flag. The caller must set the flag if the transport does not accept the answer.
     Answered(&'p Message, &'p mut bool),
     /// The answer was dropped.
     Dropped,
@@ -203,7 +203,7 @@ impl Peer {
         }
     }
 
-    /// Returns the answers that the transport did not accept, each with its flag.
+    /// Returns the answers that the transport did not accept, each with its flag `unsent`.
     pub(super) fn unsent(&mut self) -> impl Iterator<Item = (&Message, &mut bool)> {
         self.exchanges.iter_mut().filter(|exchange| exchange.unsent).filter_map(|exchange| {
             match &exchange.state {
@@ -214,9 +214,9 @@ impl Peer {
     }
 
     /// Returns a message ID for a message from this endpoint. The ID is not used again for this
-    /// peer within EXCHANGE_LIFETIME (RFC 7252 §4.4). Each message with such an ID answers a
-    /// request of the peer, and the peer itself has only 2^16 message IDs for its requests in this
-    /// time.
+    /// peer within EXCHANGE_LIFETIME (RFC 7252 §4.4): each message with such an ID answers a
+    /// request of the peer, and the peer can send at most 2^16 requests in this time, one for each
+    /// of its own message IDs.
     pub(super) fn own_id(&mut self, first: impl FnOnce() -> u16) -> u16 {
         let next = &mut self.rest.get_or_insert_default().next_id;
         let id = next.unwrap_or_else(first);

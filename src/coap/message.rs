@@ -316,9 +316,8 @@ fn block(value: &[u8]) -> Result<Block, Response> {
     Block::read(value).map_err(|BadBlock| Response::problem(Code::BadRequest, "reserved block size"))
 }
 
-/// Returns the key of the transfer that a request belongs to. The key is a digest of the
-/// request's method and options. Options that differ between the requests of one transfer
-/// are left out.
+/// Returns the transfer key of a request: a digest of the request's method and options. Options
+/// that differ between the requests of one transfer are left out.
 pub(super) fn transfer_key(packet: &Packet) -> TransferKey {
     let mut hasher = DefaultHasher::new();
     u8::from(packet.header.code).hash(&mut hasher);

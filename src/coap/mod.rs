@@ -3,8 +3,8 @@
 //! messages. This module keeps the state of the endpoint: how each message was answered, which
 //! requests are in progress, and which messages must be sent again.
 //!
-//! The transport chooses the key `K` that identifies a peer, such as a DTLS session or an
-//! address.
+//! The transport chooses the type `K`. A value of this type identifies a peer, for example by its
+//! DTLS session or its address.
 
 mod block;
 mod code;

@@ -2,11 +2,11 @@
 //! (RFC 7252 §4.2), and only one at a time is sent to each peer (§4.7).
 //!
 //! NSTART (§4.7) is a rule for clients, but a server should also limit the rate of its answers.
-//! Until an answer is acknowledged, the next answer to the same peer waits. The wait ends after the
-//! first timeout of the earlier answer, which is at most 3 s. After the wait, the next answer is
-//! sent, and retransmissions of unacknowledged answers alternate with new answers. A peer that
-//! acknowledges nothing is thus sent at most one new answer and one retransmission per timeout. A
-//! client that misses one answer still gets the next.
+//! Until an answer is acknowledged, the next answer to the same peer waits. Without an
+//! acknowledgement, the wait ends with the first timeout of the earlier answer, which is at most 3
+//! s. After the wait, the next answer is sent, and retransmissions of unacknowledged answers
+//! alternate with new answers. A peer that acknowledges nothing is thus sent at most one new answer
+//! and one retransmission per timeout. A client that misses one answer still gets the next.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -112,7 +112,7 @@ fn a_body_is_fetched_in_blocks_of_the_requested_size_and_made_once() {
     for block in 0..4 {
         let response = transfer.get("big", Some((block, false, 1)));
         assert_eq!(triple(&response, CoapOption::Block2), Some((block, block < 3, 1)));
-        // RFC 7959 §4: the first block carries the size.
+        // RFC 7959 §4: the first block carries the size of the whole body.
         assert_eq!(number(&response, CoapOption::Size2), (block == 0).then_some(100));
         assert_eq!(number(&response, CoapOption::MaxAge), Some(0));
         etags.push(number(&response, CoapOption::ETag).unwrap());
@@ -288,7 +288,7 @@ fn a_body_is_reassembled_from_its_blocks() {
     let mut transfer = Transfer::new(3);
     assert_eq!(transfer.put("up", (0, true, 0), &[1; 16]), (CONTINUE, None));
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
-    // The same block again, in a message with another ID.
+    // A repeated block is accepted, even in a message with another ID.
     assert_eq!(transfer.put("up", (1, true, 0), &[2; 16]), (CONTINUE, None));
     let body = [[1; 16].to_vec(), [2; 16].to_vec(), vec![3]].concat();
     assert_eq!(transfer.put("up", (2, false, 0), &[3]), (CONTENT, Some(body)));

@@ -334,7 +334,7 @@ fn a_refusal_lists_the_options() {
         let sent = Server::new().receive(&[&[0x40, 1, 0, 9], options].concat()).1;
         let payload = sent[0].1.iter().position(|&byte| byte == 0xff).unwrap() + 1;
         let mut decoder = minicbor::Decoder::new(&sent[0].1[payload..]);
-        // RFC 9290 §3.1: the key -8 is unprocessed-coap-option.
+        // RFC 9290 §3.1: the label -8 stands for unprocessed-coap-option.
         assert_eq!((decoder.map().unwrap(), decoder.i8().unwrap()), (Some(2), -1));
         let title = decoder.str().unwrap().to_owned();
         assert_eq!(decoder.i8().unwrap(), -8);
