@@ -32,8 +32,8 @@ pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::R
         SocketAddr::V6(_) => {
             // For an IPv4 datagram, this option reports the IPv4-mapped address.
             setsockopt(socket, Ipv6RecvPacketInfo, &true)?;
-            // If a whole prefix is routed to the host, its addresses are assigned to no interface.
-            // Without this option, such an address cannot be a source address.
+            // If a whole prefix is routed to the host, the addresses of the prefix are assigned to
+            // no interface. Without this option, such an address cannot be a source address.
             SockRef::from(socket).set_freebind_v6(true)?;
         }
     }
@@ -41,8 +41,8 @@ pub(super) fn report_destination(socket: &impl AsFd, bound: SocketAddr) -> io::R
 }
 
 /// Maximum number of addresses that get a number. Only a host to which a whole prefix is routed has
-/// more addresses. Datagrams to the other addresses are answered from an address that the system
-/// chooses.
+/// more addresses. A datagram to an address without a number is answered from an address that the
+/// system chooses.
 const MAX_ADDRESSES: usize = 4096;
 
 /// An address of the server: a socket and, if the socket is bound to a wildcard, one of
@@ -190,7 +190,8 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // Addresses without a number are not kept, because their number has no limit.
+                // An address that gets no number is not kept in the map, because there is no limit
+                // on the addresses of this kind.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

@@ -288,8 +288,8 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
     let mut addresses = Vec::with_capacity(listen.len());
     let mut sockets: Vec<Vec<UdpSocket>> = iter::repeat_with(Vec::new).take(workers).collect();
     for &wanted in listen {
-        // The IPv6 wildcard also receives IPv4. If another socket is bound to the same port for
-        // IPv4, this must be turned off.
+        // By default, the IPv6 wildcard also receives IPv4. The socket must be limited to IPv6 if
+        // another socket is bound to the same port for IPv4.
         let only_v6 = listen.iter().any(|other| other.is_ipv4() && other.port() == wanted.port());
         let bound = bind(wanted, only_v6, workers)
             .map_err(|error| anyhow!("cannot listen on {wanted}: {}", bind_failure(&error, wanted)))?;

@@ -103,8 +103,8 @@ pub struct Metrics {
     pub sessions_moved: AtomicU64,
     /// Late copies of hellos that already led to a session.
     pub late_hellos: AtomicU64,
-    /// Requests asked to retry later because their session or network had too many in
-    /// progress.
+    /// Requests refused because their session or network had too many requests in progress. The
+    /// device is asked to retry later.
     pub too_many_in_progress: AtomicU64,
     /// Answers that had to wait because the device's address was not validated yet.
     pub answers_kept: AtomicU64,
@@ -557,7 +557,7 @@ impl Stack {
         if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
-    /// Passes work that its first step did not finish to `io`.
+    /// Passes work to `io` because the first step did not finish the work.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);

@@ -77,7 +77,7 @@ impl Validation {
         }
     }
 
-    /// Removes the session that [`next_to_ask`](Self::next_to_ask) returned last from the list,
+    /// Removes from the list the session that [`next_to_ask`](Self::next_to_ask) returned last,
     /// even if its ping could not be sent. The next message in the session causes another attempt.
     pub(super) fn done(&mut self) {
         let asked = self.withheld.pop();

@@ -412,7 +412,8 @@ impl Active {
                         more |= count == most;
                     }
                     Err(error) => {
-                        // A network error, which the socket reports once.
+                        // The socket reports a network error only once, so datagrams may still be
+                        // waiting.
                         tracing::debug!(%error, "receiving datagrams failed");
                         more = true;
                     }
@@ -471,8 +472,8 @@ impl Active {
 }
 
 /// Returns the mailbox of the worker that has the session of a datagram. Returns `None` if this
-/// worker has the session, or if the worker is not known. After a device has moved, the kernel may
-/// deliver its datagrams to any worker.
+/// worker has the session, or if it is not known which worker has the session. After a device has
+/// moved, the kernel may deliver its datagrams to any worker.
 fn neighbour_of<'n>(number: usize, bytes: &[u8], neighbours: &'n [Mailbox]) -> Option<&'n Mailbox> {
     let owner = usize::from(dtls::connection_id_prefix(bytes)?);
     if owner == number { None } else { neighbours.get(owner) }
