@@ -11,8 +11,9 @@ pub const MAX_DEVICE_ID: usize = 64;
 /// Longest device name that IoT Platform accepts, in bytes.
 pub const MAX_DEVICE_NAME: usize = 32;
 
-/// Device ID, the key of a row of the device table. The ID is a serial number of 1–64 characters of
-/// `[A-Za-z0-9._:@-]`, which is case-sensitive, or a MAC address as 12 upper-case hex digits.
+/// Device ID, which identifies a row of the device table. The ID is a serial number of 1–64
+/// characters of `[A-Za-z0-9._:@-]`, which is case-sensitive, or a MAC address as 12 upper-case hex
+/// digits.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Box<str>);
 
@@ -152,7 +153,7 @@ fn is_usual_mac(text: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedId {
     id: DeviceId,
-    /// The MAC address that the text may stand for, if it is not `id`.
+    /// The MAC address that the text may stand for, if this address differs from `id`.
     mac: Option<DeviceId>,
 }
 

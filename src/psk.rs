@@ -245,7 +245,7 @@ impl Enrollments {
     /// Returns a copy that shares no memory with this one.
     pub fn unshared(&self) -> Self {
         // The derived enrollments keep their order, because unknown devices are treated as devices
-        // of the first enrollment.
+        // of the first derived enrollment.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
     }
@@ -356,8 +356,8 @@ mod tests {
 
     #[test]
     fn a_derived_key_is_the_beginning_of_the_hmac() {
-        // The key of RFC 4231 §4.3 (test case 2) is too short for a master key. So this test relies
-        // on HMAC and tests only the truncation.
+        // The key of RFC 4231 §4.3 (test case 2) is too short for a master key. So this test takes
+        // the HMAC as correct and checks only the truncation.
         let master = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
         let mut mac = Hmac::<Sha256>::new_from_slice(master.as_bytes()).unwrap();
         mac.update(b"SN00000001");

@@ -17,8 +17,8 @@ pub const MIN_EVERY: Duration = Duration::from_micros(10);
 /// Longest time that may be configured for a bucket to regain one token.
 pub const MAX_EVERY: Duration = Duration::from_secs(86_400);
 
-/// Rate of a token bucket. The bucket permits `burst` requests at the same time. It regains one
-/// token in each period of `every`, and so then permits one request per period.
+/// Rate of a token bucket. A full bucket permits `burst` requests at the same time. An empty bucket
+/// permits one request in each period of `every`, because it regains one token per period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     burst: u32,
@@ -144,19 +144,19 @@ pub struct Empty {
 
 /// Number of shards, each with its own lock.
 const SHARDS: usize = 64;
-/// Number of sets in a shard. The hash of a key selects one set.
+/// Number of sets in a shard. The hash of a bucket's key selects one set.
 const SETS: usize = 128;
-/// Number of buckets in a set. A new key can replace only a bucket of the set that its hash
-/// selects.
+/// Number of buckets in a set. A new bucket can replace only a bucket in its own set.
 const WAYS: usize = 8;
 
-/// The buckets of all keys with recent requests: 65,536 buckets of 16 bytes each, 1 MiB in
-/// total.
+/// The buckets of all keys with recent requests. The key of a bucket is the value by which requests
+/// are counted, such as a network. There are 65,536 buckets of 16 bytes each, 1 MiB in total.
 ///
 /// A bucket is stored as the time at which it will be full, so a full bucket need not be stored at
-/// all. If its set has no free or full bucket, a new key replaces the bucket that would be full
-/// first. The key of the replaced bucket gains its missing tokens, and no other key loses any. Keys
-/// are hashed under a random secret, so no one can choose whose bucket to replace.
+/// all. If the set of a new key has no free or full bucket, the bucket of the new key replaces the
+/// bucket that would be full first. The key of the replaced bucket gains its missing tokens, and no
+/// other key loses any. Keys are hashed under a random secret, so no one can choose whose bucket to
+/// replace.
 pub struct Buckets {
     made: Instant,
     hasher: RandomState,

@@ -557,7 +557,7 @@ impl Stack {
         if principal.device.is_some() { Holder::Device(number) } else { Holder::Shared(number) }
     }
 
-    /// Passes work to `io` because the first step did not finish the work.
+    /// Passes unfinished work to `io`, after its first step.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, io: &mut impl Io) {
         self.tasks += 1;
         io.spawn(work);
