@@ -211,8 +211,8 @@ async fn names_that_exist_and_are_not_ours_are_left_alone_where_the_policy_says_
             crowd.cloud.make("a1", &name(number));
         }
     }
-    // A device that is not older than the first call for it could be one of ours. After this
-    // minute, the existing devices are older.
+    // A device at the cloud that is not older than the first call for this device could result from
+    // that call. After this minute, the existing devices are older than the first calls.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let asking: Vec<_> = (0..300).map(|number| crowd.ask(&name(number), "a1")).collect();
     for (number, one) in asking.into_iter().enumerate() {
@@ -326,7 +326,7 @@ async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
     let crowd = Crowd::new(1, Config::default());
     crowd.registrar.recover().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    // Between two looks of this process, another process claims the device and ends.
+    // Between two checks by this process, another process claims the device and ends.
     leave(&crowd.store, &name(0)).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());

@@ -19,7 +19,8 @@ use crate::{
 /// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(4 * 3600);
 
-/// Number of seeds of `make test`. `CERTDIST_SEEDS` selects another range, such as `0..500`.
+/// Range of seeds that the test uses by default. `CERTDIST_SEEDS` selects another range, such as
+/// `0..500`.
 const SEEDS: Range<u64> = 0..40;
 
 /// State of one run: its table, its cloud, and the source of its random choices.
@@ -86,7 +87,8 @@ impl Company {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
                             }
                             Outcome::Registered(_) => return,
-                            // The operator disables some devices for a while.
+                            // The operator may have disabled the device for a while, so it asks
+                            // again later.
                             Outcome::Changed => tokio::time::sleep(Duration::from_secs(60)).await,
                             Outcome::Refused(reason) | Outcome::SharedName(reason) => panic!("{reason}"),
                         }

@@ -129,8 +129,8 @@ impl World {
                 }
             });
             futures_util::future::join_all(asking).await;
-            // The process closes its own batch after the last answer. It closes the batch of a dead
-            // process when that process counts as dead.
+            // The process closes its own batch after the last answer. It closes the batch of an
+            // earlier process once that process counts as dead.
             while !self.is_closed().await {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
