@@ -1,7 +1,7 @@
-//! The configuration: one TOML file, and environment variables that replace its keys. All errors
-//! are reported at once, each with its line, its key and what is expected. Keys and credentials are
-//! usually in other files or in environment variables, and the configuration only names these
-//! places.
+//! The configuration: one TOML file, and environment variables that replace values in the file. All
+//! errors are reported at once, each with its line, the name of the setting and what is expected.
+//! Pre-shared keys and credentials are usually in other files or in environment variables, and the
+//! configuration only names these places.
 
 mod admin;
 mod bounds;
@@ -56,7 +56,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// URL of the database: `sqlite:PATH`.
     pub database: String,
-    /// Keys that seal the database's secrets. Without a key, the secrets are stored in clear text.
+    /// Database keys, which seal the secrets in the database. Without a database key, the secrets
+    /// are stored in clear text.
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
@@ -132,7 +133,8 @@ pub struct Admin {
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Set if metrics, and the reasons for the health, need a token even from this machine.
+    /// Set if a request for metrics, or for the reasons behind the health state, needs a token even
+    /// if it comes from this machine.
     pub require_token: bool,
 }
 
@@ -182,7 +184,7 @@ impl Config {
         Ok(Self::parse_with(text, folder, &[], Secrets::Required)?)
     }
 
-    /// Checks a configuration, with environment variables that may replace its keys.
+    /// Checks a configuration, with environment variables that may replace its values.
     fn parse_with(
         text: &str,
         folder: &Path,
@@ -269,8 +271,9 @@ impl Config {
         })
     }
 
-    /// Returns the names of all keys, by section. The first entry has an empty section name and
-    /// lists the keys that precede all sections. The section `enrollment` may occur more than once.
+    /// Returns the names of all settings, by section. The first entry has an empty section name and
+    /// lists the settings that precede all sections. The section `enrollment` may occur more than
+    /// once.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }

@@ -153,8 +153,8 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
 fn remove_signalled() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        // Without the signals, files of interrupted commands stay until the next command removes
-        // them.
+        // If the signals cannot be caught, the files of an interrupted command stay until the next
+        // command removes them.
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         let wait = move || {
             for signal in signals.forever() {

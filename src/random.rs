@@ -1,4 +1,4 @@
-//! Random bytes from the system, for the server's own keys and for values that must not be
+//! Random bytes from the system, for the server's own secrets and for other values that must not be
 //! guessed.
 
 use anyhow::Result;

@@ -1,6 +1,6 @@
-//! Seals single values of a database with XChaCha20-Poly1305. The key is not kept in the database,
-//! so the database file alone reveals no secret. This module performs no I/O except for random
-//! nonces. It knows nothing about the tables or about the source of a key.
+//! Seals single values of a database with XChaCha20-Poly1305. The database key is not kept in the
+//! database, so the database file alone reveals no secret. This module performs no I/O except for
+//! random nonces. It knows nothing about the tables or about the source of a database key.
 
 use std::{fmt, sync::Arc};
 
@@ -14,8 +14,8 @@ use crate::device::Secret;
 /// Size of a database key, in bytes.
 pub const KEY_SIZE: usize = 32;
 
-/// Beginning of a sealed value. The key's ID, a space, and the base64 of nonce, ciphertext and tag
-/// follow. No clear value contains a space.
+/// Beginning of a sealed value. It is followed by the ID of the database key, a space, and the
+/// base64 of nonce, ciphertext and tag. No clear value contains a space.
 const PREFIX: &str = "sealed 1 ";
 
 /// Size of a nonce, in bytes. Random nonces of 192 bits do not repeat.
@@ -23,13 +23,14 @@ const NONCE: usize = 24;
 /// Size of an authentication tag, in bytes.
 const TAG: usize = 16;
 
-/// Key that belongs to no device. It has the usual length of a key: 16 bytes, as hex.
+/// Pre-shared key that belongs to no device. It has the usual length of a pre-shared key: 16 bytes,
+/// as hex.
 const DECOY: &str = "00000000000000000000000000000000";
 /// Place for which the decoy is sealed, with a device ID and an identity of usual length. A real
 /// device may have the same ID without harm, because the decoy is never written to a database.
 const DECOY_PLACE: Place<'static> = Place::Psk { device: "0000000000", identity: "0000000000" };
 
-/// Identifies a key without revealing it: the first 4 bytes of a hash.
+/// Identifies a database key without revealing it: the first 4 bytes of a hash of the database key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 4]);
 
@@ -45,15 +46,15 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A key of a database; never printed, and wiped when dropped.
+/// A database key; never printed, and wiped when dropped.
 pub struct DatabaseKey {
     id: KeyId,
     cipher: XChaCha20Poly1305,
 }
 
 impl DatabaseKey {
-    /// Parses a key of 32 bytes from 64 hex digits or from base64, with or without padding. The
-    /// error says what is expected, without repeating any part of the key.
+    /// Parses a database key of 32 bytes from 64 hex digits or from base64, with or without
+    /// padding. The error says what is expected, without repeating any part of the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let mut key = Zeroizing::new([0; KEY_SIZE]);
@@ -78,14 +79,14 @@ impl DatabaseKey {
         Ok(Self { id: KeyId(id), cipher: XChaCha20Poly1305::new((&*key).into()) })
     }
 
-    /// Makes a random key, as hex.
+    /// Makes a random database key, as hex.
     pub fn generate() -> Result<Secret, SealError> {
         let mut key = Zeroizing::new([0; KEY_SIZE]);
         getrandom::fill(&mut *key).map_err(|_| SealError::NoRandomness)?;
         Ok(Secret::new(hex::encode(key.as_slice())))
     }
 
-    /// Returns the ID of the key, which may be shown.
+    /// Returns the ID of the database key. The ID may be shown.
     pub fn id(&self) -> KeyId {
         self.id
     }
@@ -103,7 +104,7 @@ impl fmt::Debug for DatabaseKey {
 pub enum Place<'a> {
     /// The device secret of this device.
     DeviceSecret(&'a str),
-    /// The key of this device, under this identity.
+    /// The pre-shared key of this device, under this identity.
     Psk {
         /// Device ID.
         device: &'a str,
@@ -142,7 +143,7 @@ pub enum SealError {
          device and import its line again"
     )]
     Broken(String),
-    /// The key of the value is not configured.
+    /// The database key that sealed the value is not configured.
     #[error(
         "{place}: the value is sealed under key {key}, which is not configured; add that key to \
          database_key_previous"
@@ -150,7 +151,7 @@ pub enum SealError {
     NoKey {
         /// Row and column.
         place: String,
-        /// ID of the key, from the value.
+        /// ID of the database key, as stated in the value.
         key: String,
     },
     /// The system gives no random numbers.
@@ -158,12 +159,13 @@ pub enum SealError {
     NoRandomness,
 }
 
-/// The keys of a database. The first key seals new values, and each key opens the values that it
-/// has sealed. If there is no key, new values are not sealed.
+/// The database keys. The first database key seals new values, and each one opens the values that
+/// it has sealed. If there is no database key, new values are not sealed.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,
-    /// Stored form of [`DECOY`], sealed under the first key, or not sealed if there is no key.
+    /// Stored form of [`DECOY`], sealed under the first database key, or not sealed if there is
+    /// none.
     decoy: Arc<str>,
 }
 
@@ -174,7 +176,8 @@ impl Default for Keyring {
 }
 
 impl Keyring {
-    /// Creates a keyring from keys in order. Of two equal keys, the first one is used.
+    /// Creates a keyring from database keys in order. Of two equal database keys, the first one is
+    /// used.
     pub fn new(keys: impl IntoIterator<Item = DatabaseKey>) -> Self {
         let mut ring = Self { keys: keys.into_iter().collect(), decoy: DECOY.into() };
         // Sealing fails only for values of many gigabytes.
@@ -184,18 +187,18 @@ impl Keyring {
         ring
     }
 
-    /// Returns the ID of the key that seals new values.
+    /// Returns the ID of the database key that seals new values.
     pub fn first(&self) -> Option<KeyId> {
         self.keys.first().map(DatabaseKey::id)
     }
 
-    /// Returns the IDs of the keys, in order.
+    /// Returns the IDs of the database keys, in order.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.keys.iter().map(DatabaseKey::id)
     }
 
-    /// Opens the stored key of an identity in place if it is sealed. Otherwise opens the decoy.
-    /// With a database key, exactly one sealed value is opened for any identity, so that all
+    /// Opens the stored pre-shared key of an identity in place if it is sealed. Otherwise opens the
+    /// decoy. With a database key, exactly one sealed value is opened for any identity, so that all
     /// identities take the same time.
     pub fn open_one(&self, place: Place<'_>, stored: &mut Secret) -> Result<(), SealError> {
         if stored.expose().starts_with(PREFIX) {
@@ -205,12 +208,13 @@ impl Keyring {
         }
     }
 
-    /// Opens a key that belongs to no device. Called when an unknown identity is looked up.
+    /// Opens the decoy, a pre-shared key that belongs to no device. Called when an unknown identity
+    /// is looked up.
     pub fn open_decoy(&self) -> Result<(), SealError> {
         self.open(DECOY_PLACE, &self.decoy).map(drop)
     }
 
-    /// Seals a value. Returns the value unchanged if there is no key.
+    /// Seals a value. Returns the value unchanged if there is no database key.
     pub fn seal(&self, place: Place<'_>, clear: &str) -> Result<Secret, SealError> {
         let Some(key) = self.keys.first() else { return Ok(Secret::new(clear.to_owned())) };
         let mut bytes = Zeroizing::new(vec![0; NONCE + clear.len() + TAG]);
@@ -273,13 +277,13 @@ thread_local! {
     pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Returns the ID of the key under which a stored value is sealed; `None` for a value that is not
-/// sealed.
+/// Returns the ID of the database key under which a stored value is sealed; `None` for a value that
+/// is not sealed.
 pub fn key_of(stored: &str) -> Option<&str> {
     stored.strip_prefix(PREFIX)?.split_once(' ').map(|(key, _)| key)
 }
 
-/// Returns the beginning of all values that are sealed under the key with this ID.
+/// Returns the beginning of all values that are sealed under the database key with this ID.
 pub(super) fn beginning(key: &str) -> String {
     format!("{PREFIX}{key} ")
 }
@@ -380,7 +384,8 @@ mod tests {
         let place = Place::Psk { device: "SN-1", identity: "one" };
         let (former, both) = (ring(&[1]), ring(&[2, 1]));
         for keys in [&former, &both] {
-            // The value is sealed under the first key, sealed under a former key, or not sealed.
+            // The value is sealed under the first database key, sealed under a former one, or not
+            // sealed.
             for stored in
                 [keys.seal(place, SECRET), former.seal(place, SECRET), ring(&[]).seal(place, SECRET)]
             {

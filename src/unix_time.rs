@@ -1,4 +1,4 @@
-//! The time of the system's clock, as the table, the audit log and the console have it.
+//! The time of the system's clock, in the form that the table, the audit log and the console use.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
