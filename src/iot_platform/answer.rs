@@ -33,7 +33,8 @@ struct Envelope {
     /// Set if `Data` is present. Its content is parsed later, so that an answer with a wrong
     /// certificate gets its own error.
     data: Option<IgnoredAny>,
-    /// Set in an answer that is one page of a list of devices, which has this field and no `Data`.
+    /// Set in an answer that is one page of a list of devices. Such an answer has this field
+    /// instead of `Data`.
     page_count: Option<IgnoredAny>,
 }
 

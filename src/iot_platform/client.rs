@@ -389,8 +389,8 @@ fn unix_now() -> i64 {
 
 /// Formats a time as `YYYY-MM-DDThh:mm:ssZ`.
 fn timestamp(seconds: i64) -> String {
-    // Only a broken clock gives a time that cannot be formatted. The gateway refuses the time
-    // 1970-01-01, which replaces it, and the client then corrects the clock offset.
+    // Only a broken clock gives a time that cannot be formatted. Such a time is replaced with
+    // 1970-01-01. The gateway refuses that time, and the client then corrects the clock offset.
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 

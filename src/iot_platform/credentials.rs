@@ -53,7 +53,7 @@ const MAX_PAUSE: i64 = 60;
 pub struct Credentials {
     /// `AccessKeyId`.
     pub access_key_id: String,
-    /// Key that signs requests.
+    /// Secret with which requests are signed.
     pub access_key_secret: Secret,
     /// `SecurityToken` of a temporary access key.
     pub security_token: Option<Secret>,

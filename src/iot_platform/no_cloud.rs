@@ -1,4 +1,4 @@
-//! Replaces the client of IoT Platform if none is configured.
+//! Replaces the client of IoT Platform if IoT Platform is not configured.
 
 use std::future;
 

@@ -60,8 +60,8 @@ pub fn verify(string_to_sign: &str, access_key_secret: &str, signature: &str) ->
 }
 
 fn mac(string_to_sign: &str, access_key_secret: &str) -> Hmac<Sha1> {
-    // The key is the access key's secret followed by `&`. The scheme allows a token secret after
-    // the `&`, but IoT Platform uses none.
+    // The HMAC key is the secret of the access key, followed by `&`. The scheme allows a token
+    // secret after the `&`, but IoT Platform uses none.
     let key = zeroize::Zeroizing::new(format!("{access_key_secret}&"));
     let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(string_to_sign.as_bytes());

@@ -65,8 +65,8 @@ impl Signable<'_> {
     }
 }
 
-/// Returns the HMAC-SHA256 of a string to sign, in lower-case hex. The key is the secret, without
-/// the `&` that version 1 appends.
+/// Returns the HMAC-SHA256 of a string to sign, in lower-case hex. The HMAC key is the secret of
+/// the access key, without the `&` that version 1 appends.
 pub fn sign(string_to_sign: &str, access_key_secret: &str) -> String {
     let key = access_key_secret.as_bytes();
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");

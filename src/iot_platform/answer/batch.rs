@@ -85,7 +85,7 @@ struct DetailList {
 ///
 /// # Errors
 ///
-/// The same as for [`read_device`](super::read_device).
+/// Fails in the same cases as [`read_device`](super::read_device).
 pub fn read_apply_id(status: u16, body: &[u8]) -> Result<ApplyId, ApiError> {
     read(
         status,
@@ -102,7 +102,7 @@ pub fn read_apply_id(status: u16, body: &[u8]) -> Result<ApplyId, ApiError> {
 ///
 /// # Errors
 ///
-/// The same as for [`read_device`](super::read_device).
+/// Fails in the same cases as [`read_device`](super::read_device).
 pub fn read_progress(status: u16, body: &[u8]) -> Result<BatchProgress, ApiError> {
     read(
         status,
@@ -123,7 +123,7 @@ pub fn read_progress(status: u16, body: &[u8]) -> Result<BatchProgress, ApiError
 ///
 /// # Errors
 ///
-/// The same as for [`read_device`](super::read_device).
+/// Fails in the same cases as [`read_device`](super::read_device).
 pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPage, ApiError> {
     read(
         status,
@@ -155,7 +155,7 @@ pub fn read_page(status: u16, body: &[u8], product_key: &str) -> Result<BatchPag
 ///
 /// # Errors
 ///
-/// The same as for [`read_device`](super::read_device).
+/// Fails in the same cases as [`read_device`](super::read_device).
 pub fn read_devices(
     status: u16,
     body: &[u8],

@@ -102,8 +102,8 @@ fn parse(text: &str, profile: &str) -> Result<Profile, String> {
     }
 }
 
-/// Returns the values of a section by their keys, in lower case. As in the SDKs, lines that begin
-/// with `;` and all text after a `#` are comments.
+/// Returns the values of a section by their names. The names are in lower case. As in the SDKs,
+/// lines that begin with `;` and all text after a `#` are comments.
 fn section<'a>(text: &'a str, profile: &str) -> Result<HashMap<String, &'a str>, String> {
     let mut inside = false;
     let mut found = None;

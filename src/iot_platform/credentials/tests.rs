@@ -140,7 +140,7 @@ async fn a_token_is_read_again_shortly_before_it_expires() {
     assert_eq!(id(&holder, NOW).await, "STS.1");
     assert_eq!(id(&holder, expires - READ_AHEAD - 1).await, "STS.1");
     assert_eq!(stand.asked().len(), 2, "a token and a key");
-    // The service still returns the old key, so the next calls do not request a key again.
+    // The service still returns the old access key, so the next calls do not ask the service again.
     let early = expires - READ_AHEAD;
     for _ in 0..3 {
         assert_eq!(id(&holder, early).await, "STS.1");
@@ -194,7 +194,7 @@ async fn a_hundred_calls_at_once_read_once() {
             tokio::spawn(async move { id(&holder, NOW).await })
         })
         .collect();
-    // The two requests are for the token and for the key.
+    // The two requests are for the token and for the access key.
     held_up.notify_one();
     until(|| stand.asked().len() == 2).await;
     held_up.notify_one();
@@ -309,7 +309,7 @@ async fn a_file_is_read_again_when_it_has_changed_and_only_then() {
     write(&other, "LTAI2");
     fs::rename(&other, &path).unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
-    // The file is first wrong, and then missing. In both cases, the old key is still used.
+    // The file is first wrong, and then missing. In both cases, the old access key is still used.
     fs::write(&path, "[other]\n").unwrap();
     assert_eq!(id(&holder, NOW).await, "LTAI2");
     fs::remove_file(&path).unwrap();

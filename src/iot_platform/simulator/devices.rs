@@ -94,8 +94,9 @@ pub(crate) struct Removed {
 pub(crate) struct Devices {
     rows: BTreeMap<(String, String), Device>,
     names_by_iot_id: HashMap<String, (String, String)>,
-    /// Number of times that a device with this name was removed. The secret of the next device with
-    /// this name depends on the number, so that each device gets a different secret.
+    /// Number of times that a device was removed, by product and name. The secret of the next
+    /// device with the same product and name depends on this number, so that each device gets a
+    /// different secret.
     removed: BTreeMap<(String, String), u32>,
     seed: u64,
     changes: u64,

@@ -241,7 +241,8 @@ fn read_timestamp(text: &str) -> Option<i64> {
 #[derive(Default)]
 struct Nonces {
     known: HashSet<[u8; 16]>,
-    /// The same nonces in order of arrival, each with its second of arrival.
+    /// The nonces of `known` in order of arrival, each with the time of its arrival in seconds
+    /// since 1970.
     order: VecDeque<(i64, [u8; 16])>,
 }
 
@@ -413,7 +414,8 @@ mod tests {
     }
 
     /// Sends a call that the SDK `alibabacloud-iot20180120` signed with version 3 and the secret
-    /// `testsecret`. If `changed` is not empty, that header is replaced.
+    /// `testsecret`. If `changed` is not empty, `value` replaces the value of the header with this
+    /// name.
     fn version_3(changed: &str, value: &str) -> Result<Action, Refusal> {
         let empty_hash = hex::encode(Sha256::digest(b""));
         let names = "host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version";

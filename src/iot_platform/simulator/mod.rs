@@ -1,6 +1,6 @@
 //! Simulator of IoT Platform's API on a local port. It verifies signatures, simulates rate limits
-//! and failures, and needs no account. It must accept the requests of the official SDKs, and their
-//! parsers must accept its answers. For version 1 of the signature, it shares [`super::signature`]
+//! and failures, and needs no account. It must accept the requests of the official SDKs, and give
+//! answers that the SDKs can parse. For version 1 of the signature, it shares [`super::signature`]
 //! with the client. For version 3, it has code of its own.
 //!
 //! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
@@ -73,7 +73,7 @@ pub struct SimulatorConfig {
     pub mqtt: Option<SocketAddr>,
     /// The account's only access key.
     pub access_key_id: String,
-    /// Secret of that key.
+    /// Secret of the access key.
     pub access_key_secret: Secret,
     /// Delay of every answer of the API.
     pub latency: Duration,

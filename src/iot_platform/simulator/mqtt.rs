@@ -41,7 +41,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             accepted = async {
-                // The semaphore is never closed.
+                // The semaphore is never closed, so this wait cannot fail.
                 let place = places.clone().acquire_owned().await;
                 listener.accept().await.map(|(stream, _)| (stream, place))
             } => accepted,
