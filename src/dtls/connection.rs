@@ -15,9 +15,9 @@ use super::{
 const AMPLIFICATION: usize = 3;
 
 /// Longest client connection ID that is accepted, in bytes. With a longer ID, the server could not
-/// send the message that validates a new address: it would be more than [`AMPLIFICATION`] times as
-/// long as the shortest request. The server therefore gives no ID to a client with a longer ID, and
-/// this client starts a new handshake when its address changes.
+/// send the message that validates a new address, because this message would be more than
+/// [`AMPLIFICATION`] times as long as the shortest request. The server therefore gives no ID to a
+/// client with a longer ID, and this client starts a new handshake when its address changes.
 const MAX_CLIENT_ID: usize = 64;
 
 /// The negotiated parameters of one session.

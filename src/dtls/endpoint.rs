@@ -1,7 +1,7 @@
-//! The endpoint: the interface for the application, the limits and the timers. This module
-//! reads datagrams. The submodule `handshakes` starts, continues and ends handshakes, and
-//! `sessions` does the same for sessions. The logic of a single handshake is in
-//! `handshake`, and the logic of a single session in `session`.
+//! The endpoint: the interface for the application, the limits and the timers. This module reads
+//! datagrams. The submodule `handshakes` manages the endpoint's handshakes, and the submodule
+//! `sessions` manages its sessions. The logic of a single handshake is in `handshake`, and the
+//! logic of a single session in `session`.
 
 mod handshakes;
 mod sessions;

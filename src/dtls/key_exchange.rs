@@ -1,6 +1,6 @@
 //! The ephemeral half of ECDHE_PSK (RFC 5489 §2): X25519 from dalek and P-256 from RustCrypto. An
 //! ephemeral key serves one handshake and is then discarded. Its secret comes from the operating
-//! system and not from a generator of this process, whose state could reveal it.
+//! system, because the state of a generator in this process could reveal the secret.
 
 use p256::elliptic_curve::sec1::ToSec1Point;
 use zeroize::Zeroizing;

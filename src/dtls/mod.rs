@@ -120,8 +120,8 @@ pub struct Config {
     pub path_mtu: usize,
 }
 
-/// Smallest path MTU in bytes. Every IPv4 host accepts packets of this size (RFC 791), and
-/// the longest flight fits into half of it.
+/// Smallest path MTU in bytes. Every IPv4 host accepts packets of this size (RFC 791), and the
+/// longest flight fits into half of such a packet.
 pub const MIN_PATH_MTU: usize = 576;
 /// Size of the IPv6 and UDP headers, in bytes.
 const IP_AND_UDP: usize = 48;

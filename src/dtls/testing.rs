@@ -1,6 +1,6 @@
 //! A DTLS client without I/O, for tests and benchmarks. It can behave like a normal device, or like
-//! a broken or hostile one. Client and server could share a mistake that their common tests cannot
-//! see. Therefore other tests connect foreign stacks to the server.
+//! a broken or hostile one. This client and the server could share a mistake, which a test of the
+//! two together cannot detect. Therefore other tests connect foreign stacks to the server.
 
 use std::{
     collections::BTreeMap,

