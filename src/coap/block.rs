@@ -32,7 +32,7 @@ pub(super) struct Block {
 pub(super) struct BadBlock;
 
 impl Block {
-    /// Reads the value of a Block option, which has at most three bytes.
+    /// Reads the value of a Block option. The value has at most three bytes.
     pub(super) fn read(value: &[u8]) -> Result<Self, BadBlock> {
         let bits = value.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
         let size_exponent = (bits & 7) as u8;
@@ -186,7 +186,7 @@ impl<K: Copy + Eq + Hash> Transfers<K> {
     }
 
     /// Keeps a response, because the client will request its remaining blocks. Returns the number
-    /// of the transfer, which serves as the ETag.
+    /// of the transfer. This number serves as the ETag.
     pub(super) fn keep(
         &mut self,
         now: Instant,

@@ -163,8 +163,8 @@ fn a_peer_that_accepts_only_short_messages_is_answered_in_blocks() {
         }
     }
     assert_eq!(body, transfer.body);
-    // RFC 7959 §2.4: even if the client requests larger blocks again, the server sends smaller
-    // ones.
+    // RFC 7959 §2.4: if the client requests a block that is too large for one message, the server
+    // sends a smaller block from the same offset.
     let response = transfer.get("big", Some((1, false, 3)));
     assert_eq!(triple(&response, CoapOption::Block2), Some((4, true, 1)));
     assert_eq!(response.payload, transfer.body[128..160]);
