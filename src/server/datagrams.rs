@@ -229,7 +229,7 @@ fn send(socket: &UdpSocket, run: &[Waiting], slices: &[[IoSlice<'_>; 1]]) -> u64
             Ok(sent) => sent.max(1),
             Err(rustix::io::Errno::INTR) => continue,
             // The first datagram cannot be sent, because its destination is unreachable or the
-            // socket's buffer is full. It is dropped, and the others are tried.
+            // socket's buffer is full. It is dropped, and sending continues with the next datagram.
             Err(_) => {
                 dropped += 1;
                 1

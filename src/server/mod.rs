@@ -270,8 +270,8 @@ impl Server {
     }
 }
 
-/// Returns the DTLS configuration of one worker: its share of the limits, and a prefix of
-/// connection IDs that identifies its records.
+/// Returns the DTLS configuration of one worker: its share of the limits, and a connection ID
+/// prefix that identifies the worker's records.
 fn share(config: &dtls::Config, workers: usize, number: usize) -> dtls::Config {
     dtls::Config {
         connection_id_prefix: u8::try_from(number).ok(),
@@ -305,7 +305,7 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
 /// by address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
     // With SO_REUSEPORT, a second server would silently share the port. So the port is first bound
-    // without this option, which fails if another server has the port.
+    // without this option. This attempt fails if another server has the port.
     let address = socket(listen, only_v6, false)?.local_addr()?;
     (0..workers).map(|_| socket(address, only_v6, workers > 1)).collect()
 }

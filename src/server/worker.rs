@@ -35,7 +35,7 @@ const INBOX: Token = Token(1);
 /// handles timers and sends answers.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
-/// Maximum number of queued datagrams that other workers have received for a worker.
+/// Maximum number of datagrams in a worker's queue for datagrams that other workers have received.
 const MAX_FORWARDED: usize = 1024;
 /// Maximum number of groups from each source that a round processes before it handles timers.
 const MAX_GROUPS: usize = 16;

@@ -151,7 +151,7 @@ fn a_repeated_request_causes_another_ping() {
 }
 
 /// An attacker who moves a session to a victim's address does not receive the ping that is sent
-/// there, and can only guess its message ID. Each guess needs a new ping.
+/// there, and can only guess the ping's message ID. Each guess needs a new ping.
 #[test]
 fn a_guess_at_the_message_id_of_the_ping_validates_nothing() {
     let mut scene = Scene::new(&[]);

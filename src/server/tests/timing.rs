@@ -32,8 +32,8 @@ const TOLERANCE: f64 = 0.06;
 /// but may exceed the tolerance; `docs/security.md` has the measurement.
 const LONG_KEY: &str = "individual, 64 bytes";
 
-/// Identities of every kind, each with its description, identity and enrollment. All identities
-/// have the same length.
+/// Identities of every kind. Each entry has a description, the identity and the identity's
+/// enrollment. All identities have the same length.
 const IDENTITIES: [(&str, &str, Option<&str>); 8] = [
     ("individual", "own-0250", Some("own")),
     (LONG_KEY, "own-0750", Some("own")),
