@@ -87,8 +87,8 @@ impl Company {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
                             }
                             Outcome::Registered(_) => return,
-                            // The operator may have disabled the device for a while, so it asks
-                            // again later.
+                            // The operator may have disabled the device for a while, so the device
+                            // asks again later.
                             Outcome::Changed => tokio::time::sleep(Duration::from_secs(60)).await,
                             Outcome::Refused(reason) | Outcome::SharedName(reason) => panic!("{reason}"),
                         }
@@ -134,8 +134,8 @@ impl Company {
         while !self.is_done().await {
             if start.elapsed() > END / 2 && !is_late {
                 // Perhaps no running server gets requests from every device, and only a server
-                // resumes registrations of dead processes. So one more server starts, which gets
-                // requests from all devices.
+                // resumes registrations of dead processes. So one more server starts, and this
+                // server gets requests from all devices.
                 is_late = true;
                 processes.push(self.fused(false, true));
             }

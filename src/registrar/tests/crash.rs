@@ -217,8 +217,8 @@ fn with_existing_names_refused_nothing_of_ours_is_refused_after_a_crash() {
     at_every_step(55, &config);
 }
 
-/// When a batch is not permitted, its devices are registered one by one. If the process dies in
-/// between, the devices still count as our own.
+/// When a batch is not permitted, its devices are registered one by one. If the process dies during
+/// these registrations, the devices that it has created still count as registered by this server.
 #[test]
 fn what_leaves_a_batch_is_claimed_before_its_own_call() {
     let config = Config {
