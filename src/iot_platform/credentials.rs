@@ -184,7 +184,7 @@ struct Failed {
     again: i64,
 }
 
-/// State of the cached credentials, which decides how a call continues.
+/// State of the cached credentials. It decides how a call continues.
 enum Standing {
     /// The cached credentials are valid, and the call uses them.
     Good(Arc<Credentials>),

@@ -135,7 +135,7 @@ pub struct BatchPage {
     pub pages: u32,
 }
 
-/// Class of a failed call, which decides how the registrar reacts (docs/cloud.md, "What the cloud
+/// Class of a failed call. It decides how the registrar reacts (docs/cloud.md, "What the cloud
 /// says, and what to do").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
@@ -228,8 +228,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     /// `BatchCheckDeviceNames`: checks 1 to [`MAX_BATCH`] names, as the first step of a
     /// batch.
     ///
-    /// If no answer arrives, the batch may exist. A repeated call then makes another batch, which
-    /// is harmless because checked names are not reserved.
+    /// If no answer arrives, the batch may exist. A repeated call then makes another batch. The
+    /// superfluous batch is harmless, because checked names are not reserved.
     fn batch_check_device_names<'a>(
         &'a self,
         product_key: &'a str,

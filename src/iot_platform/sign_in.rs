@@ -89,7 +89,7 @@ impl<'a> Claim<'a> {
                 ("signmethod", "hmacsha256") => method = Some(SignMethod::HmacSha256),
                 ("securemode" | "signmethod", _) => return None,
                 ("timestamp", text) => timestamp = Some(text),
-                // SDKs add other fields, such as their version, which are ignored.
+                // All other fields are ignored. For example, an SDK adds its version.
                 _ => {}
             }
         }

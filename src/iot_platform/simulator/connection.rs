@@ -65,7 +65,8 @@ pub(super) struct Connection {
 pub(super) struct Line(Arc<AtomicBool>);
 
 impl Line {
-    /// Makes all later writes fail. Every request causes a write, which then closes the connection.
+    /// Makes all later writes fail. Every request causes a write, and the failed write closes the
+    /// connection.
     pub fn cut(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

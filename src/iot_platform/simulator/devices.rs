@@ -103,9 +103,9 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Makes an empty collection. The secret and the ID of a device depend only on the seed, on its
-    /// product and name, and on earlier removals of this name. So they do not depend on the order
-    /// of calls.
+    /// Makes an empty collection. The secret and the ID of a device depend only on the seed, on the
+    /// device's product and name, and on earlier removals of this name. So they do not depend on
+    /// the order of calls.
     pub fn new(seed: u64) -> Self {
         Self {
             rows: BTreeMap::new(),

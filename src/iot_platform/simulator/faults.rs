@@ -12,8 +12,8 @@ use super::Action;
 /// Delay of the answer for a random [`Fault::Delay`].
 const LATE: Duration = Duration::from_secs(3);
 
-/// Fault of a call, which usually replaces its answer. The call is not carried out, unless the
-/// variant says otherwise.
+/// Fault of a call. The fault usually replaces the answer of the call. The call is not carried out,
+/// unless the variant says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The connection ends without an answer.

@@ -82,7 +82,7 @@ fn not_a_form() -> Refusal {
     Refusal::new(400, "InvalidParameter", "The parameters are not UTF-8 text.")
 }
 
-/// An error of the gateway, which refuses the call before the action is carried out.
+/// An error of the gateway: the call is refused before the action is carried out.
 #[derive(Debug)]
 pub(super) struct Refusal {
     /// HTTP status.
