@@ -159,7 +159,7 @@ impl App {
         }
     }
 
-    /// Makes a sweep immediately, which queries all devices at IoT Platform. Returns the number of
+    /// Makes a sweep immediately: queries all devices at IoT Platform. Returns the number of
     /// devices that have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
@@ -208,14 +208,14 @@ impl App {
 }
 
 /// Waits until the database's file was removed or replaced, and returns the error. Ignores a file
-/// that is missing only for a moment. Also logs when secrets are sealed under a key that this
-/// server does not have. The server then goes on serving devices whose secrets it can open.
+/// that is missing only for a moment. Also logs when secrets are sealed under a database key that
+/// this server does not have. The server then goes on serving devices whose secrets it can open.
 async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     let (mut missed, mut has_keys) = (0, true);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let store = store.clone();
-        // The keys are read only if the file is in place. Both checks may block.
+        // The database keys are checked only if the file is in place. Both checks may block.
         let look = move || store.is_in_place().map(|()| store.check_keys());
         match tokio::task::spawn_blocking(look).await {
             Ok(Err(error)) => {
@@ -233,7 +233,7 @@ async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     }
 }
 
-/// Logs when the server begins to lack a key of the database, and when it has all keys again.
+/// Logs when the server begins to lack a database key, and when it has all database keys again.
 fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
     match keys {
         Ok(()) if !*has_keys => {
@@ -244,7 +244,7 @@ fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
             *has_keys = false;
             tracing::error!(%error, "secrets in the database cannot be opened");
         }
-        // Any other error does not show that a key is missing.
+        // Any other error does not show that a database key is missing.
         _ => {}
     }
 }

@@ -124,8 +124,8 @@ impl Default for Audit {
 pub struct Admin {
     /// TCP address to listen on.
     pub listen: SocketAddr,
-    /// Hosts that requests may name, in addition to the machine's own names and addresses. They
-    /// have the form that [`normal_host`] returns.
+    /// Hosts that requests may name, in addition to the machine's own names and addresses. Each
+    /// host has the form that [`normal_host`] returns.
     pub hosts: Vec<String>,
     /// TLS configuration for HTTPS; `None` for HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,

@@ -11,9 +11,9 @@ pub const MAX_DEVICE_ID: usize = 64;
 /// Longest device name that IoT Platform accepts, in bytes.
 pub const MAX_DEVICE_NAME: usize = 32;
 
-/// Device ID, which identifies a row of the device table. The ID is a serial number of 1–64
-/// characters of `[A-Za-z0-9._:@-]`, which is case-sensitive, or a MAC address as 12 upper-case hex
-/// digits.
+/// Device ID, which identifies a row of the device table. The ID is either a serial number or a MAC
+/// address. A serial number is case-sensitive and has 1–64 characters of `[A-Za-z0-9._:@-]`. A MAC
+/// address is written as 12 upper-case hex digits.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Box<str>);
 

@@ -159,8 +159,8 @@ pub enum SealError {
     NoRandomness,
 }
 
-/// The database keys. The first database key seals new values, and each one opens the values that
-/// it has sealed. If there is no database key, new values are not sealed.
+/// The database keys. The first database key seals new values, and each database key opens the
+/// values that it has sealed. If there is no database key, new values are not sealed.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     keys: Arc<[DatabaseKey]>,

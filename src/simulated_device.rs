@@ -34,7 +34,8 @@ pub struct SimulatedDevice {
     pub identity: String,
     /// Pre-shared key.
     pub psk: Vec<u8>,
-    /// Serial number that the device sends. If it sends none, its PSK identity is the device ID.
+    /// Serial number that the device sends. If the device sends none, its PSK identity is the
+    /// device ID.
     pub sn: Option<String>,
     /// Time after which the device gives up.
     pub patience: Duration,
