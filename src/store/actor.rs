@@ -22,8 +22,8 @@ impl Actor {
         let uid = nix::unistd::Uid::current();
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name = name.unwrap_or_else(|| "?".into());
-        // Any user can set `SUDO_USER`, so its value is added to the user ID and does not replace
-        // it.
+        // Any user can set `SUDO_USER`, so its value only follows the name and ID of the real user,
+        // and never replaces them.
         let name = match std::env::var("SUDO_USER") {
             Ok(behind) if !behind.is_empty() && behind.len() <= 64 => {
                 format!("{name} (uid {uid}), by sudo from {}", behind.escape_debug())

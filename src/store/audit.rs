@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{StoreError, StoreFuture, UnixSeconds};
 use crate::device::DeviceId;
 
-/// SHA-256 hash of a block, which links it to the previous block.
+/// SHA-256 hash of a block's content and of the previous block's hash. It links the two blocks.
 pub type Link = [u8; 32];
 
 /// Usual length of an entry, in bytes.
@@ -110,7 +110,7 @@ pub enum AuditEvent {
     Imported,
     /// The operator undid an import.
     Undone,
-    /// The operator sealed the secrets under a key.
+    /// The operator sealed the secrets under a database key.
     Sealed,
     /// The operator restored the database from a backup.
     Restored,
@@ -185,7 +185,8 @@ impl Asker {
     }
 }
 
-/// An audit entry about a device's request, already serialized because the hot path creates many.
+/// An audit entry about a device's request. It holds only the line of JSON, because the hot path
+/// creates many entries and needs no other form.
 pub struct Asked(String);
 
 impl Asked {
@@ -251,9 +252,9 @@ impl Filter {
 pub struct Chain {
     /// Number of entries.
     pub entries: u64,
-    /// Number of the last pruned entry; 0 if no entry was pruned.
+    /// Sequence number of the last pruned entry; 0 if no entry was pruned.
     pub pruned: u64,
-    /// Number of the last entry; 0 if the log is empty.
+    /// Sequence number of the last entry; 0 if the log is empty.
     pub last: u64,
     /// Hash of the last block.
     pub hash: Link,
@@ -281,8 +282,8 @@ pub trait AuditLog: Send + Sync + 'static {
     /// `Break`. This method blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
 
-    /// Verifies the chain of the whole log. `hash_at` receives the number of each block's last
-    /// entry, and the block's hash. This method blocks.
+    /// Verifies the chain of the whole log. `hash_at` receives the sequence number of each block's
+    /// last entry, and the block's hash. This method blocks.
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError>;
 }
 
@@ -319,7 +320,8 @@ mod tests {
             |entry| entry.who = None,
             |entry| entry.address = Some(String::new()),
             |entry| entry.detail = Some("a1/m".into()),
-            // These fields have the same characters, but split at a different place.
+            // Together, the two fields have the same characters as in `entry()`, split at a
+            // different place.
             |entry| (entry.enrollment, entry.who) = (Some("lampo".into()), Some("ne".into())),
         ];
         for change in changed {

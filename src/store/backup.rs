@@ -13,7 +13,7 @@ pub struct Contents {
     pub devices: u64,
     /// Keys of individual devices.
     pub psks: u64,
-    /// IDs of the keys under which the store's secrets are sealed.
+    /// IDs of the database keys under which the store's secrets are sealed.
     pub keys: Vec<String>,
     /// Secrets that are not sealed.
     pub clear: u64,
@@ -21,7 +21,7 @@ pub struct Contents {
     pub audit: Chain,
 }
 
-/// Object at the path of the database that a restore would replace.
+/// Kind of file at the path of the database, before a restore replaces the file.
 #[derive(Debug)]
 pub enum Target {
     /// No file, or an empty one.
@@ -38,7 +38,7 @@ pub enum Target {
 /// Changes that a restore would undo, according to the database's audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Undone {
-    /// Number of audit entries since the backup that the database still has.
+    /// Number of audit entries since the backup that are still in the database's log.
     pub entries: u64,
     /// Number of audit entries since the backup that were pruned.
     pub pruned: u64,
@@ -53,11 +53,11 @@ pub struct Undone {
     pub deleted: Sample,
     /// Devices that were reset, and would count as issued or refused again.
     pub reset: Sample,
-    /// First issues of certificates.
+    /// First issues of certificates since the backup.
     pub issued: Sample,
-    /// Registrations at IoT Platform.
+    /// Registrations at IoT Platform since the backup.
     pub registered: Sample,
-    /// Imports that are in effect, each as its audit entry describes it.
+    /// Imports since the backup that are in effect, each as its audit entry describes it.
     pub imported: Sample,
     /// Imports of the backup that were undone and would take effect again, each as its audit entry
     /// describes it.

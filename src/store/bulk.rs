@@ -49,22 +49,22 @@ pub trait Bulk: Send + Sync {
 
     /// Undoes an import in one step: removes the devices that the import added, with their keys,
     /// and restores the former values of the devices that it changed. Writes an audit entry. Unless
-    /// [`Undo::rest`] is set, fails if one of these devices was registered, issued, disabled,
-    /// enabled, deleted or changed by another import after this import, or is being registered. The
-    /// rules are in [`undo`](super::undo).
+    /// [`Undo::rest`] is set, fails if one of these devices is being registered or if, since the
+    /// import, it was registered, issued, disabled, enabled, deleted or changed by another import.
+    /// The rules are in [`undo`](super::undo).
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
     /// Calls `each` with every row until `each` returns `Break`. The rows are in order of device
     /// ID, and all come from one state of the table.
     fn export(&self, each: Each<'_>) -> Result<(), StoreError>;
 
-    /// Returns the MAC addresses that the table has in another spelling, as
-    /// [`Store::spelled`](super::Store::spelled) finds them. Most tables have none.
+    /// Returns each MAC address that the table has only in an unusual spelling, as
+    /// [`Store::spelled`](super::Store::spelled) describes. Most tables have none.
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError>;
 
-    /// Returns the ID under which the table has a device. This is the first ID of `asked` that is
-    /// in the table. Otherwise it is another spelling of the MAC address, which
-    /// [`Store::spelled`](super::Store::spelled) finds.
+    /// Returns the ID under which the table has a device: the first ID of `asked` that is in the
+    /// table or, if none is, the unusual spelling that [`Store::spelled`](super::Store::spelled)
+    /// finds for the MAC address.
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError>;
 
     /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
@@ -78,9 +78,9 @@ pub trait Bulk: Send + Sync {
     /// enrollment, or in all enrollments for `None`. Reads the whole table.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 
-    /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search ends
-    /// when it has looked at some devices and `time` is over. So that a caller who continues it comes
-    /// to the end, each call looks at a few devices at least.
+    /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search also
+    /// ends once `time` is over, but each call examines a few devices first. A caller who continues
+    /// the search therefore always reaches the end of the table.
     fn find(&self, filter: &Filter, from: &Cursor, limit: usize, time: Duration)
     -> Result<Found, StoreError>;
 
@@ -98,9 +98,10 @@ pub trait Bulk: Send + Sync {
     /// Returns the products of the devices in the table, in order.
     fn products(&self) -> Result<Vec<String>, StoreError>;
 
-    /// Copies one state of the store into a new file (mode 0600), verifies the copy, and then gives
-    /// it its final name. `progress` receives the size of the copied part and the total size. The
-    /// default implementation is for a store that is not a file, and fails.
+    /// Writes one state of the store to a new file (mode 0600), verifies the file, and then gives
+    /// the file its final name. `progress` receives the size of the part that is written and the
+    /// total size, both in the same unit. The default implementation is for a store that is not a
+    /// file, and fails.
     fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
         let reason =
             "a database of this kind has no backup in a file; use its own tools, or `certdist export`";

@@ -50,8 +50,8 @@ pub struct Beat {
     pub count: i64,
 }
 
-/// Time of a claim by the clock of the claiming process, and the difference from IoT Platform's
-/// clock.
+/// Time of a claim, by the clock of the claiming process, and the difference between this clock and
+/// IoT Platform's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClaimTime {
     /// Time by the process's own clock.
@@ -67,10 +67,10 @@ pub enum Claimed {
     Yours(Claim),
     /// Another living owner has the claim.
     Held,
-    /// The device needs no registration, or not this one: its row has a certificate or a refusal,
-    /// is disabled, has another product or name, or does not exist. An abandoned claim on the
-    /// device is removed, unless the row is merely disabled. The claim then stays, because IoT
-    /// Platform may have been called for the device.
+    /// The device does not need this registration: its row has a certificate or a refusal, is
+    /// disabled, has another product or name, or does not exist. An abandoned claim on the device
+    /// is removed. But if the row is merely disabled, the claim stays, because IoT Platform may
+    /// have been called for the device.
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
@@ -90,8 +90,8 @@ pub enum Settlement {
 pub struct ClaimView {
     /// The requested registration.
     pub entry: JournalEntry,
-    /// Time at which the name was written to the journal, by the clock of the process that wrote
-    /// it.
+    /// Time at which the device name was written to the journal, by the clock of the writing
+    /// process.
     pub since: UnixSeconds,
     /// Description of the owner; `None` for an abandoned claim.
     pub owner: Option<String>,
@@ -110,8 +110,8 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 /// then has the same result as a single write.
 pub trait Claims: Send + Sync + 'static {
     /// Returns the last beats of all owners. If `own` is given, first records a beat of this owner.
-    /// Fails if the table has owners but cannot be written now. Without this failure, an owner that
-    /// cannot beat because the table is locked would count as dead.
+    /// Fails if the table has owners but cannot be written now. If the method succeeded, an owner
+    /// that cannot beat because the table is locked would count as dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
     /// Fences an owner that has not beaten since `seen`, so that its claims are abandoned. Returns
@@ -193,8 +193,8 @@ pub trait Claims: Send + Sync + 'static {
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;
 
-    /// Stores the difference from IoT Platform's clock in the owner's claims that have none. Called
-    /// when the difference becomes known.
+    /// Stores the difference from IoT Platform's clock in those claims of the owner that have no
+    /// difference yet. Called when the difference becomes known.
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()>;
 
     /// Returns all batches, in order of their numbers.

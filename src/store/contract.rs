@@ -51,8 +51,8 @@ fn memory() -> Fresh<Memory> {
     Fresh { store: Alternating::new(one, other), _folder: None }
 }
 
-/// Wraps both handles of a store with keys. The two handles have different first keys, as two
-/// processes do while the keys are changed.
+/// Wraps both handles of a store, so that its secrets are sealed. The two handles have the same
+/// database keys in a different order, as two processes do while the first key is changed.
 fn sealed<S>(fresh: Fresh<S>) -> Fresh<Sealed<S>> {
     let key = |byte: u8| DatabaseKey::parse(&hex::encode([byte; KEY_SIZE])).unwrap();
     let Fresh { store, _folder } = fresh;
@@ -121,14 +121,14 @@ fn owner(id: claim::OwnerId) -> Owner {
     Owner { id, name: format!("process {id}") }
 }
 
-/// Registers a device in the steps of the registrar.
+/// Registers a device with the same calls as the registrar.
 fn register(store: &impl Store, device: &str, secret: &str) {
     let settlement = Settlement::Registered(registration(device, secret));
     now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &settlement)).unwrap();
 }
 
-/// Stores a refusal of a device in the steps of the registrar.
+/// Stores a refusal of a device with the same calls as the registrar.
 fn refuse(store: &impl Store, device: &str, reason: &str) {
     now(store.claim(&owner(1), &entry(device), NOW)).unwrap();
     now(store.settle(1, &entry(device), &Settlement::Refused(reason.into()))).unwrap();
@@ -536,7 +536,7 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
     assert_eq!([None, Some("lamps"), Some("plugs"), Some("none")].map(unregistered), [2, 1, 1, 0]);
 }
 
-/// Makes a test of each function for each kind of store. Each test gets an empty store.
+/// Turns each function into a test for each kind of store. Each test gets an empty store.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         contract!(on_sqlite: crate::store::contract::sqlite(), $($sentence)*);

@@ -79,7 +79,7 @@ pub enum Text {
     Begins(String),
     /// End of the device ID, in any letter case.
     Ends(String),
-    /// The whole device name. The name of a device without one is its ID.
+    /// The whole device name; for a device without a device name, the whole device ID.
     Name(String),
     /// The whole `IotId`.
     IotId(String),
@@ -133,7 +133,7 @@ pub struct Seen<'r> {
 
 impl Filter {
     /// Returns whether the filter admits a device. `is_claimed` returns whether the device's
-    /// registration is in the journal. It is called only if the answer depends on it.
+    /// registration is in the journal, and is called only if the answer depends on the journal.
     pub fn admits(&self, seen: &Seen<'_>, is_claimed: impl FnOnce() -> bool) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
         is(&self.enrollment, seen.enrollment)
@@ -196,8 +196,8 @@ impl DeviceRow {
     }
 }
 
-/// A device as a list shows it. It has no secret, so that a device with a damaged secret is listed,
-/// too.
+/// A device as a list shows it. Secrets are left out, so that a device whose secret is damaged is
+/// listed, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// The device ID.
@@ -274,7 +274,7 @@ pub enum End {
     Complete,
     /// There is at least one more device.
     More,
-    /// The time was over. This is the last device that was examined.
+    /// The time was over. Contains the ID of the last device that was examined.
     TimeUp(DeviceId),
 }
 
@@ -287,8 +287,8 @@ pub struct Tally {
     pub is_complete: bool,
 }
 
-/// Devices of one enrollment whose registration has begun, or that IoT Platform refuses for one
-/// reason.
+/// Group of devices in one enrollment: either those whose registration has begun, or those that IoT
+/// Platform refuses for one reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// Name of the enrollment.

@@ -8,8 +8,8 @@ use super::{
 
 /// The part of a store that keeps the leases.
 pub trait Leases: Send + Sync + 'static {
-    /// Takes the lease `name`, unless another living owner has it. Returns the cursor of the work,
-    /// which is empty at first. Returns `None` if another owner has the lease.
+    /// Takes the lease `name`, unless another living owner has it. Returns the cursor of the work
+    /// (at first, an empty text), or `None` if another owner has the lease.
     fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>>;
 
     /// Stores how far the work has come, so that another process continues there.

@@ -28,7 +28,8 @@ pub enum Merged {
 }
 
 impl Merged {
-    /// Returns the effect of a row on a device that is in the table, from what has changed.
+    /// Returns the effect of a row on a device that was already in the table. The arguments say
+    /// what has changed.
     pub fn of(moves: bool, device_changed: bool, key_change: KeyChange) -> Self {
         match device_changed || key_change != KeyChange::None {
             true => Self::Changed { moves, loses_key: key_change == KeyChange::Lost },

@@ -72,7 +72,8 @@ pub enum StoreError {
     /// locked the database, or the disk is full.
     #[error("the database is not available now: {0}")]
     Busy(String),
-    /// The row does not, or no longer, meet a condition of the operation. Contains the reason.
+    /// The row does not meet a condition of the operation, or no longer meets it. Contains the
+    /// reason.
     #[error("{0}")]
     Conflict(String),
     /// The answer was lost, so the operation may have been done. The caller can repeat the
@@ -226,8 +227,8 @@ pub struct JournalEntry {
 /// A claim, as its owner receives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Time at which this name was entered in the journal, by the clock of the process that entered
-    /// it.
+    /// Time at which the device name was written to the journal, by the clock of the writing
+    /// process.
     pub since: UnixSeconds,
     /// Seconds to add to `since` to get the cloud's time; `None` if the process did not know the
     /// cloud's time.
@@ -237,7 +238,7 @@ pub struct Claim {
     pub earlier: bool,
 }
 
-/// Random number of a batch in the journal.
+/// Random number that identifies a batch in the journal.
 pub type BatchId = i64;
 
 /// A batch in the journal.
@@ -346,10 +347,11 @@ pub trait Store: Claims + Leases + Turns {
         asker: Asker,
     ) -> StoreFuture<'a, Issue>;
 
-    /// Adds an entry to the audit log soon, without waiting for the log. The entry outlives this
-    /// process once this method has returned or, if it is called between [`hold`](Self::hold) and
-    /// [`release`](Self::release), once `release` has returned. If too many entries are waiting,
-    /// the entry is dropped, and the log records the number of dropped entries.
+    /// Adds an entry to the audit log soon, without waiting for the log. Once this method has
+    /// returned, the entry is kept even if the process ends. An entry that is added between
+    /// [`hold`](Self::hold) and [`release`](Self::release) is kept only once `release` has
+    /// returned. If too many entries are waiting, the entry is dropped, and the log records the
+    /// number of dropped entries.
     fn audit(&self, asked: Asked);
 
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
@@ -393,7 +395,7 @@ pub trait Store: Claims + Leases + Turns {
     /// soon, and before it sends answers.
     fn hold(&self) {}
 
-    /// Ends [`hold`](Self::hold).
+    /// Ends the effect of [`hold`](Self::hold).
     fn release(&self) {}
 
     /// Fails if a file that this handle has open was removed or replaced, so that other processes
@@ -473,21 +475,21 @@ pub fn shared_names(url: &str, limit: usize) -> Result<Vec<SharedName>, StoreErr
     Sqlite::shared_names(file_of(url)?, limit)
 }
 
-/// Checks that these keys open every secret in the store at `url`, which must have the current
-/// version. Changes nothing.
+/// Checks that these database keys open every secret in the store at `url`, which must have the
+/// current version. Changes nothing.
 pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
     let in_use = Sqlite::keys_in_use_of(file_of(url)?)?;
     sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
 }
 
-/// Counts the secrets in the store at `url`, which has the current version, that are not sealed.
-/// Changes nothing, and reads the whole table.
+/// Counts the unsealed secrets in the store at `url`, which must have the current version. Changes
+/// nothing, and reads the whole table.
 pub fn clear_secrets(url: &str) -> Result<u64, StoreError> {
     Sqlite::clear_secrets(file_of(url)?)
 }
 
-/// Counts the devices of each enrollment in the store at `url`, which has the current version.
-/// Changes nothing, and reads the whole table.
+/// Counts the devices of each enrollment in the store at `url`, which must have the current
+/// version. Changes nothing, and reads the whole table.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
 }
@@ -498,14 +500,14 @@ pub fn is_there(url: &str) -> Result<(), StoreError> {
     Sqlite::is_there(file_of(url)?)
 }
 
-/// Removes the store at `url` if nothing was written to it since it was created, unless another
-/// process has it open. Returns whether it was removed.
+/// Removes the store at `url` if nothing was written to it after its creation. Fails if another
+/// process has the store open. Returns whether the store was removed.
 pub fn remove_unused(url: &str) -> Result<bool, StoreError> {
     Sqlite::remove_unused(file_of(url)?)
 }
 
 /// Opens the store at `url` for reading only. Creates and changes no file. Fails if the store does
-/// not exist, has another version, or has secrets that these keys do not open.
+/// not exist, has another version, or has secrets that these database keys do not open.
 pub fn look(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::look(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     Ok(Arc::new(Sealed::new(sqlite, keys)))
@@ -518,9 +520,9 @@ pub fn preview(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     Ok(Arc::new(Sealed::new(sqlite, keys)))
 }
 
-/// Opens the store at `url`, whose secrets are sealed, or will be sealed, under these keys. Creates
-/// the store if it does not exist. Fails if the keys do not open every secret in the store. In that
-/// case, a store of an older version is not migrated.
+/// Opens the store at `url`, whose secrets are, or will be, sealed under these database keys.
+/// Creates the store if it does not exist. Fails if the database keys do not open every secret in
+/// the store. In that case, a store of an older version is not migrated.
 pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
     let sqlite = Sqlite::open_if(file_of(url)?, |in_use| sealed::check(&keys, in_use))?;
     let sealed = Sealed::new(sqlite, keys);

@@ -12,11 +12,12 @@ use crate::store::Store;
 /// Name of the lease that lets only one process at a time remove entries.
 pub const LEASE: &str = "prune";
 
-/// Maximum difference, in seconds, between the newest entry and this machine's clock with which the
-/// clock still counts as probably right.
+/// Maximum age of the newest entry, in seconds, with which this machine's clock still counts as
+/// probably right.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
-/// Removes expired entries. Remembers the newest entry of the first reading, to judge the clock.
+/// Removes expired entries. To judge the clock, remembers the time of the newest entry when the log
+/// was first read.
 #[derive(Default)]
 pub struct Retention {
     /// Time of the newest entry when the log was first read, and the instant of that reading.
@@ -26,7 +27,8 @@ pub struct Retention {
 
 impl Retention {
     /// Returns the limits that apply now. The age limit applies only if the clock is confirmed or
-    /// probably right. Otherwise, with a clock that is a year ahead, all entries would be removed.
+    /// probably right. If it applied in all cases, a clock that is a year ahead would remove all
+    /// entries.
     async fn checked(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
@@ -78,8 +80,8 @@ impl Retention {
 
     /// Returns whether the clock is probably right. The first call reads the time of the newest
     /// entry. The clock must not be much later than this time plus the time that has passed since
-    /// the first call. Later entries do not count, because they may have been written with the same
-    /// wrong clock.
+    /// the first call. Entries that are written after the first call do not count, because they may
+    /// have been written with the same wrong clock.
     async fn has_likely_clock(&mut self, log: &(impl Store + AuditLog + ?Sized)) -> bool {
         if self.first.is_none() {
             match log.newest_entry().await {

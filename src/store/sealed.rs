@@ -1,6 +1,6 @@
 //! Seals the secrets of any store. A store keeps its secrets as texts that it does not interpret;
-//! [`Sealed`] seals them on the way in and opens them on the way out. It also changes the keys
-//! while other processes use the store. The module `seal` contains the cipher.
+//! [`Sealed`] seals them on the way in and opens them on the way out. This module also changes the
+//! database keys while other processes use the store. The module `seal` contains the cipher.
 
 use std::{
     collections::HashSet,
@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub enum SecretColumn {
     /// The device secrets. The primary key is the device ID.
     DeviceSecret,
-    /// The keys of individual devices. The primary key is the PSK identity.
+    /// The pre-shared keys of individual devices. The primary key is the PSK identity.
     Psk,
 }
 
@@ -67,10 +67,10 @@ pub struct StoredSecret {
     pub value: Secret,
 }
 
-/// Number of values that are sealed under one key.
+/// Number of values that are sealed under one database key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnderKey {
-    /// The key's ID; `None` for values that are not sealed.
+    /// ID of the database key; `None` for values that are not sealed.
     pub key: Option<String>,
     /// Number of device secrets.
     pub device_secrets: u64,
@@ -91,34 +91,34 @@ impl UnderKey {
         }
     }
 
-    /// Returns the number of values that are not under this key.
+    /// Returns the number of values that are not sealed under this database key.
     pub fn others(counts: &[Self], key: &str) -> u64 {
         let others = counts.iter().filter(|count| count.key.as_deref() != Some(key));
         others.map(|count| count.device_secrets + count.psks).sum()
     }
 }
 
-/// Result of sealing all values under one key.
+/// Result of sealing all values under one database key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealReport {
-    /// The key under which all values are sealed now.
+    /// The database key under which all values are sealed now.
     pub key: KeyId,
     /// Number of values that this run sealed under `key`.
     pub sealed: u64,
 }
 
-/// The part of a store that [`Sealed`] needs to change the keys. A sealed value names its key
-/// ([`key_of`](crate::seal::key_of)). A store notes that key in the same step in which it writes
-/// the value. The methods block.
+/// The part of a store that [`Sealed`] needs to change the database keys. A sealed value names its
+/// database key ([`key_of`](crate::seal::key_of)). A store notes that key in the same step in which
+/// it writes the value. The methods block.
 pub trait StoredSecrets: Send + Sync + 'static {
-    /// Returns the IDs of all noted keys.
+    /// Returns the IDs of all noted database keys.
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError>;
 
-    /// Counts the values under each key. Reads the whole table.
+    /// Counts the values under each database key. Reads the whole table.
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError>;
 
-    /// Returns up to `limit` values that are not under `key`, in order of the primary key,
-    /// beginning after `after`.
+    /// Returns up to `limit` values that are not sealed under the database key `key`, in order of
+    /// the primary key, beginning after the primary key `after`.
     fn secrets_not_under(
         &self,
         column: SecretColumn,
@@ -128,51 +128,52 @@ pub trait StoredSecrets: Send + Sync + 'static {
     ) -> Result<Vec<StoredSecret>, StoreError>;
 
     /// Replaces each value that has not changed since it was read, all in one step. All new values
-    /// are under the same key.
+    /// are sealed under the same database key.
     fn replace_secrets(
         &self,
         column: SecretColumn,
         values: &[(StoredSecret, Secret)],
     ) -> Result<(), StoreError>;
 
-    /// Removes all traces of replaced values, and forgets all noted keys except `key`. Fails if any
-    /// value is not under `key`. If anything changes, writes an audit entry with the number of
-    /// values that were `sealed`.
+    /// Removes all traces of replaced values, and forgets all noted database keys except `key`.
+    /// Fails if any value is not sealed under `key`. If anything changes, writes an audit entry
+    /// with the number of values that were `sealed`.
     fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError>;
 
-    /// Shows other processes the key under which this one seals. The default implementation does
-    /// nothing.
+    /// Shows other processes the database key under which this process seals. The default
+    /// implementation does nothing.
     fn show_key(&self, _key: Option<&str>) {}
 
-    /// Fails if another process shows that it seals under another key, or seals nothing.
+    /// Fails if another process shows that it seals under another database key, or seals nothing.
     fn all_seal_under(&self, _key: &str) -> Result<(), StoreError> {
         Ok(())
     }
 }
 
-/// The keys of a store's secrets. The methods block.
+/// The database keys of a store's secrets. The methods block.
 pub trait Keys {
-    /// Replaces the keys. The first key seals, and any key opens. If the new keys do not open every
-    /// secret in the store, fails and keeps the former keys.
+    /// Replaces the database keys. The first one seals, and any of them opens. If the new keys do
+    /// not open every secret in the store, fails and keeps the former keys.
     fn set_keys(&self, keys: Keyring) -> Result<(), StoreError>;
 
-    /// Fails if the keys do not open every secret in the store, because another process has sealed
-    /// secrets under a key that this one does not have.
+    /// Fails if this process's database keys do not open every secret in the store, because another
+    /// process has sealed secrets under a key that this process does not have.
     fn check_keys(&self) -> Result<(), StoreError>;
 
-    /// Counts the values under each key. Reads the whole table.
+    /// Counts the values under each database key. Reads the whole table.
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
 
-    /// Seals all values that are unsealed or under another key under the first key. Other processes
-    /// can read and write during this. Fails before the first value if another process does not seal
-    /// under the first key, because that process might not be able to read the values. An
-    /// interrupted run keeps the work that it has done.
-    /// `progress` receives the number of sealed values and the total. After a complete run, the
-    /// other keys are no longer needed, and the store has no trace of the former values.
+    /// Seals under the first database key all values that are unsealed or sealed under another key.
+    /// Meanwhile, other processes can read and write. Fails before the first value if another
+    /// process does not seal under the first key, because that process might not be able to read
+    /// the values. An interrupted run keeps the work that it has done. `progress` receives the
+    /// number of sealed values and the total. After a complete run, the other keys are no longer
+    /// needed, and the store has no trace of the former values.
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
 }
 
-/// Checks that these keys open all secrets that are sealed under the keys in use.
+/// Checks that these database keys open all secrets. `in_use` has the IDs of the keys under which
+/// the secrets are sealed.
 pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
     let configured: Vec<String> = keys.ids().map(|key| key.to_string()).collect();
     let Some(missing) = in_use.iter().find(|key| !configured.contains(key)) else { return Ok(()) };
@@ -190,15 +191,16 @@ pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
     })
 }
 
-/// A store whose secrets are sealed. Without any key, new secrets are stored unsealed.
+/// A store whose secrets are sealed. Without any database key, new secrets are stored unsealed.
 pub struct Sealed<S> {
     inner: S,
-    /// The current keys, which are read without a lock.
+    /// The current database keys, which are read without a lock.
     keys: ArcSwap<Keyring>,
 }
 
 impl<S> Sealed<S> {
-    /// Wraps a store. The keys must open all secrets of the store, which [`check`] verifies.
+    /// Wraps a store. The database keys must open all secrets of the store, which [`check`]
+    /// verifies.
     pub fn new(inner: S, keys: Keyring) -> Self {
         Self { inner, keys: ArcSwap::from_pointee(keys) }
     }
@@ -208,7 +210,7 @@ impl<S> Sealed<S> {
         &self.inner
     }
 
-    /// Returns the wrapped store, without the keys.
+    /// Returns the wrapped store, and drops the database keys.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -261,7 +263,7 @@ fn seal_row(keys: &Keyring, mut row: ImportRow) -> Result<ImportRow, SealError> 
 }
 
 impl<S: StoredSecrets> Sealed<S> {
-    /// Shows other processes the key under which this one seals.
+    /// Shows other processes the database key under which this process seals.
     pub fn show_key(&self) {
         let key = self.keys.load().first().map(|key| key.to_string());
         self.inner.show_key(key.as_deref());
@@ -464,7 +466,8 @@ impl<S: Bulk> Bulk for Sealed<S> {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError> {
         let keys = self.keys.load_full();
-        // The caller's comparison expects opened values.
+        // The stored and the imported secret are both sealed here, but the caller compares opened
+        // secrets.
         let same_secret = |place: Place<'_>, stored: &Secret, other: &Secret| {
             let open = |secret: &Secret| keys.open(place, secret.expose()).map_err(failed);
             (job.same_secret)(place, &open(stored)?, &open(other)?)

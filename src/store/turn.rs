@@ -1,15 +1,16 @@
 //! Turns of a pace that several processes share. All processes together make calls of one kind at
-//! an even rate, whatever their number. The algorithm is GCRA, the generic cell rate algorithm.
+//! an even rate, whatever the number of processes. The algorithm is GCRA, the generic cell rate
+//! algorithm.
 
 use std::time::Duration;
 
 use super::StoreFuture;
 
 /// Maximum time by which the next turn of a pace may be ahead of the clock. If a turn is further
-/// ahead, the clock was set back after the turn was stored, so the turn is ignored.
+/// ahead, the clock was set back after the turn was stored, so the stored turn is ignored.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10);
 
-/// Rate of a pace. The process that takes a turn passes it to the store.
+/// Rate of a pace. A process that takes a turn passes the rate to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     /// Time between two turns.
@@ -32,7 +33,7 @@ impl Turn {
     }
 }
 
-/// The part of a store that keeps the account's paces.
+/// The part of a store that keeps the paces of the calls to IoT Platform.
 pub trait Turns: Send + Sync + 'static {
     /// Takes the next turn of a pace, in one step. Returns `None` if the caller has the turn and
     /// must make its call now. Otherwise, returns the time to wait before asking again.

@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr};
 
 use super::{Actor, StoreError, UnixSeconds, claim::new_id};
 
-/// Minimum time for which a store remembers an import, in seconds: 30 days. After that time, the
-/// next import removes the record of this import together with the former values of the rows.
+/// Minimum time for which a store remembers an import, in seconds: 30 days. The first import after
+/// this time removes the old import's record, together with the former values of its rows.
 pub const UNDOABLE: UnixSeconds = 30 * 86_400;
 
 /// Maximum number of imports that a store remembers.
@@ -115,9 +115,9 @@ pub enum NotUndone {
     Changed {
         /// Number of the import.
         id: ImportId,
-        /// Devices that have changed since.
+        /// Number of devices that have changed since the import.
         count: u64,
-        /// All devices that the import added or changed.
+        /// Number of all devices that the import added or changed.
         all: u64,
     },
     /// The import replaced or removed keys, which are not kept.

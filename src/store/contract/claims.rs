@@ -1,5 +1,5 @@
-//! Tests of the statements about claims, batches, leases and turns, with several owners on two
-//! handles.
+//! Tests of what the documentation of the store's traits says about claims, batches, leases and
+//! turns, with several owners on two handles of a store.
 
 use std::time::Duration;
 
@@ -166,8 +166,8 @@ fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `settle` does not store a result if the row has changed since the claim so that the result no
-/// longer applies.
+/// `settle` does not store a result that no longer applies because the row has changed since the
+/// claim.
 fn a_row_that_was_changed_takes_no_result(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"].map(row));
     for device in ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5"] {
@@ -329,13 +329,13 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
 }
 
-/// If an entry belongs to a batch without an `ApplyId`, the cloud does not count as asked for the
-/// device in a later `claim` or `claim_batch`.
+/// A later `claim` or `claim_batch` assumes that the cloud was never asked for a device if the
+/// device's entry belongs to a batch without an `ApplyId`.
 fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let later = ClaimTime { at: 2000, cloud_offset: Some(3) };
     let again = |device: &str| yours(now(store.claim(&owner(2), &entry(device), later)).unwrap());
-    // For SN-3, the cloud counts as asked because of an earlier single claim.
+    // For SN-3, the cloud may have been asked, because of an earlier claim outside a batch.
     yours(claim(store, 1, "SN-3"));
     now(store.release_claim(1, &id("SN-3"), true)).unwrap();
     let entries = ["SN-1", "SN-3"].map(entry);
@@ -349,7 +349,7 @@ fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, earlier: true });
 }
 
-/// `note_cloud_offset` changes only the claims of the owner that have no offset.
+/// `note_cloud_offset` changes only those claims of the owner that have no cloud offset.
 fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
@@ -361,8 +361,8 @@ fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
 }
 
-/// `beats` returns a new count for an owner that was retired and claims again, so that the owner
-/// does not count as dead.
+/// `beats` returns a different number of beats for an owner that was retired and claims again, so
+/// that other processes do not take the owner for dead.
 fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let count = || now(store.beats(None)).unwrap()[0].count;
@@ -384,7 +384,7 @@ fn one_that_takes_nothing_owns_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.beats(None)).unwrap(), []);
 }
 
-/// `abandoned` does not return a disabled device.
+/// `abandoned` does not return the entry of a disabled device.
 fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2"].map(row));
     for device in ["SN-1", "SN-2"] {

@@ -13,7 +13,7 @@ fn search(store: &impl Bulk, filter: &Filter, from: &Cursor, limit: usize) -> (V
     (found.devices.into_iter().map(|listed| listed.id.to_string()).collect(), found.end)
 }
 
-/// Devices in all states, in order of their IDs.
+/// Imports devices in order of their IDs, and brings them into all states.
 fn of_all_states(store: &(impl Store + Bulk)) {
     import(
         store,
@@ -68,7 +68,7 @@ fn a_search_finds_the_devices_that_the_filter_admits(store: &(impl Store + Bulk)
     let mut cases: Vec<(Filter, &str)> =
         in_state.into_iter().map(|(wanted, ids)| (state(wanted), ids)).collect();
     let from = |issued_from| Filter { issued_from: Some(issued_from), ..Filter::default() };
-    // The clock of one of the handles is ahead.
+    // Later than every issue, although the clock of one handle is `AHEAD` of the other's.
     let never = issued + 2 * AHEAD;
     cases.extend([
         (Filter::default(), "A B C D E F G H I J"),
@@ -105,7 +105,7 @@ fn a_search_finds_the_devices_that_the_filter_admits(store: &(impl Store + Bulk)
     assert!(waiting.is_claimed && !waiting.is_registered && waiting.enrollment == "lamps");
 }
 
-/// `find` goes forward and backward, page by page, and says if there is more.
+/// `find` goes forward and backward, page by page, and says whether there are more devices.
 fn a_search_goes_forward_and_backward_in_pages(store: &(impl Store + Bulk)) {
     of_all_states(store);
     let lamps = || Filter { enrollment: Some("lamps".into()), ..Filter::default() };

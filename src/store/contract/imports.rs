@@ -79,8 +79,8 @@ fn imports_are_remembered_with_their_numbers(store: &(impl Store + Bulk)) {
     assert!(imports.iter().all(|import| import.file == "file.csv" && import.who == by().name));
 }
 
-/// An import is not undone if one of its devices has changed since. With `rest`, the devices that
-/// have not changed are restored or removed.
+/// An import is not undone if one of its devices has changed since the import. With `rest`, the
+/// devices that have not changed are restored or removed.
 fn what_has_happened_since_is_not_undone(store: &(impl Store + Bulk)) {
     let all = ["SN-1", "SN-2", "SN-3", "SN-4", "SN-5", "SN-6", "SN-7"];
     import_as(store, 7, all.map(row));

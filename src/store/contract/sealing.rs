@@ -14,12 +14,12 @@ fn key_id(byte: u8) -> String {
     ring(&[byte]).first().unwrap().to_string()
 }
 
-/// Wraps a store so that its secrets are sealed under the given keys.
+/// Wraps a store so that its secrets are sealed under the given database keys.
 fn with_keys<S>(store: S, keys: &[u8]) -> Sealed<S> {
     Sealed::new(store, ring(keys))
 }
 
-/// Imports devices that have a certificate and a key.
+/// Imports devices that have an individual key and no certificate.
 fn fill(store: &impl Bulk, devices: std::ops::Range<usize>) {
     import(
         store,
@@ -44,12 +44,12 @@ fn sentence<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
     answer.unwrap_err().to_string()
 }
 
-/// A sealed value names its key, and the store notes that key when it writes the value.
+/// A sealed value names its database key, and the store notes that key when it writes the value.
 fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..2);
     assert_eq!(store.keys_in_use().unwrap(), Vec::<String>::new(), "clear values have no key");
     let store = with_keys(store, &[1]);
-    // Key 1 is noted by an import, and key 2 by a registration.
+    // The import notes database key 1, and a registration below notes database key 2.
     add_certificates(&store, 0..1);
     assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(1)]);
     store.set_keys(ring(&[2, 1])).unwrap();
@@ -64,16 +64,16 @@ fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
         count.map(|UnderKey { device_secrets, psks, .. }| (device_secrets, psks))
     };
     assert_eq!([count(0), count(1), count(2)], [Some((0, 2)), Some((1, 0)), Some((1, 0))]);
-    // The import writes the secret of SN-0 again, under its former key, and a new secret under the
-    // first key of the ring.
+    // The import writes the secret of SN-0 again, under its former database key, and a new secret
+    // under the first key of the ring.
     store.set_keys(ring(&[3, 2, 1])).unwrap();
     let changed = ImportRow { individual: true, iot_id: Some("iot-0".into()), ..row("SN-0") };
     assert_eq!(import(&store, [changed, with_certificate("SN-8", "s3cret")]).changed, 1);
     assert!([1, 2, 3].into_iter().all(is_used));
 }
 
-/// Values that are not under a given key are read in pages. A value is replaced unless it has
-/// changed since it was read.
+/// Values that are not under a given database key are read in pages. A value is replaced unless it
+/// has changed since it was read.
 fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..3);
     let page =
@@ -85,7 +85,8 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     assert!(page("id-2", 2).is_empty());
     let [first, other] = <[StoredSecret; 2]>::try_from(page("", 2)).unwrap();
     assert_eq!((first.device.as_str(), first.value.expose()), ("SN-0", PSK));
-    // This import changes the value that `other` was read from, so that value must not be replaced.
+    // After `other` was read, this import changes the stored value, so the value must not be
+    // replaced.
     import(&store, [with_key("SN-1", "id-1", &PSK.replace("00", "99"))]);
     let anew = |value: StoredSecret| (value, Secret::new(format!("sealed 1 {} AAAA", key_id(1))));
     store.replace_secrets(SecretColumn::Psk, &[anew(first), anew(other)]).unwrap();
@@ -95,8 +96,8 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     assert!(error.contains("2 values were written under another key"), "{error}");
 }
 
-/// `seal_all` seals all values under the first key while another process uses the store, and
-/// reports its progress. Afterwards, no other key is needed.
+/// `seal_all` seals all values under the first database key while another process uses the store,
+/// and reports its progress. Afterwards, no other database key is needed.
 fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + AuditLog>(store: S) {
     fill(&store, 0..700);
     add_certificates(&store, 0..700);
@@ -152,8 +153,8 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     };
     assert!(store.import(job(&by()), &mut [Ok(other)].into_iter(), reject).is_err());
     assert_eq!(columns, ["deviceSecret"]);
-    // Without the key, single rows and the whole table cannot be read, and each error names the
-    // missing key.
+    // Without the right database key, single rows and the whole table cannot be read, and each
+    // error names the missing key.
     let blind = with_keys(store.into_inner(), &[2]);
     for error in [
         sentence(now(blind.device(&id("SN-0")))),

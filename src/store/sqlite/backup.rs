@@ -1,6 +1,6 @@
-//! Backs up and restores a database while other processes use it. SQLite's backup API copies one
-//! consistent state. Every copy is verified before it is used. This module handles files and their
-//! modes, but never asks the operator.
+//! Backs up a database while other processes use it, and restores a database from a backup.
+//! SQLite's backup API copies one consistent state. Every backup is verified before it is used.
+//! This module handles files and their modes, but never asks the operator.
 
 use std::{
     fs, io,
@@ -39,14 +39,14 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Advice to the operator if a copy cannot be written.
 const FREE_SPACE: &str = "free some space on its disk, or write to another one";
 
-/// A verified copy that does not have its final name yet.
+/// A verified copy of a database, in a file that does not have its final name yet.
 pub(super) struct Copy {
     part: NewFile,
     contents: Contents,
 }
 
 impl Copy {
-    /// Gives the copy its final name, and returns its content.
+    /// Gives the file its final name, and returns the content of the database in it.
     pub(super) fn complete(self, to: &Path) -> Result<Contents, StoreError> {
         self.part.complete().map_err(|error| unwritten(to, &error))?;
         Ok(self.contents)
@@ -63,7 +63,8 @@ pub(super) fn back_up(
 ) -> Result<Copy, StoreError> {
     let part = begin(to, NewFile::create)?;
     let failed = |error| store_error(from, error);
-    // The counts and the copy are both taken from this state, so that they can be compared.
+    // One transaction covers the counting and the copying, so the copy must have the same counts as
+    // the source.
     let state = Transaction::new_unchecked(source, TransactionBehavior::Deferred).map_err(failed)?;
     let before = contents(&state).map_err(failed)?;
     {
@@ -89,7 +90,7 @@ pub(super) fn back_up(
 }
 
 /// Verifies that a database is undamaged, belongs to certdist and has the current version. No
-/// process may write to the database during the verification. Returns its content.
+/// process may write to the database during the verification. Returns the database's content.
 fn examine(path: &Path) -> Result<Contents, StoreError> {
     look::at_any(path, |connection| match connection::older(connection, path)? {
         None => look_through(connection, path),
@@ -126,8 +127,9 @@ pub fn target(path: &Path) -> Result<Target, StoreError> {
     });
     match examined {
         Err(error @ StoreError::Failed(_)) => Ok(Target::Damaged(error)),
-        // An interrupted change must be completed before the database can be read, and this
-        // function changes nothing.
+        // The journal belongs to an interrupted change. The database cannot be read before the
+        // change is completed, and this function must not complete it, so the database counts as
+        // damaged.
         Err(error @ StoreError::Busy(_)) if look::has_journal(path) => Ok(Target::Damaged(error)),
         examined => examined,
     }
@@ -158,7 +160,7 @@ pub struct Restorable {
     from: PathBuf,
     /// Content of the backup.
     pub contents: Contents,
-    /// Version of the backup; `None` if it is the current one.
+    /// Version of the backup; `None` if this is the current version.
     pub older: Option<usize>,
     /// Migrated copy of the backup; `None` if the backup has the current version.
     upgraded: Option<NewFile>,
@@ -189,15 +191,16 @@ impl Restorable {
             let mut copy = Connection::open(part.path()).map_err(failed)?;
             copy_pages(source, &mut copy, progress).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
-            // No keys are checked here, because the migration changes only the copy. The caller
-            // checks the keys in `contents`.
+            // No database keys are checked here, because the migration changes only the copy. The
+            // caller checks the key IDs in `contents`.
             connection::migrate(&copy, part.path(), |_| Ok(()))?;
             let contents = look_through(&copy, from)?;
             Ok(Self { from: from.to_owned(), contents, older: Some(version), upgraded: Some(part) })
         })
     }
 
-    /// Lists what a restore into the undamaged database of the current version at `to` would undo.
+    /// Lists what a restore would undo in the database at `to`, which must be undamaged and of the
+    /// current version.
     pub fn undone(&self, to: &Path) -> Result<Undone, StoreError> {
         look::at_any(to, |now| self.read(|backup| undone::list(now, to, backup, &self.contents.audit)))
     }
@@ -207,8 +210,8 @@ impl Restorable {
     }
 
     /// Copies the backup into the existing database in one transaction. If the database is
-    /// `damaged` or missing, replaces the file instead. Writes an audit entry with the name `by`.
-    /// The caller must have the database's exclusive lock.
+    /// `damaged` or missing, writes a new file in its place instead. Writes an audit entry with the
+    /// name `by`. The caller must have the database's exclusive lock.
     pub fn restore(
         &self,
         to: &Path,
@@ -246,7 +249,8 @@ impl Restorable {
             self.note(&copy, by).map_err(failed)?;
             as_one_file(&copy).map_err(failed)?;
         }
-        // SQLite would apply a log or journal that the former file left to the new file.
+        // The former file may have left a log or a journal. SQLite would apply these to the new
+        // file.
         for ending in ["-wal", "-shm", "-journal"] {
             let _ = fs::remove_file(look::beside(to, ending));
         }
@@ -282,8 +286,8 @@ fn taken(to: &Path) -> StoreError {
     look::unusable(to, "is there already and was left as it is; choose another name, or remove it")
 }
 
-/// Returns whether an error of a copy concerns the file that is written. SQLite does not say
-/// whether an error concerns the source or the copy.
+/// Returns whether an error during copying concerns the file that is written, and not the source.
+/// SQLite's error does not name the file, so the kind of the error decides.
 fn is_of_writing(error: &rusqlite::Error) -> bool {
     // https://www.sqlite.org/rescode.html: the second byte of an I/O error is the operation. 1 and
     // 2 are read operations, and 32 and 33 are checks of what was read.

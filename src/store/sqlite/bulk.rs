@@ -230,14 +230,16 @@ impl<E: Into<WriteError>> From<E> for Unmerged {
     }
 }
 
-/// Prepared statements of an import. A new device, the usual case, takes a single statement. A
-/// known device is compared with its row, and written only if it differs.
+/// Prepared statements of an import. A new device, the usual case, takes a single statement. For a
+/// device that is already in the table, the stored row is read, and written only if the imported
+/// row changes it.
 struct Table<'c> {
     connection: &'c Connection,
     id: Option<ImportId>,
     same_secret: SameSecret<'c>,
-    /// Key of the last secret that was written, as noted in `database_key`; `None` before the first
-    /// one.
+    /// ID of the database key of the last secret that was written, as noted in the table
+    /// `database_key`; the inner `None` is for an unsealed secret, and the outer `None` applies
+    /// before the first secret.
     noted: Option<Option<String>>,
     insert: Statement<'c>,
     update: Statement<'c>,
@@ -280,8 +282,8 @@ impl<'c> Table<'c> {
         })
     }
 
-    /// Notes the key under which a written secret is sealed, unless the last secret had the same
-    /// key.
+    /// Notes the database key under which a written secret is sealed, unless the last secret had
+    /// the same database key.
     fn note(&mut self, stored: &Secret) -> rusqlite::Result<()> {
         let key = seal::key_of(stored.expose());
         if self.noted.as_ref().is_none_or(|noted| noted.as_deref() != key) {
@@ -354,7 +356,7 @@ impl<'c> Table<'c> {
         Ok((true, lost_key))
     }
 
-    /// Sets the device's key. Returns the change that this made.
+    /// Sets the device's key, and returns how the key has changed.
     fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<KeyChange, Unmerged> {
         let device = row.device.as_str();
         let Some((identity, psk)) = &row.key else {

@@ -33,8 +33,9 @@ macro_rules! abandoned {
 }
 
 /// Records a beat of an owner, so that its claims are not abandoned. If another process has removed
-/// the owner's row, the count of beats begins again at a random number. If it began at a fixed
-/// number, another process could find the count that it saw last, and take the owner for dead.
+/// the owner's row, the count of beats begins again at a random number. If the count began at a
+/// fixed number, it could reach the number that another process saw last, and that process would
+/// take the owner for dead.
 fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusqlite::Result<()> {
     const SQL: &str = "INSERT INTO registration_owner (ownerId, name, beats, lastBeat) \
                        VALUES (?1, ?2, abs(random() % 1000000000000), ?3) \
@@ -48,11 +49,11 @@ fn note_owner(connection: &Connection, owner: &Owner, now: UnixSeconds) -> rusql
 struct Before {
     /// Set if the row needs this registration and is enabled.
     wanted: bool,
-    /// Set if the row would need this registration if it were not disabled. An existing claim then
-    /// stays, because IoT Platform may have been called for the device.
+    /// Set if the row would need this registration if it were not disabled. In that case, an
+    /// existing claim stays, because IoT Platform may have been called for the device.
     disabled: bool,
     /// Time and cloud offset of an existing entry with the same name, if IoT Platform may have been
-    /// called for it.
+    /// called for this name.
     asked: Option<(UnixSeconds, Option<i64>)>,
     /// Existing entry with another name, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
@@ -115,8 +116,8 @@ pub(super) fn holder_of_name(
     let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
     while let Some(row) = rows.next()? {
         let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // For a row without a name, the query compares the ID, but the name that is derived from
-        // the ID can differ from it.
+        // For a row without a name, the query compares the ID. The name that is derived from the ID
+        // can differ from the ID, so the derived name is compared here.
         if row.get(1)? || holder.device_name() == device_name {
             return Ok(Some(holder));
         }
@@ -153,8 +154,8 @@ pub(super) fn is_unique(
 }
 
 /// Returns up to `limit` names that several devices of one product share. Each name comes with the
-/// first of these devices and their number. Versions before 5 allowed such names. Reads the whole
-/// index.
+/// first of its devices and the number of its devices. Versions before 5 allowed such names. Reads
+/// the whole index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
                        FROM device_table INDEXED BY device_name GROUP BY productKey, name \
@@ -212,8 +213,8 @@ fn claim(
         cloud_offset,
         batch,
         owner.id,
-        // For a claim outside a batch, the caller calls IoT Platform next. For the claims of a
-        // batch, `asked` is set once the batch has an `ApplyId`.
+        // The column `asked`: for a claim outside a batch, it is set now, because the caller calls
+        // IoT Platform next. For the claims of a batch, it is set once the batch has an `ApplyId`.
         earlier || batch.is_none()
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, earlier }))
@@ -401,8 +402,8 @@ fn settled(
 }
 
 impl Sqlite {
-    /// Returns whether a query finds a row. Usually it finds none, and the writer then need not
-    /// run. Returns true after an error, so that the writer runs and reports the error.
+    /// Returns whether a query finds a row. Usually the query finds none, and then the writer need
+    /// not run. Returns true after an error, so that the writer runs and reports the error.
     fn has_any(&self, query: &'static str) -> bool {
         let mut found = self.read(|connection| connection.prepare_cached(query)?.exists(()));
         let found = found.as_mut().poll(&mut Context::from_waker(Waker::noop()));

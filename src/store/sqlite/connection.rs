@@ -1,6 +1,6 @@
-//! Opens certdist's database file: creates a new one, refuses another program's without changing
-//! it, migrates an older schema, and configures each kind of connection. This module sets the
-//! pragmas, and does not depend on the rows.
+//! Opens certdist's database file: creates a new file, refuses the file of another program without
+//! changing it, migrates an older schema, and configures each kind of connection. This module sets
+//! the pragmas, and does not depend on the rows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -98,7 +98,7 @@ pub(super) fn open(
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| store_error(path, error))? {
         return Err(StoreError::Failed(format!("{}: the file is write-protected", path.display())));
     }
-    // The keys are checked before the connection is set up, because the set-up may change the file.
+    // `check_keys` runs before the connection is set up, because the set-up may change the file.
     check_keys(&connection)?;
     patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
     Ok(connection)
@@ -151,7 +151,8 @@ pub(super) fn open_preview(path: &Path, wait: Duration) -> Result<Connection, St
     let joins = look::can_join(path);
     let connection = if joins || look::length(path) > MAX_COPY {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-        // If a killed process has left its log, the log stays as it is.
+        // When the last connection closes, SQLite normally moves the log into the database and
+        // removes the log. A preview must leave even the log of a killed process as it is.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, joins).map_err(failed)?;
         if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
             return Err(look::unusable(
@@ -283,7 +284,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
 }
 
 /// Examines the file in one transaction. Otherwise, a database that another process is creating
-/// could look like another program's.
+/// could look like the database of another program.
 pub(super) fn examine_at_once(connection: &Connection) -> rusqlite::Result<Found> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     let found = examine(&transaction)?;
@@ -387,8 +388,8 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
         let reason = "write-ahead logging is not possible in this file system".to_owned();
         return Err(rusqlite::Error::SqliteFailure(code, Some(reason)));
     }
-    // SQLite opens the log at the first read. Before that, this connection does not count as a
-    // user of the log, so another connection would remove the log when it closes.
+    // SQLite opens the log at the first read. Before that, this connection does not count as a user
+    // of the log, so another connection that closes would remove the log.
     connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
     // With this setting, a certificate or journal entry survives a power loss once its write is
     // confirmed.
@@ -460,8 +461,8 @@ mod tests {
         statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// A database of version 4. Some of its rows are as one process could leave them, others as two
-    /// processes could leave them that used the database at the same time.
+    /// A database of version 4. One process could have left some of its rows. The other rows can be
+    /// left only by two processes that used the database at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
 
     #[test]

@@ -61,7 +61,8 @@ impl Files {
             let file = look::beside(&real, ending);
             let what = match same(&file, expected) {
                 Kept::Yes | Kept::Unknown => continue,
-                // After a removal, another process that opens the database creates a new log.
+                // If the log is removed, the next process that opens the database creates a new
+                // log. So a different log may also mean that the former one was removed.
                 Kept::Replaced => "was removed or replaced",
                 Kept::Removed => "was removed, or the database was moved without it,",
             };
@@ -93,8 +94,8 @@ fn same(path: &Path, expected: Identity) -> Kept {
 }
 
 fn lost_log(path: &Path, file: &Path, what: &str) -> StoreError {
-    // The shared memory has no changes. Without it, however, processes no longer see each other's
-    // locks.
+    // The shared memory contains no changes of the database. Without it, however, processes no
+    // longer see each other's locks.
     let loses = match file.as_os_str().as_encoded_bytes().ends_with(b"-shm") {
         true => "changes that other processes have made since may contradict its own",
         false => "the newest changes are in the former file, and are lost with it",

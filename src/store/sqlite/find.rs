@@ -15,10 +15,11 @@ use crate::{
     store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
 };
 
-/// Number of rows between two looks at the clock. A search examines at least this many rows.
+/// Number of rows that a search examines between two looks at the clock. Because of this, every
+/// search examines at least this many rows, if the table has them.
 const ROWS: u64 = 128;
 
-/// The columns of [`seen`], in its order.
+/// The columns that [`seen`] reads, in the order in which it reads them.
 const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
      d.firstIssued, d.activateTime, d.refusal, d.cloudState";
 
@@ -79,7 +80,8 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
 
 /// Returns the query for a plan and a direction.
 fn query(path: &Path<'_>, is_backward: bool) -> String {
-    // A plan that begins with the claims reads them in their own order.
+    // SQLite reads the rows in order without sorting them only if the order names the ID of the
+    // table with which the plan begins.
     let id = if path.rows.starts_with("registration_claim") { "c.deviceId" } else { "d.deviceId" };
     let order = if is_backward { "DESC" } else { "ASC" };
     format!("SELECT {COLUMNS} FROM {} AND {id} >= ?1 AND {id} < ?2 ORDER BY {id} {order}", path.rows)

@@ -111,8 +111,8 @@ fn import_record(row: &Row<'_>) -> rusqlite::Result<ImportRecord> {
     })
 }
 
-/// Returns the beginning of an import's audit entry. It identifies the entry of a [`record`] in the
-/// log.
+/// Returns the beginning of an import's audit entry. By this text, the entry in the log is matched
+/// to the [`record`] of the import.
 pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
     format!("{file}: {added} devices added, {changed} changed, ")
 }
@@ -164,7 +164,7 @@ pub(super) fn undo(
     Ok(Ok(undone))
 }
 
-/// Gives the changed rows of an import their former values. Returns their number.
+/// Gives the changed rows of an import their former values. Returns the number of restored rows.
 fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndone>, WriteError> {
     const BEFORE: &str = concat!(
         "SELECT deviceId, former, enrollment, productKey, deviceName, IotId, refusal, hadSecret, keyChange \
@@ -206,7 +206,7 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
 }
 
 /// Returns the reason why a device cannot keep its name or `IotId`, if another device has the same
-/// one.
+/// name or `IotId`.
 fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };

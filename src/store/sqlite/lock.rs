@@ -1,11 +1,11 @@
 //! Lock file of a database. All processes that may write to the database share the lock, even if
 //! the database is damaged, moved or replaced while they run. A restore takes the lock exclusively.
 //! The system releases a lock when its process ends, even if the process is killed. A lock file
-//! with content shows that there was a database, so that no process creates an empty one in its
-//! place. A process also locks one byte of the file, which shows the key under which the process
-//! seals. Secrets are therefore not sealed under a key that a running server does not have.
-//! Processes of other programs are known only by SQLite's own locks, which this module reads
-//! without SQLite.
+//! with content shows that there was a database, so that no process creates an empty database in
+//! its place. A process also locks one byte of the file. The position of this byte shows the
+//! database key under which the process seals, so that secrets are not sealed under a database key
+//! that a running server does not have. Processes of other programs are known only by SQLite's own
+//! locks, which this module reads without SQLite.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -32,9 +32,9 @@ use crate::store::StoreError;
 const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
 const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
 
-/// Number of bytes of a lock file that stand for keys: the first for no key, and the others for one
-/// key ID each. A process locks the byte of the key under which it seals, even if the file is
-/// shorter.
+/// Number of bytes of a lock file that stand for database keys: the first byte for no key, and each
+/// other byte for one key ID. A process locks the byte of the database key under which it seals,
+/// even if the file is too short to have this byte.
 const KEYS: u64 = 1 + (1 << 32);
 
 /// Maximum number of attempts to open a lock file. An attempt fails if another process removes the
@@ -55,7 +55,7 @@ pub struct Lock {
 /// Result of an attempt to take a lock.
 enum Attempt {
     Held(Lock),
-    /// Another process holds a lock that excludes this one.
+    /// Another process holds a lock that excludes the requested lock.
     Excluded,
 }
 
@@ -91,8 +91,8 @@ fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
     Err(io::Error::other("other processes remove the lock file again and again"))
 }
 
-/// Fails if there is no database at a path, but a lock file shows that there was one. The caller
-/// then creates no database there.
+/// Fails if there is no database at a path, but a lock file shows that there was one. After this
+/// error, the caller must not create a database there.
 pub(super) fn was_not_lost(database: &Path) -> Result<(), StoreError> {
     let path = path_of(database);
     let has_content = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() > 0);
@@ -140,12 +140,13 @@ impl Lock {
         }
     }
 
-    /// Shows other processes the key under which this process seals. The system releases this
-    /// byte's lock when the process ends, or when the process closes another handle of the file.
+    /// Locks the byte that stands for the database key under which this process seals, so that
+    /// other processes can see it. The system releases this lock when the process ends, or when the
+    /// process closes another handle of the lock file.
     pub(super) fn show_key(&self, key: Option<&str>) -> io::Result<()> {
         let byte = byte_of(key);
-        // The new byte is locked before the old one is unlocked, so that this process always shows
-        // a key.
+        // The new byte is locked before the old byte is unlocked, so that this process always shows
+        // a database key.
         self.lock_bytes(libc::F_RDLCK, byte, 1)?;
         self.lock_bytes(libc::F_UNLCK, 0, byte)?;
         self.lock_bytes(libc::F_UNLCK, byte + 1, KEYS - byte - 1)
@@ -167,7 +168,8 @@ impl Lock {
         Ok(())
     }
 
-    /// Returns a process that shows another key than `key`, or no key.
+    /// Returns the name of another process that shows a database key other than `key`, or shows
+    /// that it seals nothing.
     pub(super) fn who_lacks(&self, key: &str) -> Option<String> {
         let byte = byte_of(Some(key));
         let others = [(0, byte), (byte + 1, KEYS - byte - 1)];
@@ -179,8 +181,8 @@ impl Lock {
         self.file.metadata().is_ok_and(|file| file.len() > 0) && is_missing(&self.database)
     }
 
-    /// Takes the lock exclusively. Fails if another process has the database open, or has open a
-    /// file that was moved or replaced since.
+    /// Takes the lock exclusively. Fails if another process has the database open. This includes a
+    /// process whose open file was moved or replaced after the process had opened it.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
         let in_use = |who: &str| {
             let stop = "stop the server first, for example with `systemctl stop certdist`";
@@ -203,9 +205,9 @@ impl Lock {
         fs::remove_file(&self.database)
     }
 
-    /// Returns a process that has set one of SQLite's locks on the files of a database. This
-    /// process must have no connection to the database, because closing a file here would end that
-    /// connection's locks.
+    /// Returns the name of another process that has set one of SQLite's locks on the files of a
+    /// database. The calling process must have no connection to the database, because this function
+    /// closes the files, which would end the locks of that connection.
     pub fn holder(database: &Path) -> Option<String> {
         let files = [("", DATABASE_LOCKS), ("-shm", SHARED_MEMORY_LOCKS)];
         let file = database.canonicalize().ok()?;
@@ -216,7 +218,7 @@ impl Lock {
     }
 }
 
-/// Returns another process that has locked any byte in a range (start and length).
+/// Returns the name of another process that has locked any byte in a range (start and length).
 fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
     let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
     let found = fcntl_getlk(file, &wanted).ok()??;
@@ -225,7 +227,7 @@ fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
     Some(process.unwrap_or_else(|| "another process".into()))
 }
 
-/// Returns the byte of a lock file that stands for a key ID, or for no key.
+/// Returns the position of the byte that stands for the ID of a database key, or for no key.
 fn byte_of(key: Option<&str>) -> u64 {
     key.and_then(|key| u32::from_str_radix(key, 16).ok()).map_or(0, |id| 1 + u64::from(id))
 }

@@ -1,7 +1,6 @@
-//! Stores the device table in one SQLite file. Each thread reads over its own connection, so
-//! that workers share no lock. One thread writes, and commits all waiting writes together. In
-//! WAL mode, writes do not block reads, not even those of a `certdist import` beside a running
-//! server.
+//! Stores the device table in one SQLite file. Each thread reads over its own connection, so that
+//! workers share no lock. One thread writes, and commits all waiting writes together. In WAL mode,
+//! writes do not block reads, not even the writes of a `certdist import` that runs beside a server.
 
 pub mod audit;
 pub mod backup;
@@ -88,8 +87,8 @@ impl Sqlite {
     }
 
     /// Opens a database like [`open`](Self::open), but only if `accepts` returns no error.
-    /// `accepts` receives the IDs of the keys under which the secrets are sealed. If it returns an
-    /// error, an older version is not migrated.
+    /// `accepts` receives the IDs of the database keys under which the secrets are sealed. If
+    /// `accepts` returns an error, an older version is not migrated.
     pub fn open_if(
         path: &Path,
         accepts: impl Fn(&[String]) -> Result<(), String>,
@@ -121,8 +120,8 @@ impl Sqlite {
                 tracing::warn!(path = %lock::path_of(&path).display(), %error, "could not lock the lock file of the database; do not restore it while this process runs");
             })
             .ok();
-        // All processes must look for outbox files beside the same file, even if they reach it
-        // through different links.
+        // All processes must look for outbox files beside the same file, even if they open the
+        // database through different links.
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
         let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
@@ -171,8 +170,8 @@ impl Sqlite {
     }
 
     /// Removes a database in which nothing was written after its creation. Fails if another process
-    /// has the database open. Returns whether the database was removed. This process must have no
-    /// connection to it.
+    /// has the database open. Returns whether the database was removed. The calling process must
+    /// have no connection to the database.
     pub fn remove_unused(path: &Path) -> Result<bool, StoreError> {
         const IS_UNUSED: &str = "SELECT (SELECT headSeq FROM audit_chain) = 0 \
                                  AND NOT EXISTS (SELECT 1 FROM device_table) AND NOT EXISTS (SELECT 1 FROM audit_outbox)";
@@ -204,8 +203,8 @@ impl Sqlite {
         look::at(path, |connection| claims::shared_names(connection, limit))
     }
 
-    /// Returns the IDs of the keys under which secrets in a file of the current version are sealed.
-    /// Changes nothing.
+    /// Returns the IDs of the database keys under which secrets in a file of the current version
+    /// are sealed. Changes nothing.
     pub fn keys_in_use_of(path: &Path) -> Result<Vec<String>, StoreError> {
         look::at(path, secrets::keys_in_use)
     }
@@ -563,7 +562,8 @@ impl AuditLog for Sqlite {
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         match self.access {
             Access::Full => self.query(|connection| audit::export(connection, filter, each)),
-            // A process that only reads exports entries from the outbox without moving them.
+            // With read-only access, the entries of the outbox are exported, too, but cannot be
+            // moved.
             Access::Looks | Access::PreviewsNew => look::check(&self.path, |connection| {
                 audit::export_with_waiting(connection, &self.path, filter, each)
             }),

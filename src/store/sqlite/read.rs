@@ -114,8 +114,8 @@ pub(super) fn device(connection: &Connection, id: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(DEVICE)?.query_row([id.as_str()], |row| device_row(id.clone(), row)).optional()
 }
 
-/// Returns the first of the IDs that the table has. The table may have a MAC address in another
-/// spelling.
+/// Returns the first of the requested IDs that is in the table. If none is, returns the unusual
+/// spelling under which the table has the requested MAC address, if any.
 pub(super) fn known_as(connection: &Connection, asked: &AskedId) -> rusqlite::Result<Option<DeviceId>> {
     let mut statement = connection.prepare_cached("SELECT 1 FROM device_table WHERE deviceId = ?1")?;
     for id in asked.ids() {
@@ -165,8 +165,8 @@ pub(super) fn spelled_macs(connection: &Connection) -> rusqlite::Result<HashSet<
 pub(super) fn spelled(connection: &Connection, mac: &DeviceId) -> rusqlite::Result<Option<DeviceId>> {
     let found: Option<String> =
         connection.prepare_cached(SPELLED)?.query_row([mac.as_str()], |row| row.get(0)).optional()?;
-    // The query finds only legal IDs. The index does not guarantee that they are MAC addresses, so
-    // that is checked here.
+    // The query finds only legal IDs. The index does not guarantee that an ID is a MAC address, so
+    // the last line checks this.
     let id = found.and_then(|found| DeviceId::parse_sn(&found).ok());
     Ok(id.filter(|id| DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac)))
 }

@@ -1,5 +1,5 @@
-//! Columns that hold secrets, in their stored form. This module knows the key that each value
-//! names, but not how secrets are sealed.
+//! Columns that hold secrets, in their stored form. This module knows the database key that each
+//! value names, but not how secrets are sealed.
 
 use std::time::Instant;
 
@@ -17,12 +17,13 @@ use crate::{
     },
 };
 
-/// Text that stands in place of a key's ID for values that are not sealed.
+/// Text that stands in place of a database key's ID for values that are not sealed.
 const CLEAR: &str = "clear";
 
-/// Statements for one column of secrets. `read` selects the next rows after the primary key ?1
-/// whose value does not begin with ?3, the prefix of values under the wanted key. `write` replaces
-/// a value unless it has changed since it was read. `count` counts the values by key.
+/// Statements for one column of secrets. `read` selects rows whose value does not begin with ?3,
+/// the prefix of values under the wanted database key. It begins after the primary key ?1. `write`
+/// replaces a value unless it has changed since it was read. `count` counts the values by database
+/// key.
 struct Statements {
     read: &'static str,
     write: &'static str,
@@ -49,7 +50,7 @@ fn statements(column: SecretColumn) -> Statements {
     }
 }
 
-/// Notes in the open transaction the key under which a stored value is sealed.
+/// Notes the database key under which a stored value is sealed, in the open transaction.
 pub(super) fn note(connection: &Connection, stored: &str) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO database_key VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
@@ -57,7 +58,7 @@ pub(super) fn note(connection: &Connection, stored: &str) -> rusqlite::Result<()
         .map(drop)
 }
 
-/// Returns the IDs of the keys under which values in the database are sealed.
+/// Returns the IDs of the database keys under which values in the database are sealed.
 pub(super) fn keys_in_use(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     connection
         .prepare("SELECT keyId FROM database_key WHERE keyId <> ?1")?
@@ -154,7 +155,7 @@ impl StoredSecrets for Sqlite {
                 )));
             }
         }
-        // A process that does not have the key may have written values after the file was
+        // A process that does not have the database key may have written values after the file was
         // rewritten. The table `database_key` shows this even if the values have since been
         // replaced.
         let state =
@@ -191,9 +192,10 @@ impl StoredSecrets for Sqlite {
 }
 
 impl Sqlite {
-    /// Checks, under the lock, that all values are sealed under `key`, and forgets the other keys.
-    /// Returns whether the file may have traces of former values. In that case, `database_key`
-    /// lists clear text as in use until the traces are removed.
+    /// Checks that all values are sealed under the database key `key`, and forgets the other
+    /// database keys, all in one transaction that excludes other writers. Returns whether the file
+    /// may have traces of former values. In that case, `database_key` lists clear text as in use
+    /// until the traces are removed.
     pub(super) fn is_only_key(
         &self,
         connection: &Connection,
@@ -204,7 +206,8 @@ impl Sqlite {
         let failed = |error| store_error(&self.path, error);
         let transaction =
             Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
-        // A server that has not reloaded its configuration may still write under the former key.
+        // A server that has not reloaded its configuration may still write under the former
+        // database key.
         let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
         if left > 0 {
             return Err(self.written_meanwhile(left, key));
@@ -236,7 +239,7 @@ impl Sqlite {
     }
 }
 
-/// Returns whether `database_key` lists another key than this one, or clear text.
+/// Returns whether the table `database_key` lists a database key other than `key`, or clear text.
 fn notes_others(connection: &Connection, key: &str) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM database_key WHERE keyId <> ?1)";
     connection.query_row(SQL, [key], |row| row.get(0))

@@ -511,7 +511,7 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     assert!(sentence(Lock::alone(&path)).contains("in use"));
     drop(one);
     assert!(sentence(Lock::alone(&path)).contains("in use"));
-    // The database was moved away, and another file has its name.
+    // The file that `two` has open was moved away, and another file has its name.
     std::fs::rename(&path, directory.path().join("moved.db")).unwrap();
     std::fs::write(&path, "damaged").unwrap();
     assert!(sentence(Lock::alone(&path)).contains("in use by another process"));

@@ -110,8 +110,8 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
 struct Seen {
     changed: HashSet<DeviceId>,
     reset: HashSet<DeviceId>,
-    /// Devices of which an issue in the second `second` was listed. Issues of a device in different
-    /// seconds differ in their times, so the devices of earlier seconds are not kept.
+    /// Devices of which an issue in the second `second` was listed. An issue is listed only if its
+    /// time is the time in the device's row, so a device needs this check only within one second.
     issued: HashSet<DeviceId>,
     second: UnixSeconds,
 }

@@ -1,4 +1,4 @@
-//! Runs all write jobs on one thread. It commits all waiting jobs together, so that a hundred
+//! Runs all write jobs on one thread, which commits all waiting jobs together, so that a hundred
 //! devices share one disk sync. Each job has its own savepoint, so that a failed job does not
 //! affect the others. This module does not depend on what the jobs write.
 
@@ -19,8 +19,9 @@ use tokio::sync::oneshot;
 use super::store_error;
 use crate::store::{Metrics, StoreError, StoreFuture};
 
-/// Maximum number of waiting jobs. It is more than 10,000 devices cause in a second. A full queue
-/// takes about 5 MB. While the queue is full, a write fails, and its device is asked to retry.
+/// Maximum number of waiting jobs; 10,000 devices cause fewer jobs than this in a second. A full
+/// queue takes about 5 MB. While the queue is full, a write fails, and its device is asked to
+/// retry.
 const QUEUE: usize = 16_384;
 
 /// Maximum number of jobs in one commit. With this many jobs, the disk sync adds little to the cost
@@ -28,8 +29,9 @@ const QUEUE: usize = 16_384;
 const GROUP: usize = 512;
 
 /// Time for which the writer collects jobs if the previous group had more than one. Without this
-/// pause, the writer would sync a fast disk for every two devices of a crowd, and a sync costs
-/// several times as much as a job. A single job is committed immediately.
+/// pause, while many devices ask at once, the writer would sync a fast disk for every two of them,
+/// and a sync costs several times as much as a job. A job that comes alone is committed
+/// immediately.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Maximum time that an ending process waits for another process's transaction, and the pause

@@ -15,8 +15,9 @@ const PART: u64 = 1024;
 /// because quotes are escaped with a backslash there.
 const KEY: &str = "\"deviceId\":\"";
 
-/// Returns the FNV-1a hash (draft-eastlake-fnv). The hash is stored, so it must not change, as the
-/// hash of the standard library may. Big-endian, so that the bytes sort like the number.
+/// Returns the FNV-1a hash (draft-eastlake-fnv). The index stores the hash, so the function must
+/// never change; the hash function of the standard library may change. The bytes are big-endian, so
+/// that they sort like the number.
 fn hash(device: &str) -> [u8; 4] {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
@@ -45,7 +46,7 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Adds the next part in the open transaction, if there are enough entries for the part. Returns
-/// whether it added one. Adds no part if some of the part's entries are missing.
+/// whether a part was added. Adds no part if some of the part's entries are missing.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
@@ -64,7 +65,8 @@ pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(is_whole)
 }
 
-/// Returns the last entry number of the part after `indexed`, and the hashes of its devices.
+/// Returns the number of the last entry of the part that begins after the entry `indexed`, and the
+/// hashes of the devices in this part.
 fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64, Vec<[u8; 4]>)> {
     let (mut last, mut devices) = (indexed, Vec::new());
     let mut statement = connection.prepare_cached(BLOCKS)?;

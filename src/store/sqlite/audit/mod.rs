@@ -148,8 +148,8 @@ pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'
     export_until(connection, end, filter, each).map(drop)
 }
 
-/// Exports like [`export`], and then exports the entries that ended processes have left in the
-/// outbox. These entries have the number 0 and no hash.
+/// Exports like [`export`], and then exports the entries that are in outbox files of processes that
+/// have ended. These entries have the number 0 and no hash.
 pub(super) fn export_with_waiting(
     connection: &Connection,
     path: &Path,
@@ -222,8 +222,9 @@ pub(super) fn pruned(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT anchorSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
 }
 
-/// Returns whether this log continues a log whose last entry had this number and hash. If that
-/// entry has been pruned from this log, the hashes cannot be compared, and the answer is true.
+/// Returns whether this log continues an earlier log, which ended with the entry `seq` and with a
+/// block whose hash is `hash`. If that entry has been pruned from this log, the hashes cannot be
+/// compared, and the answer is true.
 pub(super) fn continues(connection: &Connection, seq: u64, hash: &Link) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT anchorSeq > ?1 OR (anchorSeq = ?1 AND anchorHash = ?2) OR \
                        EXISTS (SELECT 1 FROM audit_block WHERE lastSeq = ?1 AND hash = ?2) FROM audit_chain";
@@ -292,8 +293,8 @@ fn sentence(first: u64, last: u64, what: &str) -> String {
     }
 }
 
-/// Returns the last part of the text of an entry about pruning. It must match the anchor of the
-/// chain.
+/// Returns the last part of the text of an entry about pruning. This part must match the anchor of
+/// the chain.
 fn anchoring(seq: u64, hash: &Link) -> String {
     format!("up to {seq}, hash {}", hex::encode(hash))
 }

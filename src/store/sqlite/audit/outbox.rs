@@ -38,7 +38,8 @@ use crate::store::{
 };
 
 /// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, a process
-/// reaches the maximum after ten seconds. An import holds its lock for a shorter time.
+/// reaches the maximum after ten seconds without moving entries. An import locks the database for a
+/// shorter time.
 const MAX_WAITING: u64 = 16 << 20;
 
 /// Maximum number of bytes that a thread keeps while the disk is full.
@@ -89,8 +90,9 @@ pub(in crate::store::sqlite) struct Outbox {
 }
 
 impl Outbox {
-    /// Appends an entry to the file. The entry is written when this thread calls
-    /// [`release`](Self::release), or earlier.
+    /// Adds an entry. Between [`hold`](Self::hold) and [`release`](Self::release), the entry may
+    /// stay in memory until this thread calls `release`. Otherwise, it is written to the file at
+    /// once, if the file can be written.
     pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
         let mut kept = self.kept.get_or_default().borrow_mut();
         let line = asked.into_line();
@@ -234,7 +236,7 @@ impl Source {
 pub(in crate::store::sqlite) struct Mover {
     connection: Connection,
     shared: Arc<Shared>,
-    /// The process's own files, the current one last, and files left by others.
+    /// This process's own files, the current one last, and files that other processes left behind.
     sources: Vec<Source>,
     /// Number of dropped entries that the log does not mention yet.
     dropped: u64,
@@ -296,8 +298,8 @@ impl Backlog for Mover {
 }
 
 impl Mover {
-    /// Moves the entries that other processes have left behind, until an error or
-    /// [`LONGEST_START`].
+    /// Moves the entries that other processes have left behind, until all are moved, an error
+    /// occurs, or [`LONGEST_START`] is over.
     pub(in crate::store::sqlite) fn move_left(&mut self) {
         let deadline = Instant::now() + LONGEST_START;
         while Instant::now() < deadline {
@@ -386,7 +388,8 @@ impl Mover {
         Ok(is_behind)
     }
 
-    /// Writes an entry with the number of entries that were dropped, if there are any.
+    /// Writes an entry with the number of entries that were dropped. Does nothing if none were
+    /// dropped.
     fn move_dropped(&mut self) -> rusqlite::Result<()> {
         if self.dropped == 0 {
             return Ok(());
@@ -443,7 +446,7 @@ impl Mover {
     }
 }
 
-/// Entries that ended processes left in their files, and that are not in the log yet.
+/// Entries in the files of processes that have ended, if the entries are not in the log yet.
 pub(in crate::store::sqlite) struct Waiting {
     /// Each file, and the number of its bytes that have been moved into the log.
     files: Vec<(OutboxFile, u64)>,

@@ -66,8 +66,8 @@ impl Gathered {
     }
 }
 
-/// Returns the hash of a row by the rule of version 3: the hash covers the previous hash, the two
-/// numbers, and each text preceded by its length.
+/// Returns the hash of a row by the rule of version 3: the hash covers the previous row's hash, the
+/// entry's number and time, and each text preceded by its length.
 fn row_link(row: &Row<'_>, previous: &Link) -> rusqlite::Result<Link> {
     let mut hash = Sha256::new().chain_update(previous);
     for number in 0..2 {

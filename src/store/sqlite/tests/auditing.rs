@@ -86,7 +86,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     for at in 0..5000 {
         store.audit(refused(&format!("SN-{}", at % 3), at));
     }
-    // This entry has its own block, between the others.
+    // This entry has its own block, between the blocks of the refusals.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);

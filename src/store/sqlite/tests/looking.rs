@@ -65,7 +65,7 @@ fn whoever_looks_sees_the_newest_state_and_leaves_every_file_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(&directory);
     assert_eq!(look(directory.path()), DeviceState::Disabled, "beside a server");
-    // A killed process leaves the first set of files. The second one is a copy without the index of
+    // A killed process leaves the first set of files. The second set is a copy without the index of
     // the log.
     for files in [&["", "-wal", "-shm"][..], &["", "-wal"]] {
         let copy = tempfile::tempdir().unwrap();

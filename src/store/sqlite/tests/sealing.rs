@@ -1,5 +1,5 @@
-//! Tests of sealed secrets: reading the file without a key, moving sealed values to other rows,
-//! wrong and lost keys, and changing keys while other processes read.
+//! Tests of sealed secrets: reading the file without a database key, moving sealed values to other
+//! rows, wrong and lost database keys, and changing them while other processes read.
 
 use std::ops::ControlFlow;
 
@@ -125,7 +125,8 @@ fn a_value_that_was_moved_is_refused_with_its_row_and_not_its_value() {
         let error = sentence(psk_of(&store, "one"));
         assert!(error.contains("device SN-1, column psk: the value was changed, or moved"), "{error}");
     }
-    // Someone has changed the identity in a row by hand. Another device's key would then be used.
+    // The identity in a row was changed by hand. Unless the store noticed this, a client with the
+    // new identity would use the key of SN-2.
     other.execute_batch("UPDATE device_key SET pskIdentity = 'three' WHERE deviceId = 'SN-2'").unwrap();
     assert!(sentence(psk_of(&store, "three")).contains("device SN-2, column psk"));
 }
@@ -147,7 +148,7 @@ fn a_wrong_or_lost_key_is_told_when_the_database_is_opened() {
     let url = format!("sqlite:{}", directory.path().join("certdist.db").display());
     assert!(sentence(crate::store::open(&url, ring(&[2])).map(drop)).contains(&key_id(1)));
     assert!(crate::store::open(&url, ring(&[1])).is_ok());
-    // A running store refuses keys that do not open its secrets, and keeps its own keys.
+    // A running store refuses database keys that do not open its secrets, and keeps its own.
     let store = open_with(&directory, &[1]).unwrap();
     assert!(sentence(store.set_keys(ring(&[3]))).contains(&key_id(1)));
     assert_eq!(secret_of(&store, "SN-1").unwrap(), SECRET);
@@ -204,7 +205,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
         sentence(server.seal_all(&Actor::system_user(), &mut |_, _| ())).contains("expected database_key")
     );
 
-    // The server loads the new key first, as on SIGHUP, and keeps serving requests.
+    // The server loads the new database key first, as on SIGHUP, and keeps serving requests.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();
@@ -297,8 +298,8 @@ fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();
     import(&store, [own("SN-1", "one")]);
-    // This is the state after a run that was killed once all values were sealed, but before their
-    // traces were removed.
+    // The next lines produce the state after a run that was killed once all values were sealed, but
+    // before their traces were removed.
     let other = Connection::open(store.inner().path()).unwrap();
     other.execute_batch("PRAGMA secure_delete = 1; PRAGMA synchronous = off").unwrap();
     let reader = Connection::open(store.inner().path()).unwrap();
@@ -319,8 +320,8 @@ fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
     let store = open_with(&directory, &[]).unwrap();
     import(&store, [own("SN-1", "one")]);
     store.set_keys(ring(&[1])).unwrap();
-    // After the file is rewritten, the trigger notes a value in clear text, like a server without
-    // the key.
+    // After the file is rewritten, the trigger notes a value in clear text, as a server without the
+    // database key would.
     let other = Connection::open(store.inner().path()).unwrap();
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
                    BEGIN INSERT INTO database_key VALUES ('clear', 0); END";

@@ -38,8 +38,8 @@ pub(super) struct Chunk {
     pub(super) has_more: bool,
 }
 
-/// A file of this process, or one that another process has left behind. It is locked until it is
-/// dropped.
+/// A file of this process, or one that another process has left behind. The file is locked until
+/// this value is dropped, unless [`readable`] has opened it.
 pub(super) struct OutboxFile {
     file: File,
     path: PathBuf,
@@ -193,8 +193,8 @@ impl OutboxFile {
     }
 
     /// Reads whole lines from a position, up to about `max` bytes. If the file was left behind
-    /// (`is_left`), bytes after the last line end count as an unreadable line. Otherwise, a thread
-    /// may still complete the last line.
+    /// (`is_left`), bytes after the last line end count as an unreadable line. Otherwise, these
+    /// bytes are not read yet, because a thread may still complete the line.
     pub(super) fn read(&self, from: u64, max: usize, is_left: bool) -> io::Result<Chunk> {
         let mut bytes = vec![0; max];
         let mut filled = 0;
@@ -214,8 +214,9 @@ impl OutboxFile {
         };
         let whole = if is_left && filled < max { filled } else { whole };
         let mut chunk = Chunk { length: whole as u64, has_more: filled == max, ..Chunk::default() };
-        // A line may be cut off. Complete JSON counts as an entry, because this process writes only
-        // entries. If the file was left behind, the whole entry is parsed instead.
+        // A line may be cut off. In a file of this process, complete JSON counts as an entry,
+        // because this process writes only entries. In a file that was left behind, the line must
+        // have all parts of an entry.
         let is_whole = |line: &str| match is_left {
             true => serde_json::from_str::<AuditEntry>(line).is_ok(),
             false => serde_json::from_str::<IgnoredAny>(line).is_ok(),

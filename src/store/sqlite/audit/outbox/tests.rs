@@ -249,7 +249,7 @@ fn too_many_entries_are_dropped_and_counted() {
     while mover.write_some().unwrap() {}
     assert_eq!(outbox.shared.dropped.load(Ordering::Relaxed), 0);
     drop((outbox, mover));
-    // One entry records how many were dropped.
+    // One entry records how many entries were dropped.
     let log = site.log();
     assert_eq!(log.len() as i64, sent - dropped as i64 + 2);
     assert_eq!(log.last(), Some(&sent));
