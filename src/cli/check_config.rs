@@ -72,7 +72,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     {
         remark(&format!("warning: {concern}\n"));
     }
-    // Called even if the database failed, so that both results are reported.
+    // IoT Platform is called even if the database failed, so that both results are reported.
     let cloud = match args.online {
         true => online(&config).await,
         false => Ok(()),
@@ -108,7 +108,8 @@ async fn online(config: &Config) -> CommandResult {
     };
     let endpoint = client.endpoint.clone();
     let client = Client::new(client.clone()).context("[iot_platform]").map_err(Failure::Usage)?;
-    // The call works for any product. Each configuration has one, because it has an enrollment.
+    // The call works for any product. Each configuration has a product, because it has an
+    // enrollment.
     let products = config.enrollments.iter().map(|enrollment| enrollment.product_key.as_str());
     let product = products.into_iter().next().unwrap_or_default();
     let says = match client.query_device_detail(product, UNUSED_NAME).await {

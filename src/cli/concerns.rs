@@ -71,8 +71,8 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
 }
 
 /// Returns the concerns about secrets in clear text: that every user can read the file, and that a
-/// key is configured but some secrets are not sealed. If no key is configured, [`of_configuration`]
-/// reports that instead.
+/// database key is configured but some secrets are not sealed. If no database key is configured,
+/// [`of_configuration`] reports that instead.
 fn of_clear_secrets(config: &Config) -> Vec<String> {
     let (Ok(clear @ 1..), Ok(file)) =
         (store::clear_secrets(&config.database), store::file_of(&config.database))

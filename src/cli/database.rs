@@ -1,11 +1,11 @@
-//! `certdist database`: seals the secrets of the database, and shows which keys seal them.
+//! `certdist database`: seals the secrets of the database, and shows which database keys seal them.
 
 use serde_json::json;
 
 use super::{CommandResult, ConfigArgs, Failure, look_at_store, open_existing, print, progress::Progress};
 use crate::store::Actor;
 
-/// Seals the database's secrets, and shows which keys seal them
+/// Seals the database's secrets, and shows which database keys seal them
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example: give a database a key, or a new one, beside a running server
@@ -24,10 +24,10 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Seals every secret under database_key: those in clear text and those under a former
+    /// Seals every secret under database_key: those in clear text and those under a former database
     /// key. Can be interrupted and repeated; rewrites the file at the end
     Seal,
-    /// Counts the secrets sealed under each key
+    /// Counts the secrets sealed under each database key
     Status {
         /// Print a JSON object
         #[arg(long)]

@@ -257,7 +257,8 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     Ok(())
 }
 
-/// Signs devices in to the simulated cloud with their certificates, and returns their number.
+/// Signs devices in to the simulated cloud with their certificates, and returns the number of
+/// devices that have signed in.
 async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
     let broker = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?.to_string();
     let turns = Arc::new(Semaphore::new(AT_ONCE));

@@ -53,7 +53,7 @@ enum Action {
     Enable(Which),
     /// Clears the first issue and any refusal by IoT Platform, so that the device can ask again
     Reset(reset::Args),
-    /// Removes devices and their certificates from the table; IoT Platform keeps them
+    /// Removes devices and their certificates from the table; IoT Platform keeps the devices
     #[command(after_help = "\
 Example
   certdist device delete SN00000001

@@ -24,7 +24,7 @@ pub struct Args {
     /// PSK identity
     #[arg(long, value_name = "ID")]
     identity: String,
-    /// Pre-shared key in hex; prefer the variable, because a command line is public
+    /// Pre-shared key in hex; prefer the environment variable, because a command line is public
     #[arg(long, value_name = "HEX", env = "CERTDIST_DEVICE_PSK", hide_env_values = true)]
     psk: String,
     /// Serial number to ask with; without it, the identity is the device ID

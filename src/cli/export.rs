@@ -96,7 +96,8 @@ fn unwritten(path: &Path, error: io::Error) -> anyhow::Error {
     anyhow!("could not write {}: {error}{next}", path.display())
 }
 
-/// Returns whether a file is a regular file, to which a write waits only for the disk.
+/// Returns whether a file is a regular file. A write to a regular file waits only for the disk, but
+/// a write to a pipe waits for the reader.
 fn is_regular(file: impl AsFd) -> bool {
     fstat(file).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
 }

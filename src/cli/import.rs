@@ -96,8 +96,9 @@ fn open(path: &Path) -> Result<Source, Failure> {
     Source::open(path).with_context(|| path.display().to_string()).map_err(Failure::Failed)
 }
 
-/// Prints a note if the import has created the database, because a wrong path also creates one. If
-/// the import was refused, removes the new database instead, unless another process uses it.
+/// Prints a note if the import has created the database, because an import into a wrong path also
+/// creates one. If the import was refused, removes the new database instead, unless another process
+/// uses it.
 fn keep_or_remove(config: &Config, is_imported: bool) -> anyhow::Result<()> {
     if is_imported || !store::remove_unused(&config.database).unwrap_or(false) {
         let path = std::path::absolute(store::file_of(&config.database)?)?;

@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
 }
 
 /// Returns the manual page certdist.toml(5). The page has each comment of the example
-/// configuration, followed by the key that the comment explains.
+/// configuration, followed by the configuration key that the comment explains.
 fn configuration_page(example: &str) -> String {
     let mut page = format!(
         ".TH certdist.toml 5 \"\" \"certdist {}\"\n.SH NAME\ncertdist.toml \\- configuration of certdist\n.SH DESCRIPTION\n",

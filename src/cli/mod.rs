@@ -247,7 +247,7 @@ fn print<E: Into<anyhow::Error>>(write: impl FnOnce(&mut dyn Write) -> Result<()
     }
 }
 
-/// Writes results that are of no use unless they are complete. Fails if the reader closes the pipe
+/// Writes results that are useful only if they are complete. Fails if the reader closes the pipe
 /// early.
 fn print_whole<E: Into<anyhow::Error>>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,

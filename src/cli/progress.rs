@@ -102,7 +102,7 @@ impl Progress {
                     let bar = ProgressBar::new_spinner().with_message(what);
                     bar.enable_steady_tick(Duration::from_millis(100));
                     let _shown = Shown::new(&bar);
-                    // Returns when the sender is dropped.
+                    // `recv` returns when `done` is dropped.
                     let _ = is_done.recv();
                 }
             });

@@ -67,7 +67,7 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// Numbers of devices by their outcome, and the reasons that stopped some of them.
+/// Number of devices for each outcome, and the products that were stopped.
 #[derive(Default)]
 struct Tally {
     registered: AtomicU64,

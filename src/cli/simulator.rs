@@ -43,7 +43,7 @@ pub struct Args {
     )]
     access_key_id: Option<String>,
 
-    /// Secret of that key; prefer the variable, because a command line is public
+    /// Secret of the access key; prefer the environment variable, because a command line is public
     #[arg(
         long,
         value_name = "SECRET",

@@ -1,5 +1,6 @@
 //! A temporary file for an export that must wait for its reader. The file has no name, and its
-//! content is encrypted with a key that only this process has, so that no secret stays on the disk.
+//! content is encrypted with a random key that never leaves this process, so that no secret stays
+//! on the disk.
 
 use std::{
     fs::File,
@@ -30,8 +31,8 @@ pub(super) struct SpoolReader {
     read: usize,
 }
 
-/// Encrypts and decrypts the parts in their order. Each key encrypts only one file, so a counter
-/// can serve as the nonce.
+/// Encrypts and decrypts the parts in their order. Each encryption key encrypts only one file, so a
+/// counter can serve as the nonce.
 struct Parts {
     cipher: ChaCha20Poly1305,
     next: u64,
@@ -123,7 +124,7 @@ impl SpoolReader {
 
 impl Read for SpoolReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // The last part may be empty.
+        // A part can be empty, so parts are read until one has bytes or the file ends.
         while self.read == self.part.len() {
             if !self.read_part()? {
                 return Ok(0);

@@ -1,5 +1,5 @@
-//! Changes of many devices that a file names. If one of them is not in the table, no device is
-//! changed.
+//! Changes many devices, whose IDs are read from a file. If one of these devices is not in the
+//! table, no device is changed.
 
 use std::path::{Path, PathBuf};
 

@@ -24,7 +24,7 @@ undone. Reads the whole table, and locks it meanwhile: a second for a million de
         /// Number of the import
         #[arg(value_name = "ID")]
         id: ImportId,
-        /// Leave out devices that have changed since, instead of failing
+        /// Leave out devices that have changed since the import, instead of failing
         #[arg(long)]
         rest: bool,
         /// Show what would change, but change nothing
