@@ -26,8 +26,9 @@ pub struct LineError {
 }
 
 impl LineError {
-    /// Returns the error as a record of a CSV file: file, line, column and reason. The name of the
-    /// file is also marked, because a spreadsheet would run a name such as `=cmd.csv` as a formula.
+    /// Returns the error as a record of a CSV file: file, line, column and reason. If a spreadsheet
+    /// would run the name of the file as a formula, as with `=cmd.csv`, the name gets a mark in
+    /// front.
     pub fn record(&self, file: &Path) -> [String; 4] {
         let name = export::for_spreadsheet(&file.to_string_lossy()).into_owned();
         [name, self.line.to_string(), self.column.unwrap_or_default().to_owned(), self.reason.clone()]
@@ -43,7 +44,7 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Bad lines with the same column and, except for values, the same sentence.
+/// Bad lines with an error in the same column and, apart from values, with the same sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kind {
     column: Option<&'static str>,

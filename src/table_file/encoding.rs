@@ -84,7 +84,7 @@ fn utf16(head: &[u8]) -> Option<Decoder> {
         _ => {}
     }
     // If text in UTF-16 is mostly ASCII, most pairs of bytes have a zero byte, always at the same
-    // place.
+    // place in the pair.
     let (pairs, _) = head.as_chunks::<2>();
     let zeros = |at: usize| pairs.iter().filter(|pair| pair[at] == 0).count();
     let most = pairs.len().div_ceil(2).max(1);

@@ -52,7 +52,8 @@ pub fn export_file(store: &dyn Bulk, writer: impl io::Write) -> Result<u64, Expo
     export_as(store, Form::default(), writer)
 }
 
-/// Returns the system's error from an error of `csv`, whose own conversion would hide it.
+/// Takes the system's error out of an error of the crate `csv`. The crate's own conversion would
+/// hide the system's error.
 fn unwrapped(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
@@ -154,8 +155,8 @@ fn has_mark(cell: &str) -> bool {
     cell.strip_prefix(MARK).is_some_and(needs_mark)
 }
 
-/// Removes the mark of a cell. Used for PSK identities, because an import changes nothing else in
-/// them.
+/// Removes the mark of a cell. This is for PSK identities: an import leaves them unchanged in every
+/// other respect. Other values lose the mark together with the blanks and quotes around them.
 pub(super) fn unmarked(cell: Cow<'_, str>) -> Cow<'_, str> {
     match has_mark(&cell) {
         true => Cow::Owned(cell[MARK.len_utf8()..].to_owned()),

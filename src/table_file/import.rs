@@ -31,7 +31,7 @@ const NAMED: usize = 10;
 pub struct Import<'a> {
     /// Enrollments to which the rows may belong.
     pub enrollments: &'a Enrollments,
-    /// Operator who imports the files, as the audit log names the operator.
+    /// Operator who imports the files, for the audit log.
     pub by: &'a Actor,
     /// Set to report the changes without making them.
     pub dry_run: bool,
@@ -59,7 +59,7 @@ const PAIRS: usize = 20;
 /// Contents of the files of an import, in the form in which they are stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// The first and the last device.
+    /// The first and the last device, in the order of the files.
     pub ends: Option<(DeviceId, DeviceId)>,
     /// Number of rows for each enrollment and product.
     pub pairs: Vec<Pair>,
@@ -102,7 +102,8 @@ impl Summary {
 pub struct Feedback<'a> {
     /// Receives the number of bytes read and the size of all files, at regular intervals.
     pub progress: &'a mut dyn FnMut(u64, u64),
-    /// Receives every bad line and its file, including lines that the error leaves out.
+    /// Receives every bad line and its file, including the lines that the import's error does not
+    /// list.
     pub bad_line: &'a mut dyn FnMut(&Path, &LineError),
 }
 
@@ -197,7 +198,7 @@ struct Tables<'a> {
     inputs: std::vec::IntoIter<Input<'a>>,
     how: Import<'a>,
     seen: &'a RefCell<SeenRows>,
-    /// MAC addresses that the table has in another spelling.
+    /// MAC addresses that the table has only in an unusual spelling.
     spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
     /// Name of the current input. Remarks mention the name if there are several inputs.

@@ -1,6 +1,6 @@
-//! Reads lines and fields of a CSV file (RFC 4180) that people and programs write. A field never
-//! spans lines. So an unmatched quote makes only its own line invalid, and line numbers are the
-//! same as in an editor. This module knows nothing about the columns.
+//! Reads the lines and fields of CSV files (RFC 4180), as people and programs write them. A field
+//! never spans lines. So an unmatched quote makes only its own line invalid, and line numbers are
+//! the same as in an editor. This module knows nothing about the columns.
 
 use std::{
     borrow::Cow,
@@ -46,7 +46,7 @@ pub(super) struct Lines<R> {
 enum End {
     /// The line has its end.
     OfLine,
-    /// The file ends before the line does.
+    /// The file ends, and the line has no line end.
     OfFile,
     /// The line is too long.
     TooLong,
@@ -124,7 +124,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// Reads a line into the buffer, without its end. If the line is too long, the buffer gets only
-    /// its beginning. Returns `None` at the end of the file.
+    /// the beginning of the line. Returns `None` at the end of the file.
     fn read_line(&mut self) -> io::Result<Option<End>> {
         self.buffer.clear();
         let (mut is_too_long, mut is_empty) = (false, true);

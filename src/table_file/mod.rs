@@ -125,8 +125,8 @@ pub enum ImportFileError {
     Store(#[from] StoreError),
 }
 
-/// Returns the text of a label as an operator copies it: without what surrounds it, and with
-/// full-width characters folded.
+/// Returns the text of a label that an operator has copied. Removes blanks and quotes around the
+/// text, and folds full-width characters.
 pub fn label(text: &str) -> String {
     values::folded(values::unwrapped(text)).trim().to_owned()
 }

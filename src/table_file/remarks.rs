@@ -57,8 +57,8 @@ pub(super) struct Remarks {
     pub(super) line: u64,
     /// Number of device IDs of each length.
     lengths: BTreeMap<usize, u64>,
-    /// Number of rows for each length of the last value in a row (`ends`), and the length of that
-    /// value in the last row (`last_end`).
+    /// Number of rows for each length of the value in the last column (`ends`), and the length of
+    /// this value in the row that was read last (`last_end`).
     ends: BTreeMap<usize, u64>,
     last_end: usize,
     /// Device IDs of digits only, by their length.
@@ -86,7 +86,7 @@ impl Remarks {
         }
     }
 
-    /// Notes the length of a row's value in the last column, which is 0 for an empty value.
+    /// Notes the length of a row's value in the last column. An empty value has length 0.
     pub(super) fn note_end(&mut self, length: usize) {
         *self.ends.entry(length).or_default() += 1;
         self.last_end = length;

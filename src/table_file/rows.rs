@@ -198,7 +198,7 @@ impl<'e, R: Read> Rows<'e, R> {
         self.next_with(Rules::id)
     }
 
-    /// Calls `read` with each line until it returns a value or an error.
+    /// Calls `read` with each line until `read` returns a value or an error.
     fn next_with<T>(
         &mut self,
         read: impl Fn(&mut Rules<'e>, &str, u64, bool) -> Result<Option<T>, Fault>,
@@ -274,8 +274,8 @@ struct Rules<'e> {
 impl Rules<'_> {
     /// Returns the reason why a file whose last line has no line end seems to be cut off; `None` if
     /// the file is probably complete. Some spreadsheets and editors omit the last line end. Such a
-    /// file is refused only if the last values of all other rows have the same length and the last
-    /// row's is shorter. A stream without a last line end is always refused.
+    /// file is refused only if the last values of all other rows have the same length, and the last
+    /// value of the last row is shorter. A stream without a last line end is always refused.
     fn cut(&self, is_stream: bool) -> Option<String> {
         const REMEDY: &str = "if it is complete, add a line end: sed -i -e '$a\\' FILE";
         // JSON needs no check, because a JSON object that is cut off cannot be read.
@@ -371,7 +371,7 @@ impl Rules<'_> {
             &row.iot_id,
             row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
         ));
-        // Identities are stored with the value 0, so the hash of a row must not be 0.
+        // The hash of a row is never 0, which is the value that `Seen` stores for an identity.
         rest |= 1;
         let here = seen.here(line);
         match seen.devices.first(row.device.as_str(), here, rest) {
@@ -419,8 +419,8 @@ impl Rules<'_> {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
             individual: enrollment.kind == KindName::Individual,
-            // A product key that equals the enrollment's was already checked with the
-            // configuration.
+            // A product key that equals the product key of the enrollment was already checked with
+            // the configuration.
             product_key: product_key
                 .map(|value| match *value == *enrollment.product_key {
                     true => Ok(value.into_owned()),
@@ -632,9 +632,9 @@ fn json_values<'l>(
 type Place = (u32, u32);
 
 /// Remembers the place at which each text first occurred. An entry takes only about 30 bytes, so
-/// that files of many million lines fit in memory. The entry therefore contains only 96 bits of a
-/// hash with a random key. In a file of 10 million lines, two texts have the same hash with a
-/// probability of 1 in 10^15.
+/// that files of many million lines fit in memory. To be this small, the entry contains 96 bits of
+/// a randomized hash instead of the text. In a file of 10 million lines, two texts have the same
+/// hash with a probability of 1 in 10^15.
 #[derive(Default)]
 struct Seen {
     low: RandomState,

@@ -383,7 +383,8 @@ fn a_mac_that_is_in_the_table_as_a_serial_number_stays_that_device() {
     for other in ["00:1A:2B:3C:4D:5E", "001a2b3c4d5e", "0x001A2B3C4D5E", "00 1a 2b 3c 4d 5e"] {
         assert_eq!(imported(&store, &format!("deviceId\n{other}\n")).unchanged, 1, "{other}");
     }
-    // If the table does not have this serial number, the same line is imported as a MAC address.
+    // In a table without this serial number, the line `001a-2b3c-4d5e` is imported as a MAC
+    // address.
     let other = Memory::default();
     assert_eq!(imported(&other, "deviceId\n001a-2b3c-4d5e\n").added, 1);
     assert_eq!(
