@@ -1,5 +1,5 @@
-//! The configuration: one TOML file, and environment variables that replace values in the file. All
-//! errors are reported at once, each with its line, the name of the setting and what is expected.
+//! The configuration: one TOML file, and environment variables that replace values of the file. All
+//! errors are reported at once, each with its line, the configuration key and what is expected.
 //! Pre-shared keys and credentials are usually in other files or in environment variables, and the
 //! configuration only names these places.
 
@@ -56,8 +56,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// URL of the database: `sqlite:PATH`.
     pub database: String,
-    /// Database keys, which seal the secrets in the database. Without a database key, the secrets
-    /// are stored in clear text.
+    /// Database keys, which seal the database's secrets. Without a database key, the secrets are
+    /// stored in clear text.
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
@@ -133,8 +133,8 @@ pub struct Admin {
     pub users: Vec<User>,
     /// Tokens of scripts.
     pub tokens: Vec<Token>,
-    /// Set if a request for metrics, or for the reasons behind the health state, needs a token even
-    /// if it comes from this machine.
+    /// Set if requests need a token for metrics, and for the reasons in health checks, even if they
+    /// come from this machine.
     pub require_token: bool,
 }
 
@@ -253,8 +253,7 @@ impl Config {
         let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
         problems.check()?;
 
-        // There are no problems, so each value that the configuration sets was read without an
-        // error.
+        // There are no problems, so a value is missing only if the configuration does not set it.
         Ok(Self {
             listen: listen.unwrap_or_default(),
             database: database.unwrap_or_default(),
@@ -271,16 +270,16 @@ impl Config {
         })
     }
 
-    /// Returns the names of all settings, by section. The first entry has an empty section name and
-    /// lists the settings that precede all sections. The section `enrollment` may occur more than
-    /// once.
+    /// Returns the names of all configuration keys, by section. The first entry has an empty
+    /// section name and lists the configuration keys that precede all sections. The section
+    /// `enrollment` may occur more than once.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }
 }
 
-/// Returns the path of the file from which a key is read. Returns `None` if the key is not in a
-/// file.
+/// Returns the path of the file from which an enrollment key or a database key is read. Returns
+/// `None` if the key is not in a file.
 fn file_of(source: &str, folder: &Path) -> Option<PathBuf> {
     source.strip_prefix("file:").map(|path| folder.join(path))
 }

@@ -1,6 +1,6 @@
 //! Ranges of all numbers in the configuration. A value within its range cannot make a clock
 //! overflow, or require more memory than a host has. A value outside its range is reported with its
-//! key and the range.
+//! configuration key and the range.
 
 use std::ops::RangeInclusive;
 
@@ -29,8 +29,8 @@ pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;
 /// Range of calls per second to IoT Platform, in the configuration and in `register --qps`.
 pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 
-/// Ranges of all keys whose values are numbers. [`crate::rate_limit::Rate::new`] checks the
-/// numbers of rate limits (`{ burst, every }`).
+/// Ranges of all configuration keys whose values are numbers. [`crate::rate_limit::Rate::new`]
+/// checks the numbers of rate limits (`{ burst, every }`).
 pub(super) const NUMBERS: [Bounds; 19] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
@@ -66,12 +66,12 @@ const fn number(
     Bounds { section, key, least, most, unit }
 }
 
-/// Checks a number against the range of its key. Accepts values of other types, and keys
-/// without a range.
+/// Checks a number against the range of its configuration key. Accepts values of other types, and
+/// configuration keys without a range.
 ///
 /// # Errors
 ///
-/// Fails with the key, the value and the range if the value is outside its range.
+/// Fails with the configuration key, the value and the range if the value is outside its range.
 pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
     let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
     let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
@@ -98,11 +98,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Parses a configuration with one more key, or returns its error.
+    /// Parses a configuration with one more configuration key, or returns its error.
     fn with(section: &str, key: &str, value: &str) -> Result<Config, String> {
         let cloud = "endpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\ncredentials = \"ecs-role\"\n";
         // `connect_timeout` may not exceed `first_byte_timeout`, and `first_byte_timeout` may not
-        // exceed `timeout`. So the timeouts that limit the key under test are set to their maximum.
+        // exceed `timeout`. So the timeouts that limit the configuration key under test are set to
+        // their maximum.
         let others = match key {
             "connect_timeout" => "first_byte_timeout = 300\ntimeout = 300\n",
             "first_byte_timeout" => "timeout = 300\n",

@@ -1,5 +1,5 @@
-//! Reads the keys of the database from a file, from the environment, or from the service's
-//! systemd credentials.
+//! Reads the database keys from a file, from the environment, or from the service's systemd
+//! credentials.
 
 use std::{env, fs, path::Path, path::PathBuf};
 
@@ -45,7 +45,7 @@ fn key(setting: &str, source: &str, folder: &Path) -> Result<DatabaseKey> {
             })?;
             read_file(&PathBuf::from(credentials).join(name)).with_context(at)?
         }
-        // The text may be the key itself, so the error does not repeat it.
+        // The text may be the database key itself, so the error does not repeat it.
         _ => bail!("{setting}: {EXPECTED}"),
     };
     let text = Zeroizing::new(text);

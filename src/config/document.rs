@@ -1,7 +1,7 @@
 //! Reads a configuration as it is written: the sections of the file, and the environment variables
-//! that replace their keys. Collects all errors, each with its place. This module knows TOML, but
-//! not the meaning of a key: each section defines its own keys, and [`bounds`] has the ranges of
-//! their numbers.
+//! that replace values in them. Collects all errors, each with its place. This module knows TOML,
+//! but not the meaning of a configuration key: each section defines its own configuration keys, and
+//! [`bounds`] has the ranges of their numbers.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,23 +17,23 @@ use toml::{
 
 use super::bounds;
 
-/// Prefix of the environment variables that replace keys.
+/// Prefix of the environment variables that replace values of the configuration.
 pub(super) const PREFIX: &str = "CERTDIST_";
 
-/// Keys whose values may be secrets. Errors never contain these values.
+/// Configuration keys whose values may be secrets. Errors never contain these values.
 const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
 
-/// A section of the file. The value of each key is checked separately.
+/// A section of the file. The value of each configuration key is checked separately.
 pub(super) trait Section: DeserializeOwned {
-    /// Name of the section. It is empty for the keys that precede all sections.
+    /// Name of the section. It is empty for the configuration keys that precede all sections.
     const NAME: &'static str;
-    /// Required keys, each with an example value. An error shows the example to the operator.
-    /// The example also replaces a missing or wrong value, so that the rest of the section is
-    /// still checked.
+    /// Required configuration keys, each with an example value. An error shows the example to the
+    /// operator. The example also replaces a missing or wrong value, so that the rest of the
+    /// section is still checked.
     const REQUIRED: &'static [(&'static str, &'static str)];
 }
 
-/// Name and keys of every section. The first section has an empty name.
+/// Name and configuration keys of every section. The first section has an empty name.
 type Sections = [(&'static str, &'static [&'static str])];
 
 /// Place of an error.
@@ -84,7 +84,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A section, and the places of its keys.
+/// A section, and the places of its configuration keys.
 pub(super) struct Table<T> {
     pub(super) values: T,
     title: String,
@@ -94,8 +94,8 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Reports an error that concerns all these keys, at the place of the first key that is
-    /// present. Does nothing if an error of one of these keys was already reported.
+    /// Reports an error that concerns all these configuration keys, at the place of the first one
+    /// that is present. Does nothing if an error of one of them was already reported.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
         if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
             return;
@@ -105,7 +105,8 @@ impl<T> Table<T> {
         self.wrong.extend(keys.iter().map(|key| (*key).to_owned()));
     }
 
-    /// Returns the value, or reports its error at these keys.
+    /// Returns the value. If `value` is an error, reports the error at these configuration keys,
+    /// and returns `None`.
     pub(super) fn checked<V>(
         &mut self,
         problems: &mut Problems,
@@ -116,11 +117,12 @@ impl<T> Table<T> {
     }
 }
 
-/// The tables of the file. The sections are taken out of them one by one.
+/// The tables of the file. Callers take the sections out of `tables` one by one.
 pub(super) struct Document<'t> {
     text: &'t str,
     tables: DeTable<'t>,
-    /// Name and value of each environment variable, by the section and key that it replaces.
+    /// Name and value of each environment variable, by the section and configuration key whose
+    /// value it replaces.
     variables: BTreeMap<(&'static str, &'static str), (&'t str, &'t str)>,
 }
 
@@ -204,7 +206,7 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// Takes the keys that precede all sections.
+    /// Takes the configuration keys that precede all sections.
     pub(super) fn root<T: Section>(&mut self, problems: &mut Problems) -> Table<T> {
         let keys = keys::<T>();
         let mut table = DeTable::new();
@@ -216,7 +218,7 @@ impl<'t> Document<'t> {
         self.read(table, Place::File, String::new(), problems)
     }
 
-    /// Takes a section, if the file has the section or a variable replaces one of its keys.
+    /// Takes a section, if the file has the section or a variable replaces one of its values.
     pub(super) fn section<T: Section>(&mut self, problems: &mut Problems) -> Option<Table<T>> {
         let (place, table) = match self.tables.remove_entry(T::NAME) {
             Some((key, value)) => {
@@ -303,7 +305,8 @@ fn is_tables(value: &DeValue<'_>) -> bool {
     value.as_array().is_some_and(|values| values.iter().all(|value| value.get_ref().is_table()))
 }
 
-/// Finds the key that a variable replaces. Returns `None` if the variable is not for certdist.
+/// Finds the configuration key whose value a variable replaces. Returns `None` if the variable is
+/// not for certdist.
 fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'static str)>, String> {
     let Some(path) = name.strip_prefix(PREFIX) else { return Ok(None) };
     let path = path.to_ascii_lowercase();
@@ -325,12 +328,12 @@ fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'s
     }
 }
 
-/// Returns the key of this name in the section, or an empty text if there is none.
+/// Returns the configuration key of this name in the section, or an empty text if there is none.
 fn known<T: Section>(name: &str) -> &'static str {
     keys::<T>().iter().copied().find(|key| *key == name).unwrap_or("")
 }
 
-/// Returns a table with the example values of the required keys.
+/// Returns a table with the example values of the required configuration keys.
 fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     let text = |text: &'static str| Spanned::new(0..0, DeValue::String(text.into()));
     let entry =
@@ -338,7 +341,8 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Checks that a value fits its key. The error names the key and says what is expected.
+/// Checks that a value fits its configuration key. The error names the configuration key and says
+/// what is expected.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
     bounds::check(T::NAME, key, value.get_ref())?;
     let mut table = stand_ins::<T>();
@@ -348,7 +352,7 @@ fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), Strin
 }
 
 /// Reads a variable's text as a TOML value, such as a number or a table, if that value fits the
-/// key. Otherwise reads it as text.
+/// configuration key. Otherwise reads it as text.
 fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeValue<'t>>, String> {
     let string = Spanned::new(0..0, DeValue::String(text.into()));
     let as_text = fits::<T>(key, &string).map(|()| string);

@@ -1,5 +1,5 @@
-//! The content of the file: its sections, their keys, and the form of each value. Ranges of numbers
-//! are in `bounds`. The parent module checks values that depend on each other.
+//! The content of the file: its sections, their configuration keys, and the form of each value.
+//! Ranges of numbers are in `bounds`. The parent module checks values that depend on each other.
 
 use std::{
     fmt,
@@ -20,9 +20,9 @@ use crate::iot_platform::{
 };
 use crate::operators::Role;
 
-/// Returns every section and its keys, in the order of the documentation. The first entry has an
-/// empty section name and lists the keys that precede all sections. The section `enrollment` may
-/// occur more than once.
+/// Returns every section and its configuration keys, in the order of the documentation. The first
+/// entry has an empty section name and lists the configuration keys that precede all sections. The
+/// section `enrollment` may occur more than once.
 pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())

@@ -1,13 +1,13 @@
-//! Finds the changed keys of a configuration that take effect only after a restart. A running
-//! server applies changes of all other keys.
+//! Finds the changes of a configuration that take effect only after a restart. A running server
+//! applies all other changes.
 
 use super::Config;
 
 impl Config {
-    /// Returns the keys that differ between the configurations and that a running server cannot
-    /// apply, with the names of their sections in brackets. A running server can apply the
-    /// enrollments, their keys, the rate limits, `[audit]`, and the users, tokens,
-    /// hosts and certificate of `[admin]`, so these are never returned.
+    /// Returns the configuration keys whose values differ between the two configurations and cannot
+    /// be applied by a running server. The names of their sections are in brackets. A running
+    /// server can apply the enrollments, their pre-shared keys, the rate limits, `[audit]`, and the
+    /// users, tokens, hosts and certificate of `[admin]`, so these are never returned.
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         let mut changed = Vec::new();
         let mut compare = |key, same: bool| {

@@ -199,7 +199,7 @@ fn a_path_mtu_is_one_that_hosts_and_links_have() {
 /// The example configuration that operators get.
 const EXAMPLE: &str = include_str!("../../certdist.example.toml");
 
-/// Returns the example with its commented-out keys uncommented.
+/// Returns the example, with its commented-out configuration keys uncommented.
 pub(super) fn whole_example() -> String {
     let shown = |line: &&str| {
         line.strip_prefix('#')
@@ -236,7 +236,7 @@ fn the_example_is_valid_and_shows_the_defaults() {
     // examples, as the file's comments say.
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
     whole.limits.workers = as_it_is.limits.workers;
-    // Each configuration was parsed in its own folder.
+    // Each configuration was parsed in its own folder, so the paths of the databases differ.
     whole.database = as_it_is.database.clone();
     assert_eq!(as_it_is.needs_restart(&whole), [] as [&str; 0]);
 }
