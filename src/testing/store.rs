@@ -39,7 +39,8 @@ struct Tables {
     journal: claims::Journal,
     /// Time of each pace's next turn, in microseconds since 1970.
     paces: HashMap<String, i64>,
-    /// Number of the request that was the first to get each device's certificate.
+    /// For each device, the number of the request that was the first to get the device's
+    /// certificate.
     issues: HashMap<DeviceId, i64>,
     audit: Vec<AuditEntry>,
     /// Imports, oldest first, each with the former values of the rows that it changed.
@@ -145,8 +146,7 @@ pub(crate) struct Memory {
     clock: Arc<Clock>,
     /// Instant and system time at which the tables were made. From then on, time is virtual.
     epoch: (Instant, UnixSeconds),
-    /// Random generator that decides which answers are lost, and the number of lost answers in a
-    /// thousand.
+    /// Number of answers in a thousand that are lost, and the random generator that chooses them.
     lossy: Option<Arc<Mutex<(StdRng, u32)>>>,
     /// Set while every operation fails because the tables are busy.
     busy: Arc<AtomicBool>,
@@ -174,7 +174,8 @@ impl Memory {
         self.tables().devices.get(id).cloned()
     }
 
-    /// Loses this many of a thousand answers from now on; the operations are carried out.
+    /// Loses `of_a_thousand` of a thousand answers from now on. The operations are still carried
+    /// out.
     pub(crate) fn lose_answers(&mut self, seed: u64, of_a_thousand: u32) {
         self.lossy = Some(Arc::new(Mutex::new((StdRng::seed_from_u64(seed), of_a_thousand))));
     }
@@ -465,7 +466,8 @@ impl Tables {
     }
 }
 
-/// Keeps no list of the keys in use, but reads the key of each secret from the stored value.
+/// Keeps no list of the database keys in use, but reads the ID of the database key from each stored
+/// secret.
 impl StoredSecrets for Memory {
     fn keys_in_use(&self) -> Result<Vec<String>, StoreError> {
         Ok(self.tables().counts().into_iter().filter_map(|count| count.key).collect())
@@ -541,7 +543,7 @@ pub(crate) fn import(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>
     store.import(job, &mut rows.into_iter().map(Ok), reject).unwrap()
 }
 
-/// Registers a device in the steps of the registrar. The row must ask for the name in the
+/// Registers a device with the same calls as the registrar. The row must ask for the name in the
 /// certificate.
 pub(crate) async fn register(
     store: &dyn Store,

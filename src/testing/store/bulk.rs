@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// Former rows of the devices that an import changed. Each has the import that the row came from,
-/// and the change of the device's key.
+/// Former rows of the devices that an import changed. Each comes with the import from which the
+/// former row came, and with the change of the device's key.
 pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
 
 impl Tables {
@@ -40,7 +40,7 @@ impl Tables {
         merge::unique_iot_id(iot_id.and_then(|iot_id| self.holder_of_iot_id(device, iot_id)))
     }
 
-    /// Returns the ID of a device that has this MAC address in another spelling.
+    /// Returns the ID of a device that has this MAC address in an unusual spelling.
     pub(super) fn spelled(&self, mac: &DeviceId) -> Option<DeviceId> {
         let is_it = |id: &&DeviceId| *id != mac && DeviceId::parse_mac(id.as_str()).as_ref() == Ok(mac);
         self.devices.keys().find(is_it).cloned()
