@@ -25,14 +25,14 @@ use crate::{
 
 /// Maximum number of concurrent password checks for strangers. Each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
-/// Number of further concurrent password checks that strangers cannot take. They are reserved for
-/// known browsers and for programs on this machine.
+/// Number of further concurrent password checks, which strangers cannot take. These checks are
+/// reserved for known browsers and for programs on this machine.
 const RESERVED_CHECKS: usize = 1;
-/// Maximum number of password checks that run or wait, separately for strangers and for the others.
+/// Maximum number of password checks that run or wait in each group of clients: in the group of
+/// strangers, and in the group with reserved checks.
 const MOST_WAITING: usize = 32;
 
-/// Creates a token. Returns the token and its hash, in the form that the configuration has in
-/// `hash`.
+/// Creates a token. Returns the token, and its hash in the form of the configuration key `hash`.
 pub fn new_token() -> anyhow::Result<(Secret, String)> {
     let token = Secret::new(session::token()?);
     let hash = format!("sha256:{}", hex::encode(session::key_of(token.expose())));
@@ -48,7 +48,7 @@ pub(super) struct Visitor {
     pub(super) role: Role,
     /// Address of the client, or of the proxy in front of it.
     pub(super) address: IpAddr,
-    /// Key and CSRF token of the session; `None` for scripts, which have no cookie.
+    /// Session key and CSRF token of the session; `None` for scripts, which have no cookie.
     pub(super) session: Option<(SessionKey, String)>,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct NewSession {
     pub(super) browser: String,
 }
 
-/// Bucket of a rate limit. Each attempt takes a token from one or more buckets.
+/// Bucket of a rate limit. Each attempt counts in one or more buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Bucket<'a> {
     /// Sign-ins from a network, under any name.
@@ -125,8 +125,8 @@ impl Gate {
             accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             rates: Rates {
-                // An address may make 20 attempts at once, and then one every 10 s, because a
-                // whole office may share it.
+                // An address may make 20 attempts at once, and then one every 10 s, because a whole
+                // office may share the address.
                 address: Rate::new(20, Duration::from_secs(10)),
                 // From one address, or from one known browser, a name may be tried ten times at
                 // once, and then once a minute.
@@ -161,8 +161,8 @@ impl Gate {
         }
     }
 
-    /// Takes a token from each bucket that has a rate. Takes none and fails if one of them is
-    /// empty.
+    /// Counts an attempt in each bucket that has a rate. If one of these buckets is empty, counts
+    /// nothing and fails.
     fn take(&self, now: Instant, buckets: &[(Option<Rate>, Bucket)]) -> Result<(), Denied> {
         let attempts = lock(&self.attempts);
         let limited = || buckets.iter().filter_map(|(rate, bucket)| Some(((*rate)?, bucket)));
@@ -227,8 +227,8 @@ impl Gate {
         let browser = known.and_then(|(cookie, user)| browsers::recognize(user, cookie, unix_now()));
         let checks = if browser.is_some() || is_local(address) { &self.reserved } else { &self.strangers };
         let turn = checks.waiting.try_acquire().map_err(|_| Denied::TooOften(1));
-        // Attempts under unknown names have the same rate limit. Without it, a client could find
-        // out which names exist.
+        // Attempts under unknown names have the same rate limit as attempts under known names.
+        // Otherwise, a client could find out which names exist.
         let counted =
             turn.and_then(|turn| self.try_name(Instant::now(), address, name, browser).map(|()| turn));
         let _turn = counted.inspect_err(|_| {

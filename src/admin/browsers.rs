@@ -34,7 +34,8 @@ pub(super) fn cookie(user: &User, browser: Browser, now: UnixSeconds) -> String 
     BASE64_URL_SAFE_NO_PAD.encode([&browser[..], &since, &signature].concat())
 }
 
-/// Returns the browser of a cookie, if the cookie was made for `user` within [`KNOWN`].
+/// Returns the browser of a cookie, if the cookie was made for `user`, no longer than [`KNOWN`]
+/// ago.
 pub(super) fn recognize(user: &User, cookie: &str, now: UnixSeconds) -> Option<Browser> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(cookie).ok()?;
     let (browser, rest) = bytes.split_first_chunk::<{ PARTS.0 }>()?;

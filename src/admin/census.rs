@@ -1,5 +1,5 @@
 //! Counts the whole table for the overview. Counting runs in the background, because it takes
-//! seconds if the table has millions of rows. The overview shows the last counts with their time.
+//! seconds if the table has millions of rows. The overview shows the last result with its time.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -68,7 +68,7 @@ impl Census {
 
 #[derive(Default)]
 struct Last {
-    /// The last count, or the error with which it failed.
+    /// Result of the last count, or the error with which the count failed.
     result: Option<Result<Arc<Census>, StoreError>>,
     /// Time before which no other count begins.
     not_before: Option<Instant>,

@@ -1,7 +1,7 @@
 //! Reports whether the process is alive and whether it can serve. A program that restarts the
-//! process or routes requests to it needs no token for this. The problems are shown only to clients
-//! that may read them. Refusals by IoT Platform are only a note, because devices that have a
-//! certificate are served without IoT Platform.
+//! process or routes requests to it needs no token for these health checks. The problems are shown
+//! only to clients that may read them. Refusals by IoT Platform are only a note, because devices
+//! that have a certificate are served without IoT Platform.
 
 use std::{
     sync::Arc,

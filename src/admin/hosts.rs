@@ -19,7 +19,7 @@ pub(super) struct Hosts {
 pub(super) enum Named {
     /// The request names this server.
     Known,
-    /// The request names another host, which is the value.
+    /// The request names another host. Contains the name of that host.
     Unknown(String),
     /// The request's host is malformed, or missing although HTTP requires it.
     Invalid,

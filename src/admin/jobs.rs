@@ -360,7 +360,7 @@ impl Worker {
                     return Ok(found.devices.into_iter().map(with_row).collect());
                 }
             },
-            // Cannot occur, because `first` returns a place of the target's kind.
+            // This case cannot occur, because `first` returns a place of the target's kind.
             _ => Ok(Vec::new()),
         }
     }
@@ -384,7 +384,7 @@ impl Worker {
         usize::try_from(self.job.order.expected.saturating_sub(taken)).unwrap_or(usize::MAX)
     }
 
-    /// Counts the devices that need no change, and returns the others.
+    /// Counts the devices that need no change, and returns the devices that need the change.
     fn sorted(&self, step: Vec<Candidate>) -> Vec<Listed> {
         let mut todo = Vec::with_capacity(step.len());
         self.job.note(|progress| {

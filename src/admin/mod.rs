@@ -195,7 +195,7 @@ fn routes(shared: Arc<Shared>) -> Router {
 }
 
 /// Refuses requests that name another host. Health checks are answered nevertheless, because load
-/// balancers use names of their own. The answer to such a health check has no reasons.
+/// balancers use names of their own. The answer to such a health check leaves out the reasons.
 async fn named(State(shared): SharedState, mut request: Request, next: Next) -> Response {
     let Some(Peer { local, .. }) = request.extensions().get() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -254,7 +254,7 @@ async fn sample(shared: Arc<Shared>) {
     }
 }
 
-/// Runs work that blocks on a thread that may be blocked.
+/// Runs blocking work on a separate thread, so that it does not block the runtime.
 async fn blocking<T: Send + 'static, E: From<StoreError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {

@@ -132,7 +132,7 @@ impl Entry {
     }
 }
 
-/// Places that are shared by the connections of one kind.
+/// Places for the connections from this machine, or for the connections from other machines.
 struct Pool {
     size: usize,
     entries: HashMap<Id, Entry>,

@@ -326,8 +326,9 @@ impl Ring {
         episode.filter(|episode| now.at - episode.last <= Range::Hour.seconds())
     }
 
-    /// Returns all samples before `now`, latest first. The samples of the hour come first; earlier
-    /// ones come from the day, then from the week, and the last one is that of the start.
+    /// Returns all samples before `now`, latest first. The samples of the hour come first. Earlier
+    /// samples come from the day, and then from the week. The last one is from the start of the
+    /// process.
     fn backward(&self, now: &Sample) -> impl Iterator<Item = Sample> {
         let mut last = now.at;
         let all = self.kept.iter().flat_map(|kept| kept.iter().rev()).chain(&self.start);

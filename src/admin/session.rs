@@ -17,7 +17,7 @@ use crate::{operators::Role, random::random};
 pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
 /// Maximum lifetime of a session, even if it is in use.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
-/// Maximum number of sessions. At the maximum, a new session ends the one that has been idle
+/// Maximum number of sessions. At the maximum, a new session ends the session that has been idle
 /// longest.
 const MOST: usize = 64;
 
@@ -75,7 +75,7 @@ impl Sessions {
         self.0.insert(key_of(id), session);
     }
 
-    /// Finds the session of a cookie, if it permits this kind of request.
+    /// Finds the session of a cookie, if the session permits this kind of request.
     pub(super) fn find(&mut self, now: Instant, id: &str, request: Request) -> Option<(SessionKey, Session)> {
         let key = key_of(id);
         let session = self.0.get_mut(&key)?;
