@@ -59,8 +59,8 @@ pub struct Undone {
     pub registered: Sample,
     /// Imports since the backup that are in effect, each as its audit entry describes it.
     pub imported: Sample,
-    /// Imports of the backup that were undone and would take effect again, each as its audit entry
-    /// describes it.
+    /// Imports that are in the backup, were undone after the backup, and would take effect again,
+    /// each as its audit entry describes it.
     pub returning: Sample,
 }
 

@@ -13,8 +13,8 @@ use crate::{
     seal::Place,
 };
 
-/// Operations on the whole table, for the command line. They block, so an asynchronous caller
-/// must run each on its own thread.
+/// Operations on the whole table, for the command line. They block, so an asynchronous caller must
+/// run each of them on a separate thread.
 pub trait Bulk: Send + Sync {
     /// Imports all rows in one transaction, or none. An empty column of the file keeps the value in
     /// the table. A row that changes nothing is not written. A row that changes a device clears the
@@ -79,8 +79,8 @@ pub trait Bulk: Send + Sync {
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
 
     /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search also
-    /// ends once `time` is over, but each call examines a few devices first. A caller who continues
-    /// the search therefore always reaches the end of the table.
+    /// ends once `time` is over, but each call examines a few devices first. A caller that
+    /// continues the search therefore always reaches the end of the table.
     fn find(&self, filter: &Filter, from: &Cursor, limit: usize, time: Duration)
     -> Result<Found, StoreError>;
 

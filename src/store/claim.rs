@@ -110,8 +110,8 @@ pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
 /// then has the same result as a single write.
 pub trait Claims: Send + Sync + 'static {
     /// Returns the last beats of all owners. If `own` is given, first records a beat of this owner.
-    /// Fails if the table has owners but cannot be written now. If the method succeeded, an owner
-    /// that cannot beat because the table is locked would count as dead.
+    /// Fails if the table has owners but cannot be written now: no owner can beat while the table
+    /// is locked, so living owners would seem dead.
     fn beats<'a>(&'a self, own: Option<&'a Owner>) -> StoreFuture<'a, Vec<Beat>>;
 
     /// Fences an owner that has not beaten since `seen`, so that its claims are abandoned. Returns
@@ -126,13 +126,13 @@ pub trait Claims: Send + Sync + 'static {
     fn retire_if_idle(&self, owner: OwnerId) -> StoreFuture<'_, ()>;
 
     /// Claims the registration of a device, durably, before IoT Platform is called for it. The
-    /// answer says whether the caller has the claim, and otherwise why not.
+    /// answer says whether the caller has the claim and, if not, why.
     ///
-    /// The new journal entry replaces an existing entry of the device. It keeps the time of the
-    /// existing entry if both have the same product and name and IoT Platform may have been called
-    /// for the device. A claim outside a batch also notes that IoT Platform may have been called,
-    /// because the caller calls it next. The next process that claims the device then knows that
-    /// the device may exist at IoT Platform.
+    /// The new journal entry replaces an existing entry of the device. The new entry keeps the time
+    /// of the existing entry if both have the same product and name and IoT Platform may have been
+    /// called for the device. A claim outside a batch also notes that IoT Platform may have been
+    /// called, because the caller makes this call next. The next process that claims the device
+    /// then knows that the device may exist at IoT Platform.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -142,8 +142,8 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Claims the registrations of a batch durably, in one step. The caller has chosen the batch's
     /// random number. Returns an answer for each entry. The batch is in the journal from then on,
-    /// even if it has no entries. Unlike `claim`, does not note that IoT Platform may have been
-    /// called; `set_apply_id` notes it for all claims of the batch.
+    /// even if it has no entries. `claim` notes that IoT Platform may have been called, but this
+    /// method leaves that to `set_apply_id`, for all claims of the batch.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,

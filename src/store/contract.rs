@@ -1,7 +1,7 @@
 //! Contract of a store: a test for each statement in the documentation of [`Store`] and [`Bulk`],
 //! run on every store. The tests use each store through two handles alternately, as two processes
-//! would. The clock of one handle is two hours ahead. A new store needs a module in the macro
-//! `contract` below. The tests for statements about claims are in `contract/claims.rs`.
+//! would. The clock of one handle is two hours ahead of the other's. A new store needs a module in
+//! the macro `contract` below. The tests for statements about claims are in `contract/claims.rs`.
 
 mod alternating;
 mod audit_log;

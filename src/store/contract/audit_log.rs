@@ -71,7 +71,7 @@ fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog))
 }
 
 /// `prune` removes the oldest entries and adds an entry about the pruning. `has_expired` returns
-/// whether `prune` would remove any. After pruning, the chain still verifies.
+/// whether `prune` would remove any entry. After pruning, the chain still verifies.
 fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 8);
     for kept in [Keep { days: None, rows: None }, Keep { days: Some(1), rows: None }, keep(8)] {

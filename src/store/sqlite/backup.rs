@@ -289,8 +289,8 @@ fn taken(to: &Path) -> StoreError {
 /// Returns whether an error during copying concerns the file that is written, and not the source.
 /// SQLite's error does not name the file, so the kind of the error decides.
 fn is_of_writing(error: &rusqlite::Error) -> bool {
-    // https://www.sqlite.org/rescode.html: the second byte of an I/O error is the operation. 1 and
-    // 2 are read operations, and 32 and 33 are checks of what was read.
+    // https://www.sqlite.org/rescode.html: the second byte of an I/O error names the operation that
+    // failed. 1 and 2 are read operations, and 32 and 33 are checks of what was read.
     error.sqlite_error().is_some_and(|error| match error.code {
         ErrorCode::DiskFull | ErrorCode::CannotOpen | ErrorCode::ReadOnly => true,
         ErrorCode::SystemIoFailure => !matches!(error.extended_code >> 8, 1 | 2 | 32 | 33),

@@ -208,8 +208,8 @@ fn import(
     Ok(report)
 }
 
-/// Returns the audit entry about an import. The entry names all enrollments, because a
-/// configuration has only a few.
+/// Returns the audit entry about an import. The entry names all enrollments of the imported rows,
+/// because a configuration has only a few enrollments.
 fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<String>) -> AuditEntry {
     let ImportReport { added, changed, unchanged, .. } = report;
     let mut detail = format!("{}{unchanged} unchanged", imports::counts(file, added, changed));

@@ -54,8 +54,8 @@ const VERSION: usize = UPGRADES.len() + 1;
 /// The first version with the table `database_key`. Older databases have no sealed secrets.
 const FIRST_WITH_KEYS: usize = 3;
 
-/// Maximum time that a reader waits for a lock. In WAL mode readers do not block, except while
-/// another process recovers or removes the log.
+/// Maximum time that a reader waits for a lock. In WAL mode, a reader waits only while another
+/// process recovers or removes the log.
 const READER_WAIT: Duration = Duration::from_millis(100);
 
 /// Page cache of each reader, in KiB: enough for the upper levels of the tree of ten million

@@ -92,7 +92,7 @@ pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
 /// Way to read a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// As one of several processes: the log and its shared memory exist.
+    /// Reads like any other process that uses the database: the log and its shared memory exist.
     Shared,
     /// No process has the database open, and its log is missing or empty.
     Still,

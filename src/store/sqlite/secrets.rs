@@ -20,10 +20,10 @@ use crate::{
 /// Text that stands in place of a database key's ID for values that are not sealed.
 const CLEAR: &str = "clear";
 
-/// Statements for one column of secrets. `read` selects rows whose value does not begin with ?3,
-/// the prefix of values under the wanted database key. It begins after the primary key ?1. `write`
-/// replaces a value unless it has changed since it was read. `count` counts the values by database
-/// key.
+/// Statements for one column of secrets. `read` begins after the primary key ?1, and selects the
+/// rows whose value does not begin with ?3, the prefix of values under the wanted database key.
+/// `write` replaces a value unless it has changed since it was read. `count` counts the values by
+/// database key.
 struct Statements {
     read: &'static str,
     write: &'static str,
@@ -165,8 +165,8 @@ impl StoredSecrets for Sqlite {
             return Err(self.written_meanwhile(left, key));
         }
         drop(state);
-        // Killed commands may have left copies of the database beside it, and these contain former
-        // values.
+        // A killed command may have left a copy of the database, with former values, beside the
+        // database.
         let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
         new_file::remove_left_behind(&file);
         Ok(())

@@ -529,7 +529,7 @@ fn the_lock_is_shared_by_those_that_write_and_excludes_a_restore() {
     drop(lock);
     let store = open(&directory);
     // The database is removed while a server runs. Neither another process nor the next server
-    // creates an empty one.
+    // creates an empty database in its place.
     std::fs::remove_file(&path).unwrap();
     let refused = || {
         let error = sentence(Sqlite::open(&path).map(drop));

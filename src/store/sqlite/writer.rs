@@ -42,8 +42,8 @@ const LAST_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between two writes of the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
-/// Writes for which no caller waits. They run between the groups of jobs, in their own
-/// transactions. They can therefore delay a job's answer, but cannot make the job fail.
+/// Queue of writes for which no caller waits. The writes run between the groups of jobs, in their
+/// own transactions. They can therefore delay a job's answer, but cannot make the job fail.
 pub(super) trait Backlog: Send + 'static {
     /// Writes a part of the backlog. Returns whether there is more. The next call retries a part
     /// that failed.

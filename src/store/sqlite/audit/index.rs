@@ -12,7 +12,7 @@ use crate::{device::DeviceId, store::audit::AuditEntry};
 const PART: u64 = 1024;
 
 /// Text before the device ID in an entry's line. The text cannot occur within another field,
-/// because quotes are escaped with a backslash there.
+/// because a quote in a field is escaped with a backslash.
 const KEY: &str = "\"deviceId\":\"";
 
 /// Returns the FNV-1a hash (draft-eastlake-fnv). The index stores the hash, so the function must

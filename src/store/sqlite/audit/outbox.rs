@@ -37,9 +37,9 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, a process
-/// reaches the maximum after ten seconds without moving entries. An import locks the database for a
-/// shorter time.
+/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, the maximum
+/// is reached after ten seconds. Entries cannot be moved while an import locks the database, but an
+/// import locks it for a shorter time.
 const MAX_WAITING: u64 = 16 << 20;
 
 /// Maximum number of bytes that a thread keeps while the disk is full.
@@ -178,8 +178,8 @@ impl Shared {
     }
 
     /// Appends with one system call. If the call cuts a line off, the next call appends the whole
-    /// line again. Each append begins with a line end, which also ends a line that another thread's
-    /// append cut off.
+    /// line again. Each append begins with a line end. If an append of another thread was cut off,
+    /// this line end also ends the cut line.
     fn append_once(&self, file: &OutboxFile, lines: &mut Vec<u8>) -> io::Result<()> {
         if lines.first() != Some(&b'\n') {
             lines.insert(0, b'\n');
@@ -421,8 +421,8 @@ impl Mover {
                 kept.push(source);
                 continue;
             }
-            // The file is removed before its row. If the row went first and the process crashed,
-            // the next process would move the file's entries again.
+            // The file is removed before its row. If the row were deleted first and the process
+            // crashed, the next process would move the file's entries again.
             if let Err(error) = source.file.remove() {
                 if !source.has_warned {
                     tracing::warn!(%error, "could not remove a moved file of the audit log");
