@@ -1,5 +1,6 @@
-//! `certdist check-config`: checks what `serve` needs, without serving: the configuration file,
-//! the environment variables, the keys, the database and, with `--online`, IoT Platform.
+//! `certdist check-config`: checks what `serve` needs, without serving: the configuration file, the
+//! environment variables, the pre-shared keys, the database keys, the database and, with
+//! `--online`, IoT Platform.
 
 use anyhow::{Context, anyhow};
 

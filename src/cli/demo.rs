@@ -149,7 +149,7 @@ fn serial_number(number: u32) -> String {
 }
 
 /// Returns the certificate that is imported with the device, if any. Every fifth device has one,
-/// like the devices of a table that was migrated.
+/// like a device that was registered before certdist was in use.
 fn imported(number: u32) -> Option<Certificate> {
     number.is_multiple_of(5).then(|| Certificate {
         product_key: PRODUCT.into(),

@@ -180,8 +180,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "simulation")]
         Command::DeviceSim(args) => runtime().and_then(|runtime| runtime.block_on(device_sim::run(args))),
     };
-    // `main` does not return a `Result`, because the runtime would print its error with a backtrace
-    // if backtraces are enabled.
+    // `main` prints the error itself. If it returned a `Result` instead, Rust would add a backtrace
+    // to the error whenever backtraces are enabled.
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
