@@ -35,7 +35,7 @@ pub(super) struct Lines<R> {
     decoded: Zeroizing<String>,
     number: u64,
     bytes: u64,
-    /// Set if the last line that was returned is the end of the file and has no line end.
+    /// Set if the line that was returned last is the last line of the file and has no line end.
     is_unended: bool,
     /// Set once a byte order mark or a character beyond ASCII shows that the file is UTF-8.
     is_utf8: bool,
@@ -60,8 +60,8 @@ impl<R: Read> Lines<R> {
         Self { reader, buffer, decoded, number: 0, bytes: 0, is_unended: false, is_utf8: false }
     }
 
-    /// Returns whether the last line that was returned is the end of the file and has no line end,
-    /// as in a file that was cut off. A line that ends with ^Z is complete.
+    /// Returns whether the line that was returned last is the last line of the file and has no line
+    /// end, as in a file that was cut off. A line that ends with ^Z is complete.
     pub(super) fn is_unended(&self) -> bool {
         self.is_unended
     }
