@@ -209,8 +209,8 @@ impl Memory {
         }
     }
 
-    /// Kills the process that uses this store. Its calls have no further effect and never return.
-    /// After that, this value serves the next process, which finds the same tables.
+    /// Kills the process that uses this store. The calls of that process have no further effect and
+    /// never return. After that, this value serves the next process, which finds the same tables.
     pub(crate) fn kill(&mut self) {
         self.fuse.left.store(0, Ordering::Relaxed);
         self.fuse = Arc::new(Fuse::new(usize::MAX));
