@@ -1,6 +1,6 @@
 //! Accepts connections, with or without TLS, and serves HTTP on them. Tells [`Places`] what each
-//! connection does, and ends those that have lost their place or take too long. The routes are
-//! an argument.
+//! connection does, and ends the connections that have lost their place or take too long. The
+//! routes are an argument.
 
 use std::{
     convert::Infallible,

@@ -123,8 +123,8 @@ impl Admin {
         format!("{}://{}", if self.shared.is_secure { "https" } else { "http" }, self.address)
     }
 
-    /// Applies a changed configuration: users, tokens, the certificate and the
-    /// enrollments. Without an `[admin]` section, no one can sign in any more.
+    /// Applies a changed configuration: the enrollments, and the users, tokens, hosts and
+    /// certificate of the section `[admin]`. Without this section, no one can sign in any more.
     pub fn reload(&self, section: Option<&config::Admin>, enrollments: &[Enrollment]) {
         self.set_enrollments(enrollments);
         let Some(config::Admin { hosts, tls, users, tokens, require_token, .. }) = section else {
