@@ -84,7 +84,7 @@ pub trait Bulk: Send + Sync {
     fn find(&self, filter: &Filter, from: &Cursor, limit: usize, time: Duration)
     -> Result<Found, StoreError>;
 
-    /// Counts the devices that the filter admits, for about `time` at most.
+    /// Counts the devices that the filter admits. Takes about `time` at most.
     fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError>;
 
     /// Counts the devices whose registration has begun, by enrollment, and those that IoT Platform
@@ -131,7 +131,7 @@ pub struct ImportRow {
     pub device_secret: Option<Secret>,
     /// The cloud's own identifier.
     pub iot_id: Option<String>,
-    /// PSK identity (1–128 bytes) and key (hex) of an individual device.
+    /// PSK identity (1–128 bytes) and key (hex) of a device of an individual enrollment.
     pub key: Option<(String, Secret)>,
 }
 

@@ -66,7 +66,7 @@ fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), after);
 }
 
-/// `imports` returns the imports with a number that changed something, newest first.
+/// `imports` returns the imports that have a number and changed something, newest first.
 fn imports_are_remembered_with_their_numbers(store: &(impl Store + Bulk)) {
     import_as(store, 1, [row("SN-1")]);
     import_as(store, 2, [row("SN-1")]);

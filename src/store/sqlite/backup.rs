@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Pages copied between two calls of `progress`.
+/// Number of pages that are copied between two calls of `progress`.
 const PAGES: i32 = 2048;
 
 /// Maximum time for which a restore waits for the writers of a database in use.

@@ -316,7 +316,7 @@ fn refuse(connection: &Connection, device: &DeviceId, reason: &str) -> rusqlite:
         .map(drop)
 }
 
-/// Writes the certificate of a device that has none, and the audit entry about it.
+/// Writes the certificate of a device that has none, and an audit entry about the registration.
 fn register(
     connection: &Connection,
     device: &DeviceId,

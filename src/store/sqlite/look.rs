@@ -27,7 +27,7 @@ const WAIT: Duration = Duration::from_secs(5);
 /// Period in which two changes of a file may get the same time stamp from the file system.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Pages that are copied in one step.
+/// Number of pages that are copied in one step.
 const PAGES: i32 = 2048;
 
 /// Kind of object at the path of a database.
@@ -317,7 +317,7 @@ pub(super) fn at_any<T>(
     Look::open_file(path)?.run(path, query)
 }
 
-/// Copies a database of the current version into memory, where it can be changed.
+/// Copies a database of the current version into memory, where the copy can be changed.
 pub(super) fn copied(path: &Path) -> Result<Connection, StoreError> {
     check(path, |source| {
         let copy = || {

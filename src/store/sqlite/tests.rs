@@ -173,7 +173,7 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
     const THREADS: usize = 8;
     const EACH: usize = 250;
     let directory = tempfile::tempdir().unwrap();
-    // Opened with the usual long waits, because many threads of one process write.
+    // The store has the usual long waits, because many threads of one process write.
     let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
     let device = |thread: usize, number: usize| id(&format!("SN-{thread}-{number}"));
     import(
