@@ -102,7 +102,7 @@ fn report_shared_names(database: &str) -> CommandResult {
     Ok(())
 }
 
-/// Makes one signed call to IoT Platform that changes nothing.
+/// Makes one signed call to IoT Platform. The call changes nothing.
 async fn online(config: &Config) -> CommandResult {
     let Some(IotPlatformSettings { client, .. }) = &config.iot_platform else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));

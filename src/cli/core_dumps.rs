@@ -1,4 +1,4 @@
-//! Forbids core dumps, because the process has keys in its memory.
+//! Forbids core dumps, because the process has secrets in its memory.
 
 use nix::sys::{
     prctl,

@@ -156,7 +156,7 @@ fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
     aligned(&lines)
 }
 
-/// Returns the counts, with the names that all outputs use.
+/// Returns each count with its name, which is the same in all outputs.
 pub(super) fn counts(totals: &Totals) -> [(&'static str, u64); 6] {
     [
         ("devices", totals.devices),

@@ -48,7 +48,7 @@ struct NewArgs {
     /// File to write, which only its owner can read; standard output if absent or -
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Derive the key of the device with this identity, instead of a new key
+    /// Derive the key of the device with this identity, instead of making a new key
     #[arg(long, value_name = "IDENTITY", requires = "enrollment", conflicts_with = "bytes")]
     derive: Option<String>,
     /// Derived enrollment of the device

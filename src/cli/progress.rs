@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Time after which progress is shown. Shorter work shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The bar that is on the terminal now.
+/// The progress bar on the terminal, if one is shown.
 static ON_TERMINAL: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 fn on_terminal() -> MutexGuard<'static, Option<ProgressBar>> {
@@ -118,7 +118,7 @@ impl Progress {
     }
 }
 
-/// A writer that counts its bytes.
+/// A writer that counts the bytes that it writes.
 pub(super) struct Counting<'p, W> {
     writer: W,
     progress: &'p mut Progress,

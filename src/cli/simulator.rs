@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Limits::None)]
     limits: Limits,
 
-    /// Share of the calls that fail, 0 to 1: before or after they are carried out
+    /// Share of the calls that fail, 0 to 1; a call fails before or after it is carried out
     #[arg(long, value_name = "P", default_value = "0", value_parser = probability)]
     fail_rate: f64,
 

@@ -30,10 +30,10 @@ pub(super) struct Args {
     /// All devices that IoT Platform refuses
     #[arg(long, conflicts_with = "file")]
     pub(super) refused: bool,
-    /// With --refused: only those of this enrollment
+    /// With --refused: only devices of this enrollment
     #[arg(long, value_name = "NAME", requires = "refused")]
     enrollment: Option<String>,
-    /// With --refused: only those refused with this code, such as NoPermission
+    /// With --refused: only devices refused with this code, such as NoPermission
     #[arg(long, value_name = "CODE", requires = "refused")]
     reason: Option<String>,
 }
