@@ -179,7 +179,7 @@ impl Config {
             .map_err(|problems| anyhow::anyhow!("{}: not a valid configuration: {problems}", path.display()))
     }
 
-    /// Checks a configuration. Relative paths in it start from `folder`.
+    /// Checks a configuration. Relative paths in the configuration start from `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
         Ok(Self::parse_with(text, folder, &[], Secrets::Required)?)
     }
