@@ -221,7 +221,7 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pl
     let mut connection =
         pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)));
     tokio::select! {
-        // An error of a connection concerns only its client, so it is ignored.
+        // An error of a connection concerns only its client, so the error is ignored.
         _ = connection.as_mut() => return,
         () = sleep(LONGEST) => connection.as_mut().graceful_shutdown(),
     }

@@ -113,7 +113,7 @@ impl Action {
 pub(super) enum Target {
     /// The devices that the filter admits while the job runs.
     Filter(Filter),
-    /// These devices.
+    /// The devices with these IDs.
     List(Arc<[DeviceId]>),
 }
 

@@ -58,7 +58,7 @@ pub(super) enum Stage {
 pub(super) enum Loss {
     /// All places that the connection could have are in use by authenticated requests.
     Full,
-    /// The connection made room for another one.
+    /// The connection was ended to make room for another connection.
     Displaced,
     /// The TLS handshake took too long.
     SlowHandshake,
