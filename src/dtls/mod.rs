@@ -271,8 +271,8 @@ pub struct Hints {
     pub suites: Box<[u16]>,
     /// Length of the client's identity in bytes, if it is longer than 128 bytes.
     pub identity_length: Option<usize>,
-    /// Description code of a fatal alert that was sent in the client's name, by the client
-    /// or anyone else.
+    /// Description code of a fatal alert that came from the client's address. Someone else may
+    /// have sent it, because the alert is not authenticated.
     pub alert: Option<u8>,
 }
 
