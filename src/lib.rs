@@ -28,6 +28,7 @@ pub mod provision;
 pub mod psk;
 pub mod random;
 pub mod rate_limit;
+pub mod recent;
 pub mod registrar;
 pub mod resource;
 pub mod seal;

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 31] = [
+const MAY_USE: [(&str, &[&str]); 32] = [
     (
         "cli",
         &[
@@ -64,6 +64,7 @@ const MAY_USE: [(&str, &[&str]); 31] = [
             "policy",
             "psk",
             "random",
+            "recent",
             "registrar",
             "server",
             "store",
@@ -96,11 +97,13 @@ const MAY_USE: [(&str, &[&str]); 31] = [
             "psk",
             "random",
             "rate_limit",
+            "recent",
             "resource",
             "store",
+            "unix_time",
         ],
     ),
-    ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "unix_time"]),
+    ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
     ("provision", &["device", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),
@@ -114,6 +117,7 @@ const MAY_USE: [(&str, &[&str]); 31] = [
     ("new_file", &["random"]),
     ("seal", &["device"]),
     // The cores `dtls` and `coap` use no other module of the crate.
+    ("recent", &["unix_time"]),
     ("dtls", &[]),
     ("coap", &[]),
     ("device", &[]),

@@ -14,6 +14,7 @@ use crate::{
     device::DeviceId,
     psk::Principal,
     rate_limit::Origin,
+    recent::{Counted, Recent},
     unix_time::{UnixSeconds, unix_now},
 };
 
@@ -105,29 +106,23 @@ impl Equivalent<(DeviceId, Reason)> for Key<'_> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Part {
-    counts: Counts,
-    failures: HashMap<(DeviceId, Reason), Failure, RandomState>,
-    forgotten: u64,
+/// Properties of the last of several requests.
+#[derive(Debug, Clone)]
+struct Details {
+    enrollment: String,
+    origin: Origin,
+    message: String,
 }
 
-impl Part {
-    /// Forgets the older half of the failures.
-    fn make_room(&mut self) {
-        let mut times: Vec<UnixSeconds> = self.failures.values().map(|failure| failure.last).collect();
-        let half = times.len() / 2;
-        let (_, median, _) = times.select_nth_unstable(half);
-        let (median, mut surplus) = (*median, half);
-        let before = self.failures.len();
-        // Many failures may have the same time as the median. Of these, only as many are forgotten
-        // as are needed.
-        self.failures.retain(|_, failure| {
-            let goes = failure.last <= median && surplus > 0;
-            surplus -= usize::from(goes);
-            !goes
-        });
-        self.forgotten += (before - self.failures.len()) as u64;
+#[derive(Debug)]
+struct Part {
+    counts: Counts,
+    failures: Recent<(DeviceId, Reason), Details>,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { counts: Counts::default(), failures: Recent::new(MOST) }
     }
 }
 
@@ -160,33 +155,19 @@ impl Failures {
         let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
         part.counts[reason as usize] += 1;
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
-        if let Some(known) = part.failures.get_mut(&Key(device, reason)) {
-            // The clock may have been set back, and threads that come one after another share a part.
-            (known.first, known.last) = (known.first.min(now), known.last.max(now));
+        let create = || {
+            let (enrollment, message) = (enrollment.to_owned(), message.to_owned());
+            ((device.clone(), reason), Details { enrollment, origin, message })
+        };
+        part.failures.note(now, &Key(device, reason), create, |known| {
             known.origin = origin;
-            known.count += 1;
             if known.enrollment != enrollment {
                 enrollment.clone_into(&mut known.enrollment);
             }
             if known.message != message {
                 message.clone_into(&mut known.message);
             }
-            return;
-        }
-        if part.failures.len() == MOST {
-            part.make_room();
-        }
-        let failure = Failure {
-            device: device.clone(),
-            reason,
-            enrollment: enrollment.to_owned(),
-            origin,
-            message: message.to_owned(),
-            first: now,
-            last: now,
-            count: 1,
-        };
-        part.failures.insert((device.clone(), reason), failure);
+        });
     }
 
     /// Returns the numbers of requests that were not served since the start.
@@ -202,31 +183,33 @@ impl Failures {
     /// Returns the failures since `from`, the latest first, and whether any failures were forgotten
     /// for lack of room. The failures of a device that several threads have seen are added up.
     pub fn since(&self, from: UnixSeconds) -> (Vec<Failure>, bool) {
-        let (mut all, mut forgotten) = (HashMap::<_, Failure, RandomState>::default(), false);
+        let mut all = HashMap::<(DeviceId, Reason), Counted<Details>, RandomState>::default();
+        let mut forgotten = false;
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            forgotten |= part.forgotten > 0;
-            for (key, failure) in part.failures.iter().filter(|(_, failure)| failure.last >= from) {
+            forgotten |= part.failures.has_forgotten();
+            for (key, failure) in part.failures.since(from) {
                 match all.get_mut(key) {
                     Some(known) => known.add(failure),
                     None => _ = all.insert(key.clone(), failure.clone()),
                 }
             }
         }
-        let mut all: Vec<Failure> = all.into_values().collect();
+        let mut all: Vec<Failure> =
+            all.into_iter().map(|((device, reason), counted)| Failure::of(device, reason, counted)).collect();
         all.sort_unstable_by(|a, b| (b.last, &a.device).cmp(&(a.last, &b.device)));
         (all, forgotten)
     }
 
     /// Returns the last remembered failure of a device.
     pub fn last_of(&self, device: &DeviceId) -> Option<Failure> {
-        let keys = Reason::ALL.map(|reason| Key(device, reason));
         let mut last: Option<Failure> = None;
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            for failure in keys.iter().filter_map(|key| part.failures.get(key)) {
-                if last.as_ref().is_none_or(|last| failure.last > last.last) {
-                    last = Some(failure.clone());
+            for reason in Reason::ALL {
+                let Some(counted) = part.failures.get(&Key(device, reason)) else { continue };
+                if last.as_ref().is_none_or(|last| counted.last > last.last) {
+                    last = Some(Failure::of(device.clone(), reason, counted.clone()));
                 }
             }
         }
@@ -235,12 +218,9 @@ impl Failures {
 }
 
 impl Failure {
-    fn add(&mut self, other: &Self) {
-        let (first, count) = (self.first.min(other.first), self.count + other.count);
-        if other.last > self.last {
-            *self = other.clone();
-        }
-        (self.first, self.count) = (first, count);
+    fn of(device: DeviceId, reason: Reason, counted: Counted<Details>) -> Self {
+        let Counted { first, last, count, value: Details { enrollment, origin, message } } = counted;
+        Self { device, reason, enrollment, origin, message, first, last, count }
     }
 }
 

@@ -4,6 +4,7 @@
 //! step, the worker that started it polls it again.
 
 mod datagrams;
+pub mod failed_handshakes;
 mod in_progress;
 mod local;
 pub mod plain;

@@ -19,6 +19,7 @@ use std::{
 
 use super::{
     Services,
+    failed_handshakes::FailedHandshakes,
     in_progress::{InProgress, MAX_TASKS},
     validation::{Sealing, Validation},
 };
@@ -32,6 +33,7 @@ use crate::{
     rate_limit::{Origin, Source},
     resource::{self, Answer},
     store::StoreError,
+    unix_time::unix_now,
 };
 
 /// Maximum number of requests in progress in one session. A device needs only one.
@@ -127,6 +129,8 @@ pub struct Metrics {
     pub completed_by_suite: [AtomicU64; dtls::Suite::ALL.len()],
     /// Failed handshakes by reason, in the order of [`Failure::ALL`].
     pub failed_by_reason: [AtomicU64; Failure::ALL.len()],
+    /// Recent failed handshakes, by identity and reason.
+    pub failed: FailedHandshakes,
     /// Requests answered, by the byte that encodes the response code.
     pub responses: ByByte,
     /// Time from a request's arrival to its answer's departure.
@@ -493,6 +497,8 @@ impl Stack {
                 }
                 Event::HandshakeFailed { peer, identity, reason, hints } => {
                     self.metrics.failed_by_reason[reason as usize].fetch_add(1, Ordering::Relaxed);
+                    let origin = Origin::of(peer.ip());
+                    self.metrics.failed.note(unix_now(), identity.as_deref(), reason, origin);
                     if self.failure_lines.admit(now) {
                         let identity = identity.map(|identity| identity.escape_ascii().to_string());
                         let suites = (!hints.suites.is_empty()).then(|| suites(&hints.suites));

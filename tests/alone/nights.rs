@@ -288,6 +288,10 @@ fn devices_have_the_key_of_another_enrollment_and_strangers_knock() {
     eyes.look(&night, "strangers-list", "/failures?reason=unknown", &["Download the 2 IDs"]);
     eyes.look(&night, "strangers-device", "/device?id=STRANGER-1", &["Not in the table"]);
     eyes.look(&night, "wrong-enrollment-device", "/device?id=LAMP-1", &["another enrollment"]);
+    let words = ["Handshakes that failed", "Wrong key or unknown identity", "1 client, 1 handshake"];
+    eyes.look(&night, "strangers-handshakes", "/handshakes?result=wrong-key&range=hour", &words);
+    assert!(eyes.browser.text().contains("LAMP-2"));
+    eyes.look(&night, "wrong-key-device", "/device?id=LAMP-2", &["Its handshake failed", "compare its key"]);
     // The file can be imported as it is.
     let bearer = format!("Bearer {VIEWER_TOKEN}");
     let file =

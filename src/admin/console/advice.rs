@@ -6,6 +6,7 @@ use maud::{Markup, html};
 
 use super::{
     failures,
+    handshakes::{self, Failed},
     language::Texts,
     page::{Tone, moment},
 };
@@ -35,6 +36,9 @@ pub(super) struct Known<'k> {
     pub(super) history: &'k [AuditEntry],
     /// The device's last request that was not served, if the server remembers one.
     pub(super) failure: Option<&'k Failure>,
+    /// The last failed handshake of a client that claimed to be the device, if the server remembers
+    /// one.
+    pub(super) handshake: Option<&'k Failed>,
     pub(super) now: UnixSeconds,
 }
 
@@ -79,6 +83,13 @@ impl Known<'_> {
         let is_later = |reason| matches!(reason, Unserved::Later | Unserved::TimedOut | Unserved::TooMany);
         let answered = last_answer(self.history).map_or(i64::MIN, |entry| entry.at);
         self.failure.filter(|failure| is_later(failure.reason) && failure.last > answered)
+    }
+
+    /// Returns the last failed handshake of a client that claimed to be the device, unless the
+    /// device has had an answer since.
+    fn failed_handshake(&self) -> Option<&Failed> {
+        let answered = last_answer(self.history).map_or(i64::MIN, |entry| entry.at);
+        self.handshake.filter(|failed| failed.counted.last > answered)
     }
 
     /// Returns advice about the most important problem of the device or, if it has none, about its
@@ -159,13 +170,25 @@ impl Known<'_> {
             return advice(Tone::Warning, "advice-last-refused", t.rich("advice-last-refused-text", values));
         }
         if row.first_issued.is_none() {
+            if let Some(failed) = self.failed_handshake() {
+                let (reason, address) =
+                    (handshakes::sentence(t, failed.reason), failed.counted.value.to_string());
+                let values = [
+                    ("time", moment(failed.counted.last).into()),
+                    ("address", (&address).into()),
+                    ("reason", reason.into()),
+                    ("enrollment", (&row.enrollment).into()),
+                ];
+                return advice(Tone::Warning, "advice-handshake", t.rich("advice-handshake-text", values));
+            }
             if let Some(entry) = last_answer(self.history) {
                 let text = t.rich("advice-came-text", [("time", moment(entry.at).into())]);
                 return advice(Tone::Note, "advice-came", text);
             }
+            let link = html! { a href="/handshakes" { (t.say("handshakes-failed")) } };
             let text = match row.certificate {
-                Some(_) => say("advice-ready-text"),
-                None => say("advice-new-text"),
+                Some(_) => t.rich("advice-ready-text", [("handshakes", link.into())]),
+                None => t.rich("advice-new-text", [("handshakes", link.into())]),
             };
             return advice(Tone::Note, "advice-not-come", text);
         }
@@ -231,7 +254,10 @@ mod tests {
     use crate::{
         admin::console::language::Language,
         device::DeviceId,
+        dtls,
         psk::{Enrollment, Kind},
+        recent::Counted,
+        server::failed_handshakes::Claimed,
         store::{DeviceState, JournalEntry, audit::Asker},
     };
 
@@ -261,6 +287,7 @@ mod tests {
         claim: Option<ClaimView>,
         history: Vec<AuditEntry>,
         failure: Option<Failure>,
+        handshake: Option<Failed>,
     }
 
     fn case(row: DeviceRow) -> Case {
@@ -271,6 +298,7 @@ mod tests {
             claim: None,
             history: Vec::new(),
             failure: None,
+            handshake: None,
         }
     }
 
@@ -284,6 +312,7 @@ mod tests {
                 claim: self.claim.as_ref(),
                 history: &self.history,
                 failure: self.failure.as_ref(),
+                handshake: self.handshake.as_ref(),
                 now: 200,
             };
             known.advice(Texts(Language::English))
@@ -346,6 +375,29 @@ mod tests {
             last: 190,
             count: 3,
         }
+    }
+
+    #[test]
+    fn a_failed_handshake_explains_why_a_device_has_no_certificate() {
+        let counted = Counted { first: 150, last: 190, count: 2, value: failure(Unserved::Later).origin };
+        let claimed = Claimed::Identity("SN-1".into());
+        let failed = || {
+            Some(Failed {
+                claimed: claimed.clone(),
+                reason: dtls::Failure::WrongKey,
+                counted: counted.clone(),
+            })
+        };
+        let case_of = |row, history| Case { handshake: failed(), history, ..case(row) };
+        let new = case_of(row(), Vec::new());
+        new.is(Tone::Warning, "advice-handshake");
+        new.says("Wrong key");
+        new.says("192.0.2.1");
+        let asked = |at| vec![answer(AuditEvent::Issued, at, "plug", "a1/SN-1")];
+        case_of(row(), asked(189)).is(Tone::Warning, "advice-handshake");
+        case_of(row(), asked(190)).is(Tone::Note, "advice-came");
+        // Anybody can claim an identity, so it says nothing about a device that has its certificate.
+        case_of(with_certificate(), Vec::new()).is(Tone::Good, "advice-has-it");
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub(super) fn draw(
                 }
                 line.grid x1="0" x2=(WIDTH) y1=(HEIGHT / 2) y2=(HEIGHT / 2) {}
                 @if started > begin {
-                    @let x = ((started - begin) * WIDTH as i64 / range.seconds()).clamp(0, WIDTH as i64);
+                    @let x = ((started - begin) * WIDTH as i64 / range.seconds()).clamp(0, (first * step) as i64);
                     line.start x1=(x) x2=(x) y1="0" y2=(HEIGHT) {}
                 }
                 @for (index, bar) in bars.iter().take(range.bars()).enumerate() {

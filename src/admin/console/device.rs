@@ -19,7 +19,9 @@ use super::{
     bulk,
     conditions::Conditions,
     devices::{link, pill},
-    failures, history,
+    failures,
+    handshakes::{self, Failed},
+    history,
     language::Texts,
     page::{self, Frame, Tone, moment},
     plain, wants_json,
@@ -59,6 +61,8 @@ struct Device {
     stopped: Option<String>,
     /// The device's last request that was not served.
     failure: Option<Failure>,
+    /// The last failed handshake of a client that claimed to be the device.
+    handshake: Option<Failed>,
 }
 
 impl Device {
@@ -71,11 +75,12 @@ impl Device {
         let enrolled = shared.enrollments().into_iter().find(|enrolled| enrolled.name == row.enrollment);
         let stopped = shared.sources.registrar.stopped(&row.product_key);
         let failure = shared.sources.failures.last_of(&row.id);
-        Ok(Self { row, claim, history, imports, enrolled, stopped, failure })
+        let handshake = handshakes::last_of(shared, &row.id);
+        Ok(Self { row, claim, history, imports, enrolled, stopped, failure, handshake })
     }
 
     fn advice(&self, t: Texts) -> advice::Advice {
-        let Self { row, claim, history, enrolled, stopped, failure, .. } = self;
+        let Self { row, claim, history, enrolled, stopped, failure, handshake, .. } = self;
         let known = Known {
             row,
             enrolled: enrolled.as_ref(),
@@ -83,6 +88,7 @@ impl Device {
             claim: claim.as_ref(),
             history,
             failure: failure.as_ref(),
+            handshake: handshake.as_ref(),
             now: unix_now(),
         };
         known.advice(t)

@@ -11,6 +11,7 @@ mod device;
 mod devices;
 mod enrollments;
 mod failures;
+mod handshakes;
 mod history;
 mod import;
 mod imports;
@@ -81,6 +82,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/", get(overview::show))
         .route("/live", get(overview::live))
         .route("/failures", get(failures::show))
+        .route("/handshakes", get(handshakes::show))
         .route("/failures.csv", get(failures::download))
         .route("/devices", get(devices::search))
         .route("/devices/bulk", get(bulk::preview).post(bulk::confirm))

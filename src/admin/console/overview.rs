@@ -366,7 +366,9 @@ impl<'c> Shown<'c> {
         html! {
             p {
                 @for id in &concern.ids { a.id href=(devices::link(id)) { (id) } " " }
-                a href=(link) { (t.say("show-concerned")) }
+                a href=(link) {
+                    (t.say(if link.starts_with("/handshakes") { "show-handshakes" } else { "show-concerned" }))
+                }
             }
         }
     }
@@ -450,9 +452,27 @@ const RESULTS: [Counted; 10] = [
 /// Results of handshakes.
 const HANDSHAKES: [Counted; 4] = [
     Counted { kind: Kind::Handshake, name: "handshake-completed", code: "", link: "", always: true },
-    Counted { kind: Kind::WrongKey, name: "handshake-wrong-key", code: "", link: "", always: true },
-    Counted { kind: Kind::Silent, name: "handshake-silent", code: "", link: "", always: true },
-    Counted { kind: Kind::OtherHandshake, name: "handshake-other", code: "", link: "", always: true },
+    Counted {
+        kind: Kind::WrongKey,
+        name: "handshake-wrong-key",
+        code: "",
+        link: "/handshakes?result=wrong-key",
+        always: true,
+    },
+    Counted {
+        kind: Kind::Silent,
+        name: "handshake-silent",
+        code: "",
+        link: "/handshakes?result=silent",
+        always: true,
+    },
+    Counted {
+        kind: Kind::OtherHandshake,
+        name: "handshake-other",
+        code: "",
+        link: "/handshakes?result=other",
+        always: true,
+    },
 ];
 
 /// Renders the number and share of each kind of event in a range.

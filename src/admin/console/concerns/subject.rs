@@ -182,6 +182,9 @@ impl Subject {
             | Self::DatabaseWrites
             | Self::Queue
             | Self::NotBack => "/failures?reason=waiting&range=hour",
+            Self::WrongKey => "/handshakes?result=wrong-key&range=hour",
+            Self::SilentClients => "/handshakes?result=silent&range=hour",
+            Self::OtherHandshakes => "/handshakes?result=other&range=hour",
             _ => return None,
         })
     }

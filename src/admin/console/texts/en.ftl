@@ -268,8 +268,8 @@ advice-came-text = The device last had an answer at {$time}, and has not fetched
 advice-later = Is asked to try again later
 advice-later-text = At {$time} the device asked, and the answer was: {$answer}. It tries again by itself. If this goes on, the overview says why.
 advice-not-come = Has not come yet
-advice-new-text = This device is in the table, and no request of it is known. Its first request registers it at IoT Platform. If it should have come: is it powered on, can it reach this server, and does it have the right key? The log shows failed handshakes, by identity.
-advice-ready-text = Its certificate is ready, and no request of the device is known. If it should have come: is it powered on, can it reach this server, and does it have the right key? The log shows failed handshakes, by identity.
+advice-new-text = This device is in the table, and no request of it is known. Its first request registers it at IoT Platform. If it should have come: is it powered on, can it reach this server, and does it have the right key? {$handshakes}
+advice-ready-text = Its certificate is ready, and no request of the device is known. If it should have come: is it powered on, can it reach this server, and does it have the right key? {$handshakes}
 advice-well = All is well
 advice-well-text = This device has fetched its certificate and has signed in at IoT Platform. There is nothing to do.
 advice-has-it = Has its certificate
@@ -353,6 +353,7 @@ label-cause = Cause:
 label-said = Message:
 label-remedy = What to do:
 show-concerned = Show the affected devices
+show-handshakes = Show identities and addresses
 fact-since = since {$time}
 fact-since-or-earlier = since {$time} or earlier
 fact-at = at {$time}
@@ -446,6 +447,18 @@ column-requests = Requests
 failures-imported-since = Imported since
 failures-served-since = Served since
 failures-mended-since = No longer the case
+handshakes-failed = Handshakes that failed
+handshakes-counts = { $clients ->
+    [one] {$clients} client
+   *[other] {$clients} clients
+}, { $handshakes ->
+    [one] {$handshakes} handshake
+   *[other] {$handshakes} handshakes
+}
+handshakes-hint = A client claims its identity before it proves its key, so anybody can claim any identity.
+handshakes-forgotten = So many handshakes failed that the earliest are no longer listed.
+column-identity = Identity
+column-handshakes = Handshakes
 
 ## Concerns
 
@@ -514,7 +527,9 @@ wrong-key = { $times ->
    *[other] {$times} handshakes failed because of a wrong key
 }
 wrong-key-cause = Devices have another key than the table or the configuration, or an unknown identity; or a stranger tries keys.
-wrong-key-remedy = The log (journalctl -u certdist) names identity and address of each. Compare the key in the firmware with the enrollment, and import individual keys again.
+wrong-key-remedy = The link below shows identity and address of each. Compare the key in the firmware with the enrollment, and import individual keys again.
+advice-handshake = Its handshake failed
+advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, compare its key with that of enrollment {$enrollment}.
 guessing = Somebody tries device IDs
 guessing-cause = A client with a shared key asks for one ID after another that it may not have. It is slowed down, and others are served.
 guessing-remedy = The link below shows the IDs and addresses. If it is no test of yours, change the shared key, and block the address.
