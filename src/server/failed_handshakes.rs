@@ -15,6 +15,10 @@ use crate::{
 /// Maximum number of pairs of an identity and a reason that each worker remembers.
 const MOST: usize = 2048;
 
+/// Maximum length of a remembered identity, in characters. Identities that differ only beyond it are
+/// counted together.
+const MAX_IDENTITY: usize = 128;
+
 /// Client of a failed handshake: the identity that it claimed, or its origin if the handshake ended
 /// before it claimed one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,7 +53,11 @@ impl FailedHandshakes {
     /// Notes a failed handshake of a client that claimed `identity`, if it claimed one.
     pub fn note(&self, now: UnixSeconds, identity: Option<&[u8]>, reason: Failure, origin: Origin) {
         let claimed = match identity {
-            Some(identity) => Claimed::Identity(identity.escape_ascii().to_string().into()),
+            Some(identity) => {
+                let mut text = identity.escape_ascii().to_string();
+                text.truncate(MAX_IDENTITY);
+                Claimed::Identity(text.into())
+            }
             None => Claimed::Origin(origin),
         };
         let key = (claimed.clone(), reason);
@@ -90,6 +98,7 @@ mod tests {
         failed.note(40, None, Failure::TimedOut, origin(3));
         failed.note(50, None, Failure::TimedOut, origin(4));
         failed.note(60, Some(b"\xff\n\xe2\x80\xae"), Failure::WrongKey, origin(5));
+        failed.note(70, Some(&[0xff; 128]), Failure::WrongKey, origin(6));
         let mut seen = Vec::new();
         let forgotten = failed.since(20, |claimed, reason, counted| {
             seen.push((claimed.clone(), reason, counted.count, counted.last, counted.value));
@@ -105,6 +114,7 @@ mod tests {
                 (Claimed::Origin(origin(3)), Failure::TimedOut, 1, 40, origin(3)),
                 (Claimed::Origin(origin(4)), Failure::TimedOut, 1, 50, origin(4)),
                 (identity("\\xff\\n\\xe2\\x80\\xae"), Failure::WrongKey, 1, 60, origin(5)),
+                (identity(&"\\xff".repeat(32)), Failure::WrongKey, 1, 70, origin(6)),
             ]
         );
     }
