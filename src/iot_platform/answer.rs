@@ -216,8 +216,9 @@ fn seconds(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
-/// Shortens a message to one line for the log: at most [`MAX_MESSAGE`] characters, without control
-/// characters, and without any of `secrets`.
+/// Shortens a message to one line for the log and the console: at most [`MAX_MESSAGE`] characters,
+/// without control characters, without characters that change the direction of the text around
+/// them, and without any of `secrets`.
 ///
 /// In one error, the gateway repeats the string that it expected to be signed. This string contains
 /// the security token in a form that is percent-encoded twice. A search for the token would not
@@ -234,7 +235,11 @@ pub fn sanitized(message: &str, secrets: &[&str]) -> String {
         message = message.replace(&once, "…");
     }
     let mut line = String::new();
-    for word in message.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+    let is_left_out = |c: char| {
+        let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        c.is_whitespace() || c.is_control() || turns
+    };
+    for word in message.split(is_left_out).filter(|word| !word.is_empty()) {
         if !line.is_empty() {
             line.push(' ');
         }
@@ -455,6 +460,7 @@ mod tests {
     #[test]
     fn a_message_is_one_bounded_line() {
         assert_eq!(sanitized(" two\r\n lines\tand\u{7}a bell ", &[]), "two lines and a bell");
+        assert_eq!(sanitized("no \u{202E}such\u{2066}device", &[]), "no such device");
         let long = sanitized(&"é".repeat(1000), &[]);
         assert_eq!(long.chars().count(), MAX_MESSAGE);
         assert!(long.ends_with('…'));
