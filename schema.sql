@@ -164,7 +164,8 @@ CREATE TABLE registration_claim (
     -- The process that registers the device. If NULL, or without a row in registration_owner: the
     -- claim is abandoned, and any process may continue.
     owner        INTEGER,
-    -- 1: IoT Platform may have been asked to create the device.
+    -- 0: IoT Platform was not asked to create the device. It may have been asked:
+    -- 1: by the owner; 2: by an owner before it; 3: only in the batch.
     asked        INTEGER NOT NULL DEFAULT 1
 ) STRICT, WITHOUT ROWID;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 pub use self::batch::{read_apply_id, read_devices, read_page, read_progress};
 
-use super::{ApiError, CloudDevice, ErrorClass};
+use super::{ApiError, CloudDevice, ErrorClass, NONCE_USED};
 use crate::device::{Certificate, MAX_DEVICE_NAME, Secret};
 
 /// Code for a response that is not a valid answer of the API, for example because it is HTML, is
@@ -75,7 +75,7 @@ pub fn classify(status: u16, code: Option<&str>) -> ErrorClass {
         (Some("iot.device.AlreadyExistedDeviceName"), _) => Exists,
         (Some("iot.device.NotExistedDevice" | "iot.device.DeviceApplyIsNotFound"), _) => NotFound,
 
-        (Some("SignatureNonceUsed" | "InvalidTimeStamp.Expired"), _) => SignAgain,
+        (Some(NONCE_USED | "InvalidTimeStamp.Expired"), _) => SignAgain,
 
         (Some(code), _) if is_or_begins(code, "Throttling") => Throttled,
 

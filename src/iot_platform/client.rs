@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::{
-    Action, ApiError, ErrorClass,
+    Action, ApiError, ErrorClass, NONCE_USED,
     answer::{self, NOT_AN_ANSWER},
     credentials::Holder,
     http,
@@ -197,9 +197,16 @@ impl Client {
                 error_code = error.code,
                 "IoT Platform refused a call"
             );
-            if !self.may_repeat(&error, &answer, &mut repeated) {
-                return Err(without_secrets(error, &answer.credentials));
+            if self.may_repeat(&error, &answer, &mut repeated) {
+                continue;
             }
+            // If an intermediary has sent the call twice, the first copy may have created the device.
+            // "Exists" would deny this, so the caller gets the refusal of the second copy.
+            let error = match repeated.nonce_used.take() {
+                Some(refused) if error.class == ErrorClass::Exists => refused,
+                _ => error,
+            };
+            return Err(without_secrets(error, &answer.credentials));
         }
     }
 
@@ -208,6 +215,9 @@ impl Client {
     fn may_repeat(&self, error: &ApiError, answer: &Answer, repeated: &mut Repeated) -> bool {
         if error.class == ErrorClass::SignAgain && !repeated.signed {
             repeated.signed = true;
+            if error.code == NONCE_USED {
+                repeated.nonce_used = Some(without_secrets(error.clone(), &answer.credentials));
+            }
             if error.code == "InvalidTimeStamp.Expired" {
                 self.correct_clock(answer.date);
             }
@@ -331,6 +341,8 @@ fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {
 struct Repeated {
     /// Set after a refused nonce or timestamp.
     signed: bool,
+    /// The refusal of a nonce.
+    nonce_used: Option<ApiError>,
     /// Set after an expired token.
     renewed: bool,
 }

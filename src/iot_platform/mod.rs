@@ -174,15 +174,17 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// Returns whether this call, or an earlier call for the same target, may have been carried
-    /// out.
+    /// Returns whether the call may have been carried out although it failed.
     pub fn may_be_done(&self) -> bool {
         match self.class {
-            ErrorClass::Exists | ErrorClass::TimedOut | ErrorClass::Unknown => true,
+            ErrorClass::TimedOut | ErrorClass::Unknown => true,
             ErrorClass::TryAgain => self.code != NOT_SENT,
-            ErrorClass::NotFound
+            // No two calls of certdist have the same nonce, so another copy of this call has arrived
+            // before.
+            ErrorClass::SignAgain => self.code == NONCE_USED,
+            ErrorClass::Exists
+            | ErrorClass::NotFound
             | ErrorClass::Throttled
-            | ErrorClass::SignAgain
             | ErrorClass::Operator
             | ErrorClass::Device => false,
         }
@@ -191,6 +193,8 @@ impl ApiError {
 
 /// Code of an [`ApiError`] for a call that never left this machine.
 pub const NOT_SENT: &str = "NoConnection";
+/// Code of the cloud for a call whose nonce it has seen before.
+pub const NONCE_USED: &str = "SignatureNonceUsed";
 
 /// Actions that the registrar calls. [`client::Client`] calls the real cloud.
 pub trait IotPlatform: Send + Sync + 'static {

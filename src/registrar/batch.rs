@@ -3,7 +3,11 @@
 //! one by one. The batch is written to the journal before it creates any device, so that it can
 //! continue after a crash.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::join_all, stream};
 use tokio::time::Instant;
@@ -47,6 +51,24 @@ impl Batch {
 
     fn take(&mut self, names: &[String]) -> Vec<Registration> {
         names.iter().filter_map(|name| self.registrations.remove(name)).collect()
+    }
+
+    /// Notes that the cloud may have begun to create the devices, by a call that was sent at the time
+    /// `left`.
+    fn may_be_begun(&mut self, left: Instant) {
+        self.registrations.values_mut().for_each(|registration| registration.may_be_in_batch(left));
+    }
+
+    /// Notes the devices that the batch has not created, according to its result. If the result does
+    /// not mention a device, the batch may have created it.
+    fn were_not_created(&mut self, result: &BatchProgress) {
+        let valid: HashSet<&String> = result.valid.iter().collect();
+        let invalid: HashSet<&String> = result.invalid.iter().collect();
+        for (name, registration) in &mut self.registrations {
+            if invalid.contains(name) || (!valid.is_empty() && !valid.contains(name)) {
+                registration.is_not_in_batch();
+            }
+        }
     }
 }
 
@@ -191,9 +213,6 @@ impl Registrar {
         mut apply_id: ApplyId,
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
-        // From this point, the cloud may have created any of the devices.
-        let left = Instant::now();
-        batch.registrations.values_mut().for_each(|registration| registration.may_have_asked(left));
         for attempt in 1..=self.config.max_attempts.max(1) {
             let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
             if progress.status == BatchStatus::CheckSuccess {
@@ -201,7 +220,11 @@ impl Registrar {
                 // the loop queries the status, which shows whether the creation has begun.
                 self.turn(Action::BatchRegisterDeviceWithApplyId).await?;
                 let left = Instant::now();
-                match self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await {
+                let begun = self.cloud.batch_register_device_with_apply_id(&product_key, apply_id).await;
+                if begun.as_ref().err().is_none_or(ApiError::may_be_done) {
+                    batch.may_be_begun(left);
+                }
+                match begun {
                     // The cloud's documentation has examples that return the same apply ID, and
                     // examples that return a new one.
                     Ok(created) if created != apply_id => {
@@ -224,16 +247,23 @@ impl Registrar {
             }
             match progress.status {
                 BatchStatus::CreateSuccess | BatchStatus::CreateFailed => {
-                    self.fetch(batch, apply_id).await?;
                     // If a name passed the check but was not created, another user of the cloud has
                     // taken it since the check.
+                    batch.were_not_created(&progress);
+                    self.fetch(batch, apply_id).await?;
                     let names = batch.names();
                     let left = batch.take(&names);
                     self.look_up(&product_key, left).await;
                     return Ok(());
                 }
                 BatchStatus::CheckSuccess => {}
-                other => return Err(abandoned(&format!("it ended with {}", other.name()))),
+                other => {
+                    if other == BatchStatus::CheckFailed {
+                        // The cloud creates no device of a batch whose check has failed.
+                        batch.registrations.values_mut().for_each(Registration::is_not_in_batch);
+                    }
+                    return Err(abandoned(&format!("it ended with {}", other.name())));
+                }
             }
         }
         Err(abandoned("its devices were not created"))

@@ -10,7 +10,7 @@ use crate::{
     device::DeviceId,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
-        Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
+        AskedBy, Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
         claim::{ClaimTime, Claimed, Settlement},
         unix_now,
     },
@@ -20,8 +20,10 @@ use crate::{
 const MAX_UNKNOWN: u32 = 3;
 
 /// Tolerated difference, in seconds, when a device's creation time is compared with the time of the
-/// first request for it. Both are times of the cloud's clock. This clock is known only to the
-/// second, and an answer takes a moment to arrive.
+/// first call that may have created it. Both are times of the cloud's clock. The creation time is
+/// rounded down by less than a second, and the time of the call is at most a second too late,
+/// because it is the difference of two whole seconds. So a device of ours seems older than its call
+/// by less than two seconds, which is one whole second at most.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
 /// Number of attempts to claim a device while the store is busy. The number is small: the cloud has
@@ -32,12 +34,12 @@ pub(super) const CLAIM_ATTEMPTS: u32 = 3;
 const FIRST_HELD_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(10);
 
-/// Earliest time at which the cloud may have been asked to create a device.
+/// Time of the first call without a definite answer, which may have created the device.
 #[derive(Debug, Clone, Copy)]
 enum Since {
     /// The time that is stored in the claim of an earlier registration.
     Claim(Claim),
-    /// The time at which this process sent its first call that may have been carried out.
+    /// The time at which this process sent the call.
     Call(Instant),
 }
 
@@ -51,8 +53,11 @@ pub(super) struct Registration {
     /// Set if the registration was claimed in a batch but continues without it. The registration
     /// must then be claimed again before its call.
     has_left_batch: bool,
-    /// Earliest time of a call that may have created the device; `None` if there was no such call.
+    /// First call that may have created the device; `None` if each call so far has definitely not
+    /// created it.
     asked: Option<Since>,
+    /// Set if the only such call is that of the batch in progress, whose result is still to come.
+    asked_in_batch: bool,
     /// Set if the name exists at IoT Platform, so that the device's certificate must be looked up.
     exists: bool,
     /// Number of calls so far, and the time at which the last call was sent.
@@ -82,6 +87,7 @@ impl Registration {
             claim: None,
             has_left_batch: false,
             asked: None,
+            asked_in_batch: false,
             exists: false,
             attempts: 0,
             left: Instant::now(),
@@ -93,21 +99,35 @@ impl Registration {
     /// Creates a registration that was taken over together with its batch and its claim. The cloud
     /// may already have created the device.
     pub(super) fn resumed(entry: JournalEntry, claim: Claim) -> Self {
-        Self { claim: Some(claim), asked: Some(Since::Claim(claim)), ..Self::new(entry) }
+        Self {
+            claim: Some(claim),
+            asked: Some(Since::Claim(claim)),
+            asked_in_batch: claim.asked_by == AskedBy::Nobody,
+            ..Self::new(entry)
+        }
     }
 
     /// Notes the claim that the store returned.
     pub(super) fn claimed(&mut self, claim: Claim) {
-        if claim.earlier {
+        let may_be_asked = match claim.asked_by {
+            AskedBy::Nobody => false,
+            // If this registration had the claim before, it knows about its own calls. Otherwise, the
+            // calls are those of a former registration, whose claim could not be given up.
+            AskedBy::Caller => self.claim.is_none(),
+            AskedBy::Other => true,
+        };
+        if may_be_asked {
             self.asked.get_or_insert(Since::Claim(claim));
         }
         self.claim = Some(claim);
         self.has_left_batch = false;
     }
 
-    /// Notes that the registration continues outside its batch.
+    /// Notes that the registration continues outside its batch. If the batch's result is unknown, the
+    /// batch may have created the device.
     pub(super) fn leave_batch(&mut self) {
         self.has_left_batch = true;
+        self.asked_in_batch = false;
     }
 
     /// Returns whether this process has the claim.
@@ -120,8 +140,24 @@ impl Registration {
         self.asked.get_or_insert(Since::Call(left));
     }
 
+    /// Notes that the batch of this registration was begun at the time `left`.
+    pub(super) fn may_be_in_batch(&mut self, left: Instant) {
+        if self.asked.is_none() {
+            self.asked = Some(Since::Call(left));
+            self.asked_in_batch = true;
+        }
+    }
+
+    /// Notes that the batch has not created the device, as its result says.
+    pub(super) fn is_not_in_batch(&mut self) {
+        if std::mem::take(&mut self.asked_in_batch) {
+            self.asked = None;
+        }
+    }
+
     /// Returns whether certdist may have created an existing device. This is so if a call for the
-    /// device may have been carried out and the device is not older than the first such call.
+    /// device may have been carried out and the device is not older than the first such call. An
+    /// answer that a name exists shows that its call was not carried out.
     /// `cloud_now` is the current time of the cloud's clock, and `offset` is the difference between
     /// the cloud's clock and this machine's clock.
     pub(super) fn may_be_ours(

@@ -128,11 +128,12 @@ pub trait Claims: Send + Sync + 'static {
     /// Claims the registration of a device, durably, before IoT Platform is called for it. The
     /// answer says whether the caller has the claim and, if not, why.
     ///
-    /// The new journal entry replaces an existing entry of the device. The new entry keeps the time
-    /// of the existing entry if both have the same product and name and IoT Platform may have been
-    /// called for the device. A claim outside a batch also notes that IoT Platform may have been
-    /// called, because the caller makes this call next. The next process that claims the device
-    /// then knows that the device may exist at IoT Platform.
+    /// The new journal entry replaces an existing entry of the device. It keeps the time of the
+    /// existing entry if both have the same product and name and IoT Platform may have been called
+    /// for the device. A claim outside a batch also notes that IoT Platform may have been called,
+    /// because the caller calls it next. The next process that claims the device then knows that
+    /// the device may exist at IoT Platform. The answer tells calls of the caller from those of an
+    /// owner before it.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -182,7 +183,8 @@ pub trait Claims: Send + Sync + 'static {
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, together with their
-    /// abandoned claims. Removes abandoned batches that have no `ApplyId`. The claims of a removed
+    /// abandoned claims. The answer says for each claim whether IoT Platform may have been called for
+    /// the device besides in the batch. Removes abandoned batches that have no `ApplyId`. The claims of a removed
     /// batch stay, as claims outside a batch.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 

@@ -233,9 +233,22 @@ pub struct Claim {
     /// Seconds to add to `since` to get the cloud's time; `None` if the process did not know the
     /// cloud's time.
     pub cloud_offset: Option<i64>,
-    /// Set if the entry existed before this claim and the cloud may have been asked for the device,
-    /// so an earlier call may have created the device.
-    pub earlier: bool,
+    /// Owner that may have asked the cloud for the device before this claim.
+    pub asked_by: AskedBy,
+}
+
+/// Owner that may have asked the cloud to create a device before a claim. If there is one, its call
+/// may have created the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskedBy {
+    /// None. If the claim was taken over together with a batch, only the batch itself may have
+    /// asked.
+    Nobody,
+    /// Only the caller, which had the claim before. It knows better than the store whether it has
+    /// asked.
+    Caller,
+    /// An owner before the caller.
+    Other,
 }
 
 /// Random number that identifies a batch in the journal.

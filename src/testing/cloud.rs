@@ -31,6 +31,8 @@ pub(crate) enum Scripted {
     RefuseWith(&'static str),
     /// The device is created, but the answer is lost.
     CreateAndLose(ErrorClass),
+    /// The device is created, but the call is refused with this `Code`.
+    CreateAndRefuseWith(&'static str),
     /// The call succeeds after this time.
     Slow(Duration),
 }
@@ -60,6 +62,7 @@ impl Fates {
                 Some(Scripted::Refuse(class)) => (Fate::Fails(error(class)), Duration::ZERO),
                 Some(Scripted::RefuseWith(code)) => (Fate::Fails(refused(code)), Duration::ZERO),
                 Some(Scripted::CreateAndLose(class)) => (Fate::IsLost(error(class)), Duration::ZERO),
+                Some(Scripted::CreateAndRefuseWith(code)) => (Fate::IsLost(refused(code)), Duration::ZERO),
                 Some(Scripted::Slow(time)) => (Fate::Succeeds, time),
                 None => (Fate::Succeeds, Duration::ZERO),
             },

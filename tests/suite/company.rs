@@ -144,6 +144,44 @@ fn a_server_goes_on_with_what_a_killed_run_has_left() {
 }
 
 #[test]
+fn two_tables_never_share_a_certificate() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&["--latency", "20ms", "--batch-delay", "1s"]);
+    // The two sites use one account, and each has a table of its own with the same devices. The first
+    // site has a server, too, for which some devices are enough.
+    let sites = [(); 2].map(|()| site(&simulator, 200));
+    let server = sites[0].serve();
+    let runs = sites.each_ref().map(|site| spawn(&mut site.certdist(&["register"])));
+    let address = server.address.to_string();
+    for number in [1, 50, 100] {
+        let device = format!("PAR{number:05}");
+        let arguments = ["device-sim", "--server", &address, "--identity", "plug", "--sn", &device];
+        let asked = sites[0].certdist(&arguments).env("CERTDIST_DEVICE_PSK", KEY).output().expect("it runs");
+        assert!(asked.status.code().is_some(), "{}", stderr(&asked));
+    }
+    for run in runs {
+        let output = run.wait_with_output().expect("it ended");
+        assert!(stdout(&output).contains(" registered, "), "{}", stderr(&output));
+    }
+    let registered = "deviceSecret IS NOT NULL";
+    let counts = sites.each_ref().map(|site| count(site, registered));
+    assert_eq!(counts[0] + counts[1], 200, "{counts:?}");
+    for site in &sites {
+        let refused = count(site, "refusal LIKE 'NameIsTaken%'");
+        assert_eq!(count(site, registered) + refused, 200);
+    }
+    let both = format!(
+        "ATTACH '{}' AS other; ",
+        sites[1].path("certdist.db").to_str().expect("a path without odd characters")
+    );
+    let table = table(&sites[0]);
+    table.execute_batch(&both).expect("attached");
+    let sql = "SELECT count(*) FROM device_table one JOIN other.device_table USING (deviceSecret)";
+    assert_eq!(table.query_row(sql, (), |row| row.get::<_, u32>(0)).expect("a number"), 0);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
 fn a_device_that_is_disabled_during_its_registration_gets_no_certificate() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&["--latency", "2500ms"]);

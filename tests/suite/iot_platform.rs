@@ -251,6 +251,21 @@ async fn a_used_nonce_is_replaced_once_by_the_client_itself() {
 }
 
 #[tokio::test]
+async fn a_call_that_arrived_twice_may_have_created_the_device() {
+    let (simulator, client) = cloud().await;
+    // An intermediary sends the call twice, and the client gets the refusal of the second copy.
+    let fault = Fault::gateway(400, "SignatureNonceUsed").after_carrying_out();
+    simulator.script(Action::RegisterDevice, fault);
+    let error = register_error(&client).await;
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::SignAgain, "SignatureNonceUsed"));
+    assert!(error.may_be_done());
+    // The answer to a call that arrived once says the truth.
+    let error = register_error(&client).await;
+    assert_eq!(error.class, ErrorClass::Exists);
+    assert!(!error.may_be_done());
+}
+
+#[tokio::test]
 async fn each_failure_has_its_class() {
     let (simulator, client) = cloud().await;
     for (fault, class, code) in [

@@ -8,7 +8,7 @@ use super::{
     registration, row, with_certificate,
 };
 use crate::store::{
-    Bulk, Claim, DeviceRow, DeviceState, ImportRow, OpenBatch, Store, StoreError,
+    AskedBy, Bulk, Claim, DeviceRow, DeviceState, ImportRow, JournalEntry, OpenBatch, Store, StoreError,
     audit::AuditEvent,
     claim::{Beat, ClaimTime, Claimed, Settlement},
     turn::Turn,
@@ -42,17 +42,22 @@ fn open_entries(store: &impl Store) -> usize {
 fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let first = yours(claim(store, 1, "SN-1"));
-    assert!(!first.earlier);
+    assert_eq!(first.asked_by, AskedBy::Nobody);
     assert_eq!(claim(store, 2, "SN-1"), Claimed::Held);
-    assert_eq!(yours(claim(store, 1, "SN-1")), Claim { earlier: true, ..first });
+    assert_eq!(yours(claim(store, 1, "SN-1")), Claim { asked_by: AskedBy::Caller, ..first });
 
     now(store.release_claim(2, &id("SN-1"), false)).unwrap();
     assert_eq!(claim(store, 2, "SN-1"), Claimed::Held, "only its owner can release it");
     now(store.release_claim(1, &id("SN-1"), true)).unwrap();
-    assert_eq!(yours(claim(store, 2, "SN-1")), Claim { earlier: true, ..first });
+    for _ in 0..2 {
+        assert_eq!(yours(claim(store, 2, "SN-1")), Claim { asked_by: AskedBy::Other, ..first });
+    }
     now(store.release_claim(2, &id("SN-1"), false)).unwrap();
     assert_eq!(open_entries(store), 0);
-    assert!(!yours(claim(store, 1, "SN-1")).earlier);
+    assert_eq!(yours(claim(store, 1, "SN-1")).asked_by, AskedBy::Nobody);
+    // A claim that was given up may have been used for a call, even if its former owner claims again.
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    assert_eq!(yours(claim(store, 1, "SN-1")).asked_by, AskedBy::Other);
 }
 
 /// A repeated `claim` keeps the time and the cloud offset of the first `claim`.
@@ -75,8 +80,8 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     for device in ["SN-1", "SN-2", "SN-5", "SN-9"] {
         assert_eq!(claim(store, 1, device), Claimed::NotWanted, "{device}");
     }
-    let other_product = crate::store::JournalEntry { product_key: "a1plug".into(), ..entry("SN-3") };
-    let other_name = crate::store::JournalEntry { device_name: "another".into(), ..entry("SN-3") };
+    let other_product = JournalEntry { product_key: "a1plug".into(), ..entry("SN-3") };
+    let other_name = JournalEntry { device_name: "another".into(), ..entry("SN-3") };
     for entry in [other_product, other_name] {
         assert_eq!(now(store.claim(&owner(1), &entry, NOW)).unwrap(), Claimed::NotWanted);
     }
@@ -106,7 +111,7 @@ fn a_disabled_device_keeps_its_abandoned_claim(store: &(impl Store + Bulk)) {
     now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
     assert_eq!(claim(store, 2, "SN-1"), Claimed::NotWanted);
     now(store.set_state(&id("SN-1"), DeviceState::Enabled, &by())).unwrap();
-    assert_eq!(yours(claim(store, 2, "SN-1")), Claim { earlier: true, ..first });
+    assert_eq!(yours(claim(store, 2, "SN-1")), Claim { asked_by: AskedBy::Other, ..first });
 }
 
 /// `settle` stores the certificate, ends the claim and writes an audit entry.
@@ -227,7 +232,7 @@ fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     assert!(now(store.fence(second)).unwrap());
     assert!(!now(store.fence(second)).unwrap(), "once");
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-1")]);
-    assert!(yours(claim(store, 2, "SN-1")).earlier);
+    assert_eq!(yours(claim(store, 2, "SN-1")).asked_by, AskedBy::Other);
     let answer = settle(store, 1, "SN-1", &registered("SN-1", "s3cret"));
     assert!(matches!(answer, Err(StoreError::Fenced)), "{answer:?}");
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
@@ -301,7 +306,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     else {
         panic!("{claimed:?}")
     };
-    assert!(!first.earlier && !second.earlier);
+    assert_eq!([first.asked_by, second.asked_by], [AskedBy::Nobody; 2]);
     let open = now(store.open_entries()).unwrap();
     let in_batch = open.iter().filter(|open| open.batch == Some(77)).count();
     assert_eq!((open.len(), in_batch), (3, 2));
@@ -343,10 +348,25 @@ fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-2")], NOW)).unwrap();
     now(store.set_apply_id(1, 78, 5)).unwrap();
     now(store.retire(1)).unwrap();
-    let fresh = Claim { since: 2000, cloud_offset: Some(3), earlier: false };
+    let fresh = Claim { since: 2000, cloud_offset: Some(3), asked_by: AskedBy::Nobody };
     assert_eq!(again("SN-1"), fresh);
-    assert_eq!(again("SN-2"), Claim { since: 1000, cloud_offset: None, earlier: true });
-    assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, earlier: true });
+    assert_eq!(again("SN-2"), Claim { since: 1000, cloud_offset: None, asked_by: AskedBy::Other });
+    assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, asked_by: AskedBy::Other });
+}
+
+/// `claim` and `claim_batch` tell the calls of a batch that the caller itself began from those of
+/// another owner.
+fn a_caller_knows_its_own_batch(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2"].map(row));
+    let entries = ["SN-1", "SN-2"].map(entry);
+    now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
+    now(store.set_apply_id(1, 77, 5)).unwrap();
+    now(store.close_batch(1, 77)).unwrap();
+    assert_eq!(yours(claim(store, 1, "SN-1")).asked_by, AskedBy::Caller);
+    let again = now(store.claim_batch(&owner(1), &batch(78), &entries, NOW)).unwrap();
+    assert!(again.into_iter().all(|claimed| yours(claimed).asked_by == AskedBy::Caller));
+    now(store.retire(1)).unwrap();
+    assert_eq!(yours(claim(store, 2, "SN-1")).asked_by, AskedBy::Other);
 }
 
 /// `note_cloud_offset` changes only those claims of the owner that have no cloud offset.
@@ -398,6 +418,7 @@ fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) 
 /// `take_batches` takes the abandoned batches that have an `ApplyId`, with their claims.
 fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
+    yours(claim(store, 1, "SN-2"));
     now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), NOW)).unwrap();
     now(store.claim_batch(&owner(1), &batch(78), &[entry("SN-3")], NOW)).unwrap();
     now(store.claim_batch(&owner(3), &batch(79), &[entry("SN-4")], NOW)).unwrap();
@@ -410,9 +431,13 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(*taken, OpenBatch { apply_id: Some(5), ..batch(77) });
     let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
     assert_eq!(devices, ["SN-1", "SN-2"]);
-    assert!(claims.iter().all(|(_, claim)| claim.earlier));
+    // SN-1 was asked for only in the batch; for SN-2, there was an earlier claim.
+    let asked =
+        |claims: &[(JournalEntry, Claim)]| claims.iter().map(|(_, claim)| claim.asked_by).collect::<Vec<_>>();
+    assert_eq!(asked(claims), [AskedBy::Nobody, AskedBy::Other]);
     let again = now(store.take_batches(&owner(2))).unwrap();
     assert_eq!((again.len(), again[0].1.len()), (1, 2), "the answer may have been lost");
+    assert_eq!(asked(&again[0].1), [AskedBy::Nobody, AskedBy::Other]);
     // The abandoned batch without an `ApplyId` was removed, so SN-3 can be registered by a single
     // call.
     assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
@@ -531,6 +556,7 @@ contract! {
     a_batch_claims_what_it_can
     a_batch_belongs_to_its_owner
     what_was_not_asked_for_is_no_earlier_claim
+    a_caller_knows_its_own_batch
     a_claim_learns_the_clouds_clock
     an_owner_that_comes_again_has_another_count
     one_that_takes_nothing_owns_nothing

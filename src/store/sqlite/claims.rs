@@ -15,7 +15,7 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        BatchId, Claim, Conflict, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
+        AskedBy, BatchId, Claim, Conflict, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
         RegisteredDevice, SharedName, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
@@ -31,6 +31,15 @@ macro_rules! abandoned {
         "(owner IS NULL OR owner NOT IN (SELECT ownerId FROM registration_owner))"
     };
 }
+
+/// Values of `registration_claim.asked`: who may have called IoT Platform for the device.
+const NOT_ASKED: i64 = 0;
+/// The claim's owner.
+const ASKED: i64 = 1;
+/// An owner before the claim's owner.
+const ASKED_BEFORE: i64 = 2;
+/// The claim's owner or an owner before it, but only in the claim's batch.
+const ASKED_IN_BATCH: i64 = 3;
 
 /// Records a beat of an owner, so that its claims are not abandoned. If another process has removed
 /// the owner's row, the count of beats begins again at a random number. If the count began at a
@@ -52,9 +61,9 @@ struct Before {
     /// Set if the row would need this registration if it were not disabled. In that case, an
     /// existing claim stays, because IoT Platform may have been called for the device.
     disabled: bool,
-    /// Time and cloud offset of an existing entry with the same name, if IoT Platform may have been
-    /// called for this name.
-    asked: Option<(UnixSeconds, Option<i64>)>,
+    /// Owner that may have called IoT Platform for an existing entry with the same name, and the
+    /// entry's time and cloud offset.
+    asked: Option<(AskedBy, UnixSeconds, Option<i64>)>,
     /// Existing entry with another name, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
     /// Set if another living owner has the claim.
@@ -66,7 +75,7 @@ impl Before {
         const SQL: &str = "SELECT d.productKey, d.deviceName, \
                            d.deviceSecret IS NULL AND d.refusal IS NULL, d.state = 'enabled', \
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
-                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked \
+                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked, c.owner IS ?2 \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -90,9 +99,12 @@ impl Before {
                 Ok(Self {
                     wanted: asks && is_enabled,
                     disabled: asks && !is_enabled,
-                    asked: match is_same_name && row.get(9)? {
-                        true => Some((row.get(6)?, row.get(7)?)),
-                        false => None,
+                    asked: match row.get::<_, Option<i64>>(9)?.filter(|_| is_same_name) {
+                        None | Some(NOT_ASKED) => None,
+                        Some(ASKED | ASKED_IN_BATCH) if row.get(10)? => {
+                            Some((AskedBy::Caller, row.get(6)?, row.get(7)?))
+                        }
+                        Some(_) => Some((AskedBy::Other, row.get(6)?, row.get(7)?)),
                     },
                     other_name,
                     held: row.get(8)?,
@@ -203,8 +215,7 @@ fn claim(
     if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
         tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
     }
-    let earlier = before.asked.is_some();
-    let (since, cloud_offset) = before.asked.unwrap_or((now.at, now.cloud_offset));
+    let (asked_by, since, cloud_offset) = before.asked.unwrap_or((AskedBy::Nobody, now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
         device.as_str(),
         product_key,
@@ -213,11 +224,15 @@ fn claim(
         cloud_offset,
         batch,
         owner.id,
-        // The column `asked`: for a claim outside a batch, it is set now, because the caller calls
-        // IoT Platform next. For the claims of a batch, it is set once the batch has an `ApplyId`.
-        earlier || batch.is_none()
+        match (asked_by, batch) {
+            // For the claims of a batch, this is changed once the batch has an `ApplyId`.
+            (AskedBy::Nobody, Some(_)) => NOT_ASKED,
+            // For a claim outside a batch, the caller calls IoT Platform next.
+            (AskedBy::Nobody, None) | (AskedBy::Caller, _) => ASKED,
+            (AskedBy::Other, _) => ASKED_BEFORE,
+        }
     ])?;
-    Ok(Claimed::Yours(Claim { since, cloud_offset, earlier }))
+    Ok(Claimed::Yours(Claim { since, cloud_offset, asked_by }))
 }
 
 pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
@@ -355,9 +370,10 @@ fn take_batches(
         " RETURNING batchId, productKey, applyId"
     );
     const TAKE_CLAIMS: &str = concat!(
-        "UPDATE registration_claim SET owner = ?1 WHERE batchId = ?2 AND (owner = ?1 OR ",
+        "UPDATE registration_claim SET owner = ?1, \
+         asked = iif(asked = ?3 AND owner IS NOT ?1, ?4, asked) WHERE batchId = ?2 AND (owner = ?1 OR ",
         abandoned!(),
-        ") RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset"
+        ") RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset, asked"
     );
     if connection.prepare_cached(REMOVE)?.execute(())? > 0 {
         connection.prepare_cached(SINGLE)?.execute(())?;
@@ -373,8 +389,12 @@ fn take_batches(
     batches
         .into_iter()
         .map(|batch| {
-            let entries = claims.query_map([owner.id, batch.id], |row| {
-                let claim = Claim { since: row.get(3)?, cloud_offset: row.get(4)?, earlier: true };
+            let entries = claims.query_map([owner.id, batch.id, ASKED, ASKED_BEFORE], |row| {
+                let asked_by = match row.get(5)? {
+                    NOT_ASKED | ASKED_IN_BATCH => AskedBy::Nobody,
+                    _ => AskedBy::Other,
+                };
+                let claim = Claim { since: row.get(3)?, cloud_offset: row.get(4)?, asked_by };
                 Ok((read::journal_entry(row)?, claim))
             })?;
             Ok((batch, entries.collect::<rusqlite::Result<_>>()?))
@@ -495,14 +515,15 @@ impl Claims for Sqlite {
 
     fn set_apply_id(&self, owner: OwnerId, batch: BatchId, apply_id: u64) -> StoreFuture<'_, ()> {
         const SQL: &str = "UPDATE registration_batch SET applyId = ?3 WHERE batchId = ?1 AND owner = ?2";
-        const ASKED: &str = "UPDATE registration_claim SET asked = 1 WHERE batchId = ?1 AND owner = ?2";
+        const ASK: &str = "UPDATE registration_claim SET asked = ?3 \
+                           WHERE batchId = ?1 AND owner = ?2 AND asked = ?4";
         settled(&self.writer, move |connection| {
             let row = params![batch, owner, apply_id.cast_signed()];
             let changed = connection.prepare_cached(SQL)?.execute(row)?;
             if changed == 0 {
                 return Ok(Err(StoreError::Fenced));
             }
-            connection.prepare_cached(ASKED)?.execute([batch, owner])?;
+            connection.prepare_cached(ASK)?.execute([batch, owner, ASKED_IN_BATCH, NOT_ASKED])?;
             Ok(Ok(()))
         })
     }

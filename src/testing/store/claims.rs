@@ -9,8 +9,8 @@ use super::{Memory, Tables};
 use crate::{
     device::DeviceId,
     store::{
-        BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, StoreError, StoreFuture,
-        UnixSeconds,
+        AskedBy, BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry, StoreError,
+        StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
@@ -26,8 +26,20 @@ struct Held {
     open: OpenEntry,
     cloud_offset: Option<i64>,
     owner: Option<OwnerId>,
-    /// Set if the cloud may have been asked for the device.
-    asked: bool,
+    /// Owner that may have asked the cloud for the device.
+    asked: By,
+}
+
+/// Owner that may have asked the cloud for a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Nobody,
+    /// The claim's owner.
+    Owner,
+    /// An owner before the claim's owner.
+    Earlier,
+    /// Any of them, but only in the claim's batch.
+    Batch,
 }
 
 #[derive(Clone)]
@@ -127,18 +139,25 @@ impl Tables {
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
         }
-        let same = known.filter(|known| known.open.entry == *entry && known.asked);
-        let earlier = same.is_some();
+        let same = known.filter(|known| known.open.entry == *entry && known.asked != By::Nobody);
+        let asked_by = match &same {
+            None => AskedBy::Nobody,
+            Some(same) if same.asked != By::Earlier && same.owner == Some(owner.id) => AskedBy::Caller,
+            Some(_) => AskedBy::Other,
+        };
         let number = same.as_ref().map_or(self.journal.opened, |same| same.number);
         self.journal.opened += 1;
         let (since, cloud_offset) =
             same.map_or((now.at, now.cloud_offset), |same| (same.open.since, same.cloud_offset));
         let open = OpenEntry { entry: entry.clone(), since, batch };
-        self.journal.claims.insert(
-            device.clone(),
-            Held { number, open, cloud_offset, owner: Some(owner.id), asked: earlier || batch.is_none() },
-        );
-        Claimed::Yours(Claim { since, cloud_offset, earlier })
+        let by = match asked_by {
+            AskedBy::Nobody if batch.is_some() => By::Nobody,
+            AskedBy::Nobody | AskedBy::Caller => By::Owner,
+            AskedBy::Other => By::Earlier,
+        };
+        let held = Held { number, open, cloud_offset, owner: Some(owner.id), asked: by };
+        self.journal.claims.insert(device.clone(), held);
+        Claimed::Yours(Claim { since, cloud_offset, asked_by })
     }
 
     fn settle(
@@ -284,7 +303,9 @@ impl Claims for Memory {
             Some((known, by)) if *by == Some(owner) => {
                 known.apply_id = Some(apply_id);
                 let of_it = tables.journal.claims.values_mut().filter(|held| held.open.batch == Some(batch));
-                of_it.filter(|held| held.owner == Some(owner)).for_each(|held| held.asked = true);
+                of_it
+                    .filter(|held| held.owner == Some(owner) && held.asked == By::Nobody)
+                    .for_each(|held| held.asked = By::Batch);
                 Ok(())
             }
             _ => Err(StoreError::Fenced),
@@ -349,9 +370,16 @@ impl Claims for Memory {
                 });
                 let mut entries: Vec<_> = of_it
                     .map(|held| {
+                        if held.asked == By::Owner && held.owner != Some(owner.id) {
+                            held.asked = By::Earlier;
+                        }
                         held.owner = Some(owner.id);
                         let Held { open: OpenEntry { entry, since, .. }, cloud_offset, .. } = held.clone();
-                        (entry, Claim { since, cloud_offset, earlier: true })
+                        let asked_by = match held.asked {
+                            By::Nobody | By::Batch => AskedBy::Nobody,
+                            By::Owner | By::Earlier => AskedBy::Other,
+                        };
+                        (entry, Claim { since, cloud_offset, asked_by })
                     })
                     .collect();
                 entries.sort_by(|(one, _), (other, _)| one.device.cmp(&other.device));
