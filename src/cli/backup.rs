@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use super::{CommandResult, ConfigArgs, Failure, ask, look_at_store, print, progress::Progress};
 use crate::store::{
     self, Actor,
-    backup::{self, Contents, Lock, Restorable, Sample, Target, Undone},
+    backup::{self, Contents, Lock, Restorable, Sample, SinceBackup, Target},
     sealed,
 };
 
@@ -104,11 +104,11 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
         Target::Current(contents) => {
             print(|out| writeln!(out, "{}: {}", path.display(), as_text(contents)))?;
             is_sealed |= !contents.keys.is_empty();
-            let undone = backup.undone(path)?;
+            let since = backup.changes_since(path)?;
             // The first start of a server creates a database without devices. Replacing it loses
             // nothing.
-            is_other = undone.is_other && contents.devices > 0;
-            print(|out| out.write_all(listed(&undone).as_bytes()))?;
+            is_other = since.is_other && contents.devices > 0;
+            print(|out| out.write_all(listed(&since).as_bytes()))?;
         }
         Target::Older(error) | Target::Damaged(error) => print(|out| writeln!(out, "{error}"))?,
     }
@@ -161,8 +161,8 @@ fn against(backup: &Contents, target: &Target, is_other: bool) -> Option<String>
 }
 
 /// Returns a list of the changes that a restore would undo, with one kind of change on each line.
-fn listed(undone: &Undone) -> String {
-    if undone.is_other {
+fn listed(since: &SinceBackup) -> String {
+    if since.is_other {
         return "everything in it would be lost: its audit log does not continue that of the backup\n".into();
     }
     let mut lines = String::new();
@@ -176,16 +176,16 @@ fn listed(undone: &Undone) -> String {
             lines.push_str(&format!("  {}: {what}: {}{more}\n", sample.count, first.join(", ")));
         }
     };
-    line(&undone.disabled, "disabled devices would become enabled");
-    line(&undone.enabled, "enabled devices would become disabled");
-    line(&undone.deleted, "deleted devices would come back");
-    line(&undone.reset, "reset devices would count as issued or refused again");
-    line(&undone.issued, "first issues would be forgotten, and may happen once more");
-    line(&undone.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
-    line(&undone.imported, "imports would be undone");
-    line(&undone.returning, "imports that were undone would take effect again");
-    if undone.pruned > 0 {
-        let pruned = undone.pruned;
+    line(&since.disabled, "disabled devices would become enabled");
+    line(&since.enabled, "enabled devices would become disabled");
+    line(&since.deleted, "deleted devices would come back");
+    line(&since.reset, "reset devices would count as issued or refused again");
+    line(&since.issued, "first issues would be forgotten, and may happen once more");
+    line(&since.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
+    line(&since.imported, "imports would be undone");
+    line(&since.returning, "imports that were undone would take effect again");
+    if since.pruned > 0 {
+        let pruned = since.pruned;
         lines.push_str(&format!(
             "  {pruned} older entries since the backup were pruned and cannot be listed\n"
         ));

@@ -35,9 +35,9 @@ pub enum Target {
     Damaged(StoreError),
 }
 
-/// Changes that a restore would undo, according to the database's audit log.
+/// Changes since a backup, which a restore would undo, according to the database's audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Undone {
+pub struct SinceBackup {
     /// Number of audit entries since the backup that are still in the database's log.
     pub entries: u64,
     /// Number of audit entries since the backup that were pruned.

@@ -19,14 +19,14 @@ use super::{
     files::identity,
     lock::Lock,
     look::{self, Place},
-    secrets, store_error, undone,
+    secrets, since_backup, store_error,
 };
 use crate::{
     new_file::NewFile,
     store::{
         StoreError,
         audit::{AuditEntry, AuditEvent},
-        backup::{Contents, Target, Undone},
+        backup::{Contents, SinceBackup, Target},
     },
 };
 
@@ -201,8 +201,8 @@ impl Restorable {
 
     /// Lists what a restore would undo in the database at `to`, which must be undamaged and of the
     /// current version.
-    pub fn undone(&self, to: &Path) -> Result<Undone, StoreError> {
-        look::at_any(to, |now| self.read(|backup| undone::list(now, to, backup, &self.contents.audit)))
+    pub fn changes_since(&self, to: &Path) -> Result<SinceBackup, StoreError> {
+        look::at_any(to, |now| self.read(|backup| since_backup::list(now, to, backup, &self.contents.audit)))
     }
 
     fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {

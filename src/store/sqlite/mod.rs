@@ -14,7 +14,7 @@ pub mod lock;
 mod look;
 mod read;
 mod secrets;
-mod undone;
+mod since_backup;
 mod writer;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
     store::{
         StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent, Chain, Link},
-        backup::{Sample, Undone},
+        backup::{Sample, SinceBackup},
         undo::ImportId,
     },
 };
@@ -23,24 +23,24 @@ pub(super) fn list(
     path: &Path,
     backup: &Connection,
     chain: &Chain,
-) -> Result<Undone, StoreError> {
+) -> Result<SinceBackup, StoreError> {
     let failed = |error| store_error(path, error);
     let state = Transaction::new_unchecked(now, TransactionBehavior::Deferred).map_err(failed)?;
     compare(&state, backup, chain).map_err(failed)
 }
 
-fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Result<Undone> {
-    let mut undone = Undone::default();
+fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Result<SinceBackup> {
+    let mut since = SinceBackup::default();
     if !audit::continues(now, chain.last, &chain.hash)? {
-        undone.is_other = true;
-        return Ok(undone);
+        since.is_other = true;
+        return Ok(since);
     }
     let pruned = audit::pruned(now)?;
-    undone.pruned = pruned.saturating_sub(chain.last);
+    since.pruned = pruned.saturating_sub(chain.last);
     let mut imports = undone_since(now, backup)?;
     let mut seen = Seen::default();
     let mut note = |entry: AuditEntry, _: Link| -> rusqlite::Result<()> {
-        undone.entries += 1;
+        since.entries += 1;
         let sample = match (entry.event, &entry.device) {
             // An issue before a reset no longer counts. Only the issue in the device's present
             // state is listed.
@@ -50,22 +50,22 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
                 if now.issued != Some(entry.at) || before.issued.is_some() || !seen.first_at(entry.at, id) {
                     return Ok(());
                 }
-                &mut undone.issued
+                &mut since.issued
             }
-            (AuditEvent::Registered, _) => &mut undone.registered,
+            (AuditEvent::Registered, _) => &mut since.registered,
             (AuditEvent::Imported, _) => {
                 let detail = entry.detail.as_deref().unwrap_or_default();
                 if let Some(at) = imports.iter().position(|counts| detail.starts_with(counts)) {
                     imports.swap_remove(at);
                     return Ok(());
                 }
-                &mut undone.imported
+                &mut since.imported
             }
             (AuditEvent::Undone, _) => {
                 if !is_import_of(backup, entry.detail.as_deref().unwrap_or_default())? {
                     return Ok(());
                 }
-                &mut undone.returning
+                &mut since.returning
             }
             (AuditEvent::Reset, Some(id)) => {
                 let [Some(now), Some(before)] = [state_of(now, id)?, state_of(backup, id)?] else {
@@ -76,16 +76,16 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
                 if !had || !is_reset || !seen.reset.insert(id.clone()) {
                     return Ok(());
                 }
-                &mut undone.reset
+                &mut since.reset
             }
             (AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted, Some(id)) => {
                 // A device may have changed more than once; only its last state counts.
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
                 let enabled = |device: &Option<State>| device.as_ref().map(|device| device.enabled);
                 let sample = match (enabled(&before), enabled(&now)) {
-                    (Some(true), Some(false)) => &mut undone.disabled,
-                    (Some(false), Some(true)) => &mut undone.enabled,
-                    (Some(_), None) => &mut undone.deleted,
+                    (Some(true), Some(false)) => &mut since.disabled,
+                    (Some(false), Some(true)) => &mut since.enabled,
+                    (Some(_), None) => &mut since.deleted,
                     _ => return Ok(()),
                 };
                 if !seen.changed.insert(id.clone()) {
@@ -102,7 +102,7 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
         Ok(())
     };
     audit::entries_after(now, chain.last, &mut note)?;
-    Ok(undone)
+    Ok(since)
 }
 
 /// Devices that have already been listed.
@@ -160,7 +160,7 @@ fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<S
     Ok(counts)
 }
 
-/// Returns whether the backup has the import that an audit entry describes as undone.
+/// Returns whether the backup has the import that an audit entry describes as since.
 fn is_import_of(backup: &Connection, detail: &str) -> rusqlite::Result<bool> {
     let mut words = detail.split(' ').skip(1);
     let id = words.next().and_then(|id| id.parse::<ImportId>().ok());
