@@ -4,7 +4,10 @@
 
 use crate::{
     psk::Reissue,
-    store::{DeviceRow, DeviceState, UnixSeconds},
+    store::{
+        DeviceRow, DeviceState, UnixSeconds,
+        claim::{IOT_ID_IS_TAKEN, NAME_IS_TAKEN},
+    },
 };
 
 /// Decision about a request for a certificate.
@@ -25,8 +28,35 @@ pub enum Reason<'r> {
     Disabled,
     /// The certificate was issued before, and the reissue policy does not allow another issue.
     Issued,
-    /// IoT Platform refused to register the device, with this message.
-    RefusedByCloud(&'r str),
+    /// The registration of the device was refused by this party, with this message.
+    Refused(By, &'r str),
+}
+
+/// Party that refused the registration of a device. The operator must act differently for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// IoT Platform.
+    Cloud,
+    /// certdist, because the name exists at IoT Platform and was not registered by this server.
+    OwnForName,
+    /// certdist, because another device in the table has the same `IotId`.
+    OwnForIotId,
+}
+
+/// Returns the party that refused a registration with this message.
+fn refused_by(refusal: &str) -> By {
+    if has_code(refusal, NAME_IS_TAKEN) {
+        By::OwnForName
+    } else if has_code(refusal, IOT_ID_IS_TAKEN) {
+        By::OwnForIotId
+    } else {
+        By::Cloud
+    }
+}
+
+/// Returns whether a refusal, `CODE: MESSAGE`, has this code.
+pub fn has_code(refusal: &str, code: &str) -> bool {
+    refusal.strip_prefix(code).is_some_and(|rest| rest.starts_with(':'))
 }
 
 /// Returns the decision about a device whose enrollment has this reissue policy.
@@ -39,7 +69,7 @@ pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'
     }
     match (&row.certificate, &row.refusal) {
         (Some(_), _) => Verdict::HandOut,
-        (None, Some(reason)) => Verdict::Refuse(Reason::RefusedByCloud(reason)),
+        (None, Some(reason)) => Verdict::Refuse(Reason::Refused(refused_by(reason), reason)),
         (None, None) => Verdict::Register,
     }
 }
@@ -58,9 +88,18 @@ pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds)
             "refused: it has had its certificate, and the reissue policy permits no other; reset it to permit one"
                 .into()
         }
-        Verdict::Refuse(Reason::RefusedByCloud(reason)) => format!(
+        Verdict::Refuse(Reason::Refused(By::Cloud, reason)) => format!(
             "refused: IoT Platform refuses the device ({reason}); fix the cause there, then reset it"
         ),
+        Verdict::Refuse(Reason::Refused(By::OwnForName, _)) => format!(
+            "refused: its name, {}, exists at IoT Platform, and this server did not register it; compare there \
+             whether it is this very device: if so, set existing = \"adopt\" for its enrollment or delete the \
+             device there, if not, give one of them another deviceName; then reset it",
+            row.name()
+        ),
+        Verdict::Refuse(Reason::Refused(By::OwnForIotId, reason)) => {
+            format!("refused: its IotId is that of another device in the table ({reason}); then reset it")
+        }
     }
 }
 
@@ -93,13 +132,20 @@ mod tests {
     #[test]
     fn the_next_request_is_described_by_its_verdict() {
         let disabled = DeviceRow { state: DeviceState::Disabled, ..issued() };
-        let refused = DeviceRow { refusal: Some("name is taken".into()), ..row() };
+        let refused = |reason: &str| DeviceRow { refusal: Some(reason.into()), ..row() };
         for (row, reissue, beginning) in [
             (issued(), Some(Reissue::Always), "gets its certificate"),
             (row(), Some(Reissue::Once), "is registered"),
             (disabled, Some(Reissue::Always), "refused: the operator has disabled"),
             (issued(), Some(Reissue::Once), "refused: it has had its certificate"),
-            (refused, Some(Reissue::Once), "refused: IoT Platform refuses the device (name is taken)"),
+            (refused("odd"), Some(Reissue::Once), "refused: IoT Platform refuses the device (odd)"),
+            (
+                refused("NameIsTaken: x"),
+                Some(Reissue::Once),
+                "refused: its name, SN-1, exists at IoT Platform",
+            ),
+            (refused("IotIdIsTaken: x"), Some(Reissue::Once), "refused: its IotId is that of another device"),
+            (refused("NameIsTaken.Sub: x"), Some(Reissue::Once), "refused: IoT Platform refuses the device"),
             (issued(), None, "refused: its enrollment is not in the configuration"),
         ] {
             let described = next_request(&row, reissue, 200);
@@ -125,6 +171,14 @@ mod tests {
     }
 
     #[test]
+    fn a_code_is_compared_as_a_whole() {
+        assert!(has_code("NoPermission: not authorized", "NoPermission"));
+        assert!(!has_code("NoPermission.Sub: not authorized", "NoPermission"));
+        assert!(!has_code("NoPermission: not authorized", "NoPerm"));
+        assert!(!has_code("odd", "odd"));
+    }
+
+    #[test]
     fn each_state_of_a_row_has_its_verdict() {
         let disabled = |row| DeviceRow { state: DeviceState::Disabled, ..row };
         let refused = |row| DeviceRow { refusal: Some("no such product".into()), ..row };
@@ -133,7 +187,7 @@ mod tests {
             Verdict::Register => "register",
             Verdict::Refuse(Reason::Disabled) => "disabled",
             Verdict::Refuse(Reason::Issued) => "issued",
-            Verdict::Refuse(Reason::RefusedByCloud(_)) => "refused",
+            Verdict::Refuse(Reason::Refused(..)) => "refused",
         };
         assert_eq!(of(&row()), "register");
         assert_eq!(of(&issued()), "certificate");

@@ -59,7 +59,7 @@ impl From<Reason<'_>> for Refusal {
         match reason {
             Reason::Disabled => Self::Disabled,
             Reason::Issued => Self::Issued,
-            Reason::RefusedByCloud(reason) => Self::Operator(reason.to_owned()),
+            Reason::Refused(_, reason) => Self::Operator(reason.to_owned()),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 #[command(after_help = "\
 Example: why does this device get no certificate?
   certdist device show SN00000001
-Which devices did IoT Platform refuse?
+Which devices were refused by IoT Platform, or have a name that is taken there?
   certdist device list --refused
 
 Works beside a running server, which applies changes at once.")]
@@ -51,7 +51,7 @@ enum Action {
     Disable(Which),
     /// Re-enables devices
     Enable(Which),
-    /// Clears the first issue and any refusal by IoT Platform, so that the device can ask again
+    /// Clears the first issue and any refusal of the registration, so that the device can ask again
     Reset(reset::Args),
     /// Removes devices and their certificates from the table; IoT Platform keeps the devices
     #[command(after_help = "\

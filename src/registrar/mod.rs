@@ -133,7 +133,7 @@ impl Default for Config {
 pub enum Outcome {
     /// The device is registered and its certificate stored.
     Registered(Certificate),
-    /// IoT Platform refuses this device; the reason is in its row.
+    /// The registration of this device is refused; the reason is in its row.
     Refused(String),
     /// Another device in the table has the same name, as the message explains. Only the operator
     /// can change that.

@@ -11,7 +11,7 @@ use crate::{
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
     store::{
         AskedBy, Claim, DeviceRow, JournalEntry, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
-        claim::{ClaimTime, Claimed, Settlement},
+        claim::{ClaimTime, Claimed, NAME_IS_TAKEN, Settlement},
         unix_now,
     },
 };
@@ -435,7 +435,7 @@ impl Registrar {
         let reason = error.to_string();
         match self.settle(registration, &Settlement::Refused(reason.clone())).await {
             Ok(()) => {
-                tracing::error!(%device, %error, "IoT Platform refuses this device; see `certdist device show`, and `device reset` once the cause is removed");
+                tracing::error!(%device, %error, "the registration of this device is refused; see `certdist device show`, and `device reset` once the cause is removed");
                 Outcome::Refused(reason)
             }
             Err(outcome) => outcome,
@@ -469,7 +469,7 @@ impl Registrar {
                         tracing::error!(%device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
                     }
                     Settlement::Refused(reason) => {
-                        tracing::warn!(%device, reason, %error, "a refusal by IoT Platform is not stored");
+                        tracing::warn!(%device, reason, %error, "the refusal of a registration is not stored");
                     }
                 }
                 return Err(self.row_says(&entry).await);
@@ -571,7 +571,7 @@ pub(super) fn error_of_store(error: &StoreError) -> ApiError {
 pub(super) fn not_ours() -> ApiError {
     ApiError {
         class: ErrorClass::Device,
-        code: "NameIsTaken".into(),
+        code: NAME_IS_TAKEN.into(),
         message: "the name exists at IoT Platform and was not registered by this server: delete the device \
                   there, or set existing = \"adopt\" for its enrollment, and reset it"
             .into(),

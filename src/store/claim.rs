@@ -76,12 +76,19 @@ pub enum Claimed {
     NameTaken(DeviceId),
 }
 
+/// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not registered
+/// by this server.
+pub const NAME_IS_TAKEN: &str = "NameIsTaken";
+/// Code of certdist's own refusal of a device whose `IotId` another row has.
+pub const IOT_ID_IS_TAKEN: &str = "IotIdIsTaken";
+
 /// Result of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     /// The device is registered.
     Registered(RegisteredDevice),
-    /// IoT Platform refuses this device, for this reason.
+    /// The device is refused for this reason, `CODE: MESSAGE`. The code is one of IoT Platform's, or one
+    /// of certdist's own.
     Refused(String),
 }
 

@@ -117,7 +117,7 @@ pub struct DeviceRow {
     pub registered: Option<UnixSeconds>,
     /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
-    /// Reason why IoT Platform refuses this device. The operator must fix the cause and then
+    /// Reason why the registration of this device is refused. The operator must fix the cause and then
     /// reset the device.
     pub refusal: Option<String>,
     /// Abnormal state at IoT Platform, as of the last query; `None` if no abnormal state is known.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     admin::jobs::Action,
-    policy::{self, Reason, Verdict},
+    policy::{self, By, Reason, Verdict},
     psk::{EnrollmentOutline, Reissue},
     resource::failures::{Failure, Reason as Unserved},
     store::{
@@ -137,9 +137,21 @@ impl Known<'_> {
             return advice(Tone::Bad, "advice-other-key", text);
         }
         match verdict {
-            Verdict::Refuse(Reason::RefusedByCloud(refusal)) => {
-                let text = t.rich("advice-refused-text", [("reason", refusal.into())]);
-                return with(Action::Reset, advice(Tone::Bad, "advice-refused", text));
+            Verdict::Refuse(Reason::Refused(by, refusal)) => {
+                let (title, text) = match by {
+                    By::Cloud => {
+                        ("advice-refused", t.rich("advice-refused-text", [("reason", refusal.into())]))
+                    }
+                    By::OwnForName => {
+                        let name = row.name();
+                        ("advice-name-taken", t.rich("advice-name-taken-text", [("name", (&name).into())]))
+                    }
+                    By::OwnForIotId => {
+                        let text = t.rich("advice-iot-id-taken-text", [("reason", refusal.into())]);
+                        ("advice-iot-id-taken", text)
+                    }
+                };
+                return with(Action::Reset, advice(Tone::Bad, title, text));
             }
             Verdict::Refuse(Reason::Issued) => return self.issued(t, enrolled.reissue, refused),
             Verdict::Register if let Some(reason) = self.stopped => {
@@ -347,6 +359,15 @@ mod tests {
         refused.is(Tone::Bad, "advice-refused");
         refused.says("no &lt;such&gt; product");
         assert_eq!(refused.advice().action, Some(Action::Reset));
+        for (reason, title, words) in [
+            ("NameIsTaken: x", "advice-name-taken", "The name <bdi>SN-1</bdi> exists already"),
+            ("IotIdIsTaken: x", "advice-iot-id-taken", "IotIdIsTaken"),
+        ] {
+            let ours = case(DeviceRow { refusal: Some(reason.into()), ..row() });
+            ours.is(Tone::Bad, title);
+            ours.says(words);
+            assert_eq!(ours.advice().action, Some(Action::Reset));
+        }
         case(DeviceRow { activated: Some(150), ..with_certificate() }).is(Tone::Good, "advice-well");
         let ready = case(row().with_certificate("SN-1", "a-secret"));
         ready.is(Tone::Note, "advice-not-come");

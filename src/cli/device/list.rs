@@ -24,7 +24,7 @@ const PAGE: usize = 100;
 Example: devices of an enrollment that have no certificate yet, page by page
   certdist device list --enrollment plug-batch-7 --unregistered
   certdist device list --enrollment plug-batch-7 --unregistered --after PLUG0100
-All that IoT Platform refused, for a script
+All whose registration was refused, for a script
   certdist device list --refused --json | jq -r .deviceId
 
 Secrets are not shown; use `certdist export` for them.")]
@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Only devices that have no certificate yet
     #[arg(long)]
     unregistered: bool,
-    /// Only devices that IoT Platform refused
+    /// Only devices whose registration was refused
     #[arg(long)]
     refused: bool,
     /// Only devices whose ID begins with this text

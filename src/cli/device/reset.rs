@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    policy,
     store::{Actor, Store},
 };
 
@@ -27,7 +28,7 @@ pub(super) struct Args {
     pub(super) id: Option<String>,
     #[command(flatten)]
     pub(super) many: Many,
-    /// All devices that IoT Platform refuses
+    /// All devices whose registration was refused
     #[arg(long, conflicts_with = "file")]
     pub(super) refused: bool,
     /// With --refused: only devices of this enrollment
@@ -53,29 +54,11 @@ pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Store, by:
         let wanted =
             rows.iter().filter(|row| args.enrollment.as_ref().is_none_or(|name| row.enrollment == *name));
         let wanted = wanted.filter_map(|row| Some((&row.id, row.refusal.as_deref()?)));
-        let wanted =
-            wanted.filter(|(_, refusal)| args.reason.as_ref().is_none_or(|code| has_code(refusal, code)));
+        let wanted = wanted
+            .filter(|(_, refusal)| args.reason.as_ref().is_none_or(|code| policy::has_code(refusal, code)));
         let done = try_join_all(wanted.map(|(id, refusal)| store.clear_refusal(id, refusal, by))).await?;
         cleared += done.into_iter().filter(|done| *done).count();
     }
     let refusals = if cleared == 1 { "refusal" } else { "refusals" };
     Ok(print(|out| writeln!(out, "{cleared} {refusals} cleared"))?)
-}
-
-/// Returns whether a refusal, `CODE: MESSAGE`, has this code.
-fn has_code(refusal: &str, code: &str) -> bool {
-    refusal.strip_prefix(code).is_some_and(|rest| rest.starts_with(':'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_code_is_compared_as_a_whole() {
-        assert!(has_code("NoPermission: not authorized", "NoPermission"));
-        assert!(!has_code("NoPermission.Sub: not authorized", "NoPermission"));
-        assert!(!has_code("NoPermission: not authorized", "NoPerm"));
-        assert!(!has_code("odd", "odd"));
-    }
 }

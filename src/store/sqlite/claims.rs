@@ -18,7 +18,10 @@ use crate::{
         AskedBy, BatchId, Claim, Conflict, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
         RegisteredDevice, SharedName, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
+        claim::{
+            Beat, ClaimTime, ClaimView, Claimed, Claims, IOT_ID_IS_TAKEN, Owner, OwnerId, Settlement,
+            TakenBatch,
+        },
         lease::Leases,
         merge,
         turn::{Turn, Turns},
@@ -301,7 +304,7 @@ fn settle(
                 && let Some(holder) = holder_of_iot_id(connection, device, iot_id)?
             {
                 let reason = format!(
-                    "IotIdIsTaken: device {holder} has the IotId of this device; correct or delete one of them"
+                    "{IOT_ID_IS_TAKEN}: device {holder} has the IotId of this device; correct or delete one of them"
                 );
                 refuse(connection, device, &reason)?;
                 return Ok(conflict(connection, device, reason)?);
