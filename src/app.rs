@@ -337,6 +337,21 @@ mod tests {
         testing::store::{Memory, import},
     };
 
+    #[test]
+    fn only_a_missing_key_counts_as_one_and_only_all_keys_end_it() {
+        let mut has_keys = true;
+        let busy = || Err(StoreError::Busy("locked".into()));
+        for (keys, expected) in [
+            (busy(), true),
+            (Err(StoreError::Unusable("a key is missing".into())), false),
+            (busy(), false),
+            (Ok(()), true),
+        ] {
+            log_keys(&mut has_keys, keys);
+            assert_eq!(has_keys, expected);
+        }
+    }
+
     #[tokio::test]
     async fn only_one_process_at_a_time_prunes_the_audit_log() {
         let store = Memory::default();

@@ -219,6 +219,8 @@ fn table(page: &mut Page, metrics: &store::Metrics) {
     page.metric("certdist_store_writes_total", "counter", "Writes to the database, by outcome.", outcomes);
     let help = "Time for a commit to the database, which may contain many writes.";
     page.histogram("certdist_store_commit_duration_seconds", help, &Histogram::read(&metrics.commit_latency));
+    let help = "Keys that seal secrets of the database and are not configured.";
+    page.one("certdist_database_keys_missing", "gauge", help, load(&metrics.keys_missing));
 }
 
 fn admin(page: &mut Page, connections: &Connections) {

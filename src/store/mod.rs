@@ -325,6 +325,9 @@ pub struct Metrics {
     pub failed: AtomicU64,
     /// Duration of each commit, which may contain many writes.
     pub commit_latency: Histogram,
+    /// Number of keys that seal secrets of the store and that this process does not have, when it
+    /// was last checked.
+    pub keys_missing: AtomicU64,
 }
 
 /// Storage of the device table. A write begins when its method is called, and not at the first

@@ -5,6 +5,7 @@
 use std::{
     collections::HashSet,
     ops::ControlFlow,
+    sync::atomic::Ordering,
     task::{Context, Poll, Waker},
     thread,
     time::Duration,
@@ -172,11 +173,17 @@ pub trait Keys {
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
 }
 
+/// Iterates over the keys in use that are not among `keys`.
+fn missing<'a>(keys: &Keyring, in_use: &'a [String]) -> impl Iterator<Item = &'a String> {
+    let configured: Vec<String> = keys.ids().map(|key| key.to_string()).collect();
+    in_use.iter().filter(move |key| !configured.contains(key))
+}
+
 /// Checks that these database keys open all secrets. `in_use` has the IDs of the keys under which
 /// the secrets are sealed.
 pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
+    let Some(missing) = missing(keys, in_use).next() else { return Ok(()) };
     let configured: Vec<String> = keys.ids().map(|key| key.to_string()).collect();
-    let Some(missing) = in_use.iter().find(|key| !configured.contains(key)) else { return Ok(()) };
     Err(match &configured[..] {
         [] => format!(
             "its secrets are sealed under key {missing}, and none is configured; expected \
@@ -574,7 +581,7 @@ impl<S: Bulk> Bulk for Sealed<S> {
     }
 }
 
-impl<S: StoredSecrets> Keys for Sealed<S> {
+impl<S: Store + StoredSecrets> Keys for Sealed<S> {
     fn set_keys(&self, keys: Keyring) -> Result<(), StoreError> {
         check(&keys, &self.inner.keys_in_use()?).map_err(StoreError::Failed)?;
         self.keys.store(keys.into());
@@ -583,7 +590,11 @@ impl<S: StoredSecrets> Keys for Sealed<S> {
     }
 
     fn check_keys(&self) -> Result<(), StoreError> {
-        check(&self.keys.load(), &self.inner.keys_in_use()?).map_err(|reason| {
+        let (keys, in_use) = (self.keys.load(), self.inner.keys_in_use()?);
+        if let Some(metrics) = self.inner.metrics() {
+            metrics.keys_missing.store(missing(&keys, &in_use).count() as u64, Ordering::Relaxed);
+        }
+        check(&keys, &in_use).map_err(|reason| {
             StoreError::Unusable(format!(
                 "the database was sealed under a key that this process does not have, so devices are not served: \
                  {reason}; then reload certdist with SIGHUP (`systemctl reload certdist`)"

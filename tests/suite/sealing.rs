@@ -37,7 +37,13 @@ fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_l
     let server = Process::start(site.certdist(&["serve"]).stderr(log));
     let ready = || http_get(admin, "/readyz");
     let log = || fs::read_to_string(site.path("log")).expect("a log");
+    let missing = || {
+        let metrics = http_get(admin, "/metrics");
+        let value = metrics.lines().find_map(|line| line.strip_prefix("certdist_database_keys_missing "));
+        value.expect("the metric").to_owned()
+    };
     assert!(ready().starts_with("ready"), "{}", ready());
+    assert_eq!(missing(), "0");
 
     let configuration = fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     let reload = |former: &str, key: &str, times: usize| {
@@ -69,8 +75,10 @@ fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_l
     assert!(told.contains("sealed under a key that this process does not have"), "{told}");
     assert!(told.contains("0badc0de") && told.contains("systemctl reload certdist"), "{told}");
     wait_for(log, |log| log.contains("secrets in the database cannot be opened"));
+    assert_eq!(missing(), "1");
     database.execute("DELETE FROM database_key WHERE keyId = '0badc0de'", ()).expect("forgotten");
     wait_for(log, |log| log.contains("the database keys open every secret again"));
+    assert_eq!(missing(), "0");
     wait_for(ready, |told| told.starts_with("ready"));
     // The problem is logged once.
     assert_eq!(log().matches("secrets in the database cannot be opened").count(), 1);
