@@ -44,7 +44,7 @@ pub enum By {
 }
 
 /// Returns the party that refused a registration with this message.
-fn refused_by(refusal: &str) -> By {
+pub fn refused_by(refusal: &str) -> By {
     if has_code(refusal, NAME_IS_TAKEN) {
         By::OwnForName
     } else if has_code(refusal, IOT_ID_IS_TAKEN) {

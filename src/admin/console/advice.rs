@@ -1,6 +1,6 @@
 //! Explains from a device's history why it is in its state, and says what to do. Pure.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use maud::{Markup, html};
 
@@ -18,7 +18,7 @@ use crate::{
     store::{
         CloudState, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        claim::ClaimView,
+        claim::{ClaimView, NAME_IS_TAKEN},
     },
 };
 
@@ -231,6 +231,15 @@ impl Known<'_> {
     }
 }
 
+/// Returns the reason of a refusal in the visitor's language if it is certdist's own. A reason of IoT
+/// Platform stays as it is.
+pub(super) fn reason<'r>(t: Texts, refusal: &'r str) -> Cow<'r, str> {
+    match policy::refused_by(refusal) {
+        By::OwnForName => format!("{NAME_IS_TAKEN}: {}", t.say("refusal-name-taken")).into(),
+        By::OwnForIotId | By::Cloud => refusal.into(),
+    }
+}
+
 /// Returns the time until which a certificate may be issued to its device again.
 fn window_end(row: &DeviceRow, reissue: Reissue) -> Option<UnixSeconds> {
     match reissue {
@@ -372,6 +381,17 @@ mod tests {
         let ready = case(row().with_certificate("SN-1", "a-secret"));
         ready.is(Tone::Note, "advice-not-come");
         ready.says("is ready");
+    }
+
+    #[test]
+    fn a_reason_of_certdist_is_in_the_visitors_language() {
+        let said = |language, refusal| reason(Texts(language), refusal).into_owned();
+        let of_all = Language::ALL.map(|language| said(language, "NameIsTaken: as stored"));
+        for (number, text) in of_all.iter().enumerate() {
+            assert!(text.starts_with("NameIsTaken: ") && !text.contains("as stored"), "{text}");
+            assert!(!of_all[..number].contains(text), "{text}");
+        }
+        assert_eq!(said(Language::Japanese, "NoPermission: odd"), "NoPermission: odd");
     }
 
     #[test]

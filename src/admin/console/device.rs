@@ -258,7 +258,7 @@ fn facts(t: Texts, device: &Device) -> Markup {
     if let Some(refusal) = &row.refusal {
         let all = Conditions { refusal: refusal.clone(), ..Conditions::default() };
         let link = html! { a href=(all.path("/devices", &[], &[])) { (t.say("fact-refusal-others")) } };
-        facts.push(("fact-refusal", html! { (text(refusal)) " " (link) }));
+        facts.push(("fact-refusal", html! { (text(&advice::reason(t, refusal))) " " (link) }));
     }
     facts.extend(seen(t, history, device.failure.as_ref()).map(|seen| ("fact-seen", seen)));
     html! { dl.facts { @for (name, value) in facts { div { dt { (t.say(name)) } dd { (value) } } } } }
@@ -388,7 +388,10 @@ fn removed(t: Texts, row: &DeviceRow, action: Action) -> Vec<Markup> {
         return all;
     }
     all.extend(row.first_issued.map(|at| t.rich("removes-issue", [("time", moment(at).into())])));
-    all.extend(row.refusal.as_ref().map(|reason| t.rich("removes-refusal", [("reason", reason.into())])));
+    all.extend(row.refusal.as_ref().map(|refusal| {
+        let reason = advice::reason(t, refusal);
+        t.rich("removes-refusal", [("reason", (&*reason).into())])
+    }));
     match row.cloud_state {
         Some(crate::store::CloudState::Deleted) => all.push(say("removes-certificate")),
         _ if row.certificate.is_some() => all.push(say("keeps-certificate")),

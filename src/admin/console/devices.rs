@@ -17,7 +17,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    Visitor, bulk,
+    Visitor, advice, bulk,
     conditions::{Conditions, Unreadable, name_of},
     language::Texts,
     page::{self, Frame, Tone, moment},
@@ -355,7 +355,7 @@ pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup) -> Markup {
                         td data-label=(t.say("column-enrollment")) { bdi { (device.enrollment) } }
                         td data-label=(t.say("column-state")) {
                             (pill(t, device))
-                            @if let Some(reason) = &device.refusal { " " bdi.hint { (shortened(reason)) } }
+                            @if let Some(reason) = &device.refusal { " " bdi.hint { (shortened(&advice::reason(t, reason))) } }
                         }
                         td data-label=(t.say("column-issued")) { @if let Some(at) = device.first_issued { (moment(at)) } @else { "–" } }
                     }

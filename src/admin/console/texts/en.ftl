@@ -220,6 +220,7 @@ fact-claim-held = in progress since {$time}
 fact-claim-left = begun at {$time} and not finished
 fact-refusal = Refused
 fact-refusal-others = All devices with this reason
+refusal-name-taken = the name exists at IoT Platform and was not registered by this server
 fact-seen = Last answered
 reissue-always = any number of times
 reissue-once = once

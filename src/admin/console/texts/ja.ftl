@@ -205,6 +205,7 @@ fact-claim-held = {$time} から進行中
 fact-claim-left = {$time} に開始、未完了
 fact-refusal = 拒否
 fact-refusal-others = 同じ理由のデバイスすべて
+refusal-name-taken = この名前は IoT Platform にすでに存在し、このサーバーが登録したものではありません
 fact-seen = 最後の応答
 reissue-always = 何度でも
 reissue-once = 1 回

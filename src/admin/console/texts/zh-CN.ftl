@@ -205,6 +205,7 @@ fact-claim-held = 自 {$time} 起进行中
 fact-claim-left = 始于 {$time}，尚未完成
 fact-refusal = 拒绝原因
 fact-refusal-others = 具有此原因的所有设备
+refusal-name-taken = 该名称在物联网平台已存在，且不是由本服务器注册的
 fact-seen = 上次应答
 reissue-always = 不限次数
 reissue-once = 一次
