@@ -3,7 +3,7 @@
 //! changed, removed or inserted block is detected. A store keeps the blocks and implements the
 //! trait [`AuditLog`]. The rest of this module performs no I/O.
 
-use std::{fmt, ops::ControlFlow};
+use std::{fmt, ops::ControlFlow, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
@@ -114,6 +114,10 @@ pub enum AuditEvent {
     Sealed,
     /// The operator restored the database from a backup.
     Restored,
+    /// A job of the console began: one action on many devices.
+    Began,
+    /// A job of the console ended.
+    Ended,
     /// Old audit entries were removed.
     Pruned,
     /// Audit entries were dropped because too many were waiting to be written.
@@ -122,7 +126,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -135,6 +139,8 @@ impl AuditEvent {
         Self::Undone,
         Self::Sealed,
         Self::Restored,
+        Self::Began,
+        Self::Ended,
         Self::Pruned,
         Self::Dropped,
     ];
@@ -154,6 +160,8 @@ impl AuditEvent {
             Self::Undone => "undone",
             Self::Sealed => "sealed",
             Self::Restored => "restored",
+            Self::Began => "began",
+            Self::Ended => "ended",
             Self::Pruned => "pruned",
             Self::Dropped => "dropped",
         }
@@ -201,6 +209,11 @@ impl Asked {
     ) -> Self {
         let device = device.as_str();
         Self(line(&Parts { at, event, device, enrollment, who, address, detail }))
+    }
+
+    /// Takes an entry about an operator's action.
+    pub fn of(entry: &AuditEntry) -> Self {
+        Self(entry.line())
     }
 
     /// Returns the entry as one line of JSON.
@@ -281,6 +294,30 @@ pub trait AuditLog: Send + Sync + 'static {
     /// Calls `each` with each entry that the filter selects, oldest first, until `each` returns
     /// `Break`. This method blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
+
+    /// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, the
+    /// entries are older than `since`, or `time` is over. Returns false if the time was over.
+    /// Entries of the last second may be missing. This method blocks. The default implementation is
+    /// for a short log.
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        _time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        let mut found = Vec::new();
+        let filter = Filter { since: Some(since), ..Filter::default() };
+        self.export_audit(&filter, &mut |entry, hash| {
+            if kinds.contains(&entry.event) {
+                found.push((entry, hash));
+            }
+            ControlFlow::Continue(())
+        })?;
+        // `try_for_each` stops early if `each` returns a break.
+        let _ = found.into_iter().rev().try_for_each(|(entry, hash)| each(entry, hash));
+        Ok(true)
+    }
 
     /// Verifies the chain of the whole log. `hash_at` receives the sequence number of each block's
     /// last entry, and the block's hash. This method blocks.

@@ -17,7 +17,7 @@ use super::{
     Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
     IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject, Rows,
     Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
-    audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
@@ -458,6 +458,16 @@ impl<S: AuditLog> AuditLog for Sealed<S> {
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         self.inner.export_audit(filter, each)
+    }
+
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        self.inner.review_audit(kinds, since, time, each)
     }
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {

@@ -12,7 +12,7 @@ use crate::{
         Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
         StoreFuture, Totals, UnixSeconds,
-        audit::{Asked, Asker, AuditEntry, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+        audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         filter::{self, Cursor, Found, Held, Tally},
         lease::Leases,
@@ -133,6 +133,16 @@ impl<S: AuditLog> AuditLog for Alternating<S> {
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         self.next().export_audit(filter, each)
+    }
+
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        self.next().review_audit(kinds, since, time, each)
     }
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {

@@ -1,6 +1,6 @@
 //! Contract of the audit log: a test for each statement in the documentation of `AuditLog`.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
 use super::*;
 use crate::store::{
@@ -61,6 +61,27 @@ fn an_export_of_the_log_gives_what_the_filter_selects(store: &(impl Store + Bulk
     assert_eq!(calls, 1);
 }
 
+/// `review_audit` passes on the entries of some kinds, newest first, until `each` returns `Break` or
+/// the entries are older.
+fn the_log_is_reviewed_from_its_end(store: &(impl Store + Bulk + AuditLog)) {
+    changes(store, 4);
+    import(store, [row("SN-2")]);
+    let review = |kinds: &[AuditEvent], since, most| {
+        let mut found = Vec::new();
+        let is_whole = store.review_audit(kinds, since, Duration::from_secs(9), &mut |entry, _| {
+            found.push(entry.seq);
+            if found.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(is_whole.unwrap());
+        found
+    };
+    assert_eq!(review(&[AuditEvent::Disabled], 0, 9), [4, 3, 2]);
+    assert_eq!(review(&[AuditEvent::Disabled], 0, 2), [4, 3]);
+    assert_eq!(review(&[AuditEvent::Disabled, AuditEvent::Imported], 0, 9), [5, 4, 3, 2, 1]);
+    assert!(review(&[AuditEvent::Disabled], unix_now() + DAY, 9).is_empty());
+    assert!(review(&[AuditEvent::Ended], 0, 9).is_empty());
+}
+
 /// `newest_entry` returns the time of the last entry, or `None` for an empty log.
 fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(now(store.newest_entry()).unwrap(), None);
@@ -110,6 +131,7 @@ fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + B
 
 contract! {
     an_export_of_the_log_gives_what_the_filter_selects
+    the_log_is_reviewed_from_its_end
     the_newest_entry_is_known_by_its_time
     expired_entries_are_removed_and_the_chain_holds
     a_clock_that_is_far_ahead_removes_nothing_for_its_age

@@ -570,6 +570,16 @@ impl AuditLog for Sqlite {
         }
     }
 
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        self.query(|connection| audit::review(connection, kinds, (since, time), each))
+    }
+
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
         self.query(|connection| audit::verify(connection, hash_at))
     }

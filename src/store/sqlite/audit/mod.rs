@@ -6,7 +6,11 @@ mod index;
 mod outbox;
 mod rows;
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
 
@@ -196,6 +200,44 @@ fn export_until(
                     return Ok(ControlFlow::Break(()));
                 }
             }
+        }
+    }
+}
+
+/// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, a whole
+/// block is older than `since`, or `time` is over. Returns false if the time was over.
+pub(super) fn review(
+    connection: &Connection,
+    kinds: &[AuditEvent],
+    (since, time): (UnixSeconds, Duration),
+    each: EachEntry<'_>,
+) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
+                       WHERE lastSeq < ?1 ORDER BY lastSeq DESC LIMIT 1";
+    let deadline = Instant::now() + time;
+    // Most entries are of other kinds. They are not parsed.
+    let names: Vec<String> = kinds.iter().map(|kind| format!("\"event\":\"{}\"", kind.name())).collect();
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut before = i64::MAX;
+    loop {
+        let mut rows = statement.query([before])?;
+        let Some(row) = rows.next()? else { return Ok(true) };
+        let block = Block::read(row)?;
+        before = block.last.cast_signed();
+        let lines: Vec<(u64, &str)> = block.lines().collect();
+        if lines.last().copied().map(parse).transpose()?.is_some_and(|newest| newest.at < since) {
+            return Ok(true);
+        }
+        let wanted = lines.into_iter().rev().filter(|(_, line)| names.iter().any(|name| line.contains(name)));
+        for line in wanted {
+            let entry = parse(line)?;
+            // The text of another entry's detail may look like a kind.
+            if kinds.contains(&entry.event) && entry.at >= since && each(entry, block.hash).is_break() {
+                return Ok(true);
+            }
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
         }
     }
 }
