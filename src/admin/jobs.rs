@@ -1,7 +1,10 @@
 //! Jobs: one action on many devices, which an operator has confirmed. A job runs in the background
 //! in small steps, so that it delays no device and survives a closed browser. It can be stopped. A
-//! job ends when the server stops; the audit log then shows which devices the job has changed. This
+//! job ends when the server stops; the audit log has its beginning, its end, and each change. This
 //! module does not depend on the console's pages.
+
+mod previews;
+pub(super) mod record;
 
 #[cfg(all(test, feature = "simulation"))]
 mod tests;
@@ -13,13 +16,15 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
     time::Instant,
 };
 
-use super::blocking;
+use self::previews::{Previews, Use};
+use super::{blocking, session};
 use crate::{
     device::DeviceId,
     policy::{self, Verdict},
@@ -27,6 +32,7 @@ use crate::{
     registrar::{Outcome, Registrar},
     store::{
         Actor, CloudState, DeviceState, JournalEntry, StoreError, Table, UnixSeconds,
+        audit::Asked,
         filter::{Cursor, End, Filter, Listed},
         unix_now,
     },
@@ -139,6 +145,10 @@ pub(super) struct Progress {
     pub(super) absent: u64,
     /// Devices whose change failed.
     pub(super) failed: u64,
+    /// Devices that a registration leaves out, because they are disabled here.
+    pub(super) disabled: u64,
+    /// Devices that a registration leaves out, because IoT Platform has refused them.
+    pub(super) refused: u64,
     /// For each reason of a failure: the number of devices, and the first of them.
     pub(super) reasons: BTreeMap<String, (u64, DeviceId)>,
     /// Time and way in which the job ended; `None` while it runs.
@@ -148,7 +158,7 @@ pub(super) struct Progress {
 impl Progress {
     /// Returns the number of devices that the job has finished with.
     pub(super) fn done(&self) -> u64 {
-        self.changed + self.unchanged + self.absent + self.failed
+        self.changed + self.unchanged + self.absent + self.failed + self.disabled + self.refused
     }
 
     fn fail(&mut self, device: &DeviceId, reason: &str) {
@@ -174,6 +184,8 @@ pub(super) enum How {
     ShuttingDown,
     /// The store failed.
     Failed(String),
+    /// The audit log has no end of the job. The job was interrupted, or runs in another process.
+    Unrecorded,
 }
 
 /// A job that runs or has ended.
@@ -187,6 +199,10 @@ pub(super) struct Job {
 }
 
 impl Job {
+    fn new(id: String, order: Order, began: UnixSeconds, progress: Progress) -> Self {
+        Self { id, order, began, progress: Mutex::new(progress), stop: watch::Sender::new(None) }
+    }
+
     pub(super) fn progress(&self) -> Progress {
         lock(&self.progress).clone()
     }
@@ -204,6 +220,15 @@ impl Job {
         lock(&self.progress).end.is_none()
     }
 
+    /// Counts a device that needs no change, or that a registration leaves out.
+    fn leave_out(&self, progress: &mut Progress, state: DeviceState, is_refused: bool) {
+        match self.order.action {
+            Action::Register if state == DeviceState::Disabled => progress.disabled += 1,
+            Action::Register if is_refused => progress.refused += 1,
+            _ => progress.unchanged += 1,
+        }
+    }
+
     fn note(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut lock(&self.progress));
     }
@@ -211,50 +236,90 @@ impl Job {
 
 /// All jobs of this server.
 pub(super) struct Jobs {
-    /// Start time of the server.
-    started: UnixSeconds,
-    all: Mutex<(u64, VecDeque<Arc<Job>>)>,
+    /// Random bytes from which the IDs of the jobs follow, so that they cannot be guessed.
+    seed: [u8; 32],
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    /// Number of jobs that have begun since the start.
+    last: u64,
+    jobs: VecDeque<Arc<Job>>,
+    previews: Previews,
 }
 
 /// Job to which a link leads.
 pub(super) enum Known {
     /// A job that the server remembers.
     Job(Arc<Job>),
-    /// A job that began before the server started, and that the server therefore does not know.
-    BeforeStart,
-    /// A job that never existed, or that the server has forgotten.
+    /// A job that this server does not remember. The audit log may have it ([`record::find`]).
+    Elsewhere,
+    /// The text is not the ID of a job.
     Unknown,
 }
 
-/// Error of a job that cannot begin because [`MOST_RUNNING`] jobs are running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Busy;
+/// Reason why a job does not begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotBegun {
+    /// [`MOST_RUNNING`] jobs are running.
+    Busy,
+    /// The same confirmation has begun the job with this ID already.
+    Again(String),
+    /// The server does not know the preview.
+    NotPreviewed,
+}
+
+/// Returns the time in the ID of a job, at which the job began; `None` if the text is no such ID.
+fn began_of(id: &str) -> Option<UnixSeconds> {
+    let (began, random) = id.split_once('-')?;
+    let is_random = random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_time = !began.is_empty() && began.bytes().all(|byte| byte.is_ascii_digit());
+    (is_random && is_time).then(|| began.parse().ok()).flatten()
+}
 
 impl Jobs {
-    pub(super) fn new(started: UnixSeconds) -> Self {
-        Self { started, all: Mutex::default() }
+    /// `seed` are random bytes.
+    pub(super) fn new(seed: [u8; 32]) -> Self {
+        Self { seed, all: Mutex::default() }
     }
 
-    /// Begins a job in a task of the current runtime.
+    /// Returns the token of a new preview, which begins one job.
+    pub(super) fn preview(&self) -> anyhow::Result<String> {
+        let token = session::token()?;
+        lock(&self.all).previews.add(token.clone());
+        Ok(token)
+    }
+
+    /// Begins a job in a task of the current runtime. `preview` is the token of the confirmed
+    /// preview; `None` for a script, to which no preview was shown.
     pub(super) fn begin(
         &self,
         order: Order,
+        preview: Option<&str>,
         store: Arc<dyn Table>,
         registrar: Arc<Registrar>,
-    ) -> Result<Arc<Job>, Busy> {
+    ) -> Result<Arc<Job>, NotBegun> {
         let mut all = lock(&self.all);
-        let (last, jobs) = &mut *all;
+        let All { last, jobs, previews } = &mut *all;
+        match preview.map(|token| previews.used(token)) {
+            Some(Use::Begun(id)) => return Err(NotBegun::Again(id)),
+            Some(Use::Unknown) => return Err(NotBegun::NotPreviewed),
+            Some(Use::New) | None => {}
+        }
         if jobs.iter().filter(|job| job.is_running()).count() >= MOST_RUNNING {
-            return Err(Busy);
+            return Err(NotBegun::Busy);
         }
         *last += 1;
-        let job = Arc::new(Job {
-            id: format!("{}-{last}", self.started),
-            order,
-            began: unix_now(),
-            progress: Mutex::default(),
-            stop: watch::Sender::new(None),
-        });
+        let began = unix_now();
+        let random = Sha256::new().chain_update(self.seed).chain_update(last.to_be_bytes()).finalize();
+        let id = format!("{began}-{}", hex::encode(&random[..4]));
+        if let Some(token) = preview {
+            previews.began(token, &id);
+        }
+        let job = Arc::new(Job::new(id, order, began, Progress::default()));
+        // The entry is on the disk before the job changes anything.
+        store.audit(Asked::of(&record::beginning(&job)));
         if jobs.len() == REMEMBERED
             && let Some(oldest) = jobs.iter().position(|job| !job.is_running())
         {
@@ -268,19 +333,15 @@ impl Jobs {
 
     /// Returns the job with this ID.
     pub(super) fn find(&self, id: &str) -> Known {
-        if let Some(job) = lock(&self.all).1.iter().find(|job| job.id == id) {
+        if let Some(job) = lock(&self.all).jobs.iter().find(|job| job.id == id) {
             return Known::Job(job.clone());
         }
-        let started = id.split_once('-').and_then(|(started, _)| started.parse::<UnixSeconds>().ok());
-        match started {
-            Some(started) if started != self.started => Known::BeforeStart,
-            _ => Known::Unknown,
-        }
+        if began_of(id).is_some() { Known::Elsewhere } else { Known::Unknown }
     }
 
     /// Returns the jobs, newest first.
     pub(super) fn all(&self) -> Vec<Arc<Job>> {
-        lock(&self.all).1.iter().rev().cloned().collect()
+        lock(&self.all).jobs.iter().rev().cloned().collect()
     }
 }
 
@@ -314,7 +375,9 @@ impl Worker {
             _ => self.change_all().await,
         };
         let how = how.unwrap_or_else(|error| How::Failed(error.to_string()));
-        self.job.note(|progress| progress.end = Some((unix_now(), how.clone())));
+        let now = unix_now();
+        self.store.audit(Asked::of(&record::end(&self.job, now, &how)));
+        self.job.note(|progress| progress.end = Some((now, how.clone())));
         let Progress { changed, unchanged, failed, .. } = self.job.progress();
         tracing::info!(job = self.job.id, changed, unchanged, failed, end = ?how, "a job has ended");
     }
@@ -392,7 +455,7 @@ impl Worker {
                 match device {
                     None => progress.absent += 1,
                     Some(device) if self.job.order.action.changes(&device) => todo.push(device),
-                    Some(_) => progress.unchanged += 1,
+                    Some(device) => self.job.leave_out(progress, device.state, device.refusal.is_some()),
                 }
             }
         });
@@ -531,7 +594,9 @@ impl Registration {
                 Err(error) => return fail(&error.to_string()),
             };
             if policy::verdict(&row, Reissue::Always, unix_now()) != Verdict::Register {
-                return self.job.note(|progress| progress.unchanged += 1);
+                return self.job.note(|progress| {
+                    self.job.leave_out(progress, row.state, row.refusal.is_some());
+                });
             }
             let device_name = row.name();
             let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };

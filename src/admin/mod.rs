@@ -159,7 +159,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     })?;
     let address = listener.local_addr()?;
     let connections = Arc::<Connections>::default();
-    let pages = console::PageState::new(sources.started)?;
+    let pages = console::PageState::new()?;
     let shared = Arc::new(Shared {
         sources,
         enrollments: RwLock::default(),

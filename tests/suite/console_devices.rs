@@ -47,6 +47,26 @@ impl Console {
         table.query_row(&sql, (), |row| row.get(0)).expect("a count")
     }
 
+    /// Ends the server, starts another one, and signs in there.
+    fn restarted(self, end: impl FnOnce(Process)) -> Self {
+        let Self { site, server, lead } = self;
+        end(server);
+        let server = site.serve();
+        Self { site, server, lead: Visitor::new(lead.address, "lead") }
+    }
+
+    /// Returns the token of a new preview.
+    fn preview(&self) -> String {
+        self.lead.get("/devices/bulk?action=disable").field("preview")
+    }
+
+    /// Confirms an action after its preview.
+    fn confirm(&self, path: &str, fields: &[(&str, &str)]) -> http::Answer {
+        let preview = self.preview();
+        let all: Vec<_> = fields.iter().copied().chain([("preview", preview.as_str())]).collect();
+        self.lead.post(path, &all)
+    }
+
     /// Follows the redirect of a confirmed action to its job, and returns the job's page once the
     /// job has ended.
     fn job(&self, answer: &http::Answer) -> String {
@@ -132,7 +152,7 @@ fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
     assert!(preview.contains("Reset: 300 devices") && devices(&preview) == 10, "{preview}");
     assert_eq!(console.count("refusal IS NULL"), 1, "nothing is changed yet");
     let fields = [("action", "reset"), ("state", "refused"), ("enrollment", "lamp"), ("expected", "300")];
-    let page = console.job(&console.lead.post("/devices/bulk", &fields));
+    let page = console.job(&console.confirm("/devices/bulk", &fields));
     assert!(page.contains("300 of 300") && page.contains("class=\"message good\""), "{page}");
     assert_eq!(console.count("refusal IS NULL"), 301);
     let history = console.lead.get("/device?id=LAMP-0007").body;
@@ -143,7 +163,7 @@ fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
     assert_eq!(console.lead.post("/devices/bulk", &fields).status, 400);
     assert_eq!(console.count("true"), 301);
     let sure: Vec<_> = fields.into_iter().chain([("sure", "yes")]).collect();
-    let page = console.job(&console.lead.post("/devices/bulk", &sure));
+    let page = console.job(&console.confirm("/devices/bulk", &sure));
     assert!(page.contains("there are more now"), "{page}");
     assert_eq!(console.count("true"), 299);
 
@@ -154,7 +174,7 @@ fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
     assert!(preview.contains("Disable: 2 devices"), "{preview}");
     assert_eq!(console.count("state = 'disabled'"), 0);
     let fields = [("list", "LAMP-0290,LAMP-0291"), ("action", "disable"), ("expected", "2")];
-    console.job(&console.lead.post("/devices/list", &fields));
+    console.job(&console.confirm("/devices/list", &fields));
     assert_eq!(console.count("state = 'disabled'"), 2);
     let long: String = (0..100_000).map(|number| format!("LOST-{number}\n")).collect();
     let refused = console.lead.post("/devices/list", &[("list", &long)]);
@@ -163,7 +183,7 @@ fn an_action_on_many_devices_is_previewed_confirmed_and_carried_out_as_a_job() {
 }
 
 #[test]
-fn a_viewer_begins_no_job_and_a_job_that_ended_with_the_server_is_said_to_have_ended() {
+fn a_viewer_begins_no_job() {
     let console = console(&many(3));
     let guest = Visitor::new(console.lead.address, "guest");
     let fields = [("action", "disable"), ("expected", "4")];
@@ -182,9 +202,110 @@ fn a_viewer_begins_no_job_and_a_job_that_ended_with_the_server_is_said_to_have_e
         assert_eq!(stranger.status, 401, "{path}");
     }
     assert_eq!((console.count("state = 'disabled'"), console.count("true")), (0, 4));
-    let gone = console.lead.get("/jobs?id=1000000000-1");
-    assert!(gone.status == 404 && gone.body.contains("The server was restarted"), "{}", gone.body);
-    assert!(console.lead.get("/jobs?id=%3Cscript%3E").body.contains("No such job"));
+}
+
+#[test]
+fn after_a_restart_a_job_is_known_from_the_audit_log_and_an_invented_one_is_not() {
+    let console = console(&many(3));
+    let fields = [("action", "reset"), ("expected", "4")];
+    let begun = console.confirm("/devices/bulk", &fields);
+    console.job(&begun);
+    let path = begun.header("location").to_owned();
+    let console = console.restarted(|server| assert_eq!(server.stop(), Some(0)));
+    let lines = stdout(&console.site.run(&["audit", "export"]));
+    let began = lines.lines().find(|line| line.contains("\"began\"")).expect("its beginning");
+    assert!(began.contains("reset 4 devices, the whole table") && began.contains("console:lead"), "{began}");
+    assert!(lines.contains("\"ended\"") && lines.contains("; complete"), "{lines}");
+    let page = console.lead.get(&path);
+    assert_eq!(page.status, 200, "{}", page.body);
+    assert!(page.body.contains("4 of 4") && page.body.contains("class=\"message good\""), "{}", page.body);
+    assert!(page.body.contains("console:lead") && page.body.contains("From the audit log"), "{}", page.body);
+    let (began, _) = path.rsplit_once("%2D").expect("the number of the job");
+    for invented in
+        [format!("{began}%2D00000000"), "/jobs?id=1000000000-1".into(), "/jobs?id=%3Cscript%3E".into()]
+    {
+        let gone = console.lead.get(&invented);
+        assert!(gone.status == 404 && gone.body.contains("No such job"), "{invented}: {}", gone.body);
+        assert!(!gone.body.contains("again"), "{invented}: it advises to repeat nothing");
+    }
+    assert!(stdout(&console.site.run(&["audit", "verify"])).contains("entries"), "the chain holds");
+}
+
+#[test]
+fn a_job_that_was_killed_is_not_said_to_have_ended_and_its_reset_is_not_to_be_repeated() {
+    let console = console(&many(3000));
+    console.execute("UPDATE device_table SET firstIssued = 1000");
+    let begun = console.confirm("/devices/bulk", &[("action", "reset"), ("expected", "3001")]);
+    let path = begun.header("location").to_owned();
+    let console = console.restarted(Process::kill);
+    let page = console.lead.get(&path);
+    assert_eq!(page.status, 200, "{}", page.body);
+    assert!(page.body.contains("How far it came is not known"), "{}", page.body);
+    assert!(page.body.contains("Do not simply repeat the reset"), "{}", page.body);
+    assert!(!page.body.contains("Running") && !page.body.contains("0 of"), "{}", page.body);
+}
+
+#[test]
+fn a_confirmation_that_is_sent_twice_begins_one_job() {
+    let console = console(&many(3));
+    let preview = console.preview();
+    let fields = [("action", "disable"), ("expected", "4"), ("preview", preview.as_str())];
+    let first = console.lead.post("/devices/bulk", &fields);
+    console.job(&first);
+    let second = console.lead.post("/devices/bulk", &fields);
+    assert_eq!((second.status, second.header("location")), (303, first.header("location")));
+    for token in ["", "0123456789abcdef"] {
+        let fields = [("action", "enable"), ("expected", "4"), ("preview", token)];
+        assert_eq!(console.lead.post("/devices/bulk", &fields).status, 400, "{token}");
+    }
+    assert_eq!((console.count("state = 'disabled'"), devices(&console.lead.get("/jobs").body)), (4, 1));
+}
+
+#[test]
+fn the_preview_of_a_reset_says_how_many_certificates_it_removes() {
+    let console = console(&many(4));
+    console.execute(
+        "UPDATE device_table SET deviceName = deviceId, deviceSecret = 'x', firstIssued = 5, cloudState = 'deleted' \
+         WHERE deviceId IN ('LAMP-0000', 'LAMP-0001')",
+    );
+    console.execute("UPDATE device_table SET deviceName = deviceId, deviceSecret = 'x', firstIssued = 5 WHERE deviceId = 'LAMP-0002'");
+    console.execute("UPDATE device_table SET refusal = 'odd' WHERE deviceId = 'LAMP-0003'");
+    let list = ("list", "LAMP-0000\nLAMP-0001\nLAMP-0002\nLAMP-0003");
+    let of_list = |action| console.lead.post("/devices/list", &[list, ("action", action)]).body;
+    let of_filter =
+        |action: &str| console.lead.get(&format!("/devices/bulk?enrollment=lamp&action={action}")).body;
+    for page in [of_filter("reset"), of_list("reset")] {
+        for said in [
+            "The certificates of 2 devices are removed, because they were deleted at IoT Platform.",
+            "The first issue of 3 devices is forgotten.",
+            "The refusal of 1 device is forgotten.",
+        ] {
+            assert!(page.contains(said), "{said}: {page}");
+        }
+    }
+    for page in [of_filter("delete"), of_list("delete")] {
+        assert!(page.contains("The certificates of 3 devices here are removed."), "{page}");
+    }
+    assert!(!of_filter("disable").contains("id=\"removes\""));
+}
+
+#[test]
+fn a_line_of_a_list_in_another_letter_case_is_taken_and_named() {
+    let console = console(&many(2));
+    let list = [("list", "lamp-0000\nLAMP-0001\n0001\nlost-1")];
+    let page = console.lead.post("/devices/list", &list).body;
+    assert!(devices(&page) == 2 && page.contains("2 lines name no device"), "{page}");
+    assert!(page.contains("1 line is taken in another letter case"), "{page}");
+    assert!(page.contains("<bdi class=\"id\">lamp-0000</bdi> → <a class=\"id\""), "{page}");
+    let preview = console.lead.post("/devices/list", &[list[0], ("action", "disable")]).body;
+    assert!(
+        preview.contains("Disable: 2 devices") && preview.contains("in another letter case"),
+        "{preview}"
+    );
+    // Two devices whose IDs differ in nothing else are not told apart, so neither is taken.
+    console.site.import("deviceId,enrollment\nlamp-0000,lamp\n");
+    let page = console.lead.post("/devices/list", &[("list", "Lamp-0000\nLAMP-0001")]).body;
+    assert!(devices(&page) == 1 && page.contains("1 line names no device"), "{page}");
 }
 
 #[test]

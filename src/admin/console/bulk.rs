@@ -16,22 +16,23 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    OperatorForm, SubmittedForm, Visitor,
+    Fields, OperatorForm, SubmittedForm, Visitor,
     conditions::{Conditions, Unreadable},
     devices, jobs,
     language::Texts,
     page::{self, Frame, Tone},
+    removed::Removed,
     search::{Label, MAX_LINES, Wanted},
 };
 use crate::{
     admin::{
         Shared, blocking,
-        jobs::{Action, Order, Target},
+        jobs::{Action, NotBegun, Order, Target},
     },
     device::DeviceId,
     store::{
         StoreError, Table,
-        filter::{Cursor, Filter, Found, Listed, Tally},
+        filter::{Cursor, End, Filter, Found, Listed, Tally, Text},
     },
 };
 
@@ -41,6 +42,9 @@ const SAMPLES: usize = 10;
 const SHOWN: usize = 200;
 /// Maximum number of lines without a device that the page of a list shows.
 const MISSING: usize = 50;
+/// Maximum number of devices with the same end of their ID among which a line is looked up in
+/// another letter case.
+const ENDS: usize = 100;
 /// Maximum size of a list, in bytes. A line has an ID of at most 64 bytes, and a form may encode
 /// each byte as three.
 const MAX_LIST: usize = MAX_LINES * 100;
@@ -147,9 +151,10 @@ pub(super) async fn preview(
     let counted = blocking(move || {
         let store = work.sources.store.as_ref();
         let found = store.find(&filter, &Cursor::First, SAMPLES, COUNT)?;
-        Ok::<_, StoreError>((work.pages.counts.count(store, &filter, COUNT)?.0, found))
+        let tally = work.pages.counts.count(store, &filter, COUNT)?.0;
+        Ok::<_, StoreError>((tally, found, Removed::of_filter(store, &filter, action)?))
     });
-    let (tally, found) = match counted.await {
+    let (tally, found, removed) = match counted.await {
         Ok(counted) => counted,
         Err(error) => return frame.store_failed(&visitor, &error),
     };
@@ -165,8 +170,9 @@ pub(super) async fn preview(
         @else { p.chosen { @for word in words { span.chip { (word) } " " } } }
     };
     let Found { devices: samples, .. } = found;
-    let preview = Preview { action, count, path: "/devices/bulk", fields: &fields, which: &which };
-    preview.show(&frame, &visitor, &samples)
+    let path = "/devices/bulk";
+    let preview = Preview { action, count, removed, path, fields: &fields, which: &which };
+    preview.show(&shared, &frame, &visitor, &samples)
 }
 
 fn read(action: &str, conditions: &Conditions) -> Result<(Action, Filter), Unreadable> {
@@ -190,6 +196,7 @@ fn unreadable(frame: &Frame, visitor: &Visitor, Unreadable(reason): Unreadable) 
 struct Preview<'p> {
     action: Action,
     count: u64,
+    removed: Removed,
     /// Address to which the confirmation is sent.
     path: &'static str,
     /// Hidden fields that name the devices.
@@ -199,8 +206,11 @@ struct Preview<'p> {
 }
 
 impl Preview<'_> {
-    fn show(&self, frame: &Frame, visitor: &Visitor, samples: &[Listed]) -> Response {
+    fn show(&self, shared: &Shared, frame: &Frame, visitor: &Visitor, samples: &[Listed]) -> Response {
         let (t, Self { action, count, .. }) = (frame.texts, self);
+        let Ok(token) = shared.pages.jobs.preview() else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
         let name = t.say(name_of(*action));
         let class = if matches!(action, Action::Disable | Action::Delete) { "danger" } else { "" };
         let sampled = t.rich("bulk-samples", [("count", (samples.len() as u64).into())]);
@@ -211,6 +221,7 @@ impl Preview<'_> {
             section.card aria-labelledby="confirm" {
                 h2 #confirm { (t.say("bulk-confirm-title")) }
                 p { (t.say(meaning_of(*action))) }
+                @if *count > 0 { (self.removed.show(t, *action)) }
                 @if *count == 0 { p { strong { (t.say("bulk-nothing")) } } }
                 @else {
                     p.hint { (t.say("bulk-unchanged")) }
@@ -219,6 +230,7 @@ impl Preview<'_> {
                         (self.fields)
                         input type="hidden" name="action" value=(action.name());
                         input type="hidden" name="expected" value=(count);
+                        input type="hidden" name="preview" value=(token);
                         @if *action == Action::Delete {
                             label.check { input type="checkbox" name="sure" value="yes" required; " " (t.rich("bulk-sure", [("count", (*count).into())])) }
                         }
@@ -244,7 +256,7 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     match read(&fields.action, &fields.conditions) {
         Ok((action, filter)) => {
             let order = (action, Target::Filter(filter));
-            begin(&shared, &frame, &visitor, order, &fields.expected, &fields.sure)
+            begin(&shared, &frame, &visitor, order, &fields)
         }
         Err(reason) => unreadable(&frame, &visitor, reason),
     }
@@ -256,20 +268,23 @@ fn begin(
     frame: &Frame,
     visitor: &Visitor,
     (action, target): (Action, Target),
-    expected: &str,
-    sure: &str,
+    fields: &Fields,
 ) -> Response {
-    let Ok(expected) = expected.parse::<u64>() else {
+    let Ok(expected) = fields.expected.parse::<u64>() else {
         return unreadable(frame, visitor, Unreadable("bulk-not-confirmed"));
     };
-    if action == Action::Delete && sure != "yes" {
+    if action == Action::Delete && fields.sure != "yes" {
         return unreadable(frame, visitor, Unreadable("bulk-not-confirmed"));
     }
     let order = Order { action, target, expected, by: visitor.actor() };
     let (store, registrar) = (shared.sources.store.clone(), shared.sources.registrar.clone());
-    match shared.pages.jobs.begin(order, store, registrar) {
+    // A script sends no token of a preview, because no page was shown to it.
+    let preview = (!visitor.is_script() || !fields.preview.is_empty()).then_some(fields.preview.as_str());
+    match shared.pages.jobs.begin(order, preview, store, registrar) {
         Ok(job) => Redirect::to(&jobs::link(&job.id)).into_response(),
-        Err(crate::admin::jobs::Busy) => {
+        Err(NotBegun::Again(id)) => Redirect::to(&jobs::link(&id)).into_response(),
+        Err(NotBegun::NotPreviewed) => unreadable(frame, visitor, Unreadable("bulk-not-confirmed")),
+        Err(NotBegun::Busy) => {
             let t = frame.texts;
             let text =
                 html! { p { (t.say("jobs-busy-text")) } p { a href="/jobs" { (t.say("jobs-title")) } } };
@@ -281,8 +296,11 @@ fn begin(
 }
 
 /// Devices of a list that the table has, and the lines for which the table has no device.
+#[derive(Default)]
 struct Resolved {
     ids: Vec<DeviceId>,
+    /// Lines that were found only in another letter case, each with its device.
+    other_case: Vec<(String, DeviceId)>,
     missing: Vec<String>,
 }
 
@@ -290,13 +308,23 @@ struct Resolved {
 fn resolve(store: &dyn Table, labels: &[Label]) -> Result<Resolved, StoreError> {
     let deadline = Instant::now() + NAMES;
     let mut known = std::collections::HashSet::new();
-    let mut resolved = Resolved { ids: Vec::new(), missing: Vec::new() };
+    let mut resolved = Resolved::default();
     for label in labels {
-        match of_label(store, label, deadline)? {
-            Some(id) if known.insert(id.clone()) => resolved.ids.push(id),
-            // An earlier line names the same device.
-            Some(_) => {}
-            None => resolved.missing.push(label.text.clone()),
+        let exact = of_label(store, label, deadline)?;
+        let (is_exact, found) = match exact {
+            Some(id) => (true, Some(id)),
+            None => (false, in_other_case(store, label, deadline)?),
+        };
+        let Some(id) = found else {
+            resolved.missing.push(label.text.clone());
+            continue;
+        };
+        if !is_exact {
+            resolved.other_case.push((label.text.clone(), id.clone()));
+        }
+        // An earlier line may name the same device.
+        if known.insert(id.clone()) {
+            resolved.ids.push(id);
         }
     }
     Ok(resolved)
@@ -320,6 +348,49 @@ fn of_label(store: &dyn Table, label: &Label, deadline: Instant) -> Result<Optio
         }
     }
     Ok(None)
+}
+
+/// Returns the only device whose ID is the text of the label in another letter case, as the search
+/// for one device finds it.
+fn in_other_case(
+    store: &dyn Table,
+    label: &Label,
+    deadline: Instant,
+) -> Result<Option<DeviceId>, StoreError> {
+    let whole = label.parts().into_iter().filter_map(|part| match part {
+        Text::Ends(text) => Some(text),
+        Text::Begins(_) | Text::Name(_) | Text::IotId(_) => None,
+    });
+    for text in whole {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let filter = Filter { text: Some(Text::Ends(text.clone())), ..Filter::default() };
+        let found = store.find(&filter, &Cursor::First, ENDS, left)?;
+        let mut same = found.devices.iter().filter(|device| device.id.as_str().eq_ignore_ascii_case(&text));
+        // If there are more devices than were read, another one may have the same letters.
+        if found.end == End::Complete
+            && let (Some(only), None) = (same.next(), same.next())
+        {
+            return Ok(Some(only.id.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Says which lines were found only in another letter case.
+fn other_case(t: Texts, lines: &[(String, DeviceId)]) -> Markup {
+    let text = html! {
+        ul {
+            @for (line, id) in lines.iter().take(MISSING) {
+                li { bdi.id { (line) } " → " a.id href=(devices::link(id)) { (id) } }
+            }
+        }
+        @if lines.len() > MISSING { p { (t.rich("and-more", [("count", ((lines.len() - MISSING) as u64).into())])) } }
+    };
+    let title = t.with("list-other-case", [("count", (lines.len() as u64).into())]);
+    html! { @if !lines.is_empty() { (page::message(Tone::Note, &title, &text)) } }
 }
 
 /// Shows the devices of a list. If an action is given, shows its preview instead or, if the form is
@@ -358,21 +429,26 @@ pub(super) async fn submitted_list(
     };
     if !fields.expected.is_empty() {
         let target = Target::List(resolved.ids.into());
-        return begin(&shared, &frame, &visitor, (action, target), &fields.expected, &fields.sure);
+        return begin(&shared, &frame, &visitor, (action, target), &fields);
     }
-    let samples = match listed(&shared, &resolved.ids[..resolved.ids.len().min(SAMPLES)]).await {
-        Ok(samples) => samples,
+    // A list has at most 10,000 devices.
+    let all = match listed(&shared, &resolved.ids).await {
+        Ok(all) => all,
         Err(error) => return frame.store_failed(&visitor, &error),
     };
     let fields = hidden_list(&resolved.ids);
     let t = frame.texts;
     let which = html! {
         p { (t.say("bulk-of-list")) }
+        (other_case(t, &resolved.other_case))
         @if !resolved.missing.is_empty() { p.bad { (t.rich("list-missing", [("count", (resolved.missing.len() as u64).into())])) } }
     };
     let count = resolved.ids.len() as u64;
-    let preview = Preview { action, count, path: "/devices/list", fields: &fields, which: &which };
-    preview.show(&frame, &visitor, &samples)
+    let mut removed = Removed::default();
+    all.iter().for_each(|device| removed.add(device, action));
+    let path = "/devices/list";
+    let preview = Preview { action, count, removed, path, fields: &fields, which: &which };
+    preview.show(&shared, &frame, &visitor, &all[..all.len().min(SAMPLES)])
 }
 
 fn hidden_list(ids: &[DeviceId]) -> Markup {
@@ -409,7 +485,7 @@ pub(super) async fn list(
     labels: Vec<Label>,
     status: StatusCode,
 ) -> Response {
-    let (Resolved { ids, missing }, lines) = match resolved(shared, labels).await {
+    let (Resolved { ids, other_case: cases, missing }, lines) = match resolved(shared, labels).await {
         Ok(resolved) => resolved,
         Err(error) => return frame.store_failed(visitor, &error),
     };
@@ -430,6 +506,7 @@ pub(super) async fn list(
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
         h1 { (t.say("list-title")) }
         @if lines == 0 { (page::message(Tone::Note, &t.say("list-empty"), &html! { p { (t.say("list-empty-text")) } })) }
+        (other_case(t, &cases))
         @if !missing.is_empty() {
             @let text = html! {
                 p { (t.say("list-missing-text")) }

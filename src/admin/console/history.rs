@@ -80,6 +80,8 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
         AuditEvent::Undone => "event-undone",
         AuditEvent::Sealed => "event-sealed",
         AuditEvent::Restored => "event-restored",
+        AuditEvent::Began => "event-began",
+        AuditEvent::Ended => "event-ended",
         AuditEvent::Pruned => "event-pruned",
         AuditEvent::Dropped => "event-dropped",
     }

@@ -18,14 +18,20 @@ use super::{
 };
 use crate::{
     admin::{
-        Shared,
-        jobs::{How, Job, Known, Progress, Target},
+        Shared, blocking,
+        jobs::{
+            Action, How, Job, Known, Progress,
+            record::{self, Recorded},
+        },
     },
     store::unix_now,
 };
 
 /// Interval at which the page of a job updates itself.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// Maximum time for which the audit log is searched for a job.
+const SEARCH: Duration = Duration::from_secs(5);
 
 /// Returns the address of a job's page.
 pub(super) fn link(id: &str) -> String {
@@ -51,7 +57,8 @@ pub(super) async fn show(
     let t = frame.texts;
     let job = match shared.pages.jobs.find(&which.id) {
         Known::Job(job) => job,
-        other => return unknown(&shared, &frame, &visitor, matches!(other, Known::BeforeStart)),
+        Known::Elsewhere => return recorded(&shared, &frame, &visitor, which.id).await,
+        Known::Unknown => return unknown(&frame, &visitor, ("job-unknown", "job-unknown-text")),
     };
     let title = heading(t, &job);
     let is_running = job.progress().end.is_none();
@@ -92,7 +99,8 @@ pub(super) async fn stop(State(shared): State<Arc<Shared>>, OperatorForm(sent): 
             job.stop(&sent.visitor.actor().name);
             Redirect::to(&link(&job.id)).into_response()
         }
-        other => unknown(&shared, &sent.frame, &sent.visitor, matches!(other, Known::BeforeStart)),
+        Known::Elsewhere => recorded(&shared, &sent.frame, &sent.visitor, sent.fields.id).await,
+        Known::Unknown => unknown(&sent.frame, &sent.visitor, ("job-unknown", "job-unknown-text")),
     }
 }
 
@@ -103,27 +111,31 @@ fn heading(t: Texts, job: &Job) -> String {
 
 fn content(t: Texts, job: &Job) -> Markup {
     let progress = job.progress();
-    let Progress { changed, unchanged, absent, failed, ref reasons, ref end } = progress;
+    let Progress { changed, unchanged, absent, failed, disabled, refused, ref reasons, ref end } = progress;
     let expected = job.order.expected;
+    let is_recorded = !matches!(end, Some((_, How::Unrecorded)));
     html! {
         (outcome(t, job, end.as_ref().map(|(_, how)| how)))
         section.card {
-            div.step {
+            @if is_recorded { div.step {
                 span { (t.say("job-done")) }
                 span.number { (t.rich("job-done-of", [("done", progress.done().into()), ("all", expected.into())])) }
                 progress aria-label=(t.say("job-done")) value=(progress.done()) max=(expected.max(1)) {}
-            }
+            } }
             dl.facts {
-                (fact(t, "job-changed", changed))
+                @if is_recorded { (fact(t, "job-changed", changed)) }
                 @if unchanged > 0 { (fact(t, "job-unchanged", unchanged)) }
                 @if absent > 0 { (fact(t, "job-absent", absent)) }
                 @if failed > 0 { (fact(t, "job-failed", failed)) }
+                @if disabled > 0 { (fact(t, "job-disabled", disabled)) }
+                @if refused > 0 { (fact(t, "job-refused", refused)) }
                 div { dt { (t.say("job-by")) } dd { bdi { (job.order.by.name) } } }
                 div { dt { (t.say("job-began")) } dd { (moment(job.began)) } }
-                @if let Some((at, _)) = end { div { dt { (t.say("job-ended")) } dd { (moment(*at)) } } }
+                @if !is_recorded {}
+                @else if let Some((at, _)) = end { div { dt { (t.say("job-ended")) } dd { (moment(*at)) } } }
                 @else if let Some(at) = expected_end(job, &progress) { div { dt { (t.say("job-expected")) } dd { (moment(at)) } } }
             }
-            @if let Target::Filter(_) = job.order.target { p.hint { (t.say("job-audit")) } }
+            p.hint { (t.say("job-audit")) }
         }
         @if !reasons.is_empty() {
             section.card {
@@ -151,28 +163,42 @@ fn expected_end(job: &Job, progress: &Progress) -> Option<i64> {
     Some(unix_now().saturating_add(elapsed.saturating_mul(left) / done))
 }
 
-/// Renders whether a job is running or how it ended.
+/// Renders whether a job is running or how it ended, and how to continue.
 fn outcome(t: Texts, job: &Job, end: Option<&How>) -> Markup {
-    let message =
-        |tone, title: &'static str, text: Markup| page::message(tone, &t.say(title), &html! { p { (text) } });
+    let message = |tone, title: &'static str, text: Markup, is_whole: bool| {
+        let text = html! { p { (text) } @if !is_whole { p { (t.say(again(job.order.action))) } } };
+        page::message(tone, &t.say(title), &text)
+    };
     let plain = |key: &'static str| html! { (t.say(key)) };
     let failed = job.progress().failed;
     match end {
-        None => message(Tone::Note, "job-running", plain("job-running-text")),
+        None => message(Tone::Note, "job-running", plain("job-running-text"), true),
         Some(How::Complete) if failed > 0 => {
-            message(Tone::Warning, "job-complete-with-failures", plain("job-failures-text"))
+            message(Tone::Warning, "job-complete-with-failures", plain("job-failures-text"), false)
         }
-        Some(How::Complete) => message(Tone::Good, "job-complete", plain("job-complete-text")),
-        Some(How::More) => message(Tone::Warning, "job-more", plain("job-more-text")),
+        Some(How::Complete) => message(Tone::Good, "job-complete", plain("job-complete-text"), true),
+        Some(How::More) => message(Tone::Warning, "job-more", plain("job-more-text"), true),
         Some(How::Stopped(by)) => {
-            message(Tone::Warning, "job-stopped", t.rich("job-stopped-text", [("who", by.into())]))
+            message(Tone::Warning, "job-stopped", t.rich("job-stopped-text", [("who", by.into())]), true)
         }
         Some(How::ShuttingDown) => {
-            message(Tone::Warning, "job-shutting-down", plain("job-shutting-down-text"))
+            message(Tone::Warning, "job-shutting-down", plain("job-shutting-down-text"), false)
         }
         Some(How::Failed(error)) => {
-            message(Tone::Bad, "job-broken", t.rich("job-broken-text", [("error", error.into())]))
+            message(Tone::Bad, "job-broken", t.rich("job-broken-text", [("error", error.into())]), false)
         }
+        Some(How::Unrecorded) => {
+            message(Tone::Warning, "job-unrecorded", plain("job-unrecorded-text"), false)
+        }
+    }
+}
+
+/// Returns the catalogue key of the advice on how to continue an action that was not carried out on
+/// all devices. A reset is not simply repeated: a device may have fetched its certificate since.
+fn again(action: Action) -> &'static str {
+    match action {
+        Action::Reset => "job-again-reset",
+        Action::Disable | Action::Enable | Action::Register | Action::Delete => "job-again",
     }
 }
 
@@ -223,19 +249,35 @@ fn state(end: Option<&How>) -> &'static str {
         Some(How::Stopped(_)) => "job-stopped",
         Some(How::ShuttingDown) => "job-shutting-down",
         Some(How::Failed(_)) => "job-broken",
+        Some(How::Unrecorded) => "job-unrecorded",
     }
 }
 
-/// Says that the server does not know the job, and why.
-fn unknown(shared: &Shared, frame: &Frame, visitor: &Visitor, was_before: bool) -> Response {
-    let t = frame.texts;
-    let (title, text) = if was_before {
-        let started = moment(shared.sources.started);
-        (t.say("job-before-start"), t.rich("job-before-start-text", [("time", started.into())]))
-    } else {
-        (t.say("job-unknown"), html! { (t.say("job-unknown-text")) })
+/// Shows what the audit log knows of a job that this server does not remember.
+async fn recorded(shared: &Shared, frame: &Frame, visitor: &Visitor, id: String) -> Response {
+    let store = shared.sources.store.clone();
+    let job = match blocking(move || record::find(store.as_ref(), &id, SEARCH)).await {
+        Ok(Recorded::Job(job)) => job,
+        Ok(Recorded::None) => return unknown(frame, visitor, ("job-unknown", "job-unknown-text")),
+        Ok(Recorded::TimeUp) => return unknown(frame, visitor, ("job-not-found", "job-not-found-text")),
+        Err(error) => return frame.store_failed(visitor, &error),
     };
-    let text = html! { p { (text) } p { a href="/jobs" { (t.say("jobs-title")) } } };
+    let t = frame.texts;
+    let title = heading(t, &job);
+    let started = t.rich("job-from-log", [("time", moment(shared.sources.started).into())]);
+    let body = html! {
+        p.crumb { a href="/jobs" { (t.say("jobs-title")) } }
+        h1 { (title) }
+        (content(t, &job))
+        p.hint { (started) }
+    };
+    frame.page(&title, Some(visitor), "/devices", &body).into_response()
+}
+
+/// Says that there is no such job, or that the server does not know it.
+fn unknown(frame: &Frame, visitor: &Visitor, (title, text): (&'static str, &'static str)) -> Response {
+    let (t, title) = (frame.texts, frame.texts.say(title));
+    let text = html! { p { (t.say(text)) } p { a href="/jobs" { (t.say("jobs-title")) } } };
     let body = html! { h1 { (title) } (page::message(Tone::Warning, &title, &text)) };
     (StatusCode::NOT_FOUND, frame.page(&title, Some(visitor), "/devices", &body)).into_response()
 }

@@ -19,6 +19,7 @@ mod jobs;
 mod language;
 mod overview;
 mod page;
+mod removed;
 mod search;
 mod sign_in;
 mod unserved;
@@ -45,10 +46,7 @@ use super::{
     jobs::Jobs,
     session, unauthorised,
 };
-use crate::{
-    operators::Role,
-    store::{Actor, UnixSeconds},
-};
+use crate::{operators::Role, random::random, store::Actor};
 
 /// State that the pages keep between requests.
 pub(super) struct PageState {
@@ -60,13 +58,12 @@ pub(super) struct PageState {
 }
 
 impl PageState {
-    /// Creates the state of a server that started at this time.
-    pub(super) fn new(started: UnixSeconds) -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
             enrollments: enrollments::Counts::default(),
             counts: devices::Counts::default(),
-            jobs: Jobs::new(started),
+            jobs: Jobs::new(random()?),
             uploads: uploads::Uploads::default(),
         })
     }
@@ -226,6 +223,9 @@ struct Fields {
     expected: String,
     #[serde(default)]
     sure: String,
+    /// Token of the preview that the form confirms.
+    #[serde(default)]
+    preview: String,
     /// Lines that name devices.
     #[serde(default)]
     list: String,

@@ -2,7 +2,7 @@
 
 use tokio::runtime::Handle;
 
-use super::*;
+use super::{record::Recorded, *};
 use crate::{
     iot_platform::Action as Call,
     registrar::{self, Registrar},
@@ -46,13 +46,13 @@ impl Bench {
         let config = registrar::Config { seed: Some(1), ..registrar::Config::default() };
         let owner = Owner::new("test").unwrap();
         let registrar = Registrar::new(config, owner, store.clone(), cloud.clone(), Handle::current());
-        Self { jobs: Jobs::new(7), memory, store, registrar, cloud }
+        Self { jobs: Jobs::new([7; 32]), memory, store, registrar, cloud }
     }
 
-    fn begin(&self, action: Action, target: Target, expected: u64) -> Result<Arc<Job>, Busy> {
+    fn begin(&self, action: Action, target: Target, expected: u64) -> Result<Arc<Job>, NotBegun> {
         let by = Actor { name: "console:anna".into(), address: None };
         let order = Order { action, target, expected, by };
-        self.jobs.begin(order, self.store.clone(), self.registrar.clone())
+        self.jobs.begin(order, None, self.store.clone(), self.registrar.clone())
     }
 
     async fn run(&self, action: Action, target: Target, expected: u64) -> Progress {
@@ -152,7 +152,7 @@ async fn only_a_few_jobs_run_at_once_and_old_ones_are_forgotten() {
     let bench = Bench::new(300);
     let running: Vec<Arc<Job>> =
         (0..MOST_RUNNING).map(|_| bench.begin(Action::Disable, all(), 300).unwrap()).collect();
-    assert_eq!(bench.begin(Action::Enable, all(), 300).err(), Some(Busy));
+    assert_eq!(bench.begin(Action::Enable, all(), 300).err(), Some(NotBegun::Busy));
     for job in &running {
         bench.end_of(job).await;
     }
@@ -160,11 +160,17 @@ async fn only_a_few_jobs_run_at_once_and_old_ones_are_forgotten() {
         bench.run(Action::Reset, all(), 300).await;
     }
     assert_eq!(bench.jobs.all().len(), REMEMBERED);
-    assert!(matches!(bench.jobs.find(&running[0].id), Known::Unknown));
+    assert!(matches!(bench.jobs.find(&running[0].id), Known::Elsewhere));
+    let forgotten = record::find(&*bench.store, &running[0].id, Duration::from_secs(9)).unwrap();
+    assert!(matches!(forgotten, Recorded::Job(job) if job.progress() == running[0].progress()));
     let newest = bench.jobs.all()[0].id.clone();
     assert!(matches!(bench.jobs.find(&newest), Known::Job(job) if job.id == newest));
-    assert!(matches!(bench.jobs.find("6-1"), Known::BeforeStart));
-    assert!(matches!(bench.jobs.find("<script>"), Known::Unknown));
+    assert!(matches!(bench.jobs.find("6-0123abcd"), Known::Elsewhere));
+    for text in
+        ["<script>", "6-1", "-1234abcd", "+6-1234abcd", "6-1234abcde", "99999999999999999999-1234abcd"]
+    {
+        assert!(matches!(bench.jobs.find(text), Known::Unknown), "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +195,14 @@ async fn registrations_go_the_usual_way_and_failures_are_grouped_by_reason() {
         |text: &str| DeviceRow { refusal: Some(text.into()), ..bench.memory.row(&id("SN-0001")).unwrap() };
     bench.memory.insert(refused("odd"));
     let progress = bench.run(Action::Register, all(), 120).await;
-    assert_eq!((progress.changed, progress.unchanged, progress.failed), (118, 2, 0), "{progress:?}");
+    assert_eq!((progress.changed, progress.unchanged, progress.failed), (118, 0, 0), "{progress:?}");
+    assert_eq!(
+        (progress.disabled, progress.refused, progress.done()),
+        (1, 1, 120),
+        "they are not registered"
+    );
+    let progress = bench.run(Action::Register, all(), 120).await;
+    assert_eq!((progress.changed, progress.unchanged, progress.done()), (0, 118, 120), "{progress:?}");
     assert_eq!(bench.cloud.devices(), 118);
     assert_eq!(bench.count(State::Registered), 118);
 
@@ -233,4 +246,43 @@ fn each_action_has_a_name_and_changes_only_what_needs_it() {
             Action::ALL.into_iter().filter(|action| action.changes(&listed(row))).collect();
         assert_eq!(changes, actions, "{row:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_has_the_beginning_and_the_end_of_a_job_and_of_no_other() {
+    let bench = Bench::new(30);
+    let find = |id: &str| record::find(&*bench.store, id, Duration::from_secs(9)).unwrap();
+    let running = bench.begin(Action::Reset, all(), 30).unwrap();
+    let Recorded::Job(job) = find(&running.id) else { panic!("it has begun") };
+    assert_eq!(
+        (job.order.action, job.order.expected, how(&job.progress())),
+        (Action::Reset, 30, &How::Unrecorded)
+    );
+    bench.end_of(&running).await;
+    let stopped = bench.begin(Action::Disable, all(), 30).unwrap();
+    stopped.stop("console:ben");
+    let progress = bench.end_of(&stopped).await;
+    let Recorded::Job(job) = find(&stopped.id) else { panic!("it has ended") };
+    assert_eq!((job.progress(), how(&progress)), (progress.clone(), &How::Stopped("console:ben".into())));
+    assert_eq!((&*job.order.by.name, job.began), ("console:anna", stopped.began));
+    let other = format!("{}-00000000", stopped.began);
+    assert!(matches!(find(&other), Recorded::None), "such a number was never given out");
+    assert_eq!(bench.store.verify_audit(&mut |_, _| ()).unwrap().fault, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_that_comes_twice_begins_one_job() {
+    let bench = Bench::new(3);
+    let by = Actor { name: "console:anna".into(), address: None };
+    let order = Order { action: Action::Disable, target: all(), expected: 3, by };
+    let token = bench.jobs.preview().unwrap();
+    let begin = |token: &str| {
+        bench.jobs.begin(order.clone(), Some(token), bench.store.clone(), bench.registrar.clone())
+    };
+    let job = begin(&token).unwrap();
+    assert_eq!(begin(&token).err(), Some(NotBegun::Again(job.id.clone())));
+    bench.end_of(&job).await;
+    assert_eq!(begin(&token).err(), Some(NotBegun::Again(job.id.clone())));
+    assert_eq!(begin("").err(), Some(NotBegun::NotPreviewed));
+    assert_eq!(bench.jobs.all().len(), 1);
 }

@@ -96,12 +96,22 @@ list-title = Several devices
 list-label = Device IDs, device names or IotIds
 list-hint = One on each line, up to {$most}, as copied from a spreadsheet.
 list-button = Find them
-list-found = {$found} devices from {$lines} lines; {$shown} are shown
+list-found = { $found ->
+    [one] {$found} device
+   *[other] {$found} devices
+} from { $lines ->
+    [one] {$lines} line
+   *[other] {$lines} lines
+}; {$shown} shown
 list-missing = { $count ->
     [one] {$count} line names no device
    *[other] {$count} lines name no device
 }
 list-missing-text = They are left out. Check for typing errors, or import these devices.
+list-other-case = { $count ->
+    [one] {$count} line is taken in another letter case
+   *[other] {$count} lines are taken in another letter case
+}
 list-empty = The list is empty
 list-empty-text = Paste at least one line.
 list-not-read = The list was not read
@@ -136,6 +146,23 @@ bulk-confirm-title = Is this what you want?
 bulk-whole-table = All devices of the table, without any condition.
 bulk-nothing = No device is concerned.
 bulk-unchanged = Devices that are as wanted already are left as they are. If more devices meet the conditions later, the job stops after this number.
+bulk-removes-issues = { $count ->
+    [one] The first issue of {$count} device is forgotten.
+   *[other] The first issue of {$count} devices is forgotten.
+}
+bulk-removes-refusals = { $count ->
+    [one] The refusal of {$count} device is forgotten.
+   *[other] The refusals of {$count} devices are forgotten.
+}
+bulk-removes-certificates = { $count ->
+    [one] The certificate of {$count} device is removed, because it was deleted at IoT Platform. Its next request registers it again under the same name.
+   *[other] The certificates of {$count} devices are removed, because they were deleted at IoT Platform. Their next requests register them again under the same names.
+}
+bulk-removes-certificates-here = { $count ->
+    [one] The certificate of {$count} device here is removed. It still works at IoT Platform.
+   *[other] The certificates of {$count} devices here are removed. They still work at IoT Platform.
+}
+bulk-removes-more = The table is so large that it was not read to its end in time: these are the numbers at least.
 bulk-sure = { $count ->
     [one] I want to delete {$count} device.
    *[other] I want to delete {$count} devices.
@@ -143,13 +170,13 @@ bulk-sure = { $count ->
 bulk-samples = The first {$count} of them
 bulk-refused = Nothing was changed
 bulk-bad-action = There is no such action. Choose one of the list.
-bulk-not-confirmed = The action was not confirmed. Preview it, and confirm it there.
+bulk-not-confirmed = The action was not confirmed, or its preview is no longer known. Preview it, and confirm it there.
 bulk-not-counted = The devices could not be counted in time. Choose closer conditions, or an enrollment.
 
 ## Jobs
 
 jobs-title = Jobs
-jobs-since = Jobs since the server started at {$time}. Earlier ones ended with the server; the audit log has what they did.
+jobs-since = Jobs since the server started at {$time}. The audit log has when earlier ones began and ended.
 jobs-none = No jobs
 jobs-none-text = A job begins when you confirm an action on many devices.
 jobs-busy = Other jobs are running
@@ -159,19 +186,24 @@ job-running-text = The job goes on if you close this page.
 job-complete = Done
 job-complete-text = All devices are done.
 job-complete-with-failures = Done, with failures
-job-failures-text = Fix the causes below, then do the same again: devices that are done are left as they are.
+job-failures-text = Fix the causes below first.
 job-more = Done, and there are more now
 job-more-text = As many devices are done as were confirmed. More devices meet the conditions now: preview the action again.
 job-stopped = Stopped
 job-stopped-text = {$who} has stopped it. What was done stays done.
 job-shutting-down = Ended by the server
-job-shutting-down-text = The server shuts down. What was done stays done; after the start, do the same again.
+job-shutting-down-text = The server shut down. What was done stays done.
 job-broken = Failed
-job-broken-text = The database failed: {$error}. What was done stays done; do the same again when it works.
-job-before-start = The server was restarted
-job-before-start-text = The job ended when the server was restarted at {$time}. The audit log has what was done until then. Do the same again: devices that are done are left as they are.
+job-broken-text = The database failed: {$error}. What was done stays done.
+job-unrecorded = How far it came is not known
+job-unrecorded-text = The audit log has when the job began, but not its end. Its server was stopped or failed in the middle of it, or the job runs on another server. Each change that it made is in the audit log.
+job-again = Then preview the action again and repeat it: devices that are done are left as they are.
+job-again-reset = Do not simply repeat the reset: a device that was reset and has fetched its certificate since would be reset again. Preview it again, with conditions that leave such devices out.
+job-from-log = From the audit log, because this server has started at {$time} or has had many jobs since.
 job-unknown = No such job
-job-unknown-text = It is long ago, or the address is wrong.
+job-unknown-text = No job has this number, or it is so long ago that the audit log no longer has it.
+job-not-found = This server does not know the job
+job-not-found-text = The audit log is so large that it could not be searched in time: certdist audit export shows whether the job has ended. Preview the action again before you repeat it.
 job-stop = Stop
 job-stop-text = Ends the job after a few more devices. What was done stays done.
 job-done = Done
@@ -180,6 +212,8 @@ job-changed = Changed
 job-unchanged = As wanted already
 job-absent = Not in the table
 job-failed = Failed
+job-disabled = Left out, because disabled here
+job-refused = Left out, because refused by IoT Platform; reset them first
 job-by = By
 job-began = Began
 job-ended = Ended
@@ -298,6 +332,8 @@ event-imported = imported
 event-undone = import undone
 event-sealed = secrets sealed
 event-restored = restored from a backup
+event-began = job began
+event-ended = job ended
 event-pruned = log pruned
 event-dropped = entries dropped
 
@@ -317,9 +353,11 @@ enrollments-issued-text = have fetched their certificate
 enrollments-activated = Activated
 enrollments-activated-text = have signed in at IoT Platform
 enrollments-waiting = {$count} wait for their registration.
-enrollments-rate-later = The expected end is shown in a while.
+enrollments-rate-later = Their rate is not known yet.
 enrollments-no-rate = None was registered in the last {$seconds} s.
-enrollments-rate = {$rate} a minute are registered; at this rate, all are at {$time}.
+enrollments-rate = {$rate} a minute are registered.
+enrollments-rate-end = At this rate, those that wait are registered at {$time}.
+enrollments-rate-job = A job registers further devices; its page shows its expected end. {$jobs}
 enrollments-refused = {$count} refused by IoT Platform, for these reasons:
 enrollments-more-reasons = and {$count} more reasons
 enrollments-disabled = {$count} disabled here.
