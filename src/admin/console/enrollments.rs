@@ -2,7 +2,7 @@
 //! activated and refused, and the expected end of the current registrations.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,11 +22,15 @@ use super::{
     page::{self, Frame, Tone, moment},
 };
 use crate::{
-    admin::{Shared, blocking},
+    admin::{
+        Shared, blocking,
+        jobs::{Action, Job},
+    },
     psk::EnrollmentOutline,
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
+        undo::ImportRecord,
         unix_now,
     },
 };
@@ -61,15 +65,56 @@ struct Counted {
     took: Duration,
     progress: Arc<Vec<Totals>>,
     held: Arc<Vec<Held>>,
-    /// Registered devices at an earlier time, from which the rate is computed.
-    earlier: Option<Sample>,
+    /// Registrations of each enrollment, where their number is known.
+    rates: Arc<HashMap<String, Rate>>,
 }
 
-/// Registered devices of each enrollment at a point in time.
-#[derive(Clone)]
+/// Number of registrations in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rate {
+    registered: u64,
+    time: Duration,
+}
+
+/// Devices of each enrollment at a point in time.
 struct Sample {
     at: Instant,
-    registered: Arc<Vec<(String, u64)>>,
+    time: UnixSeconds,
+    totals: Arc<Vec<Totals>>,
+}
+
+/// Returns the registrations of an enrollment since the earliest sample from which on only
+/// registrations have changed its numbers. Samples up to the time `disturbed` do not count; nor do
+/// samples before its number of devices has changed or its number of registered ones has become
+/// smaller. Returns `None` if the time is too short for a rate.
+fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> Option<Rate> {
+    let of = |sample: &Sample| {
+        let totals = sample.totals.iter().find(|totals| totals.enrollment == name);
+        totals.map(|totals| (totals.devices, totals.registered))
+    };
+    let mut newest_first = samples.iter().rev().filter(|sample| sample.time > disturbed);
+    let newest = newest_first.next()?;
+    let (devices, last) = of(newest)?;
+    let mut first = (newest.at, last);
+    for sample in newest_first {
+        match of(sample) {
+            Some((count, registered)) if count == devices && registered <= first.1 => {
+                first = (sample.at, registered);
+            }
+            _ => break,
+        }
+    }
+    let time = newest.at.saturating_duration_since(first.0);
+    (time >= MIN_RATE).then_some(Rate { registered: last - first.1, time })
+}
+
+/// Returns the time of the last known change of many devices that is no registration: an import, its
+/// undoing, or a job that resets or deletes. Returns `now` while such a job runs.
+fn disturbed(imports: &[ImportRecord], jobs: &[Arc<Job>], now: UnixSeconds) -> UnixSeconds {
+    let imports = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
+    let removing = jobs.iter().filter(|job| matches!(job.order.action, Action::Reset | Action::Delete));
+    let jobs = removing.map(|job| job.progress().end.map_or(now, |(at, _)| at));
+    imports.chain(jobs).max().unwrap_or(0)
 }
 
 impl Counts {
@@ -83,18 +128,20 @@ impl Counts {
             return Ok(counted.clone());
         }
         let (store, begun) = (shared.sources.store.clone(), Instant::now());
-        let work = move || Ok::<_, StoreError>((store.totals()?, store.held(GROUPS)?));
-        let (progress, held) = blocking(work).await?;
+        let work = move || Ok::<_, StoreError>((store.totals()?, store.held(GROUPS)?, store.imports()?));
+        let (progress, held, imports) = blocking(work).await?;
         let now = Instant::now();
         while samples.len() == SAMPLES || samples.front().is_some_and(|sample| now - sample.at > RATE) {
             samples.pop_front();
         }
-        let registered =
-            progress.iter().map(|totals| (totals.enrollment.clone(), totals.registered)).collect();
-        let earlier = samples.front().filter(|sample| now - sample.at >= MIN_RATE).cloned();
-        samples.push_back(Sample { at: now, registered: Arc::new(registered) });
-        let (progress, held) = (Arc::new(progress), Arc::new(held));
-        let counted = Counted { at: now, time: unix_now(), took: now - begun, progress, held, earlier };
+        let (progress, held, time) = (Arc::new(progress), Arc::new(held), unix_now());
+        samples.push_back(Sample { at: now, time, totals: progress.clone() });
+        let disturbed = disturbed(&imports, &shared.pages.jobs.all(), time);
+        let rates = progress.iter().filter_map(|totals| {
+            measured(samples, &totals.enrollment, disturbed).map(|rate| (totals.enrollment.clone(), rate))
+        });
+        let rates = Arc::new(rates.collect());
+        let counted = Counted { at: now, time, took: now - begun, progress, held, rates };
         *last = Some(counted.clone());
         Ok(counted)
     }
@@ -148,9 +195,7 @@ struct Enrollment<'e> {
     totals: Totals,
     waiting: u64,
     refused: Vec<&'e Held>,
-    /// Number of devices that were registered while the rate was measured, and the duration of the
-    /// measurement.
-    rate: Option<(u64, Duration)>,
+    rate: Option<Rate>,
 }
 
 impl Enrollment<'_> {
@@ -160,7 +205,7 @@ impl Enrollment<'_> {
         let is_missing = self.enrolled.is_none() && self.totals.devices > 0;
         match self {
             _ if is_missing || self.totals.refused > 0 => 0,
-            Self { waiting: 1.., .. } | Self { rate: Some((1.., _)), .. } => 1,
+            Self { waiting: 1.., .. } | Self { rate: Some(Rate { registered: 1.., .. }), .. } => 1,
             _ => 2,
         }
     }
@@ -168,6 +213,9 @@ impl Enrollment<'_> {
 
 async fn content(shared: &Shared, t: Texts, page: usize) -> Result<Markup, StoreError> {
     let counted = shared.pages.enrollments.of(shared).await?;
+    let is_registering =
+        |job: &Arc<Job>| job.order.action == Action::Register && job.progress().end.is_none();
+    let has_job = shared.pages.jobs.all().iter().any(is_registering);
     let configured = shared.enrollments();
     let mut all: Vec<Enrollment<'_>> = Vec::with_capacity(configured.len());
     let totals_of = |name: &str| counted.progress.iter().find(|totals| totals.enrollment == name);
@@ -185,7 +233,7 @@ async fn content(shared: &Shared, t: Texts, page: usize) -> Result<Markup, Store
     Ok(html! {
         p.hint { (t.rich("enrollments-counted", [("time", moment(counted.time).into())])) }
         @if all.is_empty() { (page::message(Tone::Note, &t.say("enrollments-none"), &html! { p { (t.say("enrollments-none-text")) } })) }
-        @for enrollment in all.iter().skip(page * PAGE).take(PAGE) { (card(t, enrollment)) }
+        @for enrollment in all.iter().skip(page * PAGE).take(PAGE) { (card(t, enrollment, has_job)) }
         @if pages > 1 {
             p.pages {
                 @if page > 0 { a.button href=(path("/enrollments", page - 1)) rel="prev" { (t.say("devices-previous")) } " " }
@@ -204,14 +252,11 @@ fn of<'e>(
     let own = || counted.held.iter().filter(|held| held.enrollment == name);
     let waiting = own().filter(|held| held.refusal.is_none()).map(|held| held.devices).sum();
     let refused = own().filter(|held| held.refusal.is_some()).collect();
-    let rate = counted.earlier.as_ref().map(|sample| {
-        let before = sample.registered.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
-        (totals.registered.saturating_sub(before), counted.at - sample.at)
-    });
+    let rate = counted.rates.get(name).copied();
     Enrollment { name, enrolled, totals, waiting, refused, rate }
 }
 
-fn card(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
+fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
     let Enrollment { name, enrolled, totals, waiting, refused, .. } = enrollment;
     let number = |count: u64| t.rich("count", [("count", count.into())]);
     let link = |conditions: Conditions, text: Markup| {
@@ -246,7 +291,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
                 }
             }
             @if *waiting > 0 {
-                p { (t.rich("enrollments-waiting", [("count", in_state(Kind::Waiting, *waiting).into())])) " " (forecast(t, enrollment)) }
+                p { (t.rich("enrollments-waiting", [("count", in_state(Kind::Waiting, *waiting).into())])) " " (forecast(t, enrollment, has_job)) }
             }
             @if totals.refused > 0 {
                 p.bad { (t.rich("enrollments-refused", [("count", in_state(Kind::Refused, totals.refused).into())])) }
@@ -267,16 +312,22 @@ fn card(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
 }
 
 /// Renders the rate of the registrations, and the time at which all waiting devices will be
-/// registered.
-fn forecast(t: Texts, enrollment: &Enrollment<'_>) -> Markup {
-    let Some((registered, time)) = enrollment.rate else {
-        return html! { (t.say("enrollments-rate-later")) };
+/// registered. While a job registers devices, most of its devices do not wait yet, so the end
+/// follows from the job, and not from the devices that wait.
+fn forecast(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
+    let job = html! { a href="/jobs" { (t.say("jobs-title")) } };
+    let Some(Rate { registered, time }) = enrollment.rate else {
+        return html! { (t.say("enrollments-rate-later")) @if has_job { " " (job) } };
     };
     let Some((per_minute, seconds)) = rate(registered, time, enrollment.waiting) else {
         return html! { (t.rich("enrollments-no-rate", [("seconds", time.as_secs().into())])) };
     };
-    let end = unix_now().saturating_add(seconds);
-    t.rich("enrollments-rate", [("rate", per_minute.into()), ("time", moment(end).into())])
+    let per_minute = t.rich("enrollments-rate", [("rate", per_minute.into())]);
+    if has_job {
+        return html! { (per_minute) " " (t.rich("enrollments-rate-job", [("jobs", job.into())])) };
+    }
+    let end = moment(unix_now().saturating_add(seconds));
+    html! { (per_minute) " " (t.rich("enrollments-rate-end", [("time", end.into())])) }
 }
 
 /// Returns the number of devices registered per minute, and the seconds until all waiting devices
@@ -286,7 +337,8 @@ fn rate(registered: u64, time: Duration, waiting: u64) -> Option<(u64, i64)> {
         return None;
     }
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-    let per_minute = registered.saturating_mul(60_000) / millis;
+    // At least 1, so that the page does not say that none is registered.
+    let per_minute = (registered.saturating_mul(60_000) / millis).max(1);
     let seconds = waiting.saturating_mul(millis) / registered / 1000;
     Some((per_minute, i64::try_from(seconds).unwrap_or(i64::MAX)))
 }
@@ -318,6 +370,36 @@ mod tests {
     fn the_end_follows_from_the_rate() {
         assert_eq!(rate(0, Duration::from_secs(60), 10), None);
         assert_eq!(rate(1500, Duration::from_secs(60), 3000), Some((1500, 120)));
-        assert_eq!(rate(1, Duration::from_secs(600), 2), Some((0, 1200)));
+        assert_eq!(rate(1, Duration::from_secs(600), 2), Some((1, 1200)));
+    }
+
+    /// Returns samples at intervals of 10 s, from the numbers of devices and of registered ones.
+    fn samples(numbers: &[(u64, u64)]) -> VecDeque<Sample> {
+        let begun = Instant::now();
+        let sample = |(number, (devices, registered)): (u32, &(u64, u64))| {
+            let enrollment = "lamps".to_owned();
+            let (devices, registered) = (*devices, *registered);
+            let totals = Totals { enrollment, devices, registered, ..Totals::default() };
+            let at = begun + MIN_RATE * number;
+            Sample { at, time: 1000 + i64::from(number) * 10, totals: Arc::new(vec![totals]) }
+        };
+        (0..).zip(numbers).map(sample).collect()
+    }
+
+    #[test]
+    fn a_rate_comes_from_registrations_only() {
+        let of = |numbers: &[(u64, u64)], disturbed| {
+            measured(&samples(numbers), "lamps", disturbed).map(|rate| (rate.registered, rate.time.as_secs()))
+        };
+        assert_eq!(of(&[], 0), None);
+        assert_eq!(of(&[(9, 0)], 0), None, "there is nothing to compare with");
+        assert_eq!(of(&[(9, 1), (9, 3), (9, 7)], 0), Some((6, 20)));
+        assert_eq!(of(&[(9, 3), (9, 3)], 0), Some((0, 10)));
+        assert_eq!(of(&[(9, 8), (9, 2)], 0), None, "a reset took certificates away");
+        assert_eq!(of(&[(9, 8), (9, 2), (9, 5)], 0), Some((3, 10)), "since the reset");
+        assert_eq!(of(&[(5, 1), (9, 5)], 0), None, "an import brought certificates");
+        assert_eq!(of(&[(9, 1), (9, 5), (9, 6)], 1000), Some((1, 10)), "since the import");
+        assert_eq!(of(&[(9, 1), (9, 5), (9, 6)], 1020), None, "a job removes certificates now");
+        assert_eq!(measured(&samples(&[(9, 1), (9, 5)]), "plugs", 0), None);
     }
 }
