@@ -48,8 +48,8 @@ CREATE TABLE device_table (
     -- database's answer is lost and the request repeats its write, the number identifies it. The
     -- CHECK is about the whole row: no device has both a certificate and a refusal.
     issueId      INTEGER CHECK (refusal IS NULL OR deviceSecret IS NULL),
-    -- The import that added the row or was the last to change it; NULL: the device has got its
-    -- certificate since, or the import cannot be undone.
+    -- The import that added the row or was the last to change it. With a minus sign: the row has
+    -- changed since. NULL: the import cannot be undone.
     importId     INTEGER,
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)

@@ -6,7 +6,7 @@ use super::{
     Actor, DeviceRow, StoreError,
     backup::Contents,
     filter::{Cursor, Filter, Found, Held, Listed, Tally},
-    undo::{ImportId, ImportRecord, Undo, UndoError, Undone},
+    undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
 use crate::{
     device::{AskedId, DeviceId, Secret},
@@ -43,9 +43,12 @@ pub trait Bulk: Send + Sync {
     /// [`undo::REMEMBERED`](super::undo::REMEMBERED) imports.
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
 
-    /// Returns the imports that are known to have added or changed a device, newest first. An import
-    /// is no longer known to have added a device once the device has got its certificate.
+    /// Returns the remembered imports that added or changed a device, newest first.
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError>;
+
+    /// Returns the devices of an import that have changed since, or are being registered, and the first
+    /// `limit` of them, also after the import was undone. Reads the whole table.
+    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError>;
 
     /// Undoes an import in one step: removes the devices that the import added, with their keys,
     /// and restores the former values of the devices that it changed. Writes an audit entry. Unless

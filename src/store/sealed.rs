@@ -23,7 +23,7 @@ use super::{
     filter::{self, Cursor, Found, Held, Listed, Tally},
     lease::Leases,
     turn::{Turn, Turns},
-    undo::{ImportRecord, Undo, UndoError, Undone},
+    undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
 use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
@@ -510,6 +510,10 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
         self.inner.imports_of(device)
+    }
+
+    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError> {
+        self.inner.left_of(id, limit)
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {

@@ -4,6 +4,7 @@
 use std::{fmt, str::FromStr};
 
 use super::{Actor, StoreError, UnixSeconds, claim::new_id};
+use crate::device::DeviceId;
 
 /// Minimum time for which a store remembers an import, in seconds: 30 days. The first import after
 /// this time removes the old import's record, together with the former values of its rows.
@@ -20,8 +21,9 @@ pub struct ImportId(pub u32);
 impl ImportId {
     /// Returns a random number for a new import.
     pub fn random() -> Result<Self, StoreError> {
-        // Takes the low 32 bits of 63 random bits.
-        new_id().map(|id| Self(id as u32))
+        // Takes the low 32 bits of 63 random bits. A store may give the number a minus sign, so it is
+        // not 0.
+        new_id().map(|id| Self((id as u32).max(1)))
     }
 }
 
@@ -96,6 +98,16 @@ pub struct Undone {
     pub restored: u64,
     /// Devices that stay as they are, or are no longer in the table.
     pub left: u64,
+}
+
+/// Devices of an import that have changed since the import, or are being registered. An undo leaves
+/// them as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Number of these devices that are in the table.
+    pub devices: u64,
+    /// The first of them, in order of device ID.
+    pub first: Vec<DeviceId>,
 }
 
 /// Reason why an import was not undone. The table is unchanged.

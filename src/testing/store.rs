@@ -26,7 +26,7 @@ use crate::{
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
         claim::{ClaimTime, Owner, Settlement, new_id},
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
-        undo::{ImportId, ImportRecord},
+        undo::ImportRecord,
         unix_now,
     },
 };
@@ -47,7 +47,7 @@ struct Tables {
     imports: Vec<(ImportRecord, bulk::Before)>,
     /// The import that each row comes from. Has no entry for a device that has since been
     /// registered, issued, disabled, enabled or deleted.
-    labels: HashMap<DeviceId, ImportId>,
+    labels: HashMap<DeviceId, bulk::Label>,
     /// Number of pruned entries, and hash of the last pruned entry. Each entry is a block of its
     /// own.
     pruned: (u64, Link),
@@ -288,7 +288,7 @@ impl Store for Memory {
                 return Ok(Issue { first, is_first: tables.issues.get(id) == Some(&issue_id) });
             }
             row.first_issued = Some(now);
-            tables.labels.remove(id);
+            tables.touch(id);
             tables.issues.insert(id.clone(), issue_id);
             let detail = format!("{}/{}", certificate.product_key, certificate.device_name);
             tables.audit.push(asker.entry(AuditEvent::Issued, now, id.clone(), detail));
@@ -345,7 +345,7 @@ impl Store for Memory {
             DeviceState::Disabled => AuditEvent::Disabled,
         };
         self.answer(|tables, now| {
-            tables.labels.remove(id);
+            tables.touch(id);
             Ok(tables.operate(id, event, by, now, |row| row.state = state))
         })
     }

@@ -18,7 +18,7 @@ use crate::{
         lease::Leases,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         turn::{Turn, Turns},
-        undo::{ImportRecord, Undo, UndoError, Undone},
+        undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
     },
 };
 
@@ -170,6 +170,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
         self.next().imports_of(device)
+    }
+
+    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError> {
+        self.next().left_of(id, limit)
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {

@@ -2,7 +2,7 @@
 //! which an import cannot be undone.
 
 use super::*;
-use crate::store::undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone};
+use crate::store::undo::{ImportId, ImportRecord, Left, NotUndone, Undo, UndoError, Undone};
 
 const ID: ImportId = ImportId(7);
 
@@ -171,20 +171,53 @@ fn a_former_name_that_is_taken_cannot_come_back(store: &(impl Store + Bulk)) {
     assert_eq!(store.imports().unwrap()[0].undone, None);
 }
 
-/// `imports_of` returns the imports of one device only, newest first.
+/// `imports_of` returns all imports of one device, and of no other, newest first, whatever has
+/// happened to the device since.
 fn the_imports_of_a_device_are_known(store: &(impl Store + Bulk)) {
     import_as(store, 7, [row("SN-1"), row("SN-2")]);
     import_as(store, 8, [renamed("SN-1", "other"), row("SN-3")]);
     let of = |device: &str| -> Vec<u32> {
         store.imports_of(&id(device)).unwrap().into_iter().map(|record| record.id.0).collect()
     };
-    assert_eq!((of("SN-1"), of("SN-2"), of("SN-3"), of("SN-4")), (vec![8], vec![7], vec![8], vec![]));
+    assert_eq!((of("SN-1"), of("SN-2"), of("SN-3"), of("SN-4")), (vec![8, 7], vec![7], vec![8], vec![]));
     import_as(store, 9, [renamed("SN-1", "third")]);
-    assert_eq!(of("SN-1"), [9, 8]);
+    assert_eq!(of("SN-1"), [9, 8, 7]);
+    assert!(now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap());
+    assert!(now(store.set_state(&id("SN-2"), DeviceState::Disabled, &by())).unwrap());
+    import(store, [renamed("SN-3", "fourth")]);
+    assert_eq!((of("SN-1"), of("SN-2"), of("SN-3")), (vec![9, 8, 7], vec![7], vec![8]));
+}
+
+/// `left_of` returns the devices that an undo leaves as they are, before and after the undo.
+fn the_devices_that_an_undo_leaves_are_known(store: &(impl Store + Bulk)) {
+    import(store, [row("SN-4"), row("SN-5")]);
+    import_as(store, 7, [row("SN-1"), row("SN-2"), row("SN-3"), renamed("SN-4", "a"), renamed("SN-5", "b")]);
+    let left = |limit| {
+        let Left { devices, first } = store.left_of(ImportId(7), limit).unwrap();
+        (devices, first.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(left(9), (0, vec![]));
+    for device in ["SN-2", "SN-5"] {
+        assert!(now(store.set_state(&id(device), DeviceState::Disabled, &by())).unwrap());
+    }
+    import_as(store, 8, [renamed("SN-3", "c")]);
+    let expected = ["SN-2", "SN-3", "SN-5"].map(str::to_owned);
+    assert_eq!(left(9), (3, expected.to_vec()));
+    assert_eq!(left(1), (3, expected[..1].to_vec()));
+    let how = Undo { id: ImportId(7), by: &by(), dry_run: false, rest: true };
+    let undone = store.undo_import(how).unwrap();
+    assert_eq!((undone.removed, undone.restored, undone.left), (1, 1, 3));
+    assert_eq!(left(9), (3, expected.to_vec()));
+    // The import of a device that was left can still be undone.
+    assert_eq!(undo(store, 8).map(|undone| undone.restored), Ok(1));
+    assert_eq!(left(9), (3, expected.to_vec()));
+    assert!(now(store.delete(&id("SN-2"), &by())).unwrap());
+    assert_eq!(left(9), (2, expected[1..].to_vec()));
 }
 
 contract! {
     the_imports_of_a_device_are_known
+    the_devices_that_an_undo_leaves_are_known
     an_import_that_is_undone_leaves_nothing
     imports_are_remembered_with_their_numbers
     what_has_happened_since_is_not_undone

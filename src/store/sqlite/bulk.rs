@@ -25,7 +25,7 @@ use crate::{
         backup::Contents,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         merge::{self, Change, Columns, Merged},
-        undo::{ImportId, ImportRecord, KeyChange, Undo, UndoError, Undone},
+        undo::{ImportId, ImportRecord, KeyChange, Left, Undo, UndoError, Undone},
     },
 };
 
@@ -71,6 +71,10 @@ impl Bulk for Sqlite {
 
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
         self.read_now(|connection| imports::of(connection, device))
+    }
+
+    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError> {
+        self.read_now(|connection| imports::left_of(connection, id, limit))
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {

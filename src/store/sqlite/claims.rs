@@ -343,7 +343,7 @@ fn register(
 ) -> Result<(), WriteError> {
     const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
                        IotId = coalesce(?5, IotId), registerTime = coalesce(registerTime, ?6), refusal = NULL, \
-                       importId = NULL WHERE deviceId = ?1";
+                       importId = -abs(importId) WHERE deviceId = ?1";
     let RegisteredDevice { certificate, iot_id, registered } = registered;
     secrets::note(connection, certificate.device_secret.expose())?;
     connection.prepare_cached(SQL)?.execute(params![

@@ -1,5 +1,6 @@
 //! Imports that can be undone: records the import from which a row comes, and the row's former
-//! values. The rules are in [`undo`](crate::store::undo).
+//! values. A row that has changed since its import has the import's number with a minus sign. The
+//! rules are in [`undo`](crate::store::undo).
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -9,7 +10,9 @@ use crate::{
     store::{
         Actor, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        undo::{ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, Undone, may_undo},
+        undo::{
+            ImportId, ImportRecord, KeyChange, Left, NotUndone, REMEMBERED, UNDOABLE, Undo, Undone, may_undo,
+        },
     },
 };
 
@@ -49,8 +52,8 @@ pub(super) fn record(
     Ok(())
 }
 
-/// Notes a row's values before an import, and notes that the row now comes from this import. Does
-/// nothing for an import without a number, which cannot be undone.
+/// Notes a row's values before an import, and notes that the row now comes from this import. For an
+/// import without a number, which cannot be undone, only notes that the row has changed.
 pub(super) fn note_before(
     connection: &Connection,
     id: Option<ImportId>,
@@ -61,7 +64,7 @@ pub(super) fn note_before(
                           IotId, refusal, hadSecret, keyChange) \
                           SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM device_table \
                           WHERE deviceId = ?2";
-    const LABEL: &str = "UPDATE device_table SET importId = ?1 WHERE deviceId = ?2";
+    const LABEL: &str = "UPDATE device_table SET importId = coalesce(?1, -abs(importId)) WHERE deviceId = ?2";
     let key_change = match key_change {
         KeyChange::None => None,
         KeyChange::Added => Some("added"),
@@ -87,10 +90,30 @@ pub(super) fn note_before(
 pub(super) fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Vec<ImportRecord>> {
     const SQL: &str = concat!(
         records!(),
-        " i WHERE importId = (SELECT importId FROM device_table WHERE deviceId = ?1) OR EXISTS \
-         (SELECT 1 FROM import_before b WHERE b.importId = i.importId AND b.deviceId = ?1) ORDER BY number DESC"
+        " i WHERE importId = (SELECT abs(importId) FROM device_table WHERE deviceId = ?1) OR EXISTS \
+         (SELECT 1 FROM import_before b WHERE b.importId = i.importId AND b.deviceId = ?1) OR importId IN \
+         (SELECT abs(b.former) FROM import j CROSS JOIN import_before b ON b.importId = j.importId \
+         AND b.deviceId = ?1) ORDER BY number DESC"
     );
     connection.prepare_cached(SQL)?.query_map([device.as_str()], import_record)?.collect()
+}
+
+/// Returns the devices of an import that have changed since, or are being registered. If the import
+/// was undone, these are all its devices.
+pub(super) fn left_of(connection: &Connection, id: ImportId, limit: usize) -> rusqlite::Result<Left> {
+    const LEFT: &str = "SELECT deviceId FROM device_table WHERE importId = -?1 OR (importId = ?1 AND (deviceId IN \
+                        (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
+                        WHERE importId = ?1 AND undone IS NOT NULL))) \
+                        UNION SELECT deviceId FROM import_before b WHERE (importId = ?1 OR abs(former) = ?1) \
+                        AND EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = b.deviceId \
+                        AND d.importId IS NOT ?1)";
+    let count = format!("SELECT count(*) FROM ({LEFT})");
+    let devices = connection.query_row(&count, [id.0], |row| row.get::<_, i64>(0))?.cast_unsigned();
+    let mut statement = connection.prepare(&format!("{LEFT} ORDER BY deviceId LIMIT ?2"))?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let first = statement.query_map(params![id.0, limit], |row| row.get::<_, String>(0))?;
+    let first = first.filter_map(|id| id.map(|id| DeviceId::parse_sn(&id).ok()).transpose());
+    Ok(Left { devices, first: first.collect::<rusqlite::Result<_>>()? })
 }
 
 /// Returns the imports, newest first.
@@ -156,7 +179,6 @@ pub(super) fn undo(
     };
     let undone = Undone { removed, certificates, restored, left };
     if !how.dry_run {
-        transaction.execute("DELETE FROM import_before WHERE importId = ?1", [id.0])?;
         transaction.execute("UPDATE import SET undone = ?2 WHERE importId = ?1", params![id.0, now])?;
         audit::append(&transaction, &entry(how.by, &record, undone))?;
         transaction.commit()?;
@@ -182,7 +204,7 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
         let device: String = row.get(0)?;
         connection.prepare_cached(RESTORE)?.execute(params![
             device,
-            row.get::<_, Option<u32>>(1)?,
+            row.get::<_, Option<i64>>(1)?,
             row.get::<_, String>(2)?,
             row.get::<_, String>(3)?,
             text(4)?,
@@ -194,6 +216,11 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
             connection.prepare_cached("DELETE FROM device_key WHERE deviceId = ?1")?.execute([&device])?;
         }
         restored.push(device);
+    }
+    // The former values of the devices that are left stay, so that these devices remain known.
+    for device in &restored {
+        const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId = ?2";
+        connection.prepare_cached(FORGET)?.execute(params![id.0, device])?;
     }
     // Names are checked only after all rows are restored, because two devices may have exchanged
     // their names.

@@ -355,7 +355,7 @@ fn first_issue(
     }
     connection
         .prepare_cached(
-            "UPDATE device_table SET firstIssued = ?2, issueId = ?3, importId = NULL WHERE deviceId = ?1",
+            "UPDATE device_table SET firstIssued = ?2, issueId = ?3, importId = -abs(importId) WHERE deviceId = ?1",
         )?
         .execute(params![id.as_str(), now, issue_id])?;
     let detail = format!("{product_key}/{device_name}");
@@ -448,7 +448,7 @@ impl Store for Sqlite {
     }
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
-        const SQL: &str = "UPDATE device_table SET state = ?2, importId = NULL WHERE deviceId = ?1";
+        const SQL: &str = "UPDATE device_table SET state = ?2, importId = -abs(importId) WHERE deviceId = ?1";
         let (event, state) = match state {
             DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
             DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),

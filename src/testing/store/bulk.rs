@@ -17,17 +17,32 @@ use crate::{
         filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
         merge::{self, Columns, Merged, Unmerged},
         undo::{
-            ImportId, ImportRecord, KeyChange, NotUndone, REMEMBERED, UNDOABLE, Undo, UndoError, Undone,
-            may_undo,
+            ImportId, ImportRecord, KeyChange, Left, NotUndone, REMEMBERED, UNDOABLE, Undo, UndoError,
+            Undone, may_undo,
         },
     },
 };
 
-/// Former rows of the devices that an import changed. Each comes with the import from which the
-/// former row came, and with the change of the device's key.
-pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<ImportId>, KeyChange)>;
+/// Former rows of the devices that an import changed. Each has the import that the row came from,
+/// and the change of the device's key.
+pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<Label>, KeyChange)>;
+
+/// Import from which a row comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Label {
+    id: ImportId,
+    /// Set if the row has changed since.
+    is_touched: bool,
+}
 
 impl Tables {
+    /// Notes that a device has changed since it was imported.
+    pub(super) fn touch(&mut self, device: &DeviceId) {
+        if let Some(label) = self.labels.get_mut(device) {
+            label.is_touched = true;
+        }
+    }
+
     /// Checks that no other device has this name in this product, or this `IotId`.
     fn is_unique(
         &self,
@@ -101,7 +116,9 @@ impl Tables {
         };
         if device_changed || key_changed {
             let former = self.labels.remove(&row.device);
-            self.labels.extend(id.map(|id| (row.device.clone(), id)));
+            let label = id.map(|id| Label { id, is_touched: false });
+            let label = label.or(former.map(|former| Label { is_touched: true, ..former }));
+            self.labels.extend(label.map(|label| (row.device.clone(), label)));
             if let Some(known) = &known {
                 before.insert(row.device.clone(), (known.clone(), former, key_change));
             }
@@ -134,8 +151,9 @@ impl Tables {
         let at = self.imports.iter().position(|(record, _)| record.id == how.id);
         let at = at.ok_or(NotUndone::Unknown(how.id))?;
         let (record, mut before) = self.imports[at].clone();
-        let is_untouched =
-            |(device, id): &(&DeviceId, &ImportId)| **id == how.id && !self.journal.is_claimed(device);
+        let is_untouched = |(device, label): &(&DeviceId, &Label)| {
+            label.id == how.id && !label.is_touched && !self.journal.is_claimed(device)
+        };
         let untouched = self.labels.iter().filter(is_untouched);
         let untouched: Vec<DeviceId> = untouched.map(|(device, _)| device.clone()).collect();
         let is_lost = |device: &&DeviceId| matches!(before.get(*device), Some((.., KeyChange::Lost)));
@@ -169,6 +187,7 @@ impl Tables {
                 |conflict| NotUndone::Conflict { device: device.to_string(), reason: conflict.reason },
             )?;
         }
+        self.imports[at].1 = before;
         self.imports[at].0.undone = Some(now);
         self.audit
             .push(AuditEntry { detail: Some(format!("{undone:?}")), ..how.by.entry(AuditEvent::Undone) });
@@ -225,9 +244,29 @@ impl Bulk for Memory {
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
         let tables = self.tables();
         let has_changed = |(record, before): &&(ImportRecord, Before)| {
-            before.contains_key(device) || tables.labels.get(device) == Some(&record.id)
+            let is_of = |label: &Label| label.id == record.id;
+            let former = tables.imports.iter().filter_map(|(_, before)| before.get(device)?.1);
+            before.contains_key(device)
+                || tables.labels.get(device).is_some_and(is_of)
+                || former.into_iter().any(|label| is_of(&label))
         };
         Ok(tables.imports.iter().rev().filter(has_changed).map(|(record, _)| record.clone()).collect())
+    }
+
+    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError> {
+        let tables = self.tables();
+        let is_undone = tables.imports.iter().any(|(record, _)| record.id == id && record.undone.is_some());
+        let is_left = |device: &&DeviceId| match tables.labels.get(*device) {
+            Some(label) if label.id == id => {
+                is_undone || label.is_touched || tables.journal.is_claimed(device)
+            }
+            _ => tables.imports.iter().any(|(record, before)| {
+                let former = before.get(*device).map(|(_, former, _)| *former);
+                former.is_some_and(|former| record.id == id || former.is_some_and(|label| label.id == id))
+            }),
+        };
+        let left: Vec<&DeviceId> = tables.devices.keys().filter(is_left).collect();
+        Ok(Left { devices: left.len() as u64, first: left.into_iter().take(limit).cloned().collect() })
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {

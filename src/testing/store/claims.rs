@@ -214,7 +214,7 @@ impl Tables {
                     ..row
                 };
                 self.devices.insert(device.clone(), row);
-                self.labels.remove(device);
+                self.touch(device);
                 let entry = AuditEntry::new(AuditEvent::Registered, now);
                 self.audit.push(AuditEntry { device: Some(device.clone()), detail, ..entry });
             }
