@@ -63,6 +63,8 @@ const REGISTRATION: Duration = Duration::from_secs(600);
 /// Maximum number of times that a registration is retried, and the longest pause before a retry.
 const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
+/// Reason of a registration to which IoT Platform gave no answer.
+pub(super) const NO_ANSWER: &str = "IoT Platform did not answer in time; a later request or job tries again";
 /// Maximum number of different reasons that are kept. Failures with other reasons are only counted.
 const REASONS: usize = 20;
 
@@ -612,7 +614,7 @@ impl Registration {
                 Outcome::Later(_) | Outcome::TimedOut => break,
             }
         }
-        fail("IoT Platform did not answer in time; a later request or job tries again");
+        fail(NO_ANSWER);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
         Shared, blocking,
         jobs::{Action, Job},
     },
-    psk::EnrollmentOutline,
+    psk::{EnrollmentOutline, KindName},
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
@@ -256,6 +256,15 @@ fn of<'e>(
     Enrollment { name, enrolled, totals, waiting, refused, rate }
 }
 
+/// Returns the catalogue key of the name of a kind of keys.
+fn kind_of(kind: KindName) -> &'static str {
+    match kind {
+        KindName::Individual => "key-individual",
+        KindName::Derived => "key-derived",
+        KindName::Shared => "key-shared",
+    }
+}
+
 fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
     let Enrollment { name, enrolled, totals, waiting, refused, .. } = enrollment;
     let number = |count: u64| t.rich("count", [("count", count.into())]);
@@ -274,7 +283,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
             @if let Some(EnrollmentOutline { product_key, kind, reissue, .. }) = enrolled {
                 p.hint {
                     (t.rich("enrollments-about", [
-                        ("kind", kind.as_str().into()),
+                        ("kind", (&t.say(kind_of(*kind))).into()),
                         ("product", product_key.into()),
                         ("reissue", (&advice::reissue(t, *reissue)).into()),
                     ]))
@@ -291,7 +300,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                 }
             }
             @if *waiting > 0 {
-                p { (t.rich("enrollments-waiting", [("count", in_state(Kind::Waiting, *waiting).into())])) " " (forecast(t, enrollment, has_job)) }
+                p { (t.rich("enrollments-waiting", [("count", in_state(Kind::Waiting, *waiting).into()), ("number", (*waiting).into())])) " " (forecast(t, enrollment, has_job)) }
             }
             @if totals.refused > 0 {
                 p.bad { (t.rich("enrollments-refused", [("count", in_state(Kind::Refused, totals.refused).into())])) }

@@ -38,6 +38,7 @@ pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -
             section.card aria-labelledby="history" {
                 h2 #history { (t.say("history-title")) }
                 ol.history { @for event in &events { li { (moment(event.at)) " " (sentence(t, event)) } } }
+                p.hint { (t.say("history-imports")) }
                 @if entries.len() == MOST { p.hint { (t.rich("history-more", [("most", (MOST as u64).into())])) } }
             }
         }

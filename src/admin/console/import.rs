@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::{
     OperatorForm, Visitor, grouped, imports,
     language::Texts,
-    page::{self, Frame, Tone, encoded, moment},
+    page::{self, Frame, Tone, encoded, english, moment},
     plain,
     uploads::{ErrorList, Upload},
 };
@@ -66,8 +66,11 @@ pub(super) async fn ask(
     let result = match (of(&done), of(&undone)) {
         (Some(import), _) => imported(t, import),
         (_, Some(import)) => {
-            let text = html! { p { bdi { (import.file) } } };
-            focused(&page::message(Tone::Good, &t.say("undo-done"), &text))
+            // The message is secondary to the page. If the table fails, the devices are not named.
+            let left = imports::left(&shared, import.id).await.unwrap_or_default();
+            let text = html! { p { bdi { (import.file) } } (imports::left_list(t, &left)) };
+            let tone = if left.devices > 0 { Tone::Warning } else { Tone::Good };
+            focused(&page::message(tone, &t.say("undo-done"), &text))
         }
         // An import has no number if it changed nothing or replaced keys.
         _ if done == "none" => {
@@ -184,7 +187,11 @@ pub(super) async fn upload(
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &frame, &visitor, "", &sentence).await,
+        Err(sentence) => {
+            let text = [("enrollment", (&file.enrollment).into())];
+            let text = frame.texts.rich("import-unknown-enrollment", text);
+            return refuse(&shared, &frame, &visitor, "", (&sentence, &text)).await;
+        }
     };
     let dry_run = dry_run || !visitor.is_script();
     let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, dry_run).await;
@@ -219,7 +226,11 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     };
     let enrollments = match enrollments(&shared, &file.enrollment) {
         Ok(enrollments) => enrollments,
-        Err(sentence) => return complain(&shared, &frame, &visitor, "", &sentence).await,
+        Err(sentence) => {
+            let text = [("enrollment", (&file.enrollment).into())];
+            let text = frame.texts.rich("import-unknown-enrollment", text);
+            return refuse(&shared, &frame, &visitor, "", (&sentence, &text)).await;
+        }
     };
     let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
@@ -403,7 +414,7 @@ fn preview(frame: &Frame, visitor: &Visitor, file: &Upload, imported: &Imported,
         (contents(t, summary))
         @if !remarks.is_empty() {
             p { b { (t.say("preview-odd")) } }
-            ul { @for remark in remarks { li { bdi { (remark) } } } }
+            ul { @for remark in remarks { li { (english(remark)) } } }
         }
         @if report.added + report.changed == 0 {
             p { (t.say("preview-nothing-new")) }
@@ -446,12 +457,23 @@ async fn complain(
     enrollment: &str,
     sentence: &str,
 ) -> Response {
+    let text = html! { bdi { (sentence) } };
+    refuse(shared, frame, visitor, enrollment, (sentence, &text)).await
+}
+
+/// Says why nothing was imported: to a script as plain text, to a browser as markup.
+async fn refuse(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    enrollment: &str,
+    (sentence, text): (&str, &Markup),
+) -> Response {
     let status = StatusCode::UNPROCESSABLE_ENTITY;
     if visitor.is_script() {
         return plain(status, sentence);
     }
-    let result =
-        page::message(Tone::Bad, &frame.texts.say("nothing-imported"), &html! { p { bdi { (sentence) } } });
+    let result = page::message(Tone::Bad, &frame.texts.say("nothing-imported"), &html! { p { (text) } });
     show(shared, frame, visitor, status, (&html! {}, &result), enrollment).await
 }
 
@@ -467,7 +489,9 @@ async fn refused(
         ImportFileError::Lines { files } if files.len() == 1 => &files[0].lines,
         ImportFileError::Store(error) => return frame.store_failed(visitor, error),
         ImportFileError::Lines { .. } | ImportFileError::Read { .. } => {
-            return complain(shared, frame, visitor, &file.enrollment, &error.to_string()).await;
+            let sentence = error.to_string();
+            let text = english(&sentence);
+            return refuse(shared, frame, visitor, &file.enrollment, (&sentence, &text)).await;
         }
     };
     let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -481,6 +505,22 @@ async fn refused(
     let notice = bad_lines(t, lines, &token);
     shared.pages.uploads.keep_errors(token, *owner, errors);
     show(shared, frame, visitor, status, (&notice, &result), &file.enrollment).await
+}
+
+/// Returns the catalogue key of the sentence that says, in the reader's language, what is wrong in a
+/// column. The details are in English.
+fn kind_of(column: Option<&str>) -> &'static str {
+    match column {
+        Some("deviceId") => "bad-device-id",
+        Some("enrollment") => "bad-enrollment",
+        Some("productKey") => "bad-product",
+        Some("deviceName") => "bad-name",
+        Some("deviceSecret") => "bad-secret",
+        Some("iotId") => "bad-iotid",
+        Some("pskIdentity" | "psk") => "bad-key",
+        Some(_) => "bad-value",
+        None => "bad-line",
+    }
 }
 
 /// Lists the first bad lines of each kind, and links to the file with all of them.
@@ -500,7 +540,7 @@ fn bad_lines(t: Texts, lines: &BadLines, token: &str) -> Markup {
                         tr {
                             th scope="row" { (error.line) }
                             td data-label=(t.say("bad-lines-column")) { (error.column.unwrap_or("–")) }
-                            td data-label=(t.say("bad-lines-reason")) { bdi { (error.reason) } }
+                            td data-label=(t.say("bad-lines-reason")) { b { (t.say(kind_of(error.column))) } ": " (english(&error.reason)) }
                         }
                     }
                 }

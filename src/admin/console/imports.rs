@@ -11,21 +11,26 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
-    OperatorForm, Visitor, grouped,
+    OperatorForm, Visitor,
+    conditions::Conditions,
+    devices::link,
+    grouped,
     language::Texts,
-    page::{self, Frame, Tone, moment},
+    page::{self, Frame, Tone, english, moment},
     plain,
 };
 use crate::{
     admin::{Shared, blocking},
     store::{
         StoreError,
-        undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone},
+        undo::{ImportId, ImportRecord, Left, NotUndone, Undo, UndoError, Undone},
     },
 };
 
 /// Maximum number of imports on the page.
 const LISTED: usize = 30;
+/// Maximum number of devices that are named when an undo leaves them as they are.
+const NAMED: usize = 10;
 
 /// Returns the recent imports, the newest first. Runs on a thread for blocking work.
 pub(super) async fn recent(shared: &Shared) -> Result<Vec<ImportRecord>, StoreError> {
@@ -95,21 +100,24 @@ pub(super) async fn ask(
         return frame.not_allowed(&visitor);
     }
     let Ok(id) = id.parse::<ImportId>() else { return unknown(&frame, &visitor) };
-    let t = frame.texts;
     match undo(&shared, &visitor, id, true, false).await {
         Ok(would) => show(&frame, &visitor, StatusCode::OK, &preview(&frame, &visitor, id, would, false)),
         // Some devices have changed since the import. The preview says how many of the others can
         // be undone.
         Err(UndoError::NotUndone(reason @ NotUndone::Changed { .. })) => {
+            let left = match left(&shared, id).await {
+                Ok(left) => left,
+                Err(error) => return frame.store_failed(&visitor, &error),
+            };
             let rest = match undo(&shared, &visitor, id, true, true).await {
                 Ok(would) => preview(&frame, &visitor, id, would, true),
-                Err(_) => html! {},
+                Err(UndoError::NotUndone(reason)) => refusal(frame.texts, &reason, &Left::default()),
+                Err(UndoError::Store(error)) => return frame.store_failed(&visitor, &error),
             };
-            let text = html! { p { (t.say("undo-changed")) } p { code { (reason) } } };
-            let message = page::message(Tone::Warning, &t.say("undo-changed-title"), &text);
+            let message = refusal(frame.texts, &reason, &left);
             show(&frame, &visitor, StatusCode::OK, &html! { (message) (rest) })
         }
-        Err(error) => failed(&frame, &visitor, error),
+        Err(error) => failed(&shared, &frame, &visitor, id, error).await,
     }
 }
 
@@ -130,7 +138,7 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
             }
             Redirect::to(&format!("/import?undone={id}")).into_response()
         }
-        Err(error) => failed(&frame, &visitor, error),
+        Err(error) => failed(&shared, &frame, &visitor, id, error).await,
     }
 }
 
@@ -180,8 +188,13 @@ fn unknown(frame: &Frame, visitor: &Visitor) -> Response {
     show(frame, visitor, StatusCode::NOT_FOUND, &page::message(Tone::Bad, &t.say("undo-unknown"), &text))
 }
 
-fn failed(frame: &Frame, visitor: &Visitor, error: UndoError) -> Response {
-    let t = frame.texts;
+async fn failed(
+    shared: &Shared,
+    frame: &Frame,
+    visitor: &Visitor,
+    id: ImportId,
+    error: UndoError,
+) -> Response {
     let reason = match error {
         UndoError::NotUndone(NotUndone::Unknown(_)) => return unknown(frame, visitor),
         UndoError::NotUndone(reason) => reason,
@@ -190,6 +203,60 @@ fn failed(frame: &Frame, visitor: &Visitor, error: UndoError) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::CONFLICT, reason.to_string());
     }
-    let text = html! { p { code { bdi { (reason) } } } };
-    show(frame, visitor, StatusCode::CONFLICT, &page::message(Tone::Bad, &t.say("undo-refused"), &text))
+    let left = match reason {
+        NotUndone::Changed { .. } => left(shared, id).await.unwrap_or_default(),
+        _ => Left::default(),
+    };
+    let t = frame.texts;
+    let again = html! {
+        @if let NotUndone::Changed { .. } = reason {
+            p { a href={ "/import/undo?id=" (id) } { (t.say("undo-preview-rest")) } }
+        }
+    };
+    let result = html! { (refusal(t, &reason, &left)) (again) };
+    show(frame, visitor, StatusCode::CONFLICT, &result)
+}
+
+/// Returns the devices of an import that an undo leaves as they are.
+pub(super) async fn left(shared: &Shared, id: ImportId) -> Result<Left, StoreError> {
+    let store = shared.sources.store.clone();
+    blocking(move || store.left_of(id, NAMED)).await
+}
+
+/// Renders the first devices that an undo leaves as they are.
+pub(super) fn left_list(t: Texts, left: &Left) -> Markup {
+    let more = left.devices.saturating_sub(left.first.len() as u64);
+    html! {
+        @if !left.first.is_empty() {
+            p { (t.with("undo-left-in-table", [("count", left.devices.into())])) }
+            ul #left {
+                @for id in &left.first { li { a.id href=(link(id)) { (id) } } }
+                @if more > 0 { li { (t.rich("and-more", [("count", more.into())])) } }
+            }
+        }
+    }
+}
+
+/// Says why an import was not undone.
+fn refusal(t: Texts, reason: &NotUndone, left: &Left) -> Markup {
+    let (tone, title, text) = match reason {
+        NotUndone::Unknown(_) => (Tone::Bad, "undo-unknown", html! { (t.say("undo-unknown-text")) }),
+        NotUndone::Again(_) => (Tone::Bad, "undo-refused", html! { (t.say("undo-again")) }),
+        NotUndone::Changed { count, all, .. } => {
+            let counts = [("count", (*count).into()), ("all", (*all).into())];
+            (Tone::Warning, "undo-changed-title", t.rich("undo-changed", counts))
+        }
+        NotUndone::Keys { count, .. } => {
+            (Tone::Bad, "undo-refused", t.rich("undo-keys", [("count", (*count).into())]))
+        }
+        NotUndone::Conflict { device, reason } => {
+            let path = Conditions::default().path("/device", &[("id", device)], &[]);
+            let values = [
+                ("device", html! { a.id href=(path) { (device) } }.into()),
+                ("reason", english(reason).into()),
+            ];
+            (Tone::Bad, "undo-refused", t.rich("undo-conflict", values))
+        }
+    };
+    page::message(tone, &t.say(title), &html! { p { (text) } (left_list(t, left)) })
 }

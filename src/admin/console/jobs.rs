@@ -14,13 +14,13 @@ use super::{
     conditions::Conditions,
     devices::link as device_link,
     language::Texts,
-    page::{self, Frame, Tone, moment},
+    page::{self, Frame, Tone, english, moment},
 };
 use crate::{
     admin::{
         Shared, blocking,
         jobs::{
-            Action, How, Job, Known, Progress,
+            Action, How, Job, Known, NO_ANSWER, Progress,
             record::{self, Recorded},
         },
     },
@@ -143,11 +143,20 @@ fn content(t: Texts, job: &Job) -> Markup {
                 ul {
                     @for (reason, (devices, first)) in reasons {
                         @let first = html! { a.id href=(device_link(first)) { (first) } };
-                        li { (t.rich("job-reason", [("count", (*devices).into()), ("reason", reason.into()), ("device", first.into())])) }
+                        li { (t.rich("job-reason", [("count", (*devices).into()), ("reason", said(t, reason).into()), ("device", first.into())])) }
                     }
                 }
             }
         }
+    }
+}
+
+/// Renders the reason of a failure. The store and IoT Platform give theirs in English.
+fn said(t: Texts, reason: &str) -> Markup {
+    if reason == NO_ANSWER {
+        html! { (t.say("job-no-answer")) }
+    } else {
+        english(reason)
     }
 }
 
@@ -184,9 +193,12 @@ fn outcome(t: Texts, job: &Job, end: Option<&How>) -> Markup {
         Some(How::ShuttingDown) => {
             message(Tone::Warning, "job-shutting-down", plain("job-shutting-down-text"), false)
         }
-        Some(How::Failed(error)) => {
-            message(Tone::Bad, "job-broken", t.rich("job-broken-text", [("error", error.into())]), false)
-        }
+        Some(How::Failed(error)) => message(
+            Tone::Bad,
+            "job-broken",
+            t.rich("job-broken-text", [("error", english(error).into())]),
+            false,
+        ),
         Some(How::Unrecorded) => {
             message(Tone::Warning, "job-unrecorded", plain("job-unrecorded-text"), false)
         }
