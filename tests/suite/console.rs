@@ -112,13 +112,13 @@ fn a_viewer_looks_and_an_operator_acts() {
     assert_eq!(guest.upload("x.csv", b"deviceId\nSN9\n", "lamp").status, 403);
     assert_eq!(console.state("SN00000001"), "enabled");
 
-    let answer = lead.post("/device/disable", &id);
+    let answer = lead.change("disable", "SN00000001");
     assert_eq!(answer.status, 303);
     assert!(lead.get(answer.header("location")).body.contains("It is disabled."));
     assert_eq!(console.state("SN00000001"), "disabled");
-    assert_eq!(lead.post("/device/enable", &id).status, 303);
+    assert_eq!(lead.change("enable", "SN00000001").status, 303);
     assert_eq!(console.state("SN00000001"), "enabled");
-    assert_eq!(lead.post("/device/reset", &id).status, 303);
+    assert_eq!(lead.change("reset", "SN00000001").status, 303);
     assert_eq!(lead.post("/device/disable", &[("id", "SN-NOBODY")]).status, 404);
 }
 
@@ -296,7 +296,7 @@ fn a_serial_number_that_looks_like_a_mac_is_shown_and_changed() {
     let lead = Visitor::new(address, "lead");
     assert!(lead.get("/devices?q=a1b2").body.contains("id=a1b2c3d4e5f6"));
     assert_eq!(lead.get("/device?id=a1b2c3d4e5f6").status, 200);
-    assert_eq!(lead.post("/device/disable", &[("id", "a1b2c3d4e5f6")]).status, 303);
+    assert_eq!(lead.change("disable", "a1b2c3d4e5f6").status, 303);
     let query = "SELECT state FROM device_table WHERE deviceId = 'a1b2c3d4e5f6'";
     let state: String = table.query_row(query, (), |row| row.get(0)).expect("a row");
     assert_eq!(state, "disabled");
@@ -460,7 +460,7 @@ fn what_somebody_has_changed_is_in_the_log_with_their_name() {
     let log = std::fs::File::create(site.path("log")).expect("a log");
     let server = Process::start(site.certdist(&["serve"]).stderr(Stdio::from(log)));
     let lead = Visitor::new(address, "lead");
-    lead.post("/device/disable", &[("id", "SN00000001")]);
+    lead.change("disable", "SN00000001");
     sign_in(address, "lead", "wrong-password-here");
     let begun = Instant::now();
     assert_eq!(server.stop(), Some(0));
@@ -479,8 +479,8 @@ fn the_audit_log_names_whoever_has_changed_something_in_the_console() {
     let console = console();
     let lead = Visitor::new(console.address, "lead");
     let id = [("id", "SN00000001")];
-    assert_eq!(lead.post("/device/disable", &id).status, 303);
-    assert_eq!(lead.post("/device/reset", &id).status, 303);
+    assert_eq!(lead.change("disable", "SN00000001").status, 303);
+    assert_eq!(lead.change("reset", "SN00000001").status, 303);
     let good = lead.upload("batch-9.csv", b"deviceId\nSN00000001\nSN00000010\n", "lamp");
     assert_eq!(lead.post("/import/confirm", &[("upload", &good.field("upload"))]).status, 303);
     assert_eq!(console.bearer(TOKEN, "POST", "/device/enable", &id).status, 200);
@@ -546,7 +546,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     );
     assert_eq!(guest.get("/").status, 200, "who has not changed stays");
     let chief = Visitor::new(*address, "chief");
-    assert_eq!(chief.post("/device/disable", &id).status, 303);
+    assert_eq!(chief.change("disable", "SN00000001").status, 303);
 
     // A session that has ended stays ended when its user is added again.
     reload(site, server, "name = \"chief\"", "name = \"lead\"", || chief.get("/").status == 303);
@@ -555,7 +555,7 @@ fn a_user_who_is_gone_or_changed_is_out_as_soon_as_the_configuration_is_read() {
     let (viewer, operator) = ("role = \"viewer\"", "role = \"operator\"");
     reload(site, server, viewer, operator, || guest.get("/").status == 303);
     let guest = Visitor::new(*address, "guest");
-    assert_eq!(guest.post("/device/enable", &id).status, 303);
+    assert_eq!(guest.change("enable", "SN00000001").status, 303);
 
     let (password, lead) = ("another long password", Visitor::new(*address, "lead"));
     let hash = certdist::password::hash(&Secret::new(password.into())).expect("a hash");

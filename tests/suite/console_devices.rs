@@ -319,7 +319,11 @@ fn of_two_operators_the_second_is_told_that_the_device_has_changed() {
     assert_eq!(second.status, 409);
     assert!(second.body.contains("no longer as you have seen it") && second.body.contains("Disabled here"));
     let confirm = console.lead.get("/device/confirm?id=LAMP-0000&action=delete");
-    console.lead.post("/device/enable", &[id]);
+    console.lead.change("enable", "LAMP-0000");
+    for fields in [&[id][..], &[id, ("seen", "")]] {
+        let unseen = console.lead.post("/device/delete", fields);
+        assert_eq!((unseen.status, console.count("true")), (409, 2), "no page was seen");
+    }
     let late = console.lead.post("/device/delete", &[id, ("seen", &confirm.field("seen"))]);
     assert_eq!((late.status, console.count("true")), (409, 2));
     // A script sends no fingerprint, because it has seen no page. Its request succeeds.

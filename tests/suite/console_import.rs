@@ -1,6 +1,12 @@
 //! Tests of imports in the console: the preview, bad lines, and undoing an import.
 
-use crate::{console::console, support::console::Visitor};
+use crate::{
+    console::console,
+    support::{
+        console::Visitor,
+        http::{self, FORM},
+    },
+};
 
 #[test]
 fn a_file_is_looked_through_before_it_changes_anything_and_imported_once() {
@@ -11,8 +17,14 @@ fn a_file_is_looked_through_before_it_changes_anything_and_imported_once() {
     for text in ["Nothing was imported", "2 bad lines", "deviceId", ">3<", ">4<"] {
         assert!(bad.body.contains(text), "{text}: {}", bad.body);
     }
+    // The details of a bad line are in English, and the page says so to a screen reader.
+    assert!(bad.body.contains("<b>The device ID</b>: <bdi lang=\"en\">"), "{}", bad.body);
     let unknown = lead.upload("x.csv", b"deviceId\nSN9\n", "nowhere");
-    assert!(unknown.status == 422 && unknown.body.contains("unknown enrollment"), "{}", unknown.body);
+    assert!(
+        unknown.status == 422 && unknown.body.contains("no enrollment <bdi>nowhere</bdi>"),
+        "{}",
+        unknown.body
+    );
 
     let good = lead.upload("good.csv", b"deviceId\nSN00000010\nSN00000011\n", "lamp");
     assert_eq!(good.status, 200);
@@ -76,20 +88,35 @@ fn imports_are_listed_and_undone_in_the_console() {
     assert!(preview.contains("2 devices that it added would be removed"), "{preview}");
     assert_eq!(console.state("SN00000010"), "enabled");
     // One of the devices changes after the import, so an undo leaves it as it is.
-    lead.post("/device/disable", &[("id", "SN00000011")]);
+    lead.change("disable", "SN00000011");
     let refused = lead.post("/import/undo", &[("id", &id)]);
     assert!(refused.status == 409 && refused.body.contains("disabled"), "{}", refused.body);
     let preview = lead.get(&ask).body;
-    assert!(preview.contains("1 devices stay as they are") && preview.contains("Undo the rest"), "{preview}");
+    assert!(preview.contains("1 device stays as it is") && preview.contains("Undo the rest"), "{preview}");
+    let named = "<a class=\"id\" href=\"/device?id=SN00000011\">SN00000011</a>";
+    assert!(preview.contains("1 of its 2 devices were registered") && preview.contains(named), "{preview}");
+    assert!(!preview.contains("--rest") && !refused.body.contains("--rest"), "{preview}");
+    assert!(refused.body.contains(named) && refused.body.contains(&ask), "{}", refused.body);
     let undone = lead.post("/import/undo", &[("id", &id), ("sure", "rest")]);
     assert_eq!(undone.status, 303);
     let page = lead.get(undone.header("location")).body;
     assert!(page.contains("The import was undone") && page.contains("undone at"), "{page}");
+    assert!(page.contains("1 device of the import is still in the table") && page.contains(named), "{page}");
+    let history = lead.get("/device?id=SN00000011").body;
+    assert!(history.contains("<b>imported</b>: <bdi>wrong.csv</bdi>"), "it was changed since: {history}");
     assert_eq!(
         (console.state("SN00000010"), console.state("SN00000011")),
         ("absent".into(), "disabled".into())
     );
-    assert_eq!(lead.post("/import/undo", &[("id", &id)]).status, 409, "a second time");
+    for (language, said) in
+        [("en", "undone already"), ("zh-CN", "已经撤销过"), ("ja", "すでに取り消されています")]
+    {
+        let cookie = format!("{}; certdist-language={language}", lead.cookie);
+        let headers = [("Cookie", cookie.as_str()), FORM];
+        let fields = [("csrf", lead.csrf.as_str()), ("id", &id)];
+        let again = http::send(console.address, "POST", "/import/undo", &headers, &http::form(&fields));
+        assert!(again.status == 409 && again.body.contains(said), "{language}: {}", again.body);
+    }
     for unknown in ["00000000", "x", "<script>"] {
         assert_eq!(lead.post("/import/undo", &[("id", unknown)]).status, 404);
     }

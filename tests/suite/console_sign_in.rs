@@ -54,6 +54,55 @@ fn a_form_that_comes_after_the_session_says_that_nothing_was_changed_and_leads_b
 }
 
 #[test]
+fn whoever_signs_out_after_the_session_is_told_that_there_is_nothing_to_do() {
+    let console = console();
+    let lead = Visitor::new(console.address, "lead");
+    assert_eq!(lead.post("/sign-out", &[]).status, 303);
+    let again = lead.post("/sign-out", &[("back", "/devices")]);
+    assert_eq!(again.status, 401, "{}", again.body);
+    assert!(again.body.contains("Your session had ended before"), "{}", again.body);
+    assert!(!again.body.contains("repeat the action"), "{}", again.body);
+    // A script with a wrong token is refused as everywhere.
+    let headers = [("Authorization", "Bearer wrong"), FORM];
+    assert_eq!(http::send(console.address, "POST", "/sign-out", &headers, b"").status, 401);
+}
+
+#[test]
+fn the_links_to_other_languages_lead_back_from_every_page() {
+    let console = console();
+    let (lead, guest) = (Visitor::new(console.address, "lead"), Visitor::new(console.address, "guest"));
+    let language = |page: &str| {
+        let link = page.split_once("to=ja&amp;back=").expect("a link").1;
+        link.split_once('"').expect("its end").0.to_owned()
+    };
+    let back = ("back", "/device?id=SN00000001");
+    let fields = [("id", "SN00000001"), back];
+    let expected = "%2Fdevice%3Fid%3DSN00000001";
+    let refused = guest.post("/device/disable", &fields);
+    assert_eq!((refused.status, language(&refused.body).as_str()), (403, expected));
+    let forged = lead.post_as_is("/device/disable", &fields);
+    assert_eq!((forged.status, language(&forged.body).as_str()), (403, expected));
+    lead.post("/sign-out", &[]);
+    let late = lead.post("/device/disable", &fields);
+    assert_eq!((late.status, language(&late.body).as_str()), (401, expected));
+    let late = lead.post("/device/disable", &[("id", "SN00000001")]);
+    assert_eq!((late.status, language(&late.body).as_str()), (401, "%2F"), "a form that names no page");
+}
+
+#[test]
+fn a_part_of_a_page_leads_to_the_whole_page_after_signing_in() {
+    let console = console();
+    for (part, back) in [
+        ("/live", "/sign-in"),
+        ("/jobs/live?id=1-2", "/sign-in?back=%2Fjobs%3Fid%3D1%2D2"),
+        ("/enrollments/live", "/sign-in?back=%2Fenrollments"),
+    ] {
+        let answer = http::send(console.address, "GET", part, &[], b"");
+        assert_eq!((answer.status, answer.header("location")), (303, back), "{part}");
+    }
+}
+
+#[test]
 fn pages_speak_the_language_of_the_browser_or_the_one_that_was_chosen() {
     let console = console();
     let get = |path: &str, headers: &[(&str, &str)]| http::send(console.address, "GET", path, headers, b"");

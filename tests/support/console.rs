@@ -94,6 +94,13 @@ impl Visitor {
         http::send(self.address, "POST", path, &[("Cookie", &self.cookie), FORM], &http::form(fields))
     }
 
+    /// Changes a device as its page offers it.
+    pub fn change(&self, action: &str, device: &str) -> Answer {
+        let encoded: String = device.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let seen = self.get(&format!("/device?id={encoded}")).field("seen");
+        self.post(&format!("/device/{action}"), &[("id", device), ("seen", &seen)])
+    }
+
     /// Uploads a file.
     pub fn upload(&self, name: &str, csv: &[u8], enrollment: &str) -> Answer {
         let body = http::multipart(&[("csrf", &self.csrf), ("enrollment", enrollment)], (name, csv));

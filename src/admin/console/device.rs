@@ -427,7 +427,8 @@ async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: 
         Err(error) => return frame.store_failed(&visitor, &error),
     };
     // A script sends no fingerprint, because no page was shown to it.
-    if !sent.fields.seen.is_empty() && sent.fields.seen != fingerprint(&row) {
+    let has_seen_nothing = visitor.is_script() && sent.fields.seen.is_empty();
+    if !has_seen_nothing && sent.fields.seen != fingerprint(&row) {
         return changed_meanwhile(shared, &frame, &visitor, row).await;
     }
     let (id, by) = (row.id, visitor.actor());

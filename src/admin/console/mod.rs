@@ -181,10 +181,11 @@ impl FromRequestParts<Arc<Shared>> for Visitor {
             Ok(None) if wants_json(&parts.headers) || is_renewal(parts) => Err(unauthorised(Denied::Wrong)),
             Ok(None) if parts.method == Method::GET => {
                 let here = parts.uri.path_and_query().map_or("/", |here| here.as_str());
-                Err(Redirect::to(&page::sign_in_path(page::local(here))).into_response())
+                // A part of a page has no frame, so a browser goes to its page.
+                Err(Redirect::to(&page::sign_in_path(page::local(&page::whole(here)))).into_response())
             }
             // The request is a form with a file. The form's page has the same path.
-            Ok(None) => Err(Frame::of(parts, shared).signed_out(parts.uri.path())),
+            Ok(None) => Err(Frame::of(parts, shared).on(parts.uri.path()).signed_out(parts.uri.path())),
             Err(denied) => Err(unauthorised(denied)),
         }
     }
@@ -290,6 +291,7 @@ impl FromRequest<Arc<Shared>> for SubmittedForm {
             }
             let form = Form::<Fields>::from_request(Request::from_parts(parts, body), &shared).await;
             let Form(fields) = form.map_err(IntoResponse::into_response)?;
+            let frame = frame.on(&fields.back);
             let Some(visitor) = visitor else { return Err(frame.signed_out(&fields.back)) };
             if !visitor.has_csrf(&fields.csrf) {
                 return Err(frame.stale_form(Some(&visitor)));

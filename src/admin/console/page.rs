@@ -12,7 +12,7 @@ use maud::{DOCTYPE, Markup, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    Visitor, cookie,
+    LIVE, Visitor, cookie,
     language::{Language, Texts},
     set_cookie,
 };
@@ -62,7 +62,8 @@ pub(super) struct Frame {
     /// The sentences in the reader's language.
     pub(super) texts: Texts,
     shared: Arc<Shared>,
-    /// Path and query of the page; `None` if the request sent a form.
+    /// Path and query of the page. If the request sent a form, those of the form's page; `None` if
+    /// the form does not name its page.
     here: Option<String>,
 }
 
@@ -81,6 +82,14 @@ impl Frame {
             .then(|| parts.uri.path_and_query().map(|here| here.as_str().to_owned()))
             .flatten();
         Self { texts: Texts(language(&parts.headers)), shared: shared.clone(), here }
+    }
+
+    /// Notes the page of the form that the request has sent.
+    pub(super) fn on(mut self, back: &str) -> Self {
+        if self.here.is_none() && !back.is_empty() {
+            self.here = Some(local(back).to_owned());
+        }
+        self
     }
 
     /// Renders a whole page; `nav` is the path of its navigation entry.
@@ -128,7 +137,7 @@ impl Frame {
     /// Renders the footer. Only those who have signed in see the details of the server.
     fn footer(&self, visitor: Option<&Visitor>, nav: &str) -> Markup {
         let (t, sources) = (self.texts, &self.shared.sources);
-        let here = self.here.as_deref().unwrap_or(nav);
+        let here = self.here.as_deref().unwrap_or(if nav.is_empty() { "/" } else { nav });
         html! {
             footer.wide {
                 @if visitor.is_some() {
@@ -200,6 +209,16 @@ impl Frame {
         let text = html! {
             p { (t.say("signed-out-text")) }
             p { a.button href=(sign_in_path(local(back))) autofocus { (t.say("sign-in")) } }
+        };
+        self.plain(StatusCode::UNAUTHORIZED, None, "signed-out", &text)
+    }
+
+    /// Answers a request to sign out that was sent after the session had ended.
+    pub(super) fn signed_out_already(&self) -> Response {
+        let t = self.texts;
+        let text = html! {
+            p { (t.say("signed-out-already")) }
+            p { a.button href="/sign-in" autofocus { (t.say("sign-in")) } }
         };
         self.plain(StatusCode::UNAUTHORIZED, None, "signed-out", &text)
     }
@@ -289,6 +308,16 @@ pub(super) fn local(path: &str) -> &str {
     if is_local { path } else { "/" }
 }
 
+/// Returns the path of the page of which `path` is a part that updates itself, or else `path`.
+pub(super) fn whole(path: &str) -> String {
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    match path.strip_suffix(LIVE) {
+        Some("") => format!("/{query}"),
+        Some(page) => format!("{page}{query}"),
+        None => format!("{path}{query}"),
+    }
+}
+
 /// Encodes a text for the query of a URL.
 pub(super) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
@@ -303,6 +332,11 @@ pub(super) fn sign_in_path(back: &str) -> String {
 pub(super) fn moment(seconds: UnixSeconds) -> Markup {
     let Ok(time) = jiff::Timestamp::from_second(seconds) else { return html! { "–" } };
     html! { time datetime=(time.strftime("%Y-%m-%dT%H:%M:%SZ")) { (time.strftime("%Y-%m-%d %H:%M:%S UTC")) } }
+}
+
+/// Renders a text that is in English on the pages of every language.
+pub(super) fn english(text: impl std::fmt::Display) -> Markup {
+    html! { bdi lang="en" { (text.to_string()) } }
 }
 
 /// Renders a message.
@@ -325,6 +359,19 @@ pub(super) async fn not_found(frame: Frame, visitor: Option<Visitor>) -> Respons
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_leads_to_its_page() {
+        for (path, page) in [
+            ("/live", "/"),
+            ("/live?range=day", "/?range=day"),
+            ("/jobs/live?id=1%2D2", "/jobs?id=1%2D2"),
+            ("/devices?q=/live", "/devices?q=/live"),
+            ("/alive", "/alive"),
+        ] {
+            assert_eq!(whole(path), page);
+        }
+    }
 
     #[test]
     fn a_page_leads_back_only_to_this_server() {

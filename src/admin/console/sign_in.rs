@@ -16,7 +16,7 @@ use sha2::Sha256;
 use super::{
     From, SubmittedForm, Visitor, browser_cookie_name, cookie, cookie_name,
     page::{self, Frame, Tone},
-    set_cookie,
+    set_cookie, wants_json,
 };
 use crate::{
     admin::{
@@ -155,11 +155,26 @@ pub(super) async fn take(
     }
 }
 
+/// Returns whether a request comes from a browser and not from a script.
+fn is_browser(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::AUTHORIZATION) && !wants_json(headers)
+}
+
 pub(super) async fn out(
     State(shared): State<Arc<Shared>>,
-    SubmittedForm { visitor, .. }: SubmittedForm,
+    frame: Frame,
+    headers: HeaderMap,
+    sent: Result<SubmittedForm, Response>,
 ) -> Response {
-    shared.gate.sign_out(&visitor);
     let cookie = set_cookie(&shared, cookie_name(&shared), "", 0);
+    let SubmittedForm { visitor, .. } = match sent {
+        Ok(sent) => sent,
+        // The session has ended before, so there is nothing to repeat.
+        Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED && is_browser(&headers) => {
+            return ([(header::SET_COOKIE, cookie)], frame.signed_out_already()).into_response();
+        }
+        Err(refusal) => return refusal,
+    };
+    shared.gate.sign_out(&visitor);
     ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
 }

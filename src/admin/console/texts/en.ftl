@@ -20,6 +20,7 @@ form-expired = This form has expired
 form-expired-text = The form was not made for this session, so nothing was changed. Open the page again and repeat the action.
 signed-out = You are signed out
 signed-out-text = The session had ended before the form arrived, so nothing was changed. Sign in, and repeat the action.
+signed-out-already = Your session had ended before. Sign in to go on.
 operators-only = Only operators can do this
 operators-only-text = You are signed in as a viewer, who can see everything but change nothing. Changes need {$role} in the configuration.
 database-failed = The database failed
@@ -221,6 +222,7 @@ job-expected = Expected end
 job-audit = Each change is in the audit log, with the operator's name.
 job-reasons = Failures
 job-reason = {$count}: {$reason}, the first is {$device}
+job-no-answer = IoT Platform did not answer in time; a later request or job tries again
 
 ## A device
 
@@ -320,6 +322,7 @@ history-title = History
 history-by = by {$who}
 history-from = from {$address}
 history-more = Only the newest {$most} entries are shown; certdist audit export --device has all.
+history-imports = Imports are remembered for 30 days, the last thousand at most. Older ones are only in the audit log, without their devices.
 event-issued = issued
 event-reissued = issued again
 event-refused = refused
@@ -342,7 +345,10 @@ event-dropped = entries dropped
 enrollments-counted = How far the devices of each enrollment are. Counted at {$time}. Each number leads to its devices.
 enrollments-none = No enrollments
 enrollments-none-text = Add an enrollment to the configuration, and import devices into it.
-enrollments-about = {$kind} key · product {$product} · issued {$reissue}
+enrollments-about = {$kind} · product {$product} · issued {$reissue}
+key-individual = individual keys
+key-derived = derived keys
+key-shared = shared key
 enrollments-not-configured = Not configured
 enrollments-not-configured-text = Its devices have no key to sign in with. Add this enrollment to the configuration.
 enrollments-imported = imported
@@ -352,7 +358,10 @@ enrollments-issued = Issued
 enrollments-issued-text = have fetched their certificate
 enrollments-activated = Activated
 enrollments-activated-text = have signed in at IoT Platform
-enrollments-waiting = {$count} wait for their registration.
+enrollments-waiting = { $number ->
+    [one] {$count} waits for its registration.
+   *[other] {$count} wait for their registration.
+}
 enrollments-rate-later = Their rate is not known yet.
 enrollments-no-rate = None was registered in the last {$seconds} s.
 enrollments-rate = {$rate} a minute are registered.
@@ -700,6 +709,7 @@ import-file = Table file
 import-file-hint = CSV or JSON lines, up to 16 MiB; import larger files with {$command}. The first line is a header, in which only {$required} is required: {$columns}
 import-enrollment = Enrollment of lines without one
 import-each-its-own = each line has its own
+import-unknown-enrollment = The configuration has no enrollment {$enrollment}. Choose one of the list.
 import-preview = Preview
 import-preview-hint = Shows what would change, and changes nothing yet.
 import-operators-only = Only operators can import
@@ -712,12 +722,24 @@ import-it = Import it
 import-progress = Progress of the enrollments
 import-done-no-number = The file was imported. This import cannot be undone.
 imported = Imported
-imported-text = {$file}: {$added} devices added, {$changed} changed, at {$time}.
+imported-text = {$file}: {$added ->
+    [one] {$added} device
+   *[other] {$added} devices
+} added, {$changed} changed, at {$time}.
 nothing-imported = Nothing was imported
 nothing-changed-yet = Nothing has changed yet
-preview-counts = {$file}: {$added} devices would be added, {$changed} would be changed, {$unchanged} unchanged.
-preview-pair = {$count} rows for enrollment {$enrollment}, product {$product}
-preview-other-pairs = {$count} rows for other enrollments and products
+preview-counts = {$file}: {$added ->
+    [one] {$added} device
+   *[other] {$added} devices
+} would be added, {$changed} changed, {$unchanged} unchanged.
+preview-pair = { $count ->
+    [one] {$count} row for enrollment {$enrollment}, product {$product}
+   *[other] {$count} rows for enrollment {$enrollment}, product {$product}
+}
+preview-other-pairs = { $count ->
+    [one] {$count} row for other enrollments and products
+   *[other] {$count} rows for other enrollments and products
+}
 preview-ends = Stored as: first {$first}, last {$last}
 preview-odd = Look at this before you import:
 preview-nothing-new = The table already has all of it.
@@ -726,11 +748,23 @@ bad-lines-count = {$file} has {$count ->
     [one] 1 bad line
    *[other] {$count} bad lines
 }. Fix them and send the file again.
-bad-lines-download = Download all {$count} bad lines
+bad-lines-download = { $count ->
+    [one] Download the bad line
+   *[other] Download all {$count} bad lines
+}
 bad-lines-line = Line
 bad-lines-column = Column
 bad-lines-reason = What is wrong, and what is expected
 bad-lines-more = And {$count} more like line {$line}.
+bad-line = The line as a whole
+bad-device-id = The device ID
+bad-enrollment = The enrollment
+bad-product = The product
+bad-name = The device name
+bad-secret = The device secret
+bad-iotid = The IotId
+bad-key = The pre-shared key or its identity
+bad-value = The value
 imports-title = Imports of the last 30 days
 imports-file = File
 imports-time = Time
@@ -744,12 +778,35 @@ undo-title = Undo an import
 undo-it = Undo it
 undo-the-rest = Undo the rest
 undo-done = The import was undone
-undo-removed = {$count} devices that it added would be removed
+undo-removed = { $count ->
+    [one] {$count} device that it added would be removed
+   *[other] {$count} devices that it added would be removed
+}
 undo-certificates = {$count} of them with the certificate that the import brought
-undo-restored = {$count} devices that it changed would get their former values back
-undo-left = {$count} devices stay as they are
+undo-restored = { $count ->
+    [one] {$count} device that it changed would get its former values back
+   *[other] {$count} devices that it changed would get their former values back
+}
+undo-left = { $count ->
+    [one] {$count} device stays as it is
+   *[other] {$count} devices stay as they are
+}
 undo-changed-title = Some devices have changed since
-undo-changed = They stay as they are. The rest can be undone.
+undo-changed = {$count} of its {$all ->
+    [one] {$all} device was
+   *[other] {$all} devices were
+} registered, issued, disabled, enabled, deleted or changed by another import since, or are being registered. They stay as they are. The rest can be undone.
+undo-left-in-table = { $count ->
+    [one] {$count} device of the import is still in the table, as it is now:
+   *[other] {$count} devices of the import are still in the table, as they are now:
+}
+undo-preview-rest = Preview undoing the rest
+undo-again = It was undone already.
+undo-keys = { $count ->
+    [one] It replaced or removed the key of {$count} device, and former keys are not kept. Import its former file again instead.
+   *[other] It replaced or removed the keys of {$count} devices, and former keys are not kept. Import their former file again instead.
+}
+undo-conflict = Device {$device} cannot be restored: {$reason}. Give one of the two devices another name first.
 undo-refused = This import cannot be undone
 undo-unknown = No such import
 undo-unknown-text = No import of the last 30 days has this number.
