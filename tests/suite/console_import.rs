@@ -94,7 +94,7 @@ fn imports_are_listed_and_undone_in_the_console() {
     let preview = lead.get(&ask).body;
     assert!(preview.contains("1 device stays as it is") && preview.contains("Undo the rest"), "{preview}");
     let named = "<a class=\"id\" href=\"/device?id=SN00000011\">SN00000011</a>";
-    assert!(preview.contains("1 of its 2 devices were registered") && preview.contains(named), "{preview}");
+    assert!(preview.contains("Of 2 devices, 1 has changed since") && preview.contains(named), "{preview}");
     assert!(!preview.contains("--rest") && !refused.body.contains("--rest"), "{preview}");
     assert!(refused.body.contains(named) && refused.body.contains(&ask), "{}", refused.body);
     let undone = lead.post("/import/undo", &[("id", &id), ("sure", "rest")]);

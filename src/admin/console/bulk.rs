@@ -42,6 +42,8 @@ const SAMPLES: usize = 10;
 const SHOWN: usize = 200;
 /// Maximum number of lines without a device that the page of a list shows.
 const MISSING: usize = 50;
+/// Maximum time for looking up, in another letter case, the lines that were not found.
+const CASES: Duration = Duration::from_secs(2);
 /// Maximum number of devices with the same end of their ID among which a line is looked up in
 /// another letter case.
 const ENDS: usize = 100;
@@ -302,31 +304,36 @@ struct Resolved {
     /// Lines that were found only in another letter case, each with its device.
     other_case: Vec<(String, DeviceId)>,
     missing: Vec<String>,
+    /// Set if there was no time to look for all of the missing lines.
+    is_partial: bool,
 }
 
 /// Looks up the lines of a list. Blocks the thread.
 fn resolve(store: &dyn Table, labels: &[Label]) -> Result<Resolved, StoreError> {
-    let deadline = Instant::now() + NAMES;
     let mut known = std::collections::HashSet::new();
-    let mut resolved = Resolved::default();
+    let (mut resolved, mut missing) = (Resolved::default(), Vec::new());
+    let deadline = Instant::now() + NAMES;
     for label in labels {
-        let exact = of_label(store, label, deadline)?;
-        let (is_exact, found) = match exact {
-            Some(id) => (true, Some(id)),
-            None => (false, in_other_case(store, label, deadline)?),
-        };
-        let Some(id) = found else {
+        match of_label(store, label, deadline)? {
+            Some(id) if known.insert(id.clone()) => resolved.ids.push(id),
+            // An earlier line names the same device.
+            Some(_) => {}
+            None => missing.push(label),
+        }
+    }
+    resolved.is_partial = !missing.is_empty() && Instant::now() >= deadline;
+    let deadline = Instant::now() + CASES;
+    for label in missing {
+        let Some(id) = in_other_case(store, label, deadline)? else {
             resolved.missing.push(label.text.clone());
             continue;
         };
-        if !is_exact {
-            resolved.other_case.push((label.text.clone(), id.clone()));
-        }
-        // An earlier line may name the same device.
+        resolved.other_case.push((label.text.clone(), id.clone()));
         if known.insert(id.clone()) {
             resolved.ids.push(id);
         }
     }
+    resolved.is_partial |= !resolved.missing.is_empty() && Instant::now() >= deadline;
     Ok(resolved)
 }
 
@@ -442,6 +449,7 @@ pub(super) async fn submitted_list(
         p { (t.say("bulk-of-list")) }
         (other_case(t, &resolved.other_case))
         @if !resolved.missing.is_empty() { p.bad { (t.rich("list-missing", [("count", (resolved.missing.len() as u64).into())])) } }
+        @if resolved.is_partial { p.bad { (t.say("list-time-up")) } }
     };
     let count = resolved.ids.len() as u64;
     let mut removed = Removed::default();
@@ -485,10 +493,11 @@ pub(super) async fn list(
     labels: Vec<Label>,
     status: StatusCode,
 ) -> Response {
-    let (Resolved { ids, other_case: cases, missing }, lines) = match resolved(shared, labels).await {
-        Ok(resolved) => resolved,
-        Err(error) => return frame.store_failed(visitor, &error),
-    };
+    let (Resolved { ids, other_case: cases, missing, is_partial }, lines) =
+        match resolved(shared, labels).await {
+            Ok(resolved) => resolved,
+            Err(error) => return frame.store_failed(visitor, &error),
+        };
     let shown = match listed(shared, &ids[..ids.len().min(SHOWN)]).await {
         Ok(shown) => shown,
         Err(error) => return frame.store_failed(visitor, &error),
@@ -510,6 +519,7 @@ pub(super) async fn list(
         @if !missing.is_empty() {
             @let text = html! {
                 p { (t.say("list-missing-text")) }
+                @if is_partial { p { (t.say("list-time-up")) } }
                 ul { @for line in missing.iter().take(MISSING) { li { bdi.id { (line) } } } }
                 @if missing.len() > MISSING { p { (t.rich("and-more", [("count", ((missing.len() - MISSING) as u64).into())])) } }
             };

@@ -109,6 +109,7 @@ list-missing = { $count ->
    *[other] {$count} lines name no device
 }
 list-missing-text = They are left out. Check for typing errors, or import these devices.
+list-time-up = There was no time to look for all of them under a device name or in another letter case. Send the list in parts.
 list-other-case = { $count ->
     [one] {$count} line is taken in another letter case
    *[other] {$count} lines are taken in another letter case
@@ -168,7 +169,10 @@ bulk-sure = { $count ->
     [one] I want to delete {$count} device.
    *[other] I want to delete {$count} devices.
 }
-bulk-samples = The first {$count} of them
+bulk-samples = { $count ->
+    [one] The first of them
+   *[other] The first {$count} of them
+}
 bulk-refused = Nothing was changed
 bulk-bad-action = There is no such action. Choose one of the list.
 bulk-not-confirmed = The action was not confirmed, or its preview is no longer known. Preview it, and confirm it there.
@@ -368,7 +372,10 @@ enrollments-rate = {$rate} a minute are registered.
 enrollments-rate-end = At this rate, those that wait are registered at {$time}.
 enrollments-rate-job = A job registers further devices; its page shows its expected end. {$jobs}
 enrollments-refused = {$count} refused by IoT Platform, for these reasons:
-enrollments-more-reasons = and {$count} more reasons
+enrollments-more-reasons = { $count ->
+    [one] and {$count} more reason
+   *[other] and {$count} more reasons
+}
 enrollments-disabled = {$count} disabled here.
 
 ## Signing in
@@ -792,10 +799,13 @@ undo-left = { $count ->
    *[other] {$count} devices stay as they are
 }
 undo-changed-title = Some devices have changed since
-undo-changed = {$count} of its {$all ->
-    [one] {$all} device was
-   *[other] {$all} devices were
-} registered, issued, disabled, enabled, deleted or changed by another import since, or are being registered. They stay as they are. The rest can be undone.
+undo-changed = Of {$all ->
+    [one] {$all} device
+   *[other] {$all} devices
+}, {$count ->
+    [one] {$count} has
+   *[other] {$count} have
+} changed since: registered, issued, disabled, enabled, deleted, changed by another import, or being registered. These stay as they are. The rest can be undone.
 undo-left-in-table = { $count ->
     [one] {$count} device of the import is still in the table, as it is now:
    *[other] {$count} devices of the import are still in the table, as they are now:

@@ -97,6 +97,7 @@ list-button = 探す
 list-found = {$lines} 行から {$found} 台、うち {$shown} 台を表示
 list-missing = {$count} 行に該当するデバイスがありません
 list-missing-text = これらの行は除外されます。入力ミスがないか確認するか、インポートしてください。
+list-time-up = 時間が足りず、すべての行をデバイス名や大文字・小文字の違いで探すことはできませんでした。リストを分けて送ってください。
 list-other-case = {$count} 行は大文字・小文字の違いを無視して対応づけました
 list-empty = 一覧が空です
 list-empty-text = 少なくとも 1 行を貼り付けてください。

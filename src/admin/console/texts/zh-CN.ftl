@@ -97,6 +97,7 @@ list-button = 查找
 list-found = {$lines} 行中找到 {$found} 台设备，显示 {$shown} 台
 list-missing = {$count} 行没有对应的设备
 list-missing-text = 这些行被忽略。请检查是否有输入错误，或导入这些设备。
+list-time-up = 没有足够的时间按设备名称或不同的大小写查找所有这些行。请分批发送列表。
 list-other-case = {$count} 行按不同的大小写匹配
 list-empty = 列表为空
 list-empty-text = 请至少粘贴一行。
