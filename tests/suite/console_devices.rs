@@ -233,11 +233,17 @@ fn after_a_restart_a_job_is_known_from_the_audit_log_and_an_invented_one_is_not(
 
 #[test]
 fn a_job_that_was_killed_is_not_said_to_have_ended_and_its_reset_is_not_to_be_repeated() {
-    let console = console(&many(3000));
+    let console = console(&many(3));
     console.execute("UPDATE device_table SET firstIssued = 1000");
-    let begun = console.confirm("/devices/bulk", &[("action", "reset"), ("expected", "3001")]);
+    // While the table is locked, the job cannot end.
+    let table = rusqlite::Connection::open(console.site.path("certdist.db")).expect("the database");
+    table.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+    let begun = console.confirm("/devices/bulk", &[("action", "reset"), ("expected", "4")]);
     let path = begun.header("location").to_owned();
-    let console = console.restarted(Process::kill);
+    let console = console.restarted(|server| {
+        server.kill();
+        table.execute_batch("ROLLBACK").expect("unlocked");
+    });
     let page = console.lead.get(&path);
     assert_eq!(page.status, 200, "{}", page.body);
     assert!(page.body.contains("How far it came is not known"), "{}", page.body);

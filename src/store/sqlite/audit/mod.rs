@@ -407,3 +407,37 @@ pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> ru
     append(connection, &AuditEntry { detail: Some(detail), ..AuditEntry::new(AuditEvent::Pruned, now) })?;
     Ok(last - anchor)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_review_ends_at_the_time_that_it_is_given() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../../schema.sql")).unwrap();
+        let line = |event, at| AuditEntry::new(event, at).line();
+        put(&connection, &[line(AuditEvent::Began, 5)]).unwrap();
+        put(
+            &connection,
+            &[line(AuditEvent::Began, 10), line(AuditEvent::Issued, 15), line(AuditEvent::Began, 20)],
+        )
+        .unwrap();
+        // The name of a kind in another field is no kind.
+        let odd =
+            AuditEntry { who: Some("\"event\":\"began\"".into()), ..AuditEntry::new(AuditEvent::Reset, 25) };
+        put(&connection, &[odd.line()]).unwrap();
+        let review = |since, time| {
+            let mut found = Vec::new();
+            let is_whole = review(&connection, &[AuditEvent::Began], (since, time), &mut |entry, _| {
+                found.push(entry.at);
+                ControlFlow::Continue(())
+            });
+            (is_whole.unwrap(), found)
+        };
+        let minute = Duration::from_secs(60);
+        assert_eq!(review(0, minute), (true, vec![20, 10, 5]));
+        assert_eq!(review(11, minute), (true, vec![20]), "older entries of the same block are left out");
+        assert_eq!(review(0, Duration::ZERO), (false, vec![]), "the time is over after one block");
+    }
+}
