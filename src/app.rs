@@ -202,6 +202,9 @@ impl App {
                 "unfinished registrations stay in the journal; another server, the next start or the devices' next requests continue them"
             );
         }
+        if let Some(admin) = &self.admin {
+            admin.end_jobs().await;
+        }
         // `stop` waits for threads, so it runs on a thread for blocking work.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
     }

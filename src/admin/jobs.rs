@@ -51,6 +51,9 @@ const SEARCH: Duration = Duration::from_millis(500);
 /// before, so that the requests of devices get at least half of the store's time.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum wait for the running jobs when the server stops. A job that has not ended then has no end
+/// in the audit log.
+const END: Duration = Duration::from_secs(3);
 /// Time for which a step is retried while the store is not available.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before a step is retried.
@@ -339,6 +342,14 @@ impl Jobs {
             return Known::Job(job.clone());
         }
         if began_of(id).is_some() { Known::Elsewhere } else { Known::Unknown }
+    }
+
+    /// Waits for the end of the running jobs, for [`END`] at most. The registrar must be draining.
+    pub(super) async fn end(&self) {
+        let deadline = Instant::now() + END;
+        while self.all().iter().any(|job| job.is_running()) && Instant::now() < deadline {
+            tokio::time::sleep(MIN_PAUSE).await;
+        }
     }
 
     /// Returns the jobs, newest first.

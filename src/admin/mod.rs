@@ -123,6 +123,12 @@ impl Admin {
         format!("{}://{}", if self.shared.is_secure { "https" } else { "http" }, self.address)
     }
 
+    /// Waits a short time for the jobs, which end because the registrar drains, so that the audit
+    /// log has their end.
+    pub async fn end_jobs(&self) {
+        self.shared.pages.jobs().end().await;
+    }
+
     /// Applies a changed configuration: the enrollments, and the users, tokens, hosts and
     /// certificate of the section `[admin]`. Without this section, no one can sign in any more.
     pub fn reload(&self, section: Option<&config::Admin>, enrollments: &[Enrollment]) {

@@ -67,6 +67,10 @@ impl PageState {
             uploads: uploads::Uploads::default(),
         })
     }
+
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
 }
 
 /// Returns the routes of the console's pages.

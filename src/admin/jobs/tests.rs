@@ -271,6 +271,27 @@ async fn the_log_has_the_beginning_and_the_end_of_a_job_and_of_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_ends_when_the_server_stops_and_the_stop_does_not_wait_for_long() {
+    let bench = Bench::new(1000);
+    let job = bench.begin(Action::Disable, all(), 1000).unwrap();
+    while job.progress().changed == 0 {
+        tokio::task::yield_now().await;
+    }
+    bench.registrar.drain(Duration::ZERO).await;
+    bench.jobs.end().await;
+    assert_eq!(how(&job.progress()), &How::ShuttingDown);
+    let recorded = record::find(&*bench.store, &job.id, Duration::from_secs(9)).unwrap();
+    assert!(matches!(recorded, Recorded::Job(recorded) if recorded.progress() == job.progress()));
+    let bench = Bench::new(10);
+    bench.memory.set_busy(true);
+    bench.begin(Action::Disable, Target::List([id("SN-0001")].into()), 1).unwrap();
+    tokio::time::sleep(RETRY / 2).await;
+    let begun = Instant::now();
+    bench.jobs.end().await;
+    assert!(begun.elapsed() <= END + MIN_PAUSE, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_confirmation_that_comes_twice_begins_one_job() {
     let bench = Bench::new(3);
     let by = Actor { name: "console:anna".into(), address: None };
