@@ -113,7 +113,7 @@ fn health_pages_and_uploads_are_answered_while_strangers_hold_every_place() {
             assert!(places <= 128, "{case}: {places}");
             assert_eq!(lead.get("/devices").status, 200, "{case}");
             let preview = lead.upload("good.csv", b"deviceId\nSN00000010\n", "lamp");
-            assert!(preview.body.contains("1 devices would be added"), "{case}: {}", preview.body);
+            assert!(preview.body.contains("1 device would be added"), "{case}: {}", preview.body);
             drop(held);
         }
     }
