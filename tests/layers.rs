@@ -62,6 +62,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
             "operators",
             "password",
             "policy",
+            "provision",
             "psk",
             "random",
             "recent",

@@ -235,7 +235,7 @@ fn the_access_key_is_wrong() {
     let words = [
         "IoT Platform refuses the access key of this server",
         "2 devices",
-        "The secret does not belong to the access key.",
+        "Access key ID and access key secret do not match.",
         "a changed file by itself",
     ];
     eyes.look(&night, "key-wrong", "/", &words);
@@ -281,7 +281,7 @@ fn devices_have_the_key_of_another_enrollment_and_strangers_knock() {
         "1 device has the key of another enrollment",
         "2 devices that are not in the table ask for a certificate",
         "failed because of a wrong key",
-        "in the table under lamp, with the key of plug",
+        "in the table under lamp, asking with the key of plug",
         "import the devices into the enrollment whose key they have",
     ];
     eyes.look(&night, "strangers", "/", &words);
@@ -291,7 +291,12 @@ fn devices_have_the_key_of_another_enrollment_and_strangers_knock() {
     let words = ["Handshakes that failed", "Wrong key or unknown identity", "1 client, 1 handshake"];
     eyes.look(&night, "strangers-handshakes", "/handshakes?result=wrong-key&range=hour", &words);
     assert!(eyes.browser.text().contains("LAMP-2"));
-    eyes.look(&night, "wrong-key-device", "/device?id=LAMP-2", &["Its handshake failed", "compare its key"]);
+    eyes.look(
+        &night,
+        "wrong-key-device",
+        "/device?id=LAMP-2",
+        &["Its handshake failed", "give it the firmware or the key"],
+    );
     // The file can be imported as it is.
     let bearer = format!("Bearer {VIEWER_TOKEN}");
     let file =

@@ -7,6 +7,7 @@ use maud::{Markup, html};
 use super::{
     failures,
     handshakes::{self, Failed},
+    history,
     language::Texts,
     page::{Tone, moment},
 };
@@ -155,8 +156,11 @@ impl Known<'_> {
             }
             Verdict::Refuse(Reason::Issued) => return self.issued(t, enrolled.reissue, refused),
             Verdict::Register if let Some(reason) = self.stopped => {
-                let text = t.rich("advice-stopped-text", [("reason", reason.into())]);
-                return advice(Tone::Warning, "advice-stopped", text);
+                // The message often ends with a full stop, and the sentence has one of its own.
+                let reason = reason.trim_end_matches('.');
+                let overview = html! { a href="/" { (t.say("nav-overview")) } };
+                let values = [("reason", reason.into()), ("overview", overview.into())];
+                return advice(Tone::Bad, "advice-stopped", t.rich("advice-stopped-text", values));
             }
             // The answer that put the device off says more than that its registration has begun.
             Verdict::Register if let Some(claim) = self.claim.filter(|_| self.put_off().is_none()) => {
@@ -177,8 +181,8 @@ impl Known<'_> {
             return advice(Tone::Warning, "advice-later", t.rich("advice-later-text", values));
         }
         if let Some(entry) = refused {
-            let reason = entry.detail.as_deref().unwrap_or("–");
-            let values = [("time", moment(entry.at).into()), ("reason", reason.into())];
+            let reason = history::detail(t, entry.event, entry.detail.as_deref().unwrap_or("–"));
+            let values = [("time", moment(entry.at).into()), ("reason", (&*reason).into())];
             return advice(Tone::Warning, "advice-last-refused", t.rich("advice-last-refused-text", values));
         }
         if row.first_issued.is_none() {
@@ -354,7 +358,9 @@ mod tests {
     fn each_state_of_a_row_has_its_own_advice() {
         Case { reissue: None, ..case(row()) }.is(Tone::Bad, "advice-not-configured");
         case(row()).is(Tone::Note, "advice-not-come");
-        Case { stopped: Some("no permission"), ..case(row()) }.is(Tone::Warning, "advice-stopped");
+        let stopped = Case { stopped: Some("no permission."), ..case(row()) };
+        stopped.is(Tone::Bad, "advice-stopped");
+        stopped.says("<bdi>no permission</bdi>. ");
         Case { stopped: Some("no permission"), ..case(with_certificate()) }.is(Tone::Good, "advice-has-it");
         let disabled = |row| DeviceRow { state: DeviceState::Disabled, ..row };
         case(disabled(with_certificate())).is(Tone::Warning, "advice-disabled");

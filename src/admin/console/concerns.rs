@@ -10,7 +10,11 @@ pub(super) use self::{
     codes::{cause_of, remedy_of, title_of},
     subject::Subject,
 };
-use super::{page::Tone, unserved::Unserved};
+use super::{
+    handshakes::{self, Failed},
+    page::Tone,
+    unserved::Unserved,
+};
 use crate::{
     admin::{
         census::Census,
@@ -49,7 +53,7 @@ const LONG_AGO: i64 = 15 * 60;
 const FEW: u64 = 5;
 
 /// Time in seconds after the start during which no fault proves little.
-const EARLY: i64 = 300;
+pub(super) const EARLY: i64 = 300;
 
 /// Maximum number of names and of devices that a concern lists.
 pub(super) const MAX_NAMES: usize = 5;
@@ -73,6 +77,8 @@ pub(super) struct Situation<'s> {
     pub(super) has_cloud: bool,
     /// Requests of the last hour that were not served.
     pub(super) unserved: &'s [Unserved],
+    /// Handshakes of the last hour that failed, the latest first.
+    pub(super) handshakes: &'s [Failed],
     /// Last count of the table; `None` if there is none yet.
     pub(super) census: Option<Result<&'s Census, String>>,
     /// Names of the configured enrollments.
@@ -264,7 +270,8 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         all.push(Concern {
             tone: if is_certain { concern.tone } else { concern.tone.min(Tone::Warning) },
             course: if now - last.last > LONG_AGO { Course::Untested } else { Course::On },
-            since: troubles.iter().map(|trouble| trouble.since).min(),
+            // A device may have been put off before the first call failed.
+            since: troubles.iter().map(|trouble| trouble.since).chain(concern.since).min(),
             last: Some(last.last),
             times: calls,
             devices: concern.devices.filter(|count| *count > 0),
@@ -362,14 +369,20 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
 
 /// Adds the concerns about clients that certdist does not know as devices.
 fn of_clients(situation: &Situation<'_>, all: &mut Vec<Concern>) {
-    for (kind, subject) in [
-        (Kind::Malformed, Subject::Malformed),
-        (Kind::WrongKey, Subject::WrongKey),
-        (Kind::Silent, Subject::SilentClients),
-        (Kind::OtherHandshake, Subject::OtherHandshakes),
-        (Kind::Guessing, Subject::Guessing),
+    for (kind, group, subject) in [
+        (Kind::Malformed, "", Subject::Malformed),
+        (Kind::WrongKey, "wrong-key", Subject::WrongKey),
+        (Kind::Silent, "silent", Subject::SilentClients),
+        (Kind::OtherHandshake, "other", Subject::OtherHandshakes),
+        (Kind::Guessing, "", Subject::Guessing),
     ] {
-        let Some(episode) = situation.episodes[kind as usize] else { continue };
+        let Some(mut episode) = situation.episodes[kind as usize] else { continue };
+        // The record knows the exact time, which the samples do not.
+        let of_group = situation.handshakes.iter().find(|failed| handshakes::group(failed.reason).0 == group);
+        if let Some(latest) = of_group {
+            episode.last = latest.counted.last;
+            episode.since = episode.since.min(episode.last);
+        }
         let mut concern = Concern::of(subject).with_episode(episode).over_after(LONG_AGO, situation.now);
         if kind != Kind::Guessing && episode.count < FEW {
             concern.tone = concern.tone.min(Tone::Note);

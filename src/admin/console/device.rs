@@ -212,11 +212,12 @@ async fn absent(shared: &Shared, frame: &Frame, visitor: &Visitor, id: &str) -> 
         }
         p { a href="/import" { (t.say("absent-import")) } " · " a href="/devices" { (t.say("absent-search")) } }
     };
+    let tone = if last_answer(&entries).is_some() { Tone::Warning } else { Tone::Note };
     let title = t.say("absent-title");
     let body = html! {
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
         h1 { (title) }
-        (page::message(Tone::Note, &t.say("absent"), &text))
+        (page::message(tone, &t.say("absent"), &text))
         (history::show(t, &entries, &[]))
     };
     (StatusCode::NOT_FOUND, frame.page(&title, Some(visitor), "/devices", &body)).into_response()

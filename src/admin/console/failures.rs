@@ -103,6 +103,16 @@ impl Selection {
             && (self.address.is_empty() || self.address == failure.origin.to_string())
     }
 
+    /// Returns the name of the reason in the language of the page; `None` if there is no such reason.
+    fn reason(&self, t: Texts) -> Option<String> {
+        Some(match self.reason.as_str() {
+            "unknown" => t.say("kind-unknown"),
+            "enrollment" => t.say("failures-enrollment"),
+            "waiting" => t.say("failures-waiting"),
+            name => t.say(Reason::ALL.into_iter().map(names).find(|(known, _)| *known == name)?.1),
+        })
+    }
+
     fn is_some(&self) -> bool {
         [&self.reason, &self.enrollment, &self.address].into_iter().any(|text| !text.is_empty())
     }
@@ -229,14 +239,15 @@ pub(super) async fn show(
         p.hint {
             (t.with("group-counts", [("devices", devices.into()), ("requests", requests.into())]))
             " · " (t.rich("failures-since", [("time", moment(shared.sources.started.max(unix_now() - range.seconds())).into())]))
+            @if let Some(reason) = selection.reason(t) { " · " (t.with("failures-only", [("reason", (&reason).into())])) }
             @for text in of_selection { " · " bdi { (text) } }
             @if selection.is_some() { " · " a href={ "/failures?range=" (range.name()) } { (t.say("failures-all")) } }
         }
         @if unknown > 0 {
+            p { (t.rich("failures-download-hint", [("import", html! { a href="/import" { (t.say("nav-import")) } }.into())])) }
             p { a.button.secondary href={ "/failures.csv?" (selection.query(range)) } download {
                 (t.with("failures-download", [("count", unknown.into())]))
             } }
-            p.hint { (t.rich("failures-download-hint", [("import", html! { a href="/import" { (t.say("nav-import")) } }.into())])) }
         }
         @if failures.is_empty() { p { (t.say("failures-none")) } }
         @else {
@@ -281,8 +292,12 @@ fn reason(t: Texts, one: &Unserved) -> Markup {
     if let Some(own) = one.own_enrollment() {
         return t.rich("failures-foreign", [("own", own.into()), ("key", (&failure.enrollment).into())]);
     }
+    let said = match one.is_unknown() {
+        true => format!("{} ({})", t.say("kind-unknown"), failure.reason.code()),
+        false => sentence(t, failure.reason),
+    };
     html! {
-        (sentence(t, failure.reason))
+        (said)
         @if !one.is_open() {
             br;
             span.hint {

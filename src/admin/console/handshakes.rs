@@ -140,7 +140,7 @@ pub(super) async fn show(
         p.hint {
             (t.with("handshakes-counts", [("clients", clients.into()), ("handshakes", handshakes.into())]))
             " · " (t.rich("failures-since", [("time", moment(begin).into())]))
-            @if is_selection { " · " a href={ "/handshakes?range=" (range.name()) } { (t.say("failures-all")) } }
+            @if is_selection { " · " a href={ "/handshakes?range=" (range.name()) } { (t.say("handshakes-all")) } }
         }
         p.hint { (t.say("handshakes-hint")) }
         @if all.is_empty() { p { (t.say("failures-none")) } }

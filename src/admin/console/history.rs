@@ -1,12 +1,17 @@
 //! Shows what has happened to a device, from the audit log and the list of imports.
 
+use std::borrow::Cow;
+
 use maud::{Markup, html};
 
-use super::{language::Texts, page::moment};
-use crate::store::{
-    UnixSeconds,
-    audit::{AuditEntry, AuditEvent},
-    undo::ImportRecord,
+use super::{advice, language::Texts, page::moment};
+use crate::{
+    provision::Refusal,
+    store::{
+        UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        undo::ImportRecord,
+    },
 };
 
 /// Maximum number of entries of the audit log that are shown. A single query reads this many.
@@ -15,7 +20,7 @@ pub(super) const MOST: usize = 100;
 /// An event in the history of a device.
 struct Event<'e> {
     at: UnixSeconds,
-    what: &'static str,
+    kind: AuditEvent,
     detail: Option<&'e str>,
     who: Option<&'e str>,
     address: Option<&'e str>,
@@ -26,7 +31,7 @@ pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -
     let mut events: Vec<Event<'_>> = entries.iter().map(of_entry).collect();
     events.extend(imports.iter().map(|import| Event {
         at: import.at,
-        what: name_of(AuditEvent::Imported),
+        kind: AuditEvent::Imported,
         detail: Some(&import.file),
         who: Some(&import.who),
         address: None,
@@ -48,20 +53,50 @@ pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -
 fn of_entry(entry: &AuditEntry) -> Event<'_> {
     Event {
         at: entry.at,
-        what: name_of(entry.event),
+        kind: entry.event,
         detail: entry.detail.as_deref(),
         who: entry.who.as_deref(),
         address: entry.address.as_deref(),
     }
 }
 
-/// Renders an event, its detail, the user, and the user's address.
+/// Returns the detail of an entry. The reason of a refusal is in the visitor's language, unless it
+/// is IoT Platform's own.
+pub(super) fn detail(t: Texts, event: AuditEvent, detail: &str) -> Cow<'_, str> {
+    if event != AuditEvent::Refused {
+        return detail.into();
+    }
+    let own = [
+        (Refusal::Invalid, "history-invalid"),
+        (Refusal::NotYours, "kind-not-yours"),
+        (Refusal::Disabled, "kind-disabled"),
+        (Refusal::Issued, "kind-issued"),
+    ];
+    if let Some((_, key)) = own.into_iter().find(|(refusal, _)| refusal.to_string() == detail) {
+        return t.say(key).into();
+    }
+    match detail.strip_prefix(&Refusal::Operator(String::new()).to_string()) {
+        Some(reason) => format!("{}: {}", t.say("kind-operator"), advice::reason(t, reason)).into(),
+        None => detail.into(),
+    }
+}
+
+/// Returns the catalogue key of the words before the name of the one who caused an event. A device
+/// is named by its identity.
+fn who_key(event: AuditEvent) -> &'static str {
+    match event {
+        AuditEvent::Issued | AuditEvent::Reissued | AuditEvent::Refused => "history-identity",
+        _ => "history-by",
+    }
+}
+
+/// Renders an event, its detail, the one who caused it, and the address.
 fn sentence(t: Texts, event: &Event<'_>) -> Markup {
     let some = |part: Option<&'_ str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
     html! {
-        b { (t.say(event.what)) }
-        @if let Some(detail) = some(event.detail) { ": " bdi { (detail) } }
-        @if let Some(who) = some(event.who) { " · " (t.rich("history-by", [("who", (&who).into())])) }
+        b { (t.say(name_of(event.kind))) }
+        @if let Some(text) = some(event.detail) { ": " bdi { (detail(t, event.kind, &text)) } }
+        @if let Some(who) = some(event.who) { " · " (t.rich(who_key(event.kind), [("who", (&who).into())])) }
         @if let Some(address) = some(event.address) { " · " (t.rich("history-from", [("address", (&address).into())])) }
     }
 }
@@ -105,8 +140,23 @@ mod tests {
             ..AuditEntry::new(AuditEvent::Issued, 5)
         };
         let expected =
-            "<b>issued</b>: <bdi>a1/&lt;b&gt;</bdi> · by <bdi>SN-1</bdi> · from <bdi>192.0.2.7</bdi>";
+            "<b>issued</b>: <bdi>a1/&lt;b&gt;</bdi> · identity <bdi>SN-1</bdi> · from <bdi>192.0.2.7</bdi>";
         assert_eq!(said(&whole), expected);
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_in_the_language_of_the_page() {
+        let english = Texts(Language::English);
+        for refusal in [Refusal::Invalid, Refusal::NotYours, Refusal::Disabled, Refusal::Issued] {
+            let stored = refusal.to_string();
+            let said = [Language::English, Language::Chinese, Language::Japanese]
+                .map(|language| detail(Texts(language), AuditEvent::Refused, &stored).into_owned());
+            assert!(!said.contains(&stored), "{said:?}");
+        }
+        let stored = Refusal::Operator("iot.prod.NotExistedProduct: no".into()).to_string();
+        let said = detail(english, AuditEvent::Refused, &stored);
+        assert_eq!(said, format!("{}: iot.prod.NotExistedProduct: no", english.say("kind-operator")));
+        assert_eq!(detail(english, AuditEvent::Imported, "the device is invalid"), "the device is invalid");
     }
 
     #[test]

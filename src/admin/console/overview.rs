@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{
     Visitor, chart,
     concerns::{self, Concern, Course, MAX_NAMES, Outlook, Situation},
-    devices, failures, grouped,
+    devices, failures, grouped, handshakes,
     language::Texts,
     page::{self, Frame, Tone, moment},
     unserved::{self, Recent},
@@ -146,6 +146,7 @@ struct Looked {
 async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
     let recent = unserved::since(shared, now.at - Range::Hour.seconds()).await;
+    let (handshakes, _) = handshakes::since(shared, now.at - Range::Hour.seconds());
     let census = shared.census.last(&sources.store).await;
     let enrollments = shared.enrollments();
     let ring = shared.ring();
@@ -159,6 +160,7 @@ async fn look(shared: &Shared, now: &Sample) -> Looked {
         cloud_worked: sources.calls.last_worked(),
         has_cloud: sources.cloud.is_some(),
         unserved: &recent.all,
+        handshakes: &handshakes,
         census: census.as_ref().map(|census| match census {
             Ok(census) => Ok(&**census),
             Err(error) => Err(error.to_string()),
@@ -251,13 +253,19 @@ fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> M
             [("time", since.into()), ("served", served.into()), ("unserved", unserved.into())],
         ),
     };
+    let started = sources.started;
     let (tone, title, text) = match looked.outlook {
-        Outlook::Well => (Tone::Good, "all-is-well", "nothing-to-do"),
-        Outlook::Idle => (Tone::Note, "no-device-came", "no-device-came-text"),
-        Outlook::Early => (Tone::Note, "too-early", "too-early-text"),
+        Outlook::Well => (Tone::Good, "all-is-well", html! { (t.say("nothing-to-do")) }),
+        Outlook::Idle => (Tone::Note, "no-device-came", html! { (t.say("no-device-came-text")) }),
+        Outlook::Early if now - started < concerns::EARLY => {
+            let until = started.saturating_add(concerns::EARLY);
+            let values = [("time", moment(started).into()), ("until", moment(until).into())];
+            (Tone::Note, "too-early", t.rich("too-early-text", values))
+        }
+        Outlook::Early => (Tone::Note, "too-early", html! { (t.say("too-early-counting")) }),
     };
     let text = html! {
-        p { (t.say(text)) }
+        p { (text) }
         ul.looked {
             li { (requests) }
             li { (cloud) }
@@ -555,8 +563,8 @@ mod tests {
             shown.facts().into_iter().map(|fact| fact.into_string()).collect::<Vec<_>>().join("; ")
         };
         let several = |since| Concern { times: 9, ..shown_at(since, 5000) };
-        assert!(facts(&several(1010)).contains("or earlier"));
-        assert!(!facts(&several(1011)).contains("or earlier"));
+        assert!(facts(&several(1010)).contains("before that"));
+        assert!(!facts(&several(1011)).contains("before that"));
         let single = facts(&Concern { times: 1, ..shown_at(4990, 5000) });
         assert!(single.starts_with("at ") && !single.contains("since"), "{single}");
         let over = facts(&Concern { course: Course::Over, ..several(2000) });

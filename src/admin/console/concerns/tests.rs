@@ -2,9 +2,12 @@ use super::*;
 use crate::{
     admin::console::unserved::Row,
     device::DeviceId,
+    dtls,
     iot_platform::{Action, ApiError},
     rate_limit::Origin,
+    recent::Counted,
     resource::failures::Failure,
+    server::failed_handshakes::Claimed,
     store::{
         DeviceRow, DeviceState, Totals,
         filter::{Held, Listed},
@@ -25,6 +28,7 @@ fn quiet() -> Situation<'static> {
         cloud_worked: Some(NOW - 60),
         has_cloud: true,
         unserved: &[],
+        handshakes: &[],
         census: None,
         configured: vec!["lamp"],
         is_draining: false,
@@ -294,6 +298,21 @@ fn what_is_over_or_rare_is_only_a_note() {
     assert_eq!(concern(Kind::WrongKey, LONG_AGO + 1, FEW), (Tone::Note, Course::Over));
     assert_eq!(concern(Kind::WrongKey, 0, FEW - 1), (Tone::Note, Course::On));
     assert_eq!(concern(Kind::Guessing, 0, 1), (Tone::Warning, Course::On));
+}
+
+#[test]
+fn the_time_of_a_handshake_comes_from_its_record() {
+    let failed = |reason, last| Failed {
+        claimed: Claimed::Identity("SN-1".into()),
+        reason,
+        counted: Counted { first: last, last, count: 1, value: Origin::of([192, 0, 2, 1].into()) },
+    };
+    let handshakes = [failed(dtls::Failure::TimedOut, NOW - 5), failed(dtls::Failure::WrongKey, NOW - 12)];
+    let mut situation = Situation { handshakes: &handshakes, ..quiet() };
+    let sampled = Episode { since: NOW - 10, last: NOW, count: 1 };
+    situation.episodes[Kind::WrongKey as usize] = Some(sampled);
+    let all = of(&situation);
+    assert_eq!((all[0].since, all[0].last), (Some(NOW - 12), Some(NOW - 12)));
 }
 
 #[test]

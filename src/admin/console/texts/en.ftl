@@ -284,9 +284,9 @@ advice-cloud-deleted-text = This device was deleted at IoT Platform, so its cert
 advice-cloud-disabled = Disabled at IoT Platform
 advice-cloud-disabled-text = This device was disabled at IoT Platform: it cannot sign in there with its certificate. Enable it at IoT Platform.
 advice-other-key = It asks with the key of another enrollment
-advice-other-key-text = At {$time} the device asked with the key of enrollment {$other}, but its row is in enrollment {$own}, so it was refused. If the row is wrong, import the device into {$other}; that moves the row. If the firmware is wrong, give the device the key of {$own}.
-absent-yours = If it is one of yours, compare the ID with the list of the factory, and import it.
-absent-not-yours = If it is not, somebody has the key of {$enrollment}: change that key.
+advice-other-key-text = At {$time} the device asked with the key of enrollment {$other}, but the table has it under {$own}, so it was refused. Read its label. If the table is wrong, import the device into {$other}: it moves there, and gets its product. If the firmware is wrong, flash that of {$own}.
+absent-yours = If the ID is on the list of the factory, import it.
+absent-not-yours = If it is not, do not import it: nothing was handed out. Somebody may have the key of {$enrollment}; a new key has to be flashed into each device of that enrollment, so first make sure.
 advice-refused = Refused by IoT Platform
 advice-refused-text = IoT Platform refuses this device: {$reason}. Fix the cause at IoT Platform, then reset the device here: its next request registers it.
 advice-name-taken = Its name is taken at IoT Platform
@@ -300,8 +300,8 @@ advice-once = Its enrollment's policy permits one issue only.
 advice-window-over = The time in which it might fetch its certificate again ended at {$time}.
 advice-window-open = It may fetch its certificate again until {$time}.
 advice-issued-text = If the device has lost its certificate, reset it.
-advice-stopped = Waiting for IoT Platform
-advice-stopped-text = This device has no certificate yet, and IoT Platform refuses calls for its product at the moment: {$reason}. Fix the cause; the device then tries again by itself.
+advice-stopped = Not registered: IoT Platform refuses calls
+advice-stopped-text = This device has no certificate yet, because IoT Platform refuses the calls of this server at the moment: {$reason}. This is no fault of the device. {$overview} says what to do; the device then tries again by itself.
 advice-registering = Being registered
 advice-registering-text = It is being registered at IoT Platform since {$time}. There is nothing to do.
 advice-left = Its registration is not finished
@@ -324,6 +324,8 @@ advice-has-it-text = This device has fetched its certificate. It has not been se
 
 history-title = History
 history-by = by {$who}
+history-identity = identity {$who}
+history-invalid = not in the table, or in another enrollment than its key
 history-from = from {$address}
 history-more = Only the newest {$most} entries are shown; certdist audit export --device has all.
 history-imports = Imports are remembered for 30 days, the last thousand at most. Older ones are only in the audit log, without their devices.
@@ -398,7 +400,8 @@ nothing-to-do = Nothing to do. This was looked at:
 no-device-came = No device has asked in the last hour
 no-device-came-text = No fault is known. If devices should be asking now: are they powered on, and can they reach this server? This was looked at:
 too-early = Too early to tell
-too-early-text = No fault is known yet, but the server has just started, or is still counting the table. This was looked at:
+too-early-text = The server started at {$time}, and no fault has shown since. Look again after {$until}. If a device that is powered on does not appear below by then, it does not reach this server: check its network. This was looked at:
+too-early-counting = No fault is known yet, but the table is still being counted. This was looked at:
 looked-requests = Requests and handshakes since {$time}: {$served} served, none failed.
 looked-requests-mended = Requests since {$time}: {$served} served; {$unserved} were not, but their devices no longer have the problem.
 looked-requests-none = Requests since {$time}: there was none.
@@ -407,14 +410,14 @@ looked-cloud-idle = Calls to IoT Platform: none was needed since the start, so n
 looked-no-cloud = Calls to IoT Platform: none is configured, and no device needs one.
 looked-table = The table: {$count} devices at {$time}; none is refused, deleted or without an enrollment.
 looked-table-not-yet = The table: it is being counted.
-looked-server = Writes to the database, the clock and the network of this server.
+looked-server = Writes to the database, the clock and the network of this server: no fault.
 label-cause = Cause:
 label-said = Message:
 label-remedy = What to do:
 show-concerned = Show the affected devices
 show-handshakes = Show identities and addresses
 fact-since = since {$time}
-fact-since-or-earlier = since {$time} or earlier
+fact-since-or-earlier = since {$time}; before that, nothing is recorded
 fact-at = at {$time}
 fact-last = last at {$time}
 fact-over = none since {$time}
@@ -422,7 +425,7 @@ fact-counted = counted at {$time}
 course-over = It has not happened again since then.
 course-untested = No such call has been made since then, so the cause may be gone already. The next device that registers shows it.
 list-comma = {", "}
-enrollment-pair = in the table under {$own}, with the key of {$key}
+enrollment-pair = in the table under {$own}, asking with the key of {$key}
 fact-devices = {$count ->
     [one] {$count} device
    *[other] {$count} devices
@@ -459,17 +462,18 @@ tile-batches-about = {$count} since the start
 tile-answered = Answered within
 tile-answered-about = 95 % of the requests
 tile-registered = Registered within
-tile-registered-about = 95 % of the registrations
+tile-registered-about = 95 % of the finished registrations
 tile-writes = Writes waiting
 tile-writes-about = for the database
 chart-served = served
 chart-refused = refused here
-chart-cloud = refused by IoT Platform
+chart-cloud = registration refused
 chart-later = asked to come back later
-chart-words = {$served} served, {$refused} refused here, {$cloud} refused by IoT Platform, {$later} asked to come back later; at most {$most} in a bar
-chart-a-minute = {$count} a minute (UTC)
-chart-20-minutes = {$count} in 20 minutes (UTC)
-chart-2-hours = {$count} in 2 hours (UTC)
+chart-words = {$served} served, {$refused} refused here, {$cloud} whose registration was refused, {$later} asked to come back later; at most {$most} in a bar
+chart-a-minute = Top of the scale: {$count} a minute; times in UTC
+chart-20-minutes = Top of the scale: {$count} in 20 minutes; times in UTC
+chart-2-hours = Top of the scale: {$count} in 2 hours; times in UTC
+kind-unknown = Not in the table
 chart-begins = The server started at {$time}; the chart begins there.
 chart-values = Values
 chart-from = From
@@ -483,7 +487,10 @@ failing-by-enrollment = By enrollment of the key
 failing-by-address = By address
 failing-forgotten = So many devices were refused that the earliest are no longer listed.
 failing-partly = Not all of these devices were compared with the table: they are too many, or the table cannot be read.
-failures-since = last request since {$time}
+failures-since = since {$time}
+failures-only = only: {$reason}
+failures-waiting = not served because of IoT Platform or the database, and not since
+failures-enrollment = key of another enrollment
 group-counts = { $devices ->
     [one] {$devices} device
    *[other] {$devices} devices
@@ -491,11 +498,12 @@ group-counts = { $devices ->
     [one] {$requests} request
    *[other] {$requests} requests
 }
-failures-all = Show all
+failures-all = Show all devices
+handshakes-all = Show all handshakes
 failures-none = None.
 failures-latest = The latest {$count} are shown.
 failures-download = Download the {$count} IDs that are not in the table
-failures-download-hint = Anybody who has the key can send any ID. Compare the file with the list of the factory before you import it. {$import}
+failures-download-hint = Before you import them, compare them with the list of the factory: anybody who has the key can send any ID. Do not import an ID that is not on the list. {$import}
 failures-foreign = In the table under enrollment {$own}, but has the key of {$key}
 column-device = Device
 column-reason = Reason
@@ -514,7 +522,7 @@ handshakes-counts = { $clients ->
     [one] {$handshakes} handshake
    *[other] {$handshakes} handshakes
 }
-handshakes-hint = A client claims its identity before it proves its key, so anybody can claim any identity.
+handshakes-hint = The identity is only claimed: anybody can claim any identity before the key is proven.
 handshakes-forgotten = So many handshakes failed that the earliest are no longer listed.
 column-identity = Identity
 column-handshakes = Handshakes
@@ -558,8 +566,8 @@ wrong-enrollment = {$devices ->
     [one] {$devices} device has the key of another enrollment
    *[other] {$devices} devices have the key of another enrollment
 }
-wrong-enrollment-cause = The import and the firmware do not fit together: {$names}.
-wrong-enrollment-remedy = If the table is wrong, import the devices into the enrollment whose key they have; that moves their rows. If the firmware is wrong, flash the right one.
+wrong-enrollment-cause = The list that was imported is wrong, or the devices have the wrong firmware, or somebody with that key uses their IDs: {$names}.
+wrong-enrollment-remedy = Read the label of a device. If the table is wrong, import the devices into the enrollment whose key they have: they move there, and get its product. If the firmware is wrong, do not import them; flash the right firmware.
 unconfigured = {$devices ->
     [one] {$devices} device is in an enrollment that is not configured
    *[other] {$devices} devices are in an enrollment that is not configured
@@ -580,15 +588,15 @@ unknown-devices = {$devices ->
    *[other] {$devices} devices that are not in the table ask for a certificate
 }
 unknown-devices-cause = Their list was not imported, or their IDs differ from the list, or a stranger has the key of {$names} and tries IDs.
-unknown-devices-remedy = Compare the IDs with the list of the factory, and import those that belong to you.
+unknown-devices-remedy = Compare the IDs with the list of the factory, and import only those that are on it. The others got nothing; if there are any, somebody else may have the key.
 wrong-key = { $times ->
     [one] {$times} handshake failed because of a wrong key
    *[other] {$times} handshakes failed because of a wrong key
 }
 wrong-key-cause = Devices have another key than the table or the configuration, or an unknown identity; or a stranger tries keys.
-wrong-key-remedy = The link below shows identity and address of each. Compare the key in the firmware with the enrollment, and import individual keys again.
+wrong-key-remedy = The link below shows identity and address of each. Compare the key in the firmware with the key of the enrollment; a device with a key of its own needs that key imported again.
 advice-handshake = Its handshake failed
-advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, compare its key with that of enrollment {$enrollment}.
+advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, give it the firmware or the key of enrollment {$enrollment} again. If it was not, somebody tries keys with this ID.
 guessing = Somebody tries device IDs
 guessing-cause = A client with a shared key asks for one ID after another that it may not have. It is slowed down, and others are served.
 guessing-remedy = The link below shows the IDs and addresses. If it is no test of yours, change the shared key, and block the address.
@@ -689,21 +697,21 @@ title-quota = IoT Platform takes no more devices of the product {$names}
 cause-key = The access key that this server uses; not the devices. Refused calls: {$names}.
 cause-credentials = This server cannot read its credentials, so it cannot call IoT Platform.
 cause-permission = The RAM user of the access key may not make these calls: {$names}.
-cause-product = The instance of this server has no product {$names}. Devices of other products are not concerned.
+cause-product = The instance of IoT Platform that this server uses has no product {$names}; not the devices. Devices of other products are not affected.
 cause-quota = The product or the instance has as many devices as it may have. Devices that are registered already are served.
--credentials-place = [iot_platform] credentials in certdist.toml says where the access key stands. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist.
+-credentials-place = The setting credentials of [iot_platform] in certdist.toml says where the access key is stored. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist. The devices then try again by themselves.
 
 ## Remedies for codes of IoT Platform
 
 remedy-key-unknown = There is no such access key. Correct its ID: often a space too many, or the key of another site. { -credentials-place }
 remedy-key-inactive = The access key is disabled. Enable it in the RAM console, or use another one. { -credentials-place }
-remedy-key-secret = The secret does not belong to the access key. Enter both again. { -credentials-place } If both are right, a proxy changes the requests.
+remedy-key-secret = Access key ID and access key secret do not match. Enter both again. { -credentials-place } If both are right, a proxy between this server and IoT Platform alters the requests.
 remedy-token = The security token has expired or does not belong to the key. Renew the credentials. { -credentials-place }
 remedy-permission = The access key lacks a permission. Attach the policy of docs/cloud.md to its RAM user.
 remedy-account = The account cannot use IoT Platform. Activate it, and check account and region.
 remedy-bill = The account has an overdue bill. Pay it.
 remedy-instance = There is no such instance in that region. Correct instance_id and region in certdist.toml, then run systemctl restart certdist.
-remedy-product = Compare with the products in the console of IoT Platform. If instance_id is wrong, correct it in certdist.toml and run systemctl restart certdist. If product_key of the enrollment is wrong, correct it and run systemctl reload certdist; then import the devices again with a column productKey, because their rows keep the product of their import.
+remedy-product = Look for the product in the console of IoT Platform. If it is missing there, create it again. If it is there, instance_id in certdist.toml is wrong: correct it, and run systemctl restart certdist. If product_key of the enrollment is wrong, correct it, and run systemctl reload certdist; then import the devices again with a column productKey, because a device keeps the product with which it was imported.
 remedy-quota = The quota of devices is used up. Raise it at IoT Platform, or delete devices there.
 remedy-certificate = TLS: the certificate of IoT Platform is refused. Check ca_file, the clock, and endpoint.
 remedy-credentials = The message says why the access key cannot be read. { -credentials-place }
