@@ -208,12 +208,12 @@ impl Config {
         if tables.is_empty() {
             all.of_file("no [[enrollment]]; expected at least one, because a device needs one to sign in");
         }
-        let mut names = Vec::new();
+        let (mut names, mut identities) = (HashSet::new(), HashSet::new());
         let mut sources: Vec<String> = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         for mut table in tables {
             let name = table.values.name.clone();
-            if names.contains(&name) {
+            if !names.insert(name.clone()) {
                 table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
             sources.extend(table.values.key.clone());
@@ -227,9 +227,8 @@ impl Config {
             if table.values.existing.unwrap_or(usual) == file::Existing::Refuse {
                 refuse_existing.insert(name.clone());
             }
-            let enrollment = read_enrollment(&mut table, (folder, secrets), &enrollments, all);
-            limits.requests.enrollments.insert(name.clone(), requests);
-            names.push(name);
+            let enrollment = read_enrollment(&mut table, (folder, secrets), &mut identities, all);
+            limits.requests.enrollments.insert(name, requests);
             enrollments.extend(enrollment);
         }
         let listen = read_listen(&root.values.listen);
@@ -307,7 +306,7 @@ fn read_audit(section: &file::Audit) -> Audit {
 
 fn read_plain_coap(
     mut section: Table<file::PlainCoap>,
-    names: &[String],
+    names: &HashSet<String>,
     enrollments: &[Enrollment],
     problems: &mut Problems,
 ) -> Option<PlainCoap> {
@@ -356,7 +355,7 @@ fn absolute_database(url: &str, folder: &Path) -> Result<String> {
 fn read_enrollment(
     table: &mut Table<file::Enrollment>,
     (folder, secrets): (&Path, Secrets),
-    others: &[Enrollment],
+    identities: &mut HashSet<String>,
     problems: &mut Problems,
 ) -> Option<Enrollment> {
     let file::Enrollment { name, product_key, kind, identity, key: source, reissue, .. } = &table.values;
@@ -387,10 +386,7 @@ fn read_enrollment(
             let what = format!("identity has {} bytes, expected 1 to 128", identity.len());
             table.wrong(problems, &["identity"], what);
         }
-        let taken = others
-            .iter()
-            .any(|other| matches!(&other.kind, Kind::Shared { identity: taken, .. } if taken == identity));
-        if taken {
+        if !identities.insert(identity.clone()) {
             table.wrong(
                 problems,
                 &["identity"],

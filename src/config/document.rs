@@ -119,7 +119,7 @@ impl<T> Table<T> {
 
 /// The tables of the file. Callers take the sections out of `tables` one by one.
 pub(super) struct Document<'t> {
-    text: &'t str,
+    lines: Lines,
     tables: DeTable<'t>,
     /// Name and value of each environment variable, by the section and configuration key whose
     /// value it replaces.
@@ -136,13 +136,14 @@ impl<'t> Document<'t> {
         problems: &mut Problems,
     ) -> Result<Self, Problems> {
         let (tables, errors) = DeTable::parse_recoverable(text);
+        let lines = Lines::of(text);
         let mut broken = Problems::default();
         for error in &errors {
-            let place = error.span().map_or(Place::File, |span| Place::Line(line(text, span.start)));
+            let place = error.span().map_or(Place::File, |span| lines.place(span.start));
             broken.0.push((place, error.message().replace('\n', ", ")));
         }
         broken.check()?;
-        let mut document = Self { text, tables: tables.into_inner(), variables: BTreeMap::new() };
+        let mut document = Self { lines, tables: tables.into_inner(), variables: BTreeMap::new() };
         for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
             match variable(name, sections) {
                 Ok(None) => {}
@@ -157,7 +158,7 @@ impl<'t> Document<'t> {
     fn check_sections(&mut self, sections: &Sections, problems: &mut Problems) {
         let mut found = Vec::new();
         for (key, value) in &self.tables {
-            let (name, place) = (key.get_ref().as_ref(), Place::Line(line(self.text, key.span().start)));
+            let (name, place) = (key.get_ref().as_ref(), self.lines.place(key.span().start));
             let is_section = sections.iter().any(|(section, _)| !section.is_empty() && *section == name);
             let is_repeated = value.get_ref().is_array();
             let is_key = sections.iter().any(|(section, keys)| section.is_empty() && keys.contains(&name));
@@ -199,7 +200,7 @@ impl<'t> Document<'t> {
                     table.keys().filter(|key| !keys.contains(&key.get_ref().as_ref())).cloned().collect();
                 for key in unknown {
                     let what = unknown_key(section, key.get_ref(), sections);
-                    problems.0.push((Place::Line(line(self.text, key.span().start)), what));
+                    problems.0.push((self.lines.place(key.span().start), what));
                     table.remove(&*key.into_inner());
                 }
             }
@@ -223,7 +224,7 @@ impl<'t> Document<'t> {
         let (place, table) = match self.tables.remove_entry(T::NAME) {
             Some((key, value)) => {
                 let DeValue::Table(table) = value.into_inner() else { return None };
-                (Place::Line(line(self.text, key.span().start)), table)
+                (self.lines.place(key.span().start), table)
             }
             None => {
                 self.variables.keys().find(|(section, _)| *section == T::NAME)?;
@@ -239,7 +240,7 @@ impl<'t> Document<'t> {
         let DeValue::Array(values) = value.into_inner() else { return Vec::new() };
         let mut tables = Vec::new();
         for value in values {
-            let place = Place::Line(line(self.text, value.span().start));
+            let place = self.lines.place(value.span().start);
             let DeValue::Table(table) = value.into_inner() else { continue };
             let name = table.get("name").and_then(|name| name.get_ref().as_str());
             let title = match name {
@@ -279,7 +280,7 @@ impl<'t> Document<'t> {
                 continue;
             }
             let value = fits::<T>(&name, &value).map(|()| value);
-            take(&name, Place::Line(line(self.text, at)), value);
+            take(&name, self.lines.place(at), value);
         }
         for ((_, key), (name, text)) in self.variables.iter().filter(|((section, _), _)| *section == T::NAME)
         {
@@ -416,8 +417,18 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     (distance(nearest) <= (nearest.len() / 3).max(1)).then_some(nearest)
 }
 
-fn line(text: &str, at: usize) -> usize {
-    1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
+/// Ends of the lines of a text, so that the line of a place is found without reading the text again.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
+    }
+
+    /// Returns the line of the byte at `at`.
+    fn place(&self, at: usize) -> Place {
+        Place::Line(1 + self.0.partition_point(|end| *end < at))
+    }
 }
 
 /// Returns the names of the fields of a section's struct, as they are written in the file.

@@ -553,3 +553,30 @@ fn how_much_of_the_audit_log_is_kept_can_be_set() {
     assert_eq!(parse(MINIMAL).unwrap().audit, Audit::default());
     assert_eq!(audit("keep_days = 30\nmax_rows = 0"), Audit { keep_days: Some(30), max_rows: None });
 }
+
+/// A maker with many factories has thousands of enrollments, and each command reads them all.
+#[test]
+fn the_time_to_read_grows_no_faster_than_the_file() {
+    let text = |enrollments: usize| {
+        let mut text = "listen = \"127.0.0.1:5684\"\ndatabase = \"sqlite:certdist.db\"\n".to_owned();
+        for number in 0..enrollments {
+            text += &format!(
+                "[[enrollment]]\nname = \"e{number}\"\nproduct_key = \"a{number}\"\nkind = \"shared\"\n\
+                 identity = \"i{number}\"\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n"
+            );
+        }
+        text
+    };
+    let best = |text: &str| {
+        let once = |_| {
+            let begun = std::time::Instant::now();
+            parse(text).unwrap();
+            begun.elapsed()
+        };
+        (0..5).map(once).min().unwrap()
+    };
+    let [few, many] = [text(250), text(4000)].map(|text| best(&text));
+    // The second file is 16 times as long. With a search of the whole file for each key, reading it
+    // takes 256 times as long.
+    assert!(many < few * 64, "{few:?} for 250 enrollments, {many:?} for 4000");
+}
