@@ -189,6 +189,9 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     html! {
         p.hint.asof { (t.rich("overview-as-of", [("time", moment(now.at).into())])) }
         @if looked.concerns.is_empty() { (no_concern(shared, t, &looked, now.at)) }
+        @if looked.concerns.len() > 1 {
+            p { (t.with("concerns-count", [("count", (looked.concerns.len() as u64).into())])) }
+        }
         @for concern in &looked.concerns { (Shown::of(shared, t, concern).render()) }
         section.card aria-labelledby="requests" {
             div.head {

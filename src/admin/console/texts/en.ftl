@@ -400,7 +400,8 @@ nothing-to-do = Nothing to do. This was looked at:
 no-device-came = No device has asked in the last hour
 no-device-came-text = No fault is known. If devices should be asking now: are they powered on, and can they reach this server? This was looked at:
 too-early = Too early to tell
-too-early-text = The server started at {$time}, and no fault has shown since. Look again after {$until}. If a device that is powered on does not appear below by then, it does not reach this server: check its network. This was looked at:
+too-early-text = The server started at {$time}, and no fault has shown since. Look again after {$until}. If the numbers under Requests are still 0 by then although a device is powered on, the device does not reach this server: check its network. This was looked at:
+concerns-count = {$count} things to look at, the worst first.
 too-early-counting = No fault is known yet, but the table is still being counted. This was looked at:
 looked-requests = Requests and handshakes since {$time}: {$served} served, none failed.
 looked-requests-mended = Requests since {$time}: {$served} served; {$unserved} were not, but their devices no longer have the problem.
@@ -425,7 +426,7 @@ fact-counted = counted at {$time}
 course-over = It has not happened again since then.
 course-untested = No such call has been made since then, so the cause may be gone already. The next device that registers shows it.
 list-comma = {", "}
-enrollment-pair = in the table under {$own}, asking with the key of {$key}
+enrollment-pair = the table lists them under {$own}, but they ask with the key of {$key}
 fact-devices = {$count ->
     [one] {$count} device
    *[other] {$count} devices
@@ -539,11 +540,11 @@ database-writes = { $times ->
 database-writes-cause = The disk of this server is full or slow, or another program holds the database. The devices concerned were asked to come back later.
 database-writes-remedy = Free disk space, and end whatever holds the database. The log has the reason of each failure.
 cloud-silent = IoT Platform cannot be reached
-cloud-silent-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices. Failed calls in a row: {$times} ({$names}).
+cloud-silent-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices. {$times} calls in a row failed ({$names}).
 cloud-slow = IoT Platform has not answered a call for {$times} s
 cloud-slow-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices.
 cloud-slow-remedy = Wait a minute: the answer may still come. If it does not, check network, DNS, firewall and proxy of this server. Leave the devices alone: they ask again by themselves.
-cloud-silent-remedy = Check network, DNS, firewall and proxy of this server. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
+cloud-silent-remedy = Check network, DNS, firewall and proxy of this server. If they are in order, see the status page of Alibaba Cloud, and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 cloud-account = IoT Platform refuses the calls of this server
 cloud-account-cause = The account or the access key that this server uses; not the devices. Refused calls: {$names}.
 cloud-account-remedy = Mend what the message says, in the console of Alibaba Cloud or in the configuration here. The devices then try again by themselves.
@@ -566,8 +567,8 @@ wrong-enrollment = {$devices ->
     [one] {$devices} device has the key of another enrollment
    *[other] {$devices} devices have the key of another enrollment
 }
-wrong-enrollment-cause = The list that was imported is wrong, or the devices have the wrong firmware, or somebody with that key uses their IDs: {$names}.
-wrong-enrollment-remedy = Read the label of a device. If the table is wrong, import the devices into the enrollment whose key they have: they move there, and get its product. If the firmware is wrong, do not import them; flash the right firmware.
+wrong-enrollment-cause = Either the list that was imported is wrong, or the devices have the wrong firmware, or somebody who has that key uses their IDs: {$names}.
+wrong-enrollment-remedy = Read the label of one of them. If the label agrees with the key, the list is wrong: import the devices into the enrollment of that key, with its product. If it agrees with the table, the firmware is wrong: flash the right one, and import nothing. If there is no such device on the site, somebody else has the key: tell the administrator of this server.
 unconfigured = {$devices ->
     [one] {$devices} device is in an enrollment that is not configured
    *[other] {$devices} devices are in an enrollment that is not configured
@@ -588,13 +589,13 @@ unknown-devices = {$devices ->
    *[other] {$devices} devices that are not in the table ask for a certificate
 }
 unknown-devices-cause = Their list was not imported, or their IDs differ from the list, or a stranger has the key of {$names} and tries IDs.
-unknown-devices-remedy = Compare the IDs with the list of the factory, and import only those that are on it. The others got nothing; if there are any, somebody else may have the key.
+unknown-devices-remedy = Compare the IDs with the list of the factory, and import only those that are on it. An ID that is not on it got no certificate; tell the administrator of this server, because somebody else may have the key.
 wrong-key = { $times ->
-    [one] {$times} handshake failed because of a wrong key
-   *[other] {$times} handshakes failed because of a wrong key
+    [one] {$times} connection failed: wrong key or unknown identity
+   *[other] {$times} connections failed: wrong key or unknown identity
 }
-wrong-key-cause = Devices have another key than the table or the configuration, or an unknown identity; or a stranger tries keys.
-wrong-key-remedy = The link below shows identity and address of each. Compare the key in the firmware with the key of the enrollment; a device with a key of its own needs that key imported again.
+wrong-key-cause = A device has a key that this server does not expect, or names itself in a way that this server does not know; or a stranger tries keys.
+wrong-key-remedy = Open the link, and find the device by its identity and address. Flash it with the current firmware, and try again. If it fails again, tell the administrator of this server its identity: the key that is configured or imported here is another one.
 advice-handshake = Its handshake failed
 advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, give it the firmware or the key of enrollment {$enrollment} again. If it was not, somebody tries keys with this ID.
 guessing = Somebody tries device IDs
@@ -694,28 +695,28 @@ title-credentials = This server has no access key
 title-permission = The access key of this server lacks a permission
 title-bill = The account at IoT Platform has an overdue bill
 title-quota = IoT Platform takes no more devices of the product {$names}
-cause-key = The access key that this server uses; not the devices. Refused calls: {$names}.
+cause-key = This server uses an access key that IoT Platform does not accept; the devices are not at fault. No device can be registered until it is corrected; those with a certificate are served. Refused calls: {$names}.
 cause-credentials = This server cannot read its credentials, so it cannot call IoT Platform.
 cause-permission = The RAM user of the access key may not make these calls: {$names}.
-cause-product = The instance of IoT Platform that this server uses has no product {$names}; not the devices. Devices of other products are not affected.
+cause-product = The instance of IoT Platform that this server uses has no product {$names}. The devices are not at fault, and devices of other products are not affected.
 cause-quota = The product or the instance has as many devices as it may have. Devices that are registered already are served.
--credentials-place = The setting credentials of [iot_platform] in certdist.toml says where the access key is stored. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist. The devices then try again by themselves.
+-credentials-place = In certdist.toml on this server, the line credentials in the section [iot_platform] says where the access key is stored. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist. The devices then try again by themselves.
 
 ## Remedies for codes of IoT Platform
 
 remedy-key-unknown = There is no such access key. Correct its ID: often a space too many, or the key of another site. { -credentials-place }
 remedy-key-inactive = The access key is disabled. Enable it in the RAM console, or use another one. { -credentials-place }
-remedy-key-secret = Access key ID and access key secret do not match. Enter both again. { -credentials-place } If both are right, a proxy between this server and IoT Platform alters the requests.
+remedy-key-secret = Access key ID and access key secret do not match: enter both again, on this server. { -credentials-place } If both are right, have the proxy between this server and IoT Platform checked: it alters the requests.
 remedy-token = The security token has expired or does not belong to the key. Renew the credentials. { -credentials-place }
 remedy-permission = The access key lacks a permission. Attach the policy of docs/cloud.md to its RAM user.
 remedy-account = The account cannot use IoT Platform. Activate it, and check account and region.
 remedy-bill = The account has an overdue bill. Pay it.
 remedy-instance = There is no such instance in that region. Correct instance_id and region in certdist.toml, then run systemctl restart certdist.
-remedy-product = Look for the product in the console of IoT Platform. If it is missing there, create it again. If it is there, instance_id in certdist.toml is wrong: correct it, and run systemctl restart certdist. If product_key of the enrollment is wrong, correct it, and run systemctl reload certdist; then import the devices again with a column productKey, because a device keeps the product with which it was imported.
+remedy-product = Look for the product in the console of IoT Platform. If it is not there, create it again. If it is there, instance_id in certdist.toml is wrong: correct it, and run systemctl restart certdist. If the console shows another product key for these devices, product_key of their enrollment is wrong: correct it, run systemctl reload certdist, and import the devices again with a column productKey, because a device keeps the product with which it was imported. The devices then try again by themselves.
 remedy-quota = The quota of devices is used up. Raise it at IoT Platform, or delete devices there.
 remedy-certificate = TLS: the certificate of IoT Platform is refused. Check ca_file, the clock, and endpoint.
 remedy-credentials = The message says why the access key cannot be read. { -credentials-place }
-remedy-network = Check network, DNS, firewall and proxy of this server towards IoT Platform. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
+remedy-network = Check network, DNS, firewall and proxy of this server towards IoT Platform. If they are in order, see the status page of Alibaba Cloud, and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 remedy-not-an-answer = Something else answers in the place of IoT Platform. Check for the login page of a proxy, and for a wrong endpoint.
 
 ## Import
