@@ -28,8 +28,8 @@ pub(super) struct Known<'k> {
     pub(super) row: &'k DeviceRow,
     /// The device's enrollment in the configuration.
     pub(super) enrolled: Option<&'k EnrollmentOutline>,
-    /// Reason why IoT Platform is not called for the device's product at present; `None` if it is
-    /// called.
+    /// Reason why calls for the device's product are stopped at present; `None` if they are not
+    /// stopped.
     pub(super) stopped: Option<&'k str>,
     /// Claim on the device's registration.
     pub(super) claim: Option<&'k ClaimView>,
@@ -62,8 +62,8 @@ pub(super) fn last_answer(history: &[AuditEntry]) -> Option<&AuditEntry> {
 }
 
 impl Known<'_> {
-    /// Returns the last request of the device if it was refused, and no one has changed the device
-    /// since.
+    /// Returns the device's last request, if that request was refused and no one has changed the
+    /// device since.
     fn refused_last(&self) -> Option<&AuditEntry> {
         let is_change = |entry: &AuditEntry| {
             matches!(
@@ -156,13 +156,15 @@ impl Known<'_> {
             }
             Verdict::Refuse(Reason::Issued) => return self.issued(t, enrolled.reissue, refused),
             Verdict::Register if let Some(reason) = self.stopped => {
-                // The message often ends with a full stop, and the sentence has one of its own.
+                // The reason often ends with a full stop, and so does the sentence into which it is
+                // inserted.
                 let reason = reason.trim_end_matches('.');
                 let overview = html! { a href="/" { (t.say("nav-overview")) } };
                 let values = [("reason", reason.into()), ("overview", overview.into())];
                 return advice(Tone::Bad, "advice-stopped", t.rich("advice-stopped-text", values));
             }
-            // The answer that put the device off says more than that its registration has begun.
+            // If an answer put the device off, advice about that answer is more useful than the
+            // fact that a registration has begun.
             Verdict::Register if let Some(claim) = self.claim.filter(|_| self.put_off().is_none()) => {
                 let values = [("time", moment(claim.since).into())];
                 let (title, text) = match claim.owner {
@@ -235,8 +237,8 @@ impl Known<'_> {
     }
 }
 
-/// Returns the reason of a refusal in the visitor's language if it is certdist's own. A reason of IoT
-/// Platform stays as it is.
+/// Returns the reason of a refusal in the visitor's language if it is certdist's own. A reason of
+/// IoT Platform stays as it is.
 pub(super) fn reason<'r>(t: Texts, refusal: &'r str) -> Cow<'r, str> {
     match policy::refused_by(refusal) {
         By::OwnForName => format!("{NAME_IS_TAKEN}: {}", t.say("refusal-name-taken")).into(),
@@ -443,7 +445,8 @@ mod tests {
         let asked = |at| vec![answer(AuditEvent::Issued, at, "plug", "a1/SN-1")];
         case_of(row(), asked(189)).is(Tone::Warning, "advice-handshake");
         case_of(row(), asked(190)).is(Tone::Note, "advice-came");
-        // Anybody can claim an identity, so it says nothing about a device that has its certificate.
+        // Any client can claim any identity, so a failed handshake says nothing about a device that
+        // has its certificate.
         case_of(with_certificate(), Vec::new()).is(Tone::Good, "advice-has-it");
     }
 

@@ -38,19 +38,19 @@ use crate::{
 
 /// Number of devices that a preview shows.
 const SAMPLES: usize = 10;
-/// Maximum number of devices that the page of a list shows.
+/// Maximum number of devices that the page of a pasted list shows.
 const SHOWN: usize = 200;
-/// Maximum number of lines without a device that the page of a list shows.
+/// Maximum number of lines that the page of a pasted list shows as lines without a device.
 const MISSING: usize = 50;
 /// Maximum time for looking up, in another letter case, the lines that were not found.
 const CASES: Duration = Duration::from_secs(2);
-/// Maximum number of devices with the same end of their ID among which a line is looked up in
-/// another letter case.
+/// Maximum number of devices that are read to find a line in another letter case. These are the
+/// devices whose ID ends with the text of the line.
 const ENDS: usize = 100;
 /// Maximum size of a list, in bytes. A line has an ID of at most 64 bytes, and a form may encode
 /// each byte as three.
 const MAX_LIST: usize = MAX_LINES * 100;
-/// Maximum time for which a preview counts.
+/// Maximum time for counting the devices of a preview.
 const COUNT: Duration = Duration::from_secs(20);
 /// Maximum time for looking up the lines of a list as device names. Looking them up as device IDs
 /// takes hardly any time.
@@ -357,8 +357,8 @@ fn of_label(store: &dyn Table, label: &Label, deadline: Instant) -> Result<Optio
     Ok(None)
 }
 
-/// Returns the only device whose ID is the text of the label in another letter case, as the search
-/// for one device finds it.
+/// Returns the device whose ID is the text of the label in another letter case, if there is exactly
+/// one. Tries the same spellings of the text as the search for a single device.
 fn in_other_case(
     store: &dyn Table,
     label: &Label,
@@ -376,7 +376,8 @@ fn in_other_case(
         let filter = Filter { text: Some(Text::Ends(text.clone())), ..Filter::default() };
         let found = store.find(&filter, &Cursor::First, ENDS, left)?;
         let mut same = found.devices.iter().filter(|device| device.id.as_str().eq_ignore_ascii_case(&text));
-        // If there are more devices than were read, another one may have the same letters.
+        // If the search did not read all devices, another device may have the same letters, so none
+        // is returned.
         if found.end == End::Complete
             && let (Some(only), None) = (same.next(), same.next())
         {
@@ -438,7 +439,7 @@ pub(super) async fn submitted_list(
         let target = Target::List(resolved.ids.into());
         return begin(&shared, &frame, &visitor, (action, target), &fields);
     }
-    // A list has at most 10,000 devices.
+    // All rows are read, because a list has at most 10,000 devices.
     let all = match listed(&shared, &resolved.ids).await {
         Ok(all) => all,
         Err(error) => return frame.store_failed(&visitor, &error),

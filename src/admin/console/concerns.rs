@@ -30,7 +30,7 @@ use crate::{
 /// IoT Platform accepts calls that are up to 15 minutes off.
 const CLOCK_TOLERANCE: i64 = 30;
 
-/// Number of successive calls that must fail before a failure that may end by itself is certain.
+/// Number of failed calls in a row that make a failure certain, even if it could end by itself.
 const CALLS_IN_A_ROW: u64 = 3;
 
 /// Time in seconds for which failed calls remain a concern if no further call is made.
@@ -40,19 +40,19 @@ const TROUBLE_COUNTS: i64 = 86_400;
 /// second.
 const SLOW: i64 = 5;
 
-/// Time in seconds after which a device that was asked to retry later should have asked again, and
-/// after which a fault of this server that has not recurred is over.
+/// Time in seconds within which a device that was asked to retry later should ask again. A fault of
+/// this server is over if it has not recurred within this time.
 const RECENT: i64 = 120;
 
-/// Time in seconds after which a fault of clients that has not recurred is over, and after which a
-/// failed call needs a newer one to prove that the cause is still there.
+/// Time in seconds for two rules. A fault of clients is over if it has not recurred within this
+/// time. A failed call that is older no longer proves that its cause persists.
 const LONG_AGO: i64 = 15 * 60;
 
-/// Number of events below which a fault of clients is only a note: any network and any
-/// workbench has a few.
+/// Number of events below which a fault of clients is only a note, because a few such events occur
+/// in any network and on any workbench.
 const FEW: u64 = 5;
 
-/// Time in seconds after the start during which no fault proves little.
+/// Time in seconds after the start during which the absence of faults proves little.
 pub(super) const EARLY: i64 = 300;
 
 /// Maximum number of names and of devices that a concern lists.
@@ -92,11 +92,11 @@ pub(super) struct Situation<'s> {
 /// Present course of a concern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Course {
-    /// It goes on.
+    /// The concern goes on.
     On,
-    /// It has not recurred for so long that it is over.
+    /// The concern is over, because its event has not recurred for long.
     Over,
-    /// Nothing has shown for long whether the cause is still there.
+    /// No event has shown for long whether the cause persists.
     Untested,
 }
 
@@ -113,14 +113,14 @@ pub(super) struct Concern {
     pub(super) since: Option<UnixSeconds>,
     /// Time of the last event, if it is known.
     pub(super) last: Option<UnixSeconds>,
-    /// Time at which the table was counted, if the numbers come from there.
+    /// Time at which the table was counted, if the numbers come from that count.
     pub(super) counted: Option<UnixSeconds>,
     /// Number of requests, calls, handshakes, writes or seconds; 0 if the subject has no such
     /// number.
     pub(super) times: u64,
     /// Number of devices concerned, if it is known.
     pub(super) devices: Option<u64>,
-    /// The latest of these devices, if they are known one by one.
+    /// IDs of the latest devices concerned; empty if only their number is known.
     pub(super) ids: Vec<DeviceId>,
     /// Error code of IoT Platform.
     pub(super) code: Option<String>,
@@ -213,8 +213,8 @@ pub(super) enum Outlook {
     Early,
 }
 
-/// Returns what follows if there is no concern. `events` is the number of requests and handshakes of
-/// the last hour.
+/// Returns the conclusion if there is no concern. `events` is the number of requests and handshakes
+/// of the last hour.
 pub(super) fn outlook(situation: &Situation<'_>, started: UnixSeconds, events: u64) -> Outlook {
     if situation.now - started < EARLY || situation.census.is_none() {
         Outlook::Early
@@ -251,8 +251,8 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let mut by_subject = BTreeMap::<(Subject, &str), Vec<&Trouble>>::new();
     for trouble in situation.troubles.iter().filter(|trouble| counts(trouble, situation)) {
         let subject = subject_of(trouble);
-        // One outage has several codes: first calls find no connection, then they get no answer
-        // in time. All of them make up one concern.
+        // One outage produces several codes: at first, calls cannot connect; later, they get no
+        // answer in time. Calls with any of these codes make up one concern.
         let code = if subject == Subject::CloudSilent { "" } else { trouble.error.code.as_str() };
         by_subject.entry((subject, code)).or_default().push(trouble);
     }
@@ -300,7 +300,8 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
 fn counts(trouble: &Trouble, situation: &Situation<'_>) -> bool {
     let subject = subject_of(trouble);
     let is_gone = match &situation.census {
-        // The devices of this product were moved to another one, so it is no longer called.
+        // No device has this product any more, so IoT Platform is no longer called for this
+        // product.
         Some(Ok(census)) => {
             subject == Subject::CloudProduct
                 && census.at > trouble.last
@@ -314,8 +315,8 @@ fn counts(trouble: &Trouble, situation: &Situation<'_>) -> bool {
     subject != Subject::NoCloud && !is_gone && !is_harmless && !is_old
 }
 
-/// Returns the requests that were not served because of failed calls, and whose devices have not
-/// been served since.
+/// Returns the requests that were not served because of failed calls. Leaves out requests of
+/// devices that have been served since.
 fn waiting_for<'s>(situation: &Situation<'s>, subject: Subject, code: &str) -> Vec<&'s Unserved> {
     let is_concerned = |one: &&Unserved| {
         let failure = &one.failure;
@@ -377,7 +378,7 @@ fn of_clients(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         (Kind::Guessing, "", Subject::Guessing),
     ] {
         let Some(mut episode) = situation.episodes[kind as usize] else { continue };
-        // The record knows the exact time, which the samples do not.
+        // The record of failed handshakes has the exact time; the samples do not.
         let of_group = situation.handshakes.iter().find(|failed| handshakes::group(failed.reason).0 == group);
         if let Some(latest) = of_group {
             episode.last = latest.counted.last;
@@ -412,12 +413,12 @@ fn of_server(situation: &Situation<'_>, all: &mut Vec<Concern>) {
 }
 
 /// Adds the concerns about devices that were put off or refused because of IoT Platform or the
-/// database, and that no other concern explains.
+/// database. Leaves out devices that another concern explains.
 fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let is_open =
         |one: &&Unserved, reasons: &[Reason]| reasons.contains(&one.failure.reason) && one.is_open();
     let later = |one: &&Unserved| is_open(one, &[Reason::Later, Reason::TimedOut]);
-    // A refusal in the row is a concern of its own.
+    // A refusal that is stored in the row is a separate concern.
     let refused = |one: &&Unserved| {
         is_open(one, &[Reason::Operator]) && one.found().is_none_or(|row| row.refusal.is_none())
     };
@@ -449,7 +450,8 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         kinds.push((Kind::Operator, Reason::Operator));
         lost.extend(situation.unserved.iter().filter(refused));
     }
-    // If the devices of these answers were forgotten for lack of room, only the number is known.
+    // The server may have forgotten the devices that got such an answer, for lack of room. Then
+    // only the number of answers is known.
     let is_forgotten = |reason| !situation.unserved.iter().any(|one| one.failure.reason == reason);
     let episode = kinds
         .into_iter()
@@ -477,8 +479,8 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     };
     let refused: u64 = census.totals.iter().map(|totals| totals.refused).sum();
     let largest = census.held.iter().filter(|held| held.refusal.is_some()).max_by_key(|held| held.devices);
-    // The census does not know since when these devices are refused. The requests of the last hour
-    // may show it.
+    // The census does not know since when IoT Platform refuses the devices. The requests of the
+    // last hour may show it.
     let is_refused = |one: &&Unserved| {
         one.failure.reason == Reason::Operator && one.found().is_some_and(|row| row.refusal.is_some())
     };

@@ -26,7 +26,7 @@ pub(super) struct Conditions {
     pub(super) to: String,
     /// Way in which `part` is compared: `begins`, `ends`, `name` or `iotid`.
     pub(super) by: String,
-    /// Text of which a device's ID, name or `IotId` has a part or the whole.
+    /// Text that is a part or the whole of a device's ID, name or `IotId`.
     pub(super) part: String,
 }
 

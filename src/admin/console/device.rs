@@ -57,7 +57,8 @@ struct Device {
     history: Vec<AuditEntry>,
     imports: Vec<ImportRecord>,
     enrolled: Option<EnrollmentOutline>,
-    /// Reason why IoT Platform is not called for the device's product; `None` if it is called.
+    /// Reason why calls for the device's product are stopped at present; `None` if they are not
+    /// stopped.
     stopped: Option<String>,
     /// The device's last request that was not served.
     failure: Option<Failure>,
@@ -334,7 +335,7 @@ fn fingerprint(row: &DeviceRow) -> String {
     hex::encode(&Sha256::digest(seen)[..8])
 }
 
-/// Asks the operator to confirm that a device be reset or deleted.
+/// Asks the operator to confirm the reset or the deletion of a device.
 pub(super) async fn confirm(
     State(shared): State<Arc<Shared>>,
     frame: Frame,

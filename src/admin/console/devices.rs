@@ -42,8 +42,8 @@ const SEARCH: Duration = Duration::from_millis(60);
 const COUNT: Duration = Duration::from_millis(25);
 /// Maximum time for counting the devices when an operator asks for the number.
 const COUNT_ALL: Duration = Duration::from_secs(20);
-/// Maximum number of counts that are kept, and the time for which each is kept, as a multiple of
-/// the time that counting took.
+/// Maximum number of counts that are kept. Each count is kept for [`TIMES`] times as long as
+/// counting took.
 const COUNTS: usize = 32;
 const TIMES: u32 = 20;
 /// Maximum number of suggested enrollments or products in the form.
@@ -120,7 +120,7 @@ enum Hit {
     /// The single device that the operator's text names.
     Device(DeviceId),
     /// A page of devices, the text by which they were found, the number of devices on all pages,
-    /// and the time of an earlier count.
+    /// and the time at which they were counted, if the number comes from an earlier search.
     Page { text: Option<Text>, found: Found, tally: Tally, counted: Option<UnixSeconds> },
 }
 
@@ -265,8 +265,8 @@ impl Page<'_> {
 
     /// Returns the address of another page of the list.
     fn path(&self, field: &'static str, value: &str) -> String {
-        // A further page tries the beginning of an ID as its first guess, so the address need not
-        // name it.
+        // Without a condition on the text, a further page tries the text as the beginning of an ID.
+        // The address therefore need not name this guess.
         let is_guess = matches!(&self.text, Some(Text::Begins(text)) if *text == self.asked.q.trim());
         let conditions = if is_guess { self.asked.conditions.clone() } else { self.conditions() };
         let q = if conditions.part.is_empty() || is_guess { self.asked.q.trim() } else { "" };

@@ -65,11 +65,11 @@ struct Counted {
     took: Duration,
     progress: Arc<Vec<Totals>>,
     held: Arc<Vec<Held>>,
-    /// Registrations of each enrollment, where their number is known.
+    /// Rate of the registrations of each enrollment whose rate is known.
     rates: Arc<HashMap<String, Rate>>,
 }
 
-/// Number of registrations in a time.
+/// Number of registrations within a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rate {
     registered: u64,
@@ -83,10 +83,10 @@ struct Sample {
     totals: Arc<Vec<Totals>>,
 }
 
-/// Returns the registrations of an enrollment since the earliest sample from which on only
-/// registrations have changed its numbers. Samples up to the time `disturbed` do not count; nor do
-/// samples before its number of devices has changed or its number of registered ones has become
-/// smaller. Returns `None` if the time is too short for a rate.
+/// Returns the rate of an enrollment's registrations. Uses the samples after the time `disturbed`,
+/// and goes back from the newest sample until the numbers of a sample show a change other than a
+/// registration: a different number of devices, or more registered devices than later. Returns
+/// `None` if the samples span less than [`MIN_RATE`].
 fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> Option<Rate> {
     let of = |sample: &Sample| {
         let totals = sample.totals.iter().find(|totals| totals.enrollment == name);
@@ -108,8 +108,9 @@ fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> O
     (time >= MIN_RATE).then_some(Rate { registered: last - first.1, time })
 }
 
-/// Returns the time of the last known change of many devices that is no registration: an import, its
-/// undoing, or a job that resets or deletes. Returns `now` while such a job runs.
+/// Returns the time of the last known change, other than a registration, to many devices: an
+/// import, the undoing of an import, or a job that resets or deletes devices. Returns `now` while
+/// such a job runs.
 fn disturbed(imports: &[ImportRecord], jobs: &[Arc<Job>], now: UnixSeconds) -> UnixSeconds {
     let imports = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
     let removing = jobs.iter().filter(|job| matches!(job.order.action, Action::Reset | Action::Delete));

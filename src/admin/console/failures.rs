@@ -35,7 +35,7 @@ const MAX_GROUPS: usize = 5;
 /// Maximum number of devices on the page.
 const MAX_LISTED: usize = 200;
 
-/// Returns the name of a reason in URLs, and the key of its name in the catalogue.
+/// Returns the name of a reason in URLs, and the catalogue key of its name.
 fn names(reason: Reason) -> (&'static str, &'static str) {
     match reason {
         Reason::Invalid => ("invalid", "kind-invalid"),
@@ -103,7 +103,8 @@ impl Selection {
             && (self.address.is_empty() || self.address == failure.origin.to_string())
     }
 
-    /// Returns the name of the reason in the language of the page; `None` if there is no such reason.
+    /// Returns the name of the reason in the language of the page; `None` if there is no such
+    /// reason.
     fn reason(&self, t: Texts) -> Option<String> {
         Some(match self.reason.as_str() {
             "unknown" => t.say("kind-unknown"),

@@ -1,5 +1,5 @@
-//! Shows the recent handshakes that failed, by identity and address. Nothing in them is
-//! authenticated: anybody can claim any identity.
+//! Shows the recent handshakes that failed, by identity and address. Nothing in a failed handshake
+//! is authenticated: any client can claim any identity.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -81,7 +81,7 @@ pub(super) fn last_of(shared: &Shared, device: &DeviceId) -> Option<Failed> {
     all.into_iter().find(|failed| failed.device().as_ref() == Some(device))
 }
 
-/// Returns the name of the group of a reason in URLs, and the key of its name in the catalogue.
+/// Returns the name of the group of a reason in URLs, and the catalogue key of its name.
 pub(super) fn group(reason: Failure) -> (&'static str, &'static str) {
     match reason {
         Failure::WrongKey => ("wrong-key", "handshake-wrong-key"),

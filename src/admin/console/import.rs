@@ -66,7 +66,8 @@ pub(super) async fn ask(
     let result = match (of(&done), of(&undone)) {
         (Some(import), _) => imported(t, import),
         (_, Some(import)) => {
-            // The message is secondary to the page. If the table fails, the devices are not named.
+            // If the table fails, the message leaves out the names of the devices, and the page is
+            // shown nevertheless.
             let left = imports::left(&shared, import.id).await.unwrap_or_default();
             let text = html! { p { bdi { (import.file) } } (imports::left_list(t, &left)) };
             let tone = if left.devices > 0 { Tone::Warning } else { Tone::Good };
@@ -160,7 +161,8 @@ async fn show(
     (notice, result): (&Markup, &Markup),
     enrollment: &str,
 ) -> Response {
-    // The list of imports is secondary here. If the table fails, `result` reports it.
+    // If the table fails, the page is shown without the list of imports. `result` then reports the
+    // failure.
     let imports = imports::recent(shared).await.unwrap_or_default();
     page(shared, frame, visitor, status, (notice, result), enrollment, &imports)
 }
@@ -234,7 +236,8 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     };
     let (file, errors, outcome) = run(&shared, &visitor, file, enrollments, false).await;
     match outcome {
-        // The answer leads to another page, so that a reload shows the result but imports nothing.
+        // The answer leads to another page, so that a reload shows the result again and does not
+        // repeat the import.
         Ok(Imported { id, report, .. }) => {
             log_import(&visitor, &file, report, false);
             let done = id.map_or_else(|| "none".to_owned(), |id| id.to_string());
@@ -400,7 +403,7 @@ fn sentence(report: ImportReport, dry_run: bool) -> String {
     )
 }
 
-/// Shows the enrollments and products of the rows, how they would be stored, and what looks odd.
+/// Shows the enrollments and products of the rows, the effect of the import, and the remarks.
 fn preview(frame: &Frame, visitor: &Visitor, file: &Upload, imported: &Imported, token: &str) -> Markup {
     let t = frame.texts;
     let Imported { report, remarks, summary, .. } = imported;
@@ -507,8 +510,8 @@ async fn refused(
     show(shared, frame, visitor, status, (&notice, &result), &file.enrollment).await
 }
 
-/// Returns the catalogue key of the sentence that says, in the reader's language, what is wrong in a
-/// column. The details are in English.
+/// Returns the catalogue key of the sentence that says, in the reader's language, what is wrong in
+/// a column. The details are in English.
 fn kind_of(column: Option<&str>) -> &'static str {
     match column {
         Some("deviceId") => "bad-device-id",

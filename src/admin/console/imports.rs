@@ -102,8 +102,8 @@ pub(super) async fn ask(
     let Ok(id) = id.parse::<ImportId>() else { return unknown(&frame, &visitor) };
     match undo(&shared, &visitor, id, true, false).await {
         Ok(would) => show(&frame, &visitor, StatusCode::OK, &preview(&frame, &visitor, id, would, false)),
-        // Some devices have changed since the import. The preview says how many of the others can
-        // be undone.
+        // Some devices have changed since the import. The preview says for how many of the other
+        // devices the import can be undone.
         Err(UndoError::NotUndone(reason @ NotUndone::Changed { .. })) => {
             let left = match left(&shared, id).await {
                 Ok(left) => left,

@@ -151,7 +151,7 @@ fn content(t: Texts, job: &Job) -> Markup {
     }
 }
 
-/// Renders the reason of a failure. The store and IoT Platform give theirs in English.
+/// Renders the reason of a failure. Reasons from the store and from IoT Platform are in English.
 fn said(t: Texts, reason: &str) -> Markup {
     if reason == NO_ANSWER {
         html! { (t.say("job-no-answer")) }
@@ -206,7 +206,8 @@ fn outcome(t: Texts, job: &Job, end: Option<&How>) -> Markup {
 }
 
 /// Returns the catalogue key of the advice on how to continue an action that was not carried out on
-/// all devices. A reset is not simply repeated: a device may have fetched its certificate since.
+/// all devices. A reset has separate advice, because a device that was reset may have fetched its
+/// certificate again in the meantime.
 fn again(action: Action) -> &'static str {
     match action {
         Action::Reset => "job-again-reset",

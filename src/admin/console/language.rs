@@ -30,7 +30,7 @@ impl Language {
         }
     }
 
-    /// Returns the language's name for itself.
+    /// Returns the name of the language in the language itself.
     pub(super) fn own_name(self) -> &'static str {
         match self {
             Self::English => "English",
@@ -152,14 +152,14 @@ fn is_slot(c: char) -> bool {
 pub(super) struct Texts(pub(super) Language);
 
 impl Texts {
-    /// Returns the sentence with this key, which takes no values. Returns the key itself if the
-    /// catalogue has no such sentence.
+    /// Returns the sentence with this catalogue key. The sentence must take no values. Returns the
+    /// catalogue key itself if the catalogue has no such sentence.
     pub(super) fn say(self, key: &'static str) -> String {
         self.with(key, [])
     }
 
-    /// Returns the sentence with this key as plain text, with its values filled in. A value that is
-    /// markup is left out.
+    /// Returns the sentence with this catalogue key as plain text, with its values filled in. A
+    /// value that is markup is left out.
     pub(super) fn with<'a, const N: usize>(
         self,
         key: &'static str,
@@ -176,7 +176,8 @@ impl Texts {
         self.format(key, &args)
     }
 
-    /// Returns the sentence with this key, with its values filled in. A value may be markup.
+    /// Returns the sentence with this catalogue key, with its values filled in. A value may be
+    /// markup.
     pub(super) fn rich<'a, const N: usize>(
         self,
         key: &'static str,
@@ -235,7 +236,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns each key of a catalogue, with the names of the values that its sentence takes.
+    /// Returns each catalogue key, with the names of the values that its sentence takes.
     fn keys(source: &str) -> BTreeMap<String, BTreeSet<String>> {
         let mut keys = BTreeMap::new();
         let mut last = String::new();

@@ -185,7 +185,8 @@ impl FromRequestParts<Arc<Shared>> for Visitor {
             Ok(None) if wants_json(&parts.headers) || is_renewal(parts) => Err(unauthorised(Denied::Wrong)),
             Ok(None) if parts.method == Method::GET => {
                 let here = parts.uri.path_and_query().map_or("/", |here| here.as_str());
-                // A part of a page has no frame, so a browser goes to its page.
+                // A part of a page cannot be shown on its own, so the browser returns to the whole
+                // page after the sign-in.
                 Err(Redirect::to(&page::sign_in_path(page::local(&page::whole(here)))).into_response())
             }
             // The request is a form with a file. The form's page has the same path.
@@ -217,7 +218,7 @@ struct Fields {
     /// Path of the page that the form is on.
     #[serde(default)]
     back: String,
-    /// Fingerprint of the device's state that the form's page has shown.
+    /// Fingerprint of the device at the time at which the form's page was shown.
     #[serde(default)]
     seen: String,
     /// Action on many devices, the number of devices that the preview has shown, and `yes` if the

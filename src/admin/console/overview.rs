@@ -229,7 +229,8 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     }
 }
 
-/// Says that no fault is known, and what was looked at. Says so in grey if it proves little.
+/// Says that no fault is known, and what was checked. The message is grey if the check proves
+/// little.
 fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> Markup {
     let sources = &shared.sources;
     let cloud = match sources.calls.last_worked() {
@@ -388,11 +389,11 @@ impl<'c> Shown<'c> {
 /// A row of a table of events.
 struct Counted {
     kind: Kind,
-    /// Key of its name in the catalogue.
+    /// Catalogue key of the name of the event.
     name: &'static str,
-    /// Code of the answer, if it is one.
+    /// Code of the answer; empty if the event is not an answer.
     code: &'static str,
-    /// Page with the requests, if there is one.
+    /// Page that lists the requests; empty if there is no such page.
     link: &'static str,
     /// Set if the row is shown although nothing was counted.
     always: bool,

@@ -42,7 +42,7 @@ impl Tone {
     }
 }
 
-/// Paths of the pages in the navigation, with the keys of their names.
+/// Paths of the pages in the navigation, with the catalogue keys of their names.
 const PAGES: [(&str, &str); 4] = [
     ("/", "nav-overview"),
     ("/devices", "nav-devices"),
@@ -308,7 +308,8 @@ pub(super) fn local(path: &str) -> &str {
     if is_local { path } else { "/" }
 }
 
-/// Returns the path of the page of which `path` is a part that updates itself, or else `path`.
+/// Returns the path of the whole page if `path` leads to a part of a page that updates itself.
+/// Otherwise, returns `path`.
 pub(super) fn whole(path: &str) -> String {
     let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
     match path.strip_suffix(LIVE) {

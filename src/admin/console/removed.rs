@@ -18,7 +18,7 @@ const STEP: usize = 1000;
 /// Maximum time for which the devices of a filter are read.
 const TIME: Duration = Duration::from_secs(10);
 
-/// What an action removes, as numbers of devices.
+/// Numbers of devices from which an action removes an issue, a refusal or a certificate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Removed {
     issues: u64,
@@ -29,7 +29,8 @@ pub(super) struct Removed {
 }
 
 impl Removed {
-    /// Counts for the devices that the filter admits. Blocks the thread.
+    /// Counts what the action would remove from the devices that the filter admits. Blocks the
+    /// thread.
     pub(super) fn of_filter(store: &dyn Table, filter: &Filter, action: Action) -> Result<Self, StoreError> {
         let (mut removed, mut from) = (Self::default(), Cursor::First);
         if !counts(action) {
@@ -94,7 +95,7 @@ impl Removed {
     }
 }
 
-/// Returns whether the action can remove anything but the row and the key.
+/// Returns whether the action can remove something besides the row and the key.
 fn counts(action: Action) -> bool {
     matches!(action, Action::Reset | Action::Delete)
 }

@@ -32,7 +32,7 @@ pub(super) enum Wanted {
 /// The text of a label, and what it may mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Label {
-    /// The text, without the characters around it.
+    /// The text, without blanks and quotes around it, and with full-width characters folded.
     pub(super) text: String,
     /// Device IDs for which the text may stand, the likeliest first.
     pub(super) ids: Vec<AskedId>,

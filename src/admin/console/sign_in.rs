@@ -169,7 +169,7 @@ pub(super) async fn out(
     let cookie = set_cookie(&shared, cookie_name(&shared), "", 0);
     let SubmittedForm { visitor, .. } = match sent {
         Ok(sent) => sent,
-        // The session has ended before, so there is nothing to repeat.
+        // The session ended before this request, so the user is signed out already.
         Err(refusal) if refusal.status() == StatusCode::UNAUTHORIZED && is_browser(&headers) => {
             return ([(header::SET_COOKIE, cookie)], frame.signed_out_already()).into_response();
         }

@@ -10,8 +10,8 @@ use crate::{
     store::{DeviceState, StoreError, UnixSeconds, filter::Listed, unix_now},
 };
 
-/// Maximum number of devices that are looked up in the table, the latest first. Each takes some
-/// microseconds.
+/// Maximum number of devices that are looked up in the table, the latest first. Each lookup takes a
+/// few microseconds.
 const MAX_LOOKUPS: usize = 20_000;
 
 /// Row of a device at present.
@@ -49,7 +49,8 @@ impl Unserved {
     pub(super) fn is_open(&self) -> bool {
         let row = match &self.row {
             Row::NotRead => return true,
-            // A device that was deleted here since waits for nothing.
+            // The device may have been deleted here since its request, and then waits for nothing.
+            // Only the following reasons hold for a device without a row.
             Row::Absent => {
                 return matches!(self.failure.reason, Reason::Invalid | Reason::NotYours | Reason::TooMany);
             }
@@ -76,7 +77,7 @@ impl Unserved {
     }
 
     /// Returns the enrollment in which the table has the device, if the request was refused because
-    /// its key is that of another enrollment.
+    /// the device uses the key of another enrollment.
     pub(super) fn own_enrollment(&self) -> Option<&str> {
         let own = self.found().filter(|_| self.failure.reason == Reason::Invalid)?;
         (own.enrollment != self.failure.enrollment).then_some(own.enrollment.as_str())
@@ -87,7 +88,7 @@ impl Unserved {
 pub(super) struct Recent {
     /// The requests, the latest first.
     pub(super) all: Vec<Unserved>,
-    /// Set if earlier ones were forgotten for lack of room.
+    /// Set if earlier requests were forgotten for lack of room.
     pub(super) forgotten: bool,
     /// Set if the rows of some devices were not read.
     pub(super) partly: bool,

@@ -1,6 +1,6 @@
 //! Keeps uploaded files in memory between the preview and the import, and the bad lines of files
-//! that were refused. Only the uploader can get them. Their number, their sizes and the time for
-//! which they are kept are limited.
+//! that were refused. Only the uploader can get a file or its bad lines. The number and the sizes
+//! of both are limited, and so is the time for which they are kept.
 
 use std::{
     collections::VecDeque,
@@ -213,7 +213,7 @@ mod tests {
             &csv[..80]
         );
         assert!(csv.ends_with("more lines are left out here\n"));
-        // A spreadsheet takes no name for a formula.
+        // The name of the file begins like a formula, but a spreadsheet reads it as text.
         let mut list = ErrorList::default();
         list.add(Path::new("=cmd|calc!A0.csv"), &error);
         assert!(list.into_csv().contains("\n'=cmd"));

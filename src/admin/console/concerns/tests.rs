@@ -164,7 +164,8 @@ fn a_call_without_an_answer_explains_why_devices_wait() {
     let [concern] = &all[..] else { panic!("{all:?}") };
     assert_eq!((concern.subject, concern.tone), (Subject::CloudSlow, Tone::Warning));
     assert_eq!((concern.times, concern.devices), (SLOW.unsigned_abs(), Some(1)));
-    // Once a call has failed, it says the same with more certainty.
+    // A failed call shows with more certainty that IoT Platform is silent, so there is no concern
+    // about the slow call.
     let failed =
         Situation { troubles: vec![trouble(ErrorClass::TimedOut, "Timeout", "a1", 1)], ..of_age(60) };
     assert_eq!(subjects(&failed), [Subject::CloudSilent]);
@@ -199,9 +200,9 @@ fn an_unknown_device_is_told_from_one_with_the_key_of_another_enrollment() {
     let unserved = [
         without_row(invalid("SN-1")),
         with_row(invalid("SN-2"), |row| row.enrollment = "plug".into()),
-        // The table was not asked about this one, so nothing is said about it.
+        // The row of this device was not read, so no concern counts the device.
         Unserved { row: Row::NotRead, ..invalid("SN-3") },
-        // This one was imported into the right enrollment since.
+        // This device was imported into the right enrollment after its request.
         invalid("SN-4"),
     ];
     let all = of(&Situation { unserved: &unserved, ..quiet() });
@@ -237,7 +238,8 @@ fn a_device_whose_problem_is_over_is_no_concern() {
         let found = subjects_of(std::slice::from_ref(&one));
         assert_eq!(found.first().copied(), expected, "{one:?}");
     }
-    // The store's clock, by which devices are served, may be ahead of the clock of the failures.
+    // The store's clock, which gives the time of an issue, may be ahead of the clock that gives the
+    // times of failures.
     let ahead = Unserved { ahead: 3600, ..with_row(open(Later), |row| row.first_issued = Some(LAST + 3599)) };
     assert_eq!(subjects_of(&[ahead]), [Subject::Queue]);
 }
@@ -278,7 +280,7 @@ fn each_kind_of_failure_is_a_concern() {
     for kind in Kind::ALL {
         let mut situation = quiet();
         happened(&mut situation, kind);
-        // For this kind, a concern comes from the failed requests, not from the episode.
+        // A concern about `Kind::Invalid` comes from the failed requests, not from the episode.
         let expected = usize::from(!harmless.contains(&kind) && kind != Kind::Invalid);
         assert_eq!(subjects(&situation).len(), expected, "{kind:?}");
     }
