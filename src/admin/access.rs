@@ -28,8 +28,8 @@ const CHECKS: usize = 2;
 /// Number of further concurrent password checks, which strangers cannot take. These checks are
 /// reserved for known browsers and for programs on this machine.
 const RESERVED_CHECKS: usize = 1;
-/// Maximum number of password checks that run or wait in each group of clients: in the group of
-/// strangers, and in the group with reserved checks.
+/// Maximum number of password checks that run or wait for strangers. The clients with reserved
+/// checks have a separate maximum, which is equal.
 const MOST_WAITING: usize = 32;
 
 /// Creates a token. Returns the token, and its hash in the form of the configuration key `hash`.

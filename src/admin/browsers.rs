@@ -1,8 +1,8 @@
-//! Recognizes browsers in which a user has signed in before, by a signed cookie. Wrong passwords
-//! from elsewhere then cannot lock the user out of these browsers. The signature's key is derived
-//! from the hash of the user's password, so nothing is stored: browsers stay known after a restart,
-//! and become unknown when the password changes. Pure: the time is an argument. Does not depend on
-//! HTTP.
+//! Recognizes, by a signed cookie, the browsers in which a user has signed in before. Wrong
+//! passwords from elsewhere then cannot lock the user out of these browsers. The signature's key is
+//! derived from the hash of the user's password, so nothing is stored: browsers stay known after a
+//! restart, and become unknown when the password changes. Pure: the time is an argument. Does not
+//! depend on HTTP.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const PURPOSE: &[u8] = b"certdist known browser 1\n";
 /// Lengths of the ID, the time and the signature in a cookie, in bytes.
 const PARTS: (usize, usize, usize) = (32, 8, 32);
 
-/// Random ID of a browser. It grants no access, only rate limits of its own.
+/// Random ID of a browser. The ID grants no access. It only gives the browser separate rate limits.
 pub(super) type Browser = [u8; PARTS.0];
 
 /// Chooses the ID of a browser that is not known yet.
@@ -50,7 +50,8 @@ fn signature(user: &User, browser: &Browser, since: &[u8; PARTS.1]) -> Hmac<Sha2
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(user.password_hash.as_bytes()) else {
         unreachable!("HMAC takes any key")
     };
-    // The name is the only part without a fixed length, so it is last.
+    // The name is last, because it is the only part without a fixed length. The signed text can
+    // then be split into its parts in only one way.
     for part in [PURPOSE, browser, since, user.name.as_bytes()] {
         mac.update(part);
     }

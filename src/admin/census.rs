@@ -16,16 +16,17 @@ use crate::store::{
 
 /// Minimum pause between two counts.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Minimum pause between two counts, as a multiple of the time that the first of them took.
+/// Minimum pause between two counts, as a multiple of the duration of the first count.
 const TIMES: u32 = 30;
 /// Maximum wait for a count in progress.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Age in seconds after which a count is not shown, because nobody has looked for long and the table
-/// may have changed.
+/// Age in seconds after which the result of a count is not shown. Such a result is old because no
+/// one has opened the overview in the meantime, and the table may have changed since.
 const STALE: i64 = 600;
-/// Maximum time for counting the devices in one of the rare states, which have an index.
+/// Maximum time for counting the devices in one rare state. An index makes this count fast.
 const RARE: Duration = Duration::from_secs(1);
-/// Maximum number of groups of refused devices.
+/// Maximum number of groups of refused devices, and of groups of devices whose registration has
+/// begun.
 const GROUPS: usize = 20;
 
 /// Result of a count.
@@ -86,15 +87,16 @@ impl Counter {
     /// end.
     pub(super) async fn last(&self, store: &Arc<dyn Table>) -> Option<Result<Arc<Census>, StoreError>> {
         if let Some(mut counting) = self.begin(store) {
-            // Both outcomes mean that the wait is over: the sender was dropped, or the count takes
-            // longer.
+            // The wait is over in either case: the count has ended and its sender was dropped, or
+            // the count takes longer than `PATIENCE`.
             let _ = tokio::time::timeout(PATIENCE, counting.changed()).await;
         }
         let result = lock(&self.0).result.clone();
         result.filter(|result| result.as_ref().map_or(true, |census| unix_now() - census.at <= STALE))
     }
 
-    /// Begins a count if one is due. Returns the receiver of the count in progress, if there is one.
+    /// Begins a count if one is due. Returns the receiver of the count in progress, if there is
+    /// one.
     fn begin(&self, store: &Arc<dyn Table>) -> Option<watch::Receiver<()>> {
         let mut last = lock(&self.0);
         if last.counting.is_none() && last.not_before.is_none_or(|time| Instant::now() >= time) {

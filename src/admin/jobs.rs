@@ -1,7 +1,7 @@
 //! Jobs: one action on many devices, which an operator has confirmed. A job runs in the background
-//! in small steps, so that it delays no device and survives a closed browser. It can be stopped. A
-//! job ends when the server stops; the audit log has its beginning, its end, and each change. This
-//! module does not depend on the console's pages.
+//! in small steps, so that it delays no device and survives a closed browser. An operator can stop
+//! it. A job ends when the server stops. The audit log records the beginning and the end of the
+//! job, and each change. This module does not depend on the console's pages.
 
 mod previews;
 pub(super) mod record;
@@ -51,8 +51,8 @@ const SEARCH: Duration = Duration::from_millis(500);
 /// before, so that the requests of devices get at least half of the store's time.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Maximum wait for the running jobs when the server stops. A job that has not ended then has no end
-/// in the audit log.
+/// Maximum wait for the running jobs when the server stops. A job that has not ended then has no
+/// end in the audit log.
 const END: Duration = Duration::from_secs(3);
 /// Time for which a step is retried while the store is not available.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,7 +68,8 @@ const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
 /// Reason of a registration to which IoT Platform gave no answer.
 pub(super) const NO_ANSWER: &str = "IoT Platform did not answer in time; a later request or job tries again";
-/// Maximum number of different reasons that are kept. Failures with other reasons are only counted.
+/// Maximum number of different reasons for failures that a job keeps. Failures with further reasons
+/// are only counted.
 const REASONS: usize = 20;
 
 /// Action of a job on each of its devices.
@@ -150,11 +151,12 @@ pub(super) struct Progress {
     pub(super) absent: u64,
     /// Devices whose change failed.
     pub(super) failed: u64,
-    /// Devices that a registration leaves out, because they are disabled here.
+    /// Devices that a job with the action `Register` leaves out, because they are disabled here.
     pub(super) disabled: u64,
-    /// Devices that a registration leaves out, because IoT Platform has refused them.
+    /// Devices that a job with the action `Register` leaves out, because IoT Platform has refused
+    /// them.
     pub(super) refused: u64,
-    /// For each reason of a failure: the number of devices, and the first of them.
+    /// Reasons for failures. Each reason has the number of devices and the first device.
     pub(super) reasons: BTreeMap<String, (u64, DeviceId)>,
     /// Time and way in which the job ended; `None` while it runs.
     pub(super) end: Option<(UnixSeconds, How)>,
@@ -225,7 +227,7 @@ impl Job {
         lock(&self.progress).end.is_none()
     }
 
-    /// Counts a device that needs no change, or that a registration leaves out.
+    /// Counts a device that needs no change, or that a job with the action `Register` leaves out.
     fn leave_out(&self, progress: &mut Progress, state: DeviceState, is_refused: bool) {
         match self.order.action {
             Action::Register if state == DeviceState::Disabled => progress.disabled += 1,
@@ -269,13 +271,14 @@ pub(super) enum Known {
 pub(super) enum NotBegun {
     /// [`MOST_RUNNING`] jobs are running.
     Busy,
-    /// The same confirmation has begun the job with this ID already.
+    /// The preview was confirmed before. That confirmation began the job with this ID.
     Again(String),
     /// The server does not know the preview.
     NotPreviewed,
 }
 
-/// Returns the time in the ID of a job, at which the job began; `None` if the text is no such ID.
+/// Returns the time at which a job began, which is part of the job's ID. Returns `None` if the text
+/// is not the ID of a job.
 fn began_of(id: &str) -> Option<UnixSeconds> {
     let (began, random) = id.split_once('-')?;
     let is_random = random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -460,7 +463,7 @@ impl Worker {
         usize::try_from(self.job.order.expected.saturating_sub(taken)).unwrap_or(usize::MAX)
     }
 
-    /// Counts the devices that need no change, and returns the devices that need the change.
+    /// Counts the devices that are absent or are left out, and returns the devices to change.
     fn sorted(&self, step: Vec<Candidate>) -> Vec<Listed> {
         let mut todo = Vec::with_capacity(step.len());
         self.job.note(|progress| {

@@ -1,6 +1,6 @@
 //! The operator's HTTP port: health, metrics, and the console, where an operator looks up devices
 //! and changes them. The port does not serve devices. The rules about devices are in the modules
-//! that this one uses.
+//! that this module uses.
 
 pub mod access;
 mod browsers;
@@ -123,8 +123,8 @@ impl Admin {
         format!("{}://{}", if self.shared.is_secure { "https" } else { "http" }, self.address)
     }
 
-    /// Waits a short time for the jobs, which end because the registrar drains, so that the audit
-    /// log has their end.
+    /// Waits a short time for the running jobs to end, so that the audit log records how they
+    /// ended. The caller drains the registrar first, which makes the jobs end.
     pub async fn end_jobs(&self) {
         self.shared.pages.jobs().end().await;
     }
@@ -304,7 +304,8 @@ async fn metrics(
 }
 
 /// Returns how much of the server's health a client may know. A wrong token counts as no token,
-/// because an answer of 401 would let a probe with an old token restart a healthy server.
+/// because a probe with an old token could take an answer of 401 for a failure, and restart a
+/// healthy server.
 fn detail(shared: &Shared, peer: Peer, host: &Named, headers: &HeaderMap) -> Detail {
     let is_allowed = *host == Named::Known && may_read(shared, peer, headers).is_ok();
     if is_allowed { Detail::Reasons } else { Detail::StateOnly }

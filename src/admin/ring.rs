@@ -146,8 +146,8 @@ impl Sample {
     }
 
     /// Returns how much each counter has grown since an earlier sample. Some counts are differences
-    /// of counters that are read one after the other, so they may shrink a little; their growth is
-    /// then 0.
+    /// between counters that are not read at exactly the same time. Such a count may shrink a
+    /// little; its growth is then 0.
     fn since(&self, earlier: &Self) -> Self {
         let mut grown = *self;
         for (count, earlier) in grown.counts.iter_mut().zip(earlier.counts) {
@@ -272,8 +272,8 @@ impl Ring {
         let (mut bars, mut later, mut end) = (Vec::with_capacity(range.bars()), *now, now.at);
         let mut earlier = kept.iter().rev().filter(|sample| sample.at <= now.at).peekable();
         while bars.len() < range.bars() {
-            // The bar begins at the last sample that is old enough, or at the oldest sample if none
-            // is.
+            // The bar begins at the latest sample at or before `begin`. If all samples are later,
+            // the bar begins at the oldest sample.
             let begin = end - range.step();
             let mut edge = None;
             while let Some(sample) = earlier.peek() {

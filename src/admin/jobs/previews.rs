@@ -1,5 +1,6 @@
-//! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins one
-//! job only: a confirmation that arrives twice leads to the job that it began.
+//! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins
+//! only one job. If a confirmation arrives twice, the second one leads to the job that the first
+//! one began.
 
 use std::collections::VecDeque;
 

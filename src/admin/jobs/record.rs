@@ -1,6 +1,6 @@
 //! Records of jobs in the audit log: one entry when a job begins, and one when it ends. After a
-//! restart, the console tells from them what became of a job. This module depends on the form of
-//! these two entries, but not on how a job runs.
+//! restart, the console reads from these entries how a job ended. This module depends on the form
+//! of these two entries, but not on how a job runs.
 
 use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
 
@@ -15,14 +15,14 @@ use crate::store::{
 /// searched this far beyond the beginning of a job.
 const CLOCKS: UnixSeconds = 3600;
 
-/// What the audit log knows of a job.
+/// Result of a search for a job in the audit log.
 pub(in crate::admin) enum Recorded {
     /// The job began. If the log has no entry about its end, the job has ended with
     /// [`How::Unrecorded`].
     Job(Box<Job>),
     /// The log has no such job.
     None,
-    /// The time was over before the entry about the beginning was found.
+    /// The search reached its time limit before it found the entry about the job's beginning.
     TimeUp,
 }
 
