@@ -53,14 +53,14 @@ impl Batch {
         names.iter().filter_map(|name| self.registrations.remove(name)).collect()
     }
 
-    /// Notes that the cloud may have begun to create the devices, by a call that was sent at the time
-    /// `left`.
+    /// Notes that the cloud may have begun to create the devices, by a call that was sent at the
+    /// time `left`.
     fn may_be_begun(&mut self, left: Instant) {
         self.registrations.values_mut().for_each(|registration| registration.may_be_in_batch(left));
     }
 
-    /// Notes the devices that the batch has not created, according to its result. If the result does
-    /// not mention a device, the batch may have created it.
+    /// Notes the devices that the batch has not created, according to its result. If the result
+    /// does not mention a device, the batch may have created it.
     fn were_not_created(&mut self, result: &BatchProgress) {
         let valid: HashSet<&String> = result.valid.iter().collect();
         let invalid: HashSet<&String> = result.invalid.iter().collect();

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{device::DeviceId, iot_platform::Action};
 
-/// Maximum number of suspects kept for a product.
+/// Maximum number of devices in [`Breakers::suspects`] for each product.
 const MAX_SUSPECTS: usize = 16;
 
 /// Maximum pause, as a multiple of the first pause.
@@ -171,8 +171,8 @@ impl Breakers {
         reasons
     }
 
-    /// Returns the cloud's reason of a breaker that stops registrations of this product, also between
-    /// its probes.
+    /// Returns the cloud's reason of a breaker that stops registrations of this product, also
+    /// between its probes.
     pub(super) fn stopped(&self, product_key: &str) -> Option<String> {
         scopes(product_key).iter().find_map(|scope| self.open.get(scope)).map(|open| open.reason.clone())
     }

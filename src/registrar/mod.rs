@@ -54,8 +54,8 @@ const MIN_BATCH: usize = 10;
 
 /// Error code of a call that was not made because its breaker is open.
 const STOPPED: &str = "Stopped";
-/// Maximum number of registrations that are taken from the queue before their turn to make a call
-/// comes.
+/// Maximum number of registrations that are taken from the queue although it is not yet their turn
+/// to make a call.
 const AHEAD: usize = 4;
 /// Time after which a call gives up waiting for a store that takes no writes.
 const TURN_DEADLINE: Duration = Duration::from_secs(90);
@@ -195,8 +195,9 @@ pub struct Registrar {
     cloud: Arc<dyn IotPlatform>,
     runtime: Handle,
     paces: Paces,
-    /// Limits the registrations that are taken from the queue before their turn to make a call
-    /// comes. They are taken early so that their claims are already written by then.
+    /// Limits the registrations that are taken from the queue although it is not yet their turn to
+    /// make a call. They are taken early, so that their claims are already written when their turn
+    /// comes.
     ahead: Semaphore,
     /// A function that needs both this lock and the lock of `queue` takes this lock first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
@@ -212,7 +213,8 @@ pub struct Registrar {
     beats: AtomicBool,
     /// Number of leases that this process has. While it has a lease, the process stays an owner.
     leases: AtomicUsize,
-    /// Set once the offset of the cloud's clock is stored in the claims made before it was known.
+    /// Set once the offset of the cloud's clock is stored in the claims that were made before the
+    /// offset was known.
     has_noted_offset: AtomicBool,
     /// Set if this process resumes the registrations that other processes have left.
     recovers: AtomicBool,
@@ -619,8 +621,8 @@ impl Registrar {
         lock(&self.breakers).reasons()
     }
 
-    /// Returns the cloud's reason for which registrations of this product are stopped at present, if
-    /// they are.
+    /// Returns the cloud's reason for which registrations of this product are stopped at present,
+    /// if they are.
     pub fn stopped(&self, product_key: &str) -> Option<String> {
         lock(&self.breakers).stopped(product_key)
     }

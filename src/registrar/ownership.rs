@@ -41,8 +41,8 @@ const RESUMED: usize = 20_000;
 /// Observations of the other owners by this process.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Count of the last beat of each other owner, and the number of looks that have found no new
-    /// beat since.
+    /// For each other owner: the value of its beat counter at the last look, and the number of
+    /// looks since the counter last changed.
     owners: HashMap<OwnerId, (i64, u32)>,
     /// Set if an owner was removed and its registrations have not been resumed yet.
     must_resume: bool,

@@ -28,8 +28,9 @@ pub(super) struct Paces(HashMap<Action, Pace>);
 
 impl Paces {
     /// Creates the paces of an account. `registrations` is the rate of `RegisterDevice` for this
-    /// process, and `shared` is its rate for all processes together, both in calls a second. Each
-    /// other action gets the same fraction of its documented limit, but never more than the limit.
+    /// process, and `shared` is the rate of `RegisterDevice` for all processes together, both in
+    /// calls a second. Each other action gets the same fraction of its documented limit, but never
+    /// more than the limit.
     pub(super) fn new(account: &str, registrations: f64, shared: f64) -> Self {
         let documented = |action: Action| f64::from(action.calls_per_second());
         let rate = |action: Action, registrations: f64| match action {

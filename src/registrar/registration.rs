@@ -22,8 +22,8 @@ const MAX_UNKNOWN: u32 = 3;
 /// Tolerated difference, in seconds, when a device's creation time is compared with the time of the
 /// first call that may have created it. Both are times of the cloud's clock. The creation time is
 /// rounded down by less than a second, and the time of the call is at most a second too late,
-/// because it is the difference of two whole seconds. So a device of ours seems older than its call
-/// by less than two seconds, which is one whole second at most.
+/// because it is the difference of two whole seconds. So a device that certdist has created may
+/// seem older than its call, but by less than two seconds. In whole seconds, this is at most one.
 const CLOCK_TOLERANCE: UnixSeconds = 1;
 
 /// Number of attempts to claim a device while the store is busy. The number is small: the cloud has
@@ -56,7 +56,8 @@ pub(super) struct Registration {
     /// First call that may have created the device; `None` if each call so far has definitely not
     /// created it.
     asked: Option<Since>,
-    /// Set if the only such call is that of the batch in progress, whose result is still to come.
+    /// Set if the only call that may have created the device is that of the batch in progress,
+    /// whose result is not known yet.
     asked_in_batch: bool,
     /// Set if the name exists at IoT Platform, so that the device's certificate must be looked up.
     exists: bool,
@@ -111,8 +112,8 @@ impl Registration {
     pub(super) fn claimed(&mut self, claim: Claim) {
         let may_be_asked = match claim.asked_by {
             AskedBy::Nobody => false,
-            // If this registration had the claim before, it knows about its own calls. Otherwise, the
-            // calls are those of a former registration, whose claim could not be given up.
+            // If this registration had the claim before, it knows about its own calls. Otherwise,
+            // the calls are those of a former registration, whose claim could not be given up.
             AskedBy::Caller => self.claim.is_none(),
             AskedBy::Other => true,
         };
@@ -123,8 +124,8 @@ impl Registration {
         self.has_left_batch = false;
     }
 
-    /// Notes that the registration continues outside its batch. If the batch's result is unknown, the
-    /// batch may have created the device.
+    /// Notes that the registration continues outside its batch. If the batch's result is unknown,
+    /// the batch may have created the device.
     pub(super) fn leave_batch(&mut self) {
         self.has_left_batch = true;
         self.asked_in_batch = false;

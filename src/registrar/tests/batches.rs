@@ -295,7 +295,7 @@ async fn without_batches_a_crowd_is_told_when_its_turn_is() {
         crowd.ask(&name(number), "a1");
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // About 1,970 devices are ahead of this one, and 25 are registered per second.
+    // About 1,970 devices are ahead of this device in the queue, and 25 are registered per second.
     let Outcome::Later(pause) = crowd.registrar.register(wanted(&name(1999)), PATIENCE).await else {
         panic!("it was kept waiting")
     };
@@ -332,7 +332,7 @@ async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
     let crowd = Crowd::new(1, Config::default());
     crowd.registrar.recover().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    // Between two checks by this process, another process claims the device and ends.
+    // Between two looks of this process at the owners, another process claims the device and ends.
     leave(&crowd.store, &name(0)).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());

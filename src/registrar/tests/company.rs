@@ -30,7 +30,7 @@ struct Company {
     devices: usize,
     config: Config,
     random: StdRng,
-    /// The table is on a network that loses answers.
+    /// Set if the table is on a network that loses answers.
     is_lossy: bool,
 }
 

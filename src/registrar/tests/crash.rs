@@ -196,7 +196,8 @@ fn config() -> Config {
 fn a_single_registration_survives_a_crash_at_every_step() {
     let steps = at_every_step(1, &config());
     // Four operations have one step before and one step after them: reading the row, opening the
-    // journal entry, making the call, and storing the certificate.
+    // journal entry, making the call, and storing the certificate. A process that dies at any of
+    // these eight steps does not finish.
     assert!(steps >= 9, "{steps} steps");
 }
 

@@ -127,7 +127,8 @@ async fn a_refused_call_before_a_batch_makes_no_name_ours() {
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_resumed_leaves_the_names_of_others_alone() {
-    // The other party creates the names while they are checked, or after that.
+    // The other party creates the names after 10 s. A check that takes 100 s is then still in
+    // progress, and a check that takes 1 s is over.
     for check_takes in [100, 1] {
         resume_beside_others(Duration::from_secs(check_takes)).await;
     }
@@ -193,8 +194,9 @@ async fn a_batch_whose_devices_cannot_be_fetched_is_ours() {
     assert!(crowd.registrar.counters().recovered > 200, "{:?}", crowd.registrar.counters());
 }
 
-/// The first batch hangs while it creates its devices. It ends during the second batch, whose result
-/// then says that these devices were not created.
+/// The first batch hangs while it creates its devices, and is given up. It ends during the second
+/// batch. The result of the second batch then says that the second batch has not created the
+/// devices of the first.
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_ends_after_it_was_given_up_is_ours() {
     let config = Config { qps: 2.0, shared_qps: 2.0, batch_deadline: Duration::from_secs(60), ..refusing() };
