@@ -17,8 +17,8 @@ use crate::unix_time::{UnixSeconds, unix_now};
 /// Maximum number of pairs of an action and a product whose failed calls are recorded.
 const MOST: usize = 256;
 
-/// Failed calls of one action for one product. Trouble ends with the next call that shows that its
-/// cause is gone.
+/// Failed calls of one action for one product. The trouble ends as soon as a call shows that the
+/// cause of the trouble is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// The action.
@@ -81,7 +81,8 @@ impl Extent {
 }
 
 impl Trouble {
-    /// Returns whether a call of `action` for `product_key` that worked shows that the cause is gone.
+    /// Returns whether a call of `action` for `product_key` that worked shows that the cause is
+    /// gone.
     fn ends_with(&self, action: Action, product_key: &str) -> bool {
         let (same_action, same_product) = (self.action == action, self.product_key == product_key);
         (same_action && same_product)
@@ -194,7 +195,8 @@ impl Calls {
         let mut troubles = lock(&self.troubles);
         let extent = Extent::of(error);
         if error.class == ErrorClass::Operator && extent != Extent::All {
-            // IoT Platform has accepted the signature before it refused the action or the product.
+            // IoT Platform refuses an action or a product only after it has accepted the signature,
+            // so no cause that makes all calls fail persists.
             troubles.retain(|_, trouble| Extent::of(&trouble.error) != Extent::All);
         }
         let key = (action, product_key.to_owned());
@@ -358,7 +360,7 @@ mod tests {
         assert_eq!(first.error.code, "NoConnection");
         let ended = calls.ended(Action::RegisterDevice);
         assert_eq!(ended, Ended { worked: 1, failed: 2, timed_out: 1 });
-        // The error that a name exists already shows that IoT Platform works.
+        // The error that a name exists shows, just like a success, that IoT Platform works.
         note(40, "a1", &failed(ErrorClass::Exists, "iot.device.AlreadyExistedDeviceName"));
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"], "the other product is still in trouble");
@@ -403,7 +405,8 @@ mod tests {
         );
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"]);
-        // The same call fails for another cause: this is another trouble, with a beginning of its own.
+        // The same call fails for another cause: this is another trouble, with a beginning of its
+        // own.
         calls.note(30, Action::RegisterDevice, "a2", &failed(ErrorClass::TimedOut, "Timeout"));
         assert_eq!((calls.troubles()[0].since, calls.troubles()[0].calls), (30, 1));
     }

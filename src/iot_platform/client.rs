@@ -200,8 +200,8 @@ impl Client {
             if self.may_repeat(&error, &answer, &mut repeated) {
                 continue;
             }
-            // If an intermediary has sent the call twice, the first copy may have created the device.
-            // "Exists" would deny this, so the caller gets the refusal of the second copy.
+            // If an intermediary has sent the call twice, the first copy may have created the
+            // device. "Exists" would deny this, so the caller gets the refusal of the second copy.
             let error = match repeated.nonce_used.take() {
                 Some(refused) if error.class == ErrorClass::Exists => refused,
                 _ => error,
