@@ -58,8 +58,8 @@ fn cbor_ids(decoder: &mut Decoder<'_>) -> Result<Vec<Result<AskedId, DeviceIdErr
         }
         match decoder.datatype()? {
             Type::String => {}
-            // A key in chunks could be `sn` or another known key, but would be skipped. Therefore
-            // it is an error.
+            // A map key in chunks could be `sn` or another known map key, but would be skipped.
+            // Therefore a map key in chunks is an error.
             Type::StringIndef => return Err(decode::Error::message("a key in chunks")),
             _ => {
                 skip(decoder, 0)?;

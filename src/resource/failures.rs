@@ -96,7 +96,8 @@ pub struct Failure {
 /// Numbers of requests that were not served since the start, in the order of [`Reason::ALL`].
 pub type Counts = [u64; Reason::ALL.len()];
 
-/// Key of a failure in a [`Part`], borrowed for a lookup. Has the same hash as the pair.
+/// Map key of a failure in a [`Part`], borrowed for a lookup. Has the same hash as the pair that
+/// the map contains.
 #[derive(Hash)]
 struct Key<'k>(&'k DeviceId, Reason);
 

@@ -146,7 +146,8 @@ fn every_spelling_of_a_mac_is_canonical_in_every_source() {
             assert_eq!(device_of(&client(None), &request).as_deref(), Ok(MAC), "{mac}");
         }
         assert_eq!(device_of(&client(Some(mac)), &get()).as_deref(), Ok(MAC), "{mac} as identity");
-        // Under the key `sn`, the same text is read as a serial number first.
+        // As the value of `sn`, the text is read as a serial number first, although it looks like a
+        // MAC address.
         assert_eq!(device_of(&client(None), &get().query(&format!("sn={mac}"))).as_deref(), Ok(mac));
     }
     for mac in ["001a-2b3c-4d5e", "00_1a_2b_3c_4d_5e", "0x001a2b3c4d5e", "00:1a-2b:3c:4d:5e"] {

@@ -3,7 +3,8 @@
 
 use super::*;
 
-/// Returns a row whose ID has exactly this spelling, as tables of an earlier version may contain.
+/// Returns a row whose ID has exactly this spelling. Tables of an earlier version may contain such
+/// rows.
 fn literal(id: &str, enrollment: &str) -> ImportRow {
     ImportRow { device: DeviceId::parse_sn(id).unwrap(), ..row("SN", enrollment) }
 }
