@@ -1,5 +1,6 @@
-//! A bounded record of recent events. Events with the same key are counted together. When the
-//! record is full, the older half is forgotten.
+//! A bounded record of recent events. Each event has a map key, such as a device and a reason.
+//! Events with the same map key are counted together. When the record is full, the older half is
+//! forgotten.
 
 use std::hash::{Hash, RandomState};
 
@@ -7,7 +8,7 @@ use hashbrown::{Equivalent, HashMap};
 
 use crate::unix_time::UnixSeconds;
 
-/// Events with the same key.
+/// Events with the same map key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted<V> {
     /// Time of the first remembered event.
@@ -29,12 +30,13 @@ pub struct Recent<K, V> {
 }
 
 impl<K: Eq + Hash, V> Recent<K, V> {
-    /// Creates an empty record for at most `most` keys.
+    /// Creates an empty record for at most `most` different map keys.
     pub fn new(most: usize) -> Self {
         Self { most, events: HashMap::default(), forgotten: 0 }
     }
 
-    /// Notes an event. Calls `update` if the record has its key, and `create` otherwise.
+    /// Notes an event. Calls `update` if the record has an event with this map key, and `create`
+    /// otherwise.
     pub fn note<Q: Hash + Equivalent<K>>(
         &mut self,
         now: UnixSeconds,
@@ -43,7 +45,8 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         update: impl FnOnce(&mut V),
     ) {
         if let Some(known) = self.events.get_mut(key) {
-            // The clock may have been set back, and threads that come one after another share a record.
+            // `now` may be earlier than the known times: the clock may have been set back, or
+            // another thread may have used the record before.
             (known.first, known.last) = (known.first.min(now), known.last.max(now));
             known.count += 1;
             return update(&mut known.value);
@@ -55,7 +58,7 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.events.insert(key, Counted { first: now, last: now, count: 1, value });
     }
 
-    /// Returns the events with this key.
+    /// Returns the events with this map key.
     pub fn get<Q: Hash + Equivalent<K>>(&self, key: &Q) -> Option<&Counted<V>> {
         self.events.get(key)
     }
@@ -92,7 +95,7 @@ impl<K: Eq + Hash, V> Recent<K, V> {
 }
 
 impl<V: Clone> Counted<V> {
-    /// Adds the events with the same key from another record.
+    /// Adds the events with the same map key from another record.
     pub fn add(&mut self, other: &Self) {
         let (first, count) = (self.first.min(other.first), self.count + other.count);
         if other.last > self.last {

@@ -15,8 +15,8 @@ use crate::{
 /// Maximum number of pairs of an identity and a reason that each worker remembers.
 const MOST: usize = 2048;
 
-/// Maximum length of a remembered identity, in characters. Identities that differ only beyond it are
-/// counted together.
+/// Maximum length of a remembered identity, in characters. Identities that differ only beyond this
+/// length are counted together.
 const MAX_IDENTITY: usize = 128;
 
 /// Client of a failed handshake: the identity that it claimed, or its origin if the handshake ended
@@ -29,7 +29,8 @@ pub enum Claimed {
     Origin(Origin),
 }
 
-/// Key of the record, borrowed for a lookup. Has the same hash as the pair.
+/// Map key of an event in the record, borrowed for a lookup. Has the same hash as the pair that the
+/// record contains.
 #[derive(Hash)]
 struct Key<'k>(&'k Claimed, Failure);
 
