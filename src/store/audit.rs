@@ -295,8 +295,8 @@ pub trait AuditLog: Send + Sync + 'static {
     /// `Break`. This method blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
 
-    /// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, the
-    /// entries are older than `since`, or `time` is over. Returns false if the time was over.
+    /// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`,
+    /// the entries are older than `since`, or `time` is over. Returns false if the time was over.
     /// Entries of the last second may be missing. This method blocks. The default implementation is
     /// for a short log.
     fn review_audit(

@@ -46,8 +46,9 @@ pub trait Bulk: Send + Sync {
     /// Returns the remembered imports that added or changed a device, newest first.
     fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError>;
 
-    /// Returns the devices of an import that have changed since, or are being registered, and the first
-    /// `limit` of them, also after the import was undone. Reads the whole table.
+    /// Returns the number of an import's devices that have changed since the import or are being
+    /// registered, and the first `limit` of these devices. After the import was undone, counts all
+    /// its devices that are still in the table. Reads the whole table.
     fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError>;
 
     /// Undoes an import in one step: removes the devices that the import added, with their keys,
@@ -95,7 +96,7 @@ pub trait Bulk: Send + Sync {
     /// first.
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError>;
 
-    /// Returns those of these devices that are in the table, in the order of `ids`. Opens no secret.
+    /// Returns the devices of `ids` that are in the table, in the order of `ids`. Opens no secret.
     fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError>;
 
     /// Returns the products of the devices in the table, in order.
@@ -103,8 +104,8 @@ pub trait Bulk: Send + Sync {
 
     /// Writes one state of the store to a new file (mode 0600), verifies the file, and then gives
     /// the file its final name. `progress` receives the size of the part that is written and the
-    /// total size, both in the same unit. The default implementation is for a store that is not a
-    /// file, and fails.
+    /// total size, both in the same unit. The default implementation fails. It is for a store that
+    /// is not a file.
     fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
         let reason =
             "a database of this kind has no backup in a file; use its own tools, or `certdist export`";

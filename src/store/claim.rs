@@ -76,8 +76,8 @@ pub enum Claimed {
     NameTaken(DeviceId),
 }
 
-/// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not registered
-/// by this server.
+/// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not
+/// registered by this server.
 pub const NAME_IS_TAKEN: &str = "NameIsTaken";
 /// Code of certdist's own refusal of a device whose `IotId` another row has.
 pub const IOT_ID_IS_TAKEN: &str = "IotIdIsTaken";
@@ -87,8 +87,8 @@ pub const IOT_ID_IS_TAKEN: &str = "IotIdIsTaken";
 pub enum Settlement {
     /// The device is registered.
     Registered(RegisteredDevice),
-    /// The device is refused for this reason, `CODE: MESSAGE`. The code is one of IoT Platform's, or one
-    /// of certdist's own.
+    /// The device is refused for this reason, `CODE: MESSAGE`. The code is one of IoT Platform's,
+    /// or one of certdist's own.
     Refused(String),
 }
 
@@ -135,12 +135,12 @@ pub trait Claims: Send + Sync + 'static {
     /// Claims the registration of a device, durably, before IoT Platform is called for it. The
     /// answer says whether the caller has the claim and, if not, why.
     ///
-    /// The new journal entry replaces an existing entry of the device. It keeps the time of the
-    /// existing entry if both have the same product and name and IoT Platform may have been called
-    /// for the device. A claim outside a batch also notes that IoT Platform may have been called,
-    /// because the caller calls it next. The next process that claims the device then knows that
-    /// the device may exist at IoT Platform. The answer tells calls of the caller from those of an
-    /// owner before it.
+    /// The new journal entry replaces an existing entry of the device. The new entry keeps the time
+    /// of the existing entry if both have the same product and name and IoT Platform may have been
+    /// called for the device. A claim outside a batch also notes that IoT Platform may have been
+    /// called, because the caller calls it next. The next process that claims the device then knows
+    /// that the device may exist at IoT Platform. The answer distinguishes earlier calls of the
+    /// caller from calls of an earlier owner.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,
@@ -150,8 +150,8 @@ pub trait Claims: Send + Sync + 'static {
 
     /// Claims the registrations of a batch durably, in one step. The caller has chosen the batch's
     /// random number. Returns an answer for each entry. The batch is in the journal from then on,
-    /// even if it has no entries. `claim` notes that IoT Platform may have been called, but this
-    /// method leaves that to `set_apply_id`, for all claims of the batch.
+    /// even if it has no entries. Unlike `claim`, this method does not note that IoT Platform may
+    /// have been called: `set_apply_id` notes that later, for all claims of the batch.
     fn claim_batch<'a>(
         &'a self,
         owner: &'a Owner,
@@ -190,9 +190,9 @@ pub trait Claims: Send + Sync + 'static {
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
     /// Hands the abandoned batches that have an `ApplyId` over to `owner`, together with their
-    /// abandoned claims. The answer says for each claim whether IoT Platform may have been called for
-    /// the device besides in the batch. Removes abandoned batches that have no `ApplyId`. The claims of a removed
-    /// batch stay, as claims outside a batch.
+    /// abandoned claims. The answer says for each claim whether IoT Platform may also have been
+    /// called for the device outside the batch. Removes abandoned batches that have no `ApplyId`.
+    /// The claims of a removed batch stay, as claims outside a batch.
     fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
 
     /// Returns up to `limit` abandoned entries that are in no batch and whose devices are enabled,

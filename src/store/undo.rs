@@ -21,8 +21,8 @@ pub struct ImportId(pub u32);
 impl ImportId {
     /// Returns a random number for a new import.
     pub fn random() -> Result<Self, StoreError> {
-        // Takes the low 32 bits of 63 random bits. A store may give the number a minus sign, so it is
-        // not 0.
+        // Takes the low 32 bits of 63 random bits. A store may give the number a minus sign, so it
+        // is not 0.
         new_id().map(|id| Self((id as u32).max(1)))
     }
 }
@@ -87,7 +87,7 @@ pub struct Undo<'a> {
     pub rest: bool,
 }
 
-/// Result of undoing an import: the number of its devices for each treatment.
+/// Result of undoing an import: the numbers of the import's devices, by what was done with them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Undone {
     /// Devices that the import had added, and that were removed.
@@ -106,7 +106,7 @@ pub struct Undone {
 pub struct Left {
     /// Number of these devices that are in the table.
     pub devices: u64,
-    /// The first of them, in order of device ID.
+    /// The first of these devices, in order of device ID.
     pub first: Vec<DeviceId>,
 }
 

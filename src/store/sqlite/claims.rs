@@ -35,13 +35,17 @@ macro_rules! abandoned {
     };
 }
 
-/// Values of `registration_claim.asked`: who may have called IoT Platform for the device.
+/// Value of `registration_claim.asked` if certainly no owner has called IoT Platform for the
+/// device.
 const NOT_ASKED: i64 = 0;
-/// The claim's owner.
+/// Value of `registration_claim.asked` if the claim's owner may have called IoT Platform for the
+/// device.
 const ASKED: i64 = 1;
-/// An owner before the claim's owner.
+/// Value of `registration_claim.asked` if an earlier owner of the claim may have called IoT
+/// Platform for the device.
 const ASKED_BEFORE: i64 = 2;
-/// The claim's owner or an owner before it, but only in the claim's batch.
+/// Value of `registration_claim.asked` if the claim's owner or an earlier owner may have called IoT
+/// Platform for the device, but only in the claim's batch.
 const ASKED_IN_BATCH: i64 = 3;
 
 /// Records a beat of an owner, so that its claims are not abandoned. If another process has removed
@@ -228,7 +232,7 @@ fn claim(
         batch,
         owner.id,
         match (asked_by, batch) {
-            // For the claims of a batch, this is changed once the batch has an `ApplyId`.
+            // For the claims of a batch, this value is changed once the batch has an `ApplyId`.
             (AskedBy::Nobody, Some(_)) => NOT_ASKED,
             // For a claim outside a batch, the caller calls IoT Platform next.
             (AskedBy::Nobody, None) | (AskedBy::Caller, _) => ASKED,

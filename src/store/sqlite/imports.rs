@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// SQL condition for the rows of import ?1 that nothing has changed or claimed since the import.
+/// SQL condition for the rows of import ?1 that were neither changed nor claimed since the import.
 macro_rules! untouched {
     () => {
         "importId = ?1 AND deviceId NOT IN (SELECT deviceId FROM registration_claim)"
@@ -98,8 +98,8 @@ pub(super) fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(SQL)?.query_map([device.as_str()], import_record)?.collect()
 }
 
-/// Returns the devices of an import that have changed since, or are being registered. If the import
-/// was undone, these are all its devices.
+/// Returns the devices of an import that have changed since the import or are being registered. If
+/// the import was undone, returns all its devices that are still in the table.
 pub(super) fn left_of(connection: &Connection, id: ImportId, limit: usize) -> rusqlite::Result<Left> {
     const LEFT: &str = "SELECT deviceId FROM device_table WHERE importId = -?1 OR (importId = ?1 AND (deviceId IN \
                         (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
@@ -217,7 +217,8 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
         }
         restored.push(device);
     }
-    // The former values of the devices that are left stay, so that these devices remain known.
+    // Former values are deleted only for restored devices. The import's other devices keep their
+    // former values, so that the import of these devices remains known.
     for device in &restored {
         const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId = ?2";
         connection.prepare_cached(FORGET)?.execute(params![id.0, device])?;

@@ -110,8 +110,8 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
 struct Seen {
     changed: HashSet<DeviceId>,
     reset: HashSet<DeviceId>,
-    /// Devices of which an issue in the second `second` was listed. An issue is listed only if its
-    /// time is the time in the device's row, so a device needs this check only within one second.
+    /// Devices of which an issue at the time `second` was listed. An issue is listed only if the
+    /// device's row has the same time, so it is enough to remember the devices of one second.
     issued: HashSet<DeviceId>,
     second: UnixSeconds,
 }
@@ -160,7 +160,8 @@ fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<S
     Ok(counts)
 }
 
-/// Returns whether the backup has the import that an audit entry describes as since.
+/// Returns whether the backup has the import that was undone according to the `detail` of an audit
+/// entry. Returns true if the `detail` names no import.
 fn is_import_of(backup: &Connection, detail: &str) -> rusqlite::Result<bool> {
     let mut words = detail.split(' ').skip(1);
     let id = words.next().and_then(|id| id.parse::<ImportId>().ok());

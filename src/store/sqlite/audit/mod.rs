@@ -204,8 +204,8 @@ fn export_until(
     }
 }
 
-/// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, a whole
-/// block is older than `since`, or `time` is over. Returns false if the time was over.
+/// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, a
+/// whole block is older than `since`, or `time` is over. Returns false if the time was over.
 pub(super) fn review(
     connection: &Connection,
     kinds: &[AuditEvent],
@@ -215,7 +215,8 @@ pub(super) fn review(
     const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
                        WHERE lastSeq < ?1 ORDER BY lastSeq DESC LIMIT 1";
     let deadline = Instant::now() + time;
-    // Most entries are of other kinds. They are not parsed.
+    // Most entries are of other kinds. To save time, entries whose text names none of `kinds` are
+    // not parsed.
     let names: Vec<String> = kinds.iter().map(|kind| format!("\"event\":\"{}\"", kind.name())).collect();
     let mut statement = connection.prepare_cached(SQL)?;
     let mut before = i64::MAX;
@@ -231,7 +232,8 @@ pub(super) fn review(
         let wanted = lines.into_iter().rev().filter(|(_, line)| names.iter().any(|name| line.contains(name)));
         for line in wanted {
             let entry = parse(line)?;
-            // The text of another entry's detail may look like a kind.
+            // The text that was found may be in another field of the entry, so the parsed kind is
+            // checked.
             if kinds.contains(&entry.event) && entry.at >= since && each(entry, block.hash).is_break() {
                 return Ok(true);
             }
@@ -423,7 +425,7 @@ mod tests {
             &[line(AuditEvent::Began, 10), line(AuditEvent::Issued, 15), line(AuditEvent::Began, 20)],
         )
         .unwrap();
-        // The name of a kind in another field is no kind.
+        // The name of a kind in another field does not make an entry one of that kind.
         let odd =
             AuditEntry { who: Some("\"event\":\"began\"".into()), ..AuditEntry::new(AuditEvent::Reset, 25) };
         put(&connection, &[odd.line()]).unwrap();

@@ -85,7 +85,7 @@ fn entries_of_a_process_that_was_killed_are_moved_by_the_next() {
 fn a_process_that_is_killed_between_two_steps_of_moving_moves_nothing_twice() {
     let number = 2 * AT_ONCE as i64 / 100;
     let expected: Vec<i64> = (0..number).collect();
-    // In each run, the process ends after another number of steps of the mover.
+    // In each run, the process ends after a different number of steps of the mover.
     for steps in 0..4 {
         let site = Site::new();
         let (outbox, mut mover) = site.outbox();
