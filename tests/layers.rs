@@ -62,7 +62,6 @@ const MAY_USE: [(&str, &[&str]); 32] = [
             "operators",
             "password",
             "policy",
-            "provision",
             "psk",
             "random",
             "recent",

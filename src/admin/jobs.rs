@@ -275,6 +275,9 @@ pub(super) enum NotBegun {
     Again(String),
     /// The server does not know the preview.
     NotPreviewed,
+    /// The job with this ID has begun since the preview and is running. It may change the same
+    /// devices.
+    Meanwhile(String),
 }
 
 /// Returns the time at which a job began, which is part of the job's ID. Returns `None` if the text
@@ -295,7 +298,9 @@ impl Jobs {
     /// Returns the token of a new preview, which begins one job.
     pub(super) fn preview(&self) -> anyhow::Result<String> {
         let token = session::token()?;
-        lock(&self.all).previews.add(token.clone());
+        let mut all = lock(&self.all);
+        let jobs = all.last;
+        all.previews.add(token.clone(), jobs);
         Ok(token)
     }
 
@@ -313,7 +318,13 @@ impl Jobs {
         match preview.map(|token| previews.used(token)) {
             Some(Use::Begun(id)) => return Err(NotBegun::Again(id)),
             Some(Use::Unknown) => return Err(NotBegun::NotPreviewed),
-            Some(Use::New) | None => {}
+            Some(Use::New(seen)) => {
+                let newer = usize::try_from(last.saturating_sub(seen)).unwrap_or(usize::MAX);
+                if let Some(job) = jobs.iter().rev().take(newer).find(|job| job.is_running()) {
+                    return Err(NotBegun::Meanwhile(job.id.clone()));
+                }
+            }
+            None => {}
         }
         if jobs.iter().filter(|job| job.is_running()).count() >= MOST_RUNNING {
             return Err(NotBegun::Busy);

@@ -11,6 +11,7 @@ mod health;
 mod hosts;
 mod jobs;
 mod metrics;
+mod past;
 mod places;
 mod ring;
 mod session;
@@ -183,6 +184,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     let tls = section.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
     let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
+    past::remember(&shared.sources).await;
     tokio::spawn(sample(shared.clone()));
     tokio::spawn(connections::serve(listener, tls, connections, routes(shared)));
     Ok(admin)

@@ -7,19 +7,24 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashMap;
 use thread_local::ThreadLocal;
 
 use crate::{
     device::DeviceId,
+    provision::Refusal,
     psk::Principal,
     rate_limit::Origin,
     recent::{Counted, Recent},
     unix_time::{UnixSeconds, unix_now},
 };
 
-/// Maximum number of failures that each thread remembers, each for one device and reason.
-const MOST: usize = 4096;
+/// Maximum number of devices that each thread remembers for a reason that many healthy devices may
+/// have at once.
+const MOST: usize = 2048;
+
+/// Maximum number of devices that each thread remembers for any other reason.
+const FEWER: usize = 512;
 
 /// Maximum length of a remembered message of IoT Platform, in bytes.
 const MAX_MESSAGE: usize = 300;
@@ -59,6 +64,14 @@ impl Reason {
         Self::TimedOut,
     ];
 
+    /// Returns the maximum number of devices that each thread remembers for this reason.
+    fn remembered(self) -> usize {
+        match self {
+            Self::Invalid | Self::Operator | Self::Later | Self::TimedOut => MOST,
+            Self::NotYours | Self::Disabled | Self::Issued | Self::TooMany => FEWER,
+        }
+    }
+
     /// Returns the CoAP code of the answer.
     pub fn code(self) -> &'static str {
         match self {
@@ -70,6 +83,22 @@ impl Reason {
             Self::TimedOut => "5.04",
         }
     }
+}
+
+/// Returns the reason that an entry of the audit log gives for a refusal, and the message of IoT
+/// Platform; `None` if the text is none that this version writes.
+pub fn reason_of(detail: &str) -> Option<(Reason, &str)> {
+    let own = [
+        (Refusal::Invalid, Reason::Invalid),
+        (Refusal::NotYours, Reason::NotYours),
+        (Refusal::Disabled, Reason::Disabled),
+        (Refusal::Issued, Reason::Issued),
+    ];
+    if let Some((_, reason)) = own.into_iter().find(|(refusal, _)| refusal.to_string() == detail) {
+        return Some((reason, ""));
+    }
+    let message = detail.strip_prefix(&Refusal::Operator(String::new()).to_string())?;
+    Some((Reason::Operator, message))
 }
 
 /// Requests of one device that were not served for the same reason.
@@ -96,17 +125,6 @@ pub struct Failure {
 /// Numbers of requests that were not served since the start, in the order of [`Reason::ALL`].
 pub type Counts = [u64; Reason::ALL.len()];
 
-/// Map key of a failure in a [`Part`], borrowed for a lookup. Has the same hash as the pair that
-/// the map contains.
-#[derive(Hash)]
-struct Key<'k>(&'k DeviceId, Reason);
-
-impl Equivalent<(DeviceId, Reason)> for Key<'_> {
-    fn equivalent(&self, (device, reason): &(DeviceId, Reason)) -> bool {
-        (self.0, self.1) == (device, *reason)
-    }
-}
-
 /// Properties of the last of several requests.
 #[derive(Debug, Clone)]
 struct Details {
@@ -118,12 +136,15 @@ struct Details {
 #[derive(Debug)]
 struct Part {
     counts: Counts,
-    failures: Recent<(DeviceId, Reason), Details>,
+    /// Failures for each reason, in the order of [`Reason::ALL`]. The reasons have separate records,
+    /// so that a stranger who causes many failures for one reason displaces none for another.
+    failures: [Recent<DeviceId, Details>; Reason::ALL.len()],
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { counts: Counts::default(), failures: Recent::new(MOST) }
+        let failures = Reason::ALL.map(|reason| Recent::new(reason.remembered()));
+        Self { counts: Counts::default(), failures }
     }
 }
 
@@ -141,10 +162,15 @@ impl Failures {
         origin: Origin,
         message: &str,
     ) {
+        let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
+        part.counts[reason as usize] += 1;
+        drop(part);
         self.note_at(unix_now(), reason, device, &principal.enrollment.name, origin, message);
     }
 
-    fn note_at(
+    /// Remembers a request without counting it. The caller uses this for requests before the start
+    /// of the process.
+    pub fn note_at(
         &self,
         now: UnixSeconds,
         reason: Reason,
@@ -154,13 +180,12 @@ impl Failures {
         message: &str,
     ) {
         let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
-        part.counts[reason as usize] += 1;
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         let create = || {
             let (enrollment, message) = (enrollment.to_owned(), message.to_owned());
-            ((device.clone(), reason), Details { enrollment, origin, message })
+            (device.clone(), Details { enrollment, origin, message })
         };
-        part.failures.note(now, &Key(device, reason), create, |known| {
+        part.failures[reason as usize].note(now, device, create, |known| {
             known.origin = origin;
             if known.enrollment != enrollment {
                 enrollment.clone_into(&mut known.enrollment);
@@ -188,11 +213,13 @@ impl Failures {
         let mut forgotten = false;
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            forgotten |= part.failures.has_forgotten();
-            for (key, failure) in part.failures.since(from) {
-                match all.get_mut(key) {
-                    Some(known) => known.add(failure),
-                    None => _ = all.insert(key.clone(), failure.clone()),
+            for (reason, failures) in Reason::ALL.into_iter().zip(&part.failures) {
+                forgotten |= failures.has_forgotten();
+                for (device, failure) in failures.since(from) {
+                    match all.get_mut(&(device.clone(), reason)) {
+                        Some(known) => known.add(failure),
+                        None => _ = all.insert((device.clone(), reason), failure.clone()),
+                    }
                 }
             }
         }
@@ -208,7 +235,7 @@ impl Failures {
         for part in self.0.iter() {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
             for reason in Reason::ALL {
-                let Some(counted) = part.failures.get(&Key(device, reason)) else { continue };
+                let Some(counted) = part.failures[reason as usize].get(device) else { continue };
                 if last.as_ref().is_none_or(|last| counted.last > last.last) {
                     last = Some(Failure::of(device.clone(), reason, counted.clone()));
                 }
@@ -257,7 +284,7 @@ mod tests {
         assert_eq!(failures.last_of(&sn).unwrap().reason, Reason::Later);
         assert_eq!(failures.last_of(&device("SN-2")), None);
         assert_eq!(failures.since(131).0.len(), 1);
-        assert_eq!(failures.counts()[Reason::Later as usize], 2);
+        assert_eq!(failures.counts()[Reason::Later as usize], 0, "the past is not counted");
     }
 
     #[test]
@@ -274,7 +301,6 @@ mod tests {
         let (all, _) = failures.since(0);
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].first, all[0].last, all[0].count), (10, 30, 3));
-        assert_eq!(failures.counts()[Reason::Invalid as usize], 3);
     }
 
     #[test]
@@ -289,7 +315,34 @@ mod tests {
         let last = device(&format!("SN-{}", 3 * MOST - 1));
         assert!(failures.last_of(&last).is_some());
         assert!(failures.last_of(&device("SN-0")).is_none());
-        assert_eq!(failures.counts()[Reason::Invalid as usize], 3 * MOST as u64);
+    }
+
+    #[test]
+    fn the_reason_of_each_final_refusal_is_read_from_the_audit_log() {
+        for (refusal, expected) in [
+            (Refusal::Invalid, (Reason::Invalid, "")),
+            (Refusal::NotYours, (Reason::NotYours, "")),
+            (Refusal::Disabled, (Reason::Disabled, "")),
+            (Refusal::Issued, (Reason::Issued, "")),
+            (Refusal::Operator("odd: no".into()), (Reason::Operator, "odd: no")),
+        ] {
+            assert_eq!(reason_of(&refusal.to_string()), Some(expected));
+        }
+        assert_eq!(reason_of("whatever"), None);
+    }
+
+    #[test]
+    fn a_flood_for_one_reason_displaces_no_device_with_another() {
+        let failures = Failures::default();
+        failures.note_at(1, Reason::Operator, &device("SN-1"), "lamp", origin(), "no such product");
+        failures.note_at(1, Reason::Invalid, &device("SN-2"), "plug", origin(), "");
+        for number in 0..4 * MOST {
+            let id = device(&format!("QQ-{number}"));
+            failures.note_at(2, Reason::TooMany, &id, "plug", origin(), "");
+        }
+        let (all, forgotten) = failures.since(0);
+        assert!(forgotten && all.len() <= FEWER + 2, "{}", all.len());
+        assert!(failures.last_of(&device("SN-1")).is_some() && failures.last_of(&device("SN-2")).is_some());
     }
 
     #[test]

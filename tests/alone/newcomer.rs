@@ -204,7 +204,7 @@ fn five_steps() {
     browser.wait_for("PLUG0002");
     browser.find("a.id[href$='PLUG0001']").click();
     browser.wait_for("Has its certificate");
-    browser.wait_for("issued: a1BwAGVxyz2/PLUG0001 · by plug-batch-7 · from 127.0.0.1");
+    browser.wait_for("issued: a1BwAGVxyz2/PLUG0001 · identity plug-batch-7 · from 127.0.0.1");
     // At this point, the only values that differ from the page are the secrets of the devices.
     let text = browser.text();
     let secrets = &newcomer.known;
@@ -216,7 +216,7 @@ fn five_steps() {
     browser.wait_for("It is disabled.");
     newcomer.follow(disable);
     let deadline = Instant::now() + PATIENCE;
-    while !browser.text().contains("refused: the device is disabled · by plug-batch-7 · from 127.0.0.1") {
+    while !browser.text().contains("refused: Disabled here · identity plug-batch-7 · from 127.0.0.1") {
         assert!(Instant::now() < deadline, "the refusal does not show:\n{}", browser.text());
         browser.open(&format!("{url}device?id=PLUG0001"));
     }

@@ -306,6 +306,10 @@ fn devices_have_the_key_of_another_enrollment_and_strangers_knock() {
     night.power_on_plug("STRANGER-2");
     night.until("they are served", |overview| overview["lastHour"]["served"].as_u64() >= Some(2));
     assert!(!subjects(&night.overview()).contains(&"unknown-devices"), "{:#}", night.overview());
+    // A restart hides no device that is still refused.
+    night.server.take().expect("a server").kill();
+    night.server = Some(night.site.serve());
+    night.concern("wrong-enrollment", 1);
 }
 
 #[test]

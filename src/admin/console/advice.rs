@@ -166,7 +166,8 @@ impl Known<'_> {
             // If an answer put the device off, advice about that answer is more useful than the
             // fact that a registration has begun.
             Verdict::Register if let Some(claim) = self.claim.filter(|_| self.put_off().is_none()) => {
-                let values = [("time", moment(claim.since).into())];
+                let overview = html! { a href="/" { (t.say("nav-overview")) } };
+                let values = [("time", moment(claim.since).into()), ("overview", overview.into())];
                 let (title, text) = match claim.owner {
                     Some(_) => ("advice-registering", t.rich("advice-registering-text", values)),
                     None => ("advice-left", t.rich("advice-left-text", values)),

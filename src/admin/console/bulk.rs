@@ -220,6 +220,12 @@ impl Preview<'_> {
             p.crumb { a href="/devices" { (t.say("nav-devices")) } }
             h1 { (t.with("bulk-heading", [("action", (&name).into()), ("count", (*count).into())])) }
             (self.which)
+            @for job in shared.pages.jobs.all().iter().filter(|job| job.progress().end.is_none()) {
+                (page::message(Tone::Warning, &t.say("jobs-running"), &html! {
+                    p { (t.say("jobs-running-text")) }
+                    p { a href=(jobs::link(&job.id)) { (jobs::heading(t, job)) } " · " (t.rich("history-by", [("who", (&job.order.by.name).into())])) }
+                }))
+            }
             section.card aria-labelledby="confirm" {
                 h2 #confirm { (t.say("bulk-confirm-title")) }
                 p { (t.say(meaning_of(*action))) }
@@ -287,14 +293,25 @@ fn begin(
         Err(NotBegun::Again(id)) => Redirect::to(&jobs::link(&id)).into_response(),
         Err(NotBegun::NotPreviewed) => unreadable(frame, visitor, Unreadable("bulk-not-confirmed")),
         Err(NotBegun::Busy) => {
-            let t = frame.texts;
-            let text =
-                html! { p { (t.say("jobs-busy-text")) } p { a href="/jobs" { (t.say("jobs-title")) } } };
-            let body = html! { h1 { (t.say("bulk-title")) } (page::message(Tone::Warning, &t.say("jobs-busy"), &text)) };
-            let page = frame.page(&t.say("bulk-title"), Some(visitor), "/devices", &body);
+            let keys = ["jobs-busy", "jobs-busy-text", "jobs-title"];
+            let page = not_begun(frame, visitor, keys, "/jobs");
             (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
         }
+        Err(NotBegun::Meanwhile(id)) => {
+            let keys = ["jobs-meanwhile", "jobs-meanwhile-text", "jobs-other"];
+            let page = not_begun(frame, visitor, keys, &jobs::link(&id));
+            (StatusCode::CONFLICT, page).into_response()
+        }
     }
+}
+
+/// Says that no job has begun. The catalogue keys are those of the title, of the text, and of a
+/// link.
+fn not_begun(frame: &Frame, visitor: &Visitor, [title, text, name]: [&'static str; 3], link: &str) -> Markup {
+    let t = frame.texts;
+    let text = html! { p { (t.say(text)) } p { a href=(link) { (t.say(name)) } } };
+    let body = html! { h1 { (t.say("bulk-title")) } (page::message(Tone::Warning, &t.say(title), &text)) };
+    frame.page(&t.say("bulk-title"), Some(visitor), "/devices", &body)
 }
 
 /// Devices of a list that the table has, and the lines for which the table has no device.

@@ -75,7 +75,7 @@ pub(super) struct Situation<'s> {
     pub(super) cloud_worked: Option<UnixSeconds>,
     /// Set if the configuration has an `[iot_platform]`.
     pub(super) has_cloud: bool,
-    /// Requests of the last hour that were not served.
+    /// Requests of the last day that were not served.
     pub(super) unserved: &'s [Unserved],
     /// Handshakes of the last hour that failed, the latest first.
     pub(super) handshakes: &'s [Failed],
@@ -248,6 +248,8 @@ fn subject_of(trouble: &Trouble) -> Subject {
 /// make up one concern.
 fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let now = situation.now;
+    // Before the first device has had an answer, only the number of registrations is known.
+    let unanswered = Some(situation.waiting).filter(|waiting| *waiting > 0);
     let mut by_subject = BTreeMap::<(Subject, &str), Vec<&Trouble>>::new();
     for trouble in situation.troubles.iter().filter(|trouble| counts(trouble, situation)) {
         let subject = subject_of(trouble);
@@ -274,7 +276,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             since: troubles.iter().map(|trouble| trouble.since).chain(concern.since).min(),
             last: Some(last.last),
             times: calls,
-            devices: concern.devices.filter(|count| *count > 0),
+            devices: concern.devices.filter(|count| *count > 0).or(unanswered),
             code: Some(last.error.code.clone()),
             said: Some(last.error.message.clone()),
             names: names.into_iter().collect(),
@@ -285,7 +287,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     if let Some(since) = situation.unanswered_since.filter(|since| now - since >= SLOW && !is_silent) {
         let concerned = waiting_for(situation, Subject::CloudSlow, "");
         let concern = Concern::of(Subject::CloudSlow).with_requests(&concerned);
-        let devices = concern.devices.filter(|count| *count > 0);
+        let devices = concern.devices.filter(|count| *count > 0).or(unanswered);
         all.push(Concern {
             since: Some(since),
             last: None,
@@ -441,6 +443,9 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         let is_waiting =
             |one: &&Unserved| situation.waiting > 0 || situation.now - one.failure.last <= RECENT;
         let (queue, rest): (Vec<_>, Vec<_>) = situation.unserved.iter().filter(later).partition(is_waiting);
+        // A device that is registered meanwhile has nothing to wait for.
+        let is_unregistered = |one: &&&Unserved| one.found().is_none_or(|row| !row.is_registered);
+        let queue: Vec<_> = queue.iter().copied().filter(|one| is_unregistered(&one)).collect();
         lost = rest;
         if !queue.is_empty() {
             all.push(Concern::of(Subject::Queue).with_requests(&queue));
@@ -457,7 +462,13 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         .into_iter()
         .find_map(|(kind, reason)| situation.episodes[kind as usize].filter(|_| is_forgotten(reason)));
     if !lost.is_empty() {
-        all.push(Concern::of(Subject::NotBack).with_requests(&lost));
+        let mut concern = Concern::of(Subject::NotBack).with_requests(&lost);
+        // A refusal may go on: no call has shown yet that its cause is gone.
+        if let Some(refused) = lost.iter().find(|one| one.failure.reason == Reason::Operator) {
+            concern.tone = Tone::Warning;
+            concern.said = Some(refused.failure.message.clone()).filter(|message| !message.is_empty());
+        }
+        all.push(concern);
     } else if let Some(episode) = episode {
         all.push(Concern::of(Subject::NotBack).with_episode(episode));
     }

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin::{Shared, ring::Range},
     resource::failures::{Failure, Reason},
-    store::unix_now,
+    store::{UnixSeconds, unix_now},
 };
 
 /// Maximum number of groups of each kind on the overview.
@@ -36,7 +36,7 @@ const MAX_GROUPS: usize = 5;
 const MAX_LISTED: usize = 200;
 
 /// Returns the name of a reason in URLs, and the catalogue key of its name.
-fn names(reason: Reason) -> (&'static str, &'static str) {
+pub(super) fn names(reason: Reason) -> (&'static str, &'static str) {
     match reason {
         Reason::Invalid => ("invalid", "kind-invalid"),
         Reason::NotYours => ("not-yours", "kind-not-yours"),
@@ -131,9 +131,9 @@ impl Selection {
 
 /// Groups failures by a property, and counts the devices and requests of each group. The largest
 /// group comes first.
-fn groups<K: Hash + Ord + Clone>(all: &[Unserved], of: impl Fn(&Failure) -> K) -> Vec<(K, usize, u64)> {
+fn groups<K: Hash + Ord + Clone>(all: &[&Failure], of: impl Fn(&Failure) -> K) -> Vec<(K, usize, u64)> {
     let mut groups = HashMap::<K, (HashSet<&str>, u64)>::new();
-    for Unserved { failure, .. } in all {
+    for failure in all {
         let group = groups.entry(of(failure)).or_default();
         group.0.insert(failure.device.as_str());
         group.1 += failure.count;
@@ -146,8 +146,9 @@ fn groups<K: Hash + Ord + Clone>(all: &[Unserved], of: impl Fn(&Failure) -> K) -
 }
 
 /// Renders the most frequent failures of the last hour, or nothing if there were none.
-pub(super) fn top(t: Texts, recent: &Recent) -> Markup {
-    let Recent { all: failures, .. } = recent;
+pub(super) fn top(t: Texts, recent: &Recent, from: UnixSeconds) -> Markup {
+    let failures: Vec<&Failure> =
+        recent.all.iter().map(|one| &one.failure).filter(|failure| failure.last >= from).collect();
     if failures.is_empty() {
         return html! {};
     }
@@ -173,7 +174,7 @@ pub(super) fn top(t: Texts, recent: &Recent) -> Markup {
         }
     };
     let by_reason =
-        groups(failures, |failure| failure.reason).into_iter().map(|(reason, devices, requests)| {
+        groups(&failures, |failure| failure.reason).into_iter().map(|(reason, devices, requests)| {
             (
                 sentence(t, reason),
                 format!("/failures?reason={}&range=hour", names(reason).0),
@@ -181,9 +182,9 @@ pub(super) fn top(t: Texts, recent: &Recent) -> Markup {
                 requests,
             )
         });
-    let by_enrollment = groups(failures, |failure| failure.enrollment.clone());
+    let by_enrollment = groups(&failures, |failure| failure.enrollment.clone());
     let by_enrollment = by_enrollment.into_iter().map(linked("enrollment"));
-    let by_address = groups(failures, |failure| failure.origin.to_string());
+    let by_address = groups(&failures, |failure| failure.origin.to_string());
     let by_address = by_address.into_iter().map(linked("address"));
     html! {
         section.card aria-labelledby="failing" {
@@ -238,6 +239,7 @@ pub(super) async fn show(
             }
         }
         p.hint {
+            @if recent.forgotten { (t.say("at-least")) " " }
             (t.with("group-counts", [("devices", devices.into()), ("requests", requests.into())]))
             " · " (t.rich("failures-since", [("time", moment(shared.sources.started.max(unix_now() - range.seconds())).into())]))
             @if let Some(reason) = selection.reason(t) { " · " (t.with("failures-only", [("reason", (&reason).into())])) }
@@ -360,7 +362,12 @@ mod tests {
             last: 2,
             count: 3,
         };
-        Unserved { failure, row: row.map_or(Row::Absent, |row| Row::Found(Box::new(row))), ahead: 0 }
+        Unserved {
+            failure,
+            row: row.map_or(Row::Absent, |row| Row::Found(Box::new(row))),
+            is_superseded: false,
+            ahead: 0,
+        }
     }
 
     #[test]
@@ -405,6 +412,7 @@ mod tests {
             (0..9)
                 .map(|number| unserved(&format!("P-{number}"), Reason::Issued, &format!("e{number}"), None)),
         );
+        let all: Vec<&Failure> = all.iter().map(|one| &one.failure).collect();
         assert_eq!(groups(&all, |failure| failure.reason)[0], (Reason::Issued, 9, 27));
         let by_enrollment = groups(&all, |failure| failure.enrollment.clone());
         assert_eq!(by_enrollment.len(), MAX_GROUPS);

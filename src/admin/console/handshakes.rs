@@ -138,6 +138,7 @@ pub(super) async fn show(
             }
         }
         p.hint {
+            @if forgotten { (t.say("at-least")) " " }
             (t.with("handshakes-counts", [("clients", clients.into()), ("handshakes", handshakes.into())]))
             " · " (t.rich("failures-since", [("time", moment(begin).into())]))
             @if is_selection { " · " a href={ "/handshakes?range=" (range.name()) } { (t.say("handshakes-all")) } }

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use maud::{Markup, html};
 
-use super::{advice, language::Texts, page::moment};
+use super::{advice, failures, language::Texts, page::moment};
 use crate::{
-    provision::Refusal,
+    resource::failures::{Reason, reason_of},
     store::{
         UnixSeconds,
         audit::{AuditEntry, AuditEvent},
@@ -66,17 +66,12 @@ pub(super) fn detail(t: Texts, event: AuditEvent, detail: &str) -> Cow<'_, str> 
     if event != AuditEvent::Refused {
         return detail.into();
     }
-    let own = [
-        (Refusal::Invalid, "history-invalid"),
-        (Refusal::NotYours, "kind-not-yours"),
-        (Refusal::Disabled, "kind-disabled"),
-        (Refusal::Issued, "kind-issued"),
-    ];
-    if let Some((_, key)) = own.into_iter().find(|(refusal, _)| refusal.to_string() == detail) {
-        return t.say(key).into();
-    }
-    match detail.strip_prefix(&Refusal::Operator(String::new()).to_string()) {
-        Some(reason) => format!("{}: {}", t.say("kind-operator"), advice::reason(t, reason)).into(),
+    match reason_of(detail) {
+        Some((Reason::Invalid, _)) => t.say("history-invalid").into(),
+        Some((Reason::Operator, reason)) => {
+            format!("{}: {}", t.say("kind-operator"), advice::reason(t, reason)).into()
+        }
+        Some((reason, _)) => t.say(failures::names(reason).1).into(),
         None => detail.into(),
     }
 }
@@ -126,7 +121,7 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admin::console::language::Language, store::undo::ImportId};
+    use crate::{admin::console::language::Language, provision::Refusal, store::undo::ImportId};
 
     #[test]
     fn a_sentence_has_only_the_fields_of_its_entry() {

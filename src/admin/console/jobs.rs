@@ -104,7 +104,7 @@ pub(super) async fn stop(State(shared): State<Arc<Shared>>, OperatorForm(sent): 
     }
 }
 
-fn heading(t: Texts, job: &Job) -> String {
+pub(super) fn heading(t: Texts, job: &Job) -> String {
     let name = t.say(bulk::name_of(job.order.action));
     t.with("bulk-heading", [("action", (&name).into()), ("count", job.order.expected.into())])
 }

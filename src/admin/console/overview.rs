@@ -135,7 +135,7 @@ struct Looked {
     concerns: Vec<Concern>,
     /// Conclusion if there is no concern.
     outlook: Outlook,
-    /// Requests of the last hour that were not served.
+    /// Requests of the last day that were not served.
     recent: Recent,
     census: Option<Result<Arc<Census>, StoreError>>,
     /// Events of the last hour.
@@ -145,7 +145,7 @@ struct Looked {
 /// Looks at the server at this moment, and finds the concerns.
 async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
-    let recent = unserved::since(shared, now.at - Range::Hour.seconds()).await;
+    let recent = unserved::since(shared, now.at - Range::Day.seconds()).await;
     let (handshakes, _) = handshakes::since(shared, now.at - Range::Hour.seconds());
     let census = shared.census.last(&sources.store).await;
     let enrollments = shared.enrollments();
@@ -215,7 +215,7 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
                 (numbers(t, range, &total, &HANDSHAKES))
             }
         }
-        (failures::top(t, &looked.recent))
+        (failures::top(t, &looked.recent, now.at - Range::Hour.seconds()))
         dl.tiles {
             (tile("tile-sessions", &grouped(sessions(shared)), html! { (t.say("tile-sessions-about")) }))
             (tile("tile-registrations", &grouped(registrar.registrations() as u64),
@@ -372,6 +372,11 @@ impl<'c> Shown<'c> {
     /// Renders links to the first of the devices concerned, and to all of them.
     fn devices(&self) -> Markup {
         let Self { t, concern, .. } = self;
+        let is_of_requests = concern.subject.link().is_some_and(|link| link.starts_with("/failures"));
+        // Without requests that were answered, the devices are those whose registration has begun.
+        if is_of_requests && concern.ids.is_empty() && concern.subject.is_failed_call() {
+            return html! { p { a href="/devices?state=waiting" { (t.say("show-concerned")) } } };
+        }
         let Some(link) = concern.subject.link().filter(|_| concern.devices != Some(0)) else {
             return html! {};
         };

@@ -1,7 +1,10 @@
 //! Recent requests that were not served, each with the row that its device has now. The row shows
 //! whether the reason still holds: the device may have been served, imported or enabled since.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     admin::{Shared, blocking},
@@ -32,6 +35,8 @@ pub(super) struct Unserved {
     pub(super) failure: Failure,
     /// The device's row.
     pub(super) row: Row,
+    /// Set if the device has had another answer since.
+    pub(super) is_superseded: bool,
     /// Seconds by which the store's clock is ahead of the clock of the failures.
     pub(super) ahead: i64,
 }
@@ -57,10 +62,13 @@ impl Unserved {
             Row::Found(row) => row,
         };
         match self.failure.reason {
-            Reason::Invalid => row.enrollment != self.failure.enrollment,
+            Reason::Invalid => row.enrollment != self.failure.enrollment && !self.was_issued_since(row),
             Reason::Disabled => row.state == DeviceState::Disabled,
-            Reason::Issued => row.first_issued.is_some(),
-            Reason::Operator | Reason::Later | Reason::TimedOut => !self.was_issued_since(row),
+            // After a reset, the device may fetch its certificate again.
+            Reason::Issued => row.first_issued.is_some_and(|issued| self.here(issued) <= self.failure.last),
+            Reason::Operator | Reason::Later | Reason::TimedOut => {
+                !self.was_issued_since(row) && !self.is_superseded && row.state != DeviceState::Disabled
+            }
             Reason::NotYours | Reason::TooMany => true,
         }
     }
@@ -68,7 +76,12 @@ impl Unserved {
     /// Returns whether the device has fetched its certificate for the first time since the last
     /// request that was not served.
     fn was_issued_since(&self, row: &Listed) -> bool {
-        row.first_issued.is_some_and(|issued| issued.saturating_sub(self.ahead) >= self.failure.last)
+        row.first_issued.is_some_and(|issued| self.here(issued) >= self.failure.last)
+    }
+
+    /// Converts a time of the store to the clock of the failures.
+    fn here(&self, time: UnixSeconds) -> UnixSeconds {
+        time.saturating_sub(self.ahead)
     }
 
     /// Returns whether the device is not in the table.
@@ -80,7 +93,7 @@ impl Unserved {
     /// the device uses the key of another enrollment.
     pub(super) fn own_enrollment(&self) -> Option<&str> {
         let own = self.found().filter(|_| self.failure.reason == Reason::Invalid)?;
-        (own.enrollment != self.failure.enrollment).then_some(own.enrollment.as_str())
+        self.is_open().then_some(own.enrollment.as_str())
     }
 }
 
@@ -112,13 +125,16 @@ pub(super) async fn since(shared: &Shared, from: UnixSeconds) -> Recent {
         rows.unwrap_or_default().into_iter().map(|row| (row.id.clone(), row)).collect();
     let ahead = shared.sources.store.now().saturating_sub(unix_now());
     let partly = !failures.is_empty() && (!is_read || failures.len() > looked_up);
+    let mut later = HashSet::new();
     let all = failures.into_iter().enumerate().map(|(index, failure)| {
+        // The latest failures come first.
+        let is_superseded = !later.insert(failure.device.clone());
         let row = match rows.get(&failure.device) {
             _ if !is_read || index >= looked_up => Row::NotRead,
             Some(row) => Row::Found(Box::new(row.clone())),
             None => Row::Absent,
         };
-        Unserved { failure, row, ahead }
+        Unserved { failure, row, is_superseded, ahead }
     });
     Recent { all: all.collect(), forgotten, partly }
 }

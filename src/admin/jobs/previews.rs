@@ -10,6 +10,8 @@ const REMEMBERED: usize = 1000;
 /// A preview that an operator has seen.
 struct Preview {
     token: String,
+    /// Number of jobs that had begun when the preview was shown.
+    jobs: u64,
     /// ID of the job that the preview's confirmation began.
     job: Option<String>,
 }
@@ -21,8 +23,8 @@ pub(super) struct Previews(VecDeque<Preview>);
 /// Use of a preview.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// The preview was not confirmed yet.
-    New,
+    /// The preview was not confirmed yet. It was shown when this many jobs had begun.
+    New(u64),
     /// The preview was confirmed, and began the job with this ID.
     Begun(String),
     /// The server has forgotten the preview, or never showed it.
@@ -30,17 +32,18 @@ pub(super) enum Use {
 }
 
 impl Previews {
-    pub(super) fn add(&mut self, token: String) {
+    /// Adds a preview that is shown when `jobs` jobs have begun.
+    pub(super) fn add(&mut self, token: String, jobs: u64) {
         if self.0.len() == REMEMBERED {
             self.0.pop_front();
         }
-        self.0.push_back(Preview { token, job: None });
+        self.0.push_back(Preview { token, jobs, job: None });
     }
 
     pub(super) fn used(&self, token: &str) -> Use {
         match self.0.iter().find(|preview| preview.token == token) {
             Some(Preview { job: Some(job), .. }) => Use::Begun(job.clone()),
-            Some(_) => Use::New,
+            Some(preview) => Use::New(preview.jobs),
             None => Use::Unknown,
         }
     }
@@ -60,11 +63,11 @@ mod tests {
     #[test]
     fn a_preview_begins_one_job_and_is_forgotten_after_many_others() {
         let mut previews = Previews::default();
-        previews.add("one".into());
-        assert_eq!((previews.used("one"), previews.used("two")), (Use::New, Use::Unknown));
+        previews.add("one".into(), 3);
+        assert_eq!((previews.used("one"), previews.used("two")), (Use::New(3), Use::Unknown));
         previews.began("one", "7-1");
         assert_eq!(previews.used("one"), Use::Begun("7-1".into()));
-        (0..REMEMBERED).for_each(|number| previews.add(number.to_string()));
-        assert_eq!((previews.used("one"), previews.used("0")), (Use::Unknown, Use::New));
+        (0..REMEMBERED).for_each(|number| previews.add(number.to_string(), 4));
+        assert_eq!((previews.used("one"), previews.used("0")), (Use::Unknown, Use::New(4)));
     }
 }

@@ -307,3 +307,23 @@ async fn a_confirmation_that_comes_twice_begins_one_job() {
     assert_eq!(begin("").err(), Some(NotBegun::NotPreviewed));
     assert_eq!(bench.jobs.all().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
+    let bench = Bench::new(300);
+    let by = Actor { name: "console:anna".into(), address: None };
+    let order = |action| Order { action, target: all(), expected: 300, by: by.clone() };
+    let [first, second] = [bench.jobs.preview().unwrap(), bench.jobs.preview().unwrap()];
+    let begin = |action, token: &str| {
+        bench.jobs.begin(order(action), Some(token), bench.store.clone(), bench.registrar.clone())
+    };
+    let job = begin(Action::Disable, &first).unwrap();
+    assert_eq!(begin(Action::Enable, &second).err(), Some(NotBegun::Meanwhile(job.id.clone())));
+    // A preview that was shown since names the running job.
+    let third = bench.jobs.preview().unwrap();
+    begin(Action::Enable, &third).unwrap();
+    let fourth = bench.jobs.preview().unwrap();
+    bench.end_of(&job).await;
+    bench.end_of(&bench.jobs.all()[0]).await;
+    begin(Action::Enable, &fourth).unwrap();
+}

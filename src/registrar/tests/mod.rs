@@ -4,6 +4,7 @@ mod batches;
 mod company;
 mod crash;
 mod others;
+mod stall;
 mod sweep;
 
 use super::*;

@@ -148,7 +148,7 @@ impl Subject {
     }
 
     /// Returns whether the subject is a call of IoT Platform that fails or has no answer.
-    pub(super) fn is_failed_call(self) -> bool {
+    pub(in crate::admin::console) fn is_failed_call(self) -> bool {
         matches!(
             self,
             Self::CloudSilent
@@ -167,12 +167,12 @@ impl Subject {
             Self::DeletedAtCloud => "/devices?state=cloud-deleted",
             Self::DisabledAtCloud => "/devices?state=cloud-disabled",
             Self::Unconfigured => "/enrollments",
-            Self::WrongEnrollment => "/failures?reason=enrollment&range=hour",
-            Self::Unknown => "/failures?reason=unknown&range=hour",
-            Self::NotYours => "/failures?reason=not-yours&range=hour",
-            Self::IssuedAlready => "/failures?reason=issued&range=hour",
-            Self::TooMany | Self::Guessing => "/failures?reason=too-many&range=hour",
-            Self::DisabledAsk => "/failures?reason=disabled&range=hour",
+            Self::WrongEnrollment => "/failures?reason=enrollment&range=day",
+            Self::Unknown => "/failures?reason=unknown&range=day",
+            Self::NotYours => "/failures?reason=not-yours&range=day",
+            Self::IssuedAlready => "/failures?reason=issued&range=day",
+            Self::TooMany | Self::Guessing => "/failures?reason=too-many&range=day",
+            Self::DisabledAsk => "/failures?reason=disabled&range=day",
             Self::CloudSilent
             | Self::CloudSlow
             | Self::CloudAccount
@@ -181,7 +181,7 @@ impl Subject {
             | Self::CloudFails
             | Self::DatabaseWrites
             | Self::Queue
-            | Self::NotBack => "/failures?reason=waiting&range=hour",
+            | Self::NotBack => "/failures?reason=waiting&range=day",
             Self::WrongKey => "/handshakes?result=wrong-key&range=hour",
             Self::SilentClients => "/handshakes?result=silent&range=hour",
             Self::OtherHandshakes => "/handshakes?result=other&range=hour",

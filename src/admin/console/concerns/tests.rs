@@ -57,7 +57,7 @@ fn unserved(id: &str, reason: Reason, message: &str) -> Unserved {
         last: LAST,
         count: 2,
     };
-    Unserved { failure, row, ahead: 0 }
+    Unserved { failure, row, is_superseded: false, ahead: 0 }
 }
 
 fn with_row(one: Unserved, change: impl Fn(&mut Listed)) -> Unserved {
@@ -217,6 +217,7 @@ fn a_device_whose_problem_is_over_is_no_concern() {
     use Reason::{Disabled, Invalid, Issued, Later, NotYours, Operator, TimedOut};
     let open = |reason| unserved("SN-1", reason, "");
     let issued = |row: &mut Listed| row.first_issued = Some(LAST - 1);
+    let reset = |row: &mut Listed| row.first_issued = Some(LAST + 1);
     let served = |row: &mut Listed| row.first_issued = Some(LAST);
     let disabled = |row: &mut Listed| row.state = DeviceState::Disabled;
     for (one, expected) in [
@@ -225,6 +226,11 @@ fn a_device_whose_problem_is_over_is_no_concern() {
         (open(Disabled), None),
         (with_row(open(Issued), issued), Some(Subject::IssuedAlready)),
         (open(Issued), None),
+        (with_row(open(Issued), reset), None),
+        (with_row(open(Later), disabled), None),
+        (Unserved { is_superseded: true, ..open(TimedOut) }, None),
+        (with_row(open(Invalid), |row| row.enrollment = "plug".into()), Some(Subject::WrongEnrollment)),
+        (with_row(with_row(open(Invalid), |row| row.enrollment = "plug".into()), served), None),
         (open(NotYours), Some(Subject::NotYours)),
         (open(Operator), Some(Subject::NotBack)),
         (with_row(open(Operator), served), None),

@@ -186,6 +186,11 @@ jobs-none = No jobs
 jobs-none-text = A job begins when you confirm an action on many devices.
 jobs-busy = Other jobs are running
 jobs-busy-text = Nothing was changed. Wait until one of them has ended, or stop one, and confirm again.
+jobs-meanwhile = Another job has begun meanwhile
+jobs-meanwhile-text = Nothing was changed. Since your preview, another operator has begun a job that may change the same devices. Look at it, and preview your action again.
+jobs-other = Show the other job
+jobs-running = A job is running
+jobs-running-text = It may change the same devices at the same time.
 job-running = Running
 job-running-text = The job goes on if you close this page.
 job-complete = Done
@@ -303,7 +308,7 @@ advice-issued-text = If the device has lost its certificate, reset it.
 advice-stopped = Not registered: IoT Platform refuses calls
 advice-stopped-text = This device has no certificate yet, because IoT Platform refuses the calls of this server at the moment: {$reason}. This is no fault of the device. {$overview} says what to do; the device then tries again by itself.
 advice-registering = Being registered
-advice-registering-text = It is being registered at IoT Platform since {$time}. There is nothing to do.
+advice-registering-text = It is being registered at IoT Platform since {$time}. If this goes on, {$overview} says why.
 advice-left = Its registration is not finished
 advice-left-text = Its registration began at {$time} and was interrupted. A server continues it, at the latest with the device's next request.
 advice-last-refused = Its last request was refused
@@ -502,6 +507,7 @@ group-counts = { $devices ->
 failures-all = Show all devices
 handshakes-all = Show all handshakes
 failures-none = None.
+at-least = At least
 failures-latest = The latest {$count} are shown.
 failures-download = Download the {$count} IDs that are not in the table
 failures-download-hint = Before you import them, compare them with the list of the factory: anybody who has the key can send any ID. Do not import an ID that is not on the list. {$import}
@@ -669,7 +675,7 @@ not-back = { $devices ->
     [one] {$devices} device that could not be served has not asked again
    *[other] {$devices} devices that could not be served have not asked again
 }
-not-back-cause = They were asked to come back later, or were refused because of a fault that no longer shows. They may be switched off, or their firmware does not ask again.
+not-back-cause = They were asked to come back later, or were refused because of a fault that has not shown again since. They may be switched off, or their firmware does not ask again. The last message, if there is one, is below.
 not-back-remedy = Power one of them on again, and look at its page here.
 unsent = { $times ->
     [one] {$times} datagram could not be sent

@@ -147,6 +147,11 @@ jobs-none = ジョブはありません
 jobs-none-text = 多数のデバイスへの操作を確認すると、ジョブが始まります。
 jobs-busy = ほかのジョブが実行中です
 jobs-busy-text = 何も変更されていません。どれかが終わるのを待つか停止して、もう一度確認してください。
+jobs-meanwhile = その間に別のジョブが始まりました
+jobs-meanwhile-text = 何も変更されていません。プレビューの後に、別のオペレーターが同じデバイスを変更する可能性のあるジョブを開始しました。それを確認し、もう一度プレビューしてください。
+jobs-other = 別のジョブを表示
+jobs-running = ジョブが実行中です
+jobs-running-text = 同じデバイスを同時に変更する可能性があります。
 job-running = 実行中
 job-running-text = このページを閉じてもジョブは続きます。
 job-complete = 完了
@@ -264,7 +269,7 @@ advice-issued-text = デバイスが証明書を失った場合は、リセッ�
 advice-stopped = 未登録：IoT Platform が呼び出しを拒否しています
 advice-stopped-text = IoT Platform が現在このサーバーの呼び出しを拒否しているため、まだ証明書がありません：{$reason}。デバイスの問題ではありません。対処は{$overview}にあります。その後、デバイスは自動で再試行します。
 advice-registering = 登録中です
-advice-registering-text = {$time} から IoT Platform に登録中です。何もする必要はありません。
+advice-registering-text = {$time} から IoT Platform に登録中です。続く場合は、{$overview}に理由が出ます。
 advice-left = 登録が完了していません
 advice-left-text = {$time} に始まった登録が中断されました。遅くともデバイスの次のリクエストで再開されます。
 advice-last-refused = 最後のリクエストは拒否されました
@@ -450,6 +455,7 @@ group-counts = デバイス {$devices} 台、リクエスト {$requests} 件
 failures-all = すべてのデバイスを表示
 handshakes-all = すべてのハンドシェイクを表示
 failures-none = ありません。
+at-least = 少なくとも
 failures-latest = 最新の {$count} 件を表示しています。
 failures-download = テーブルにない {$count} 件の ID をダウンロード
 failures-download-hint = インポートする前に工場のリストと照合してください。鍵を持つ人は誰でも任意の ID を送れます。リストにない ID はインポートしないでください。{$import}
@@ -556,7 +562,7 @@ too-many = { $devices ->
     [0] リクエストが多すぎます
    *[other] {$devices} 台のリクエストが多すぎます
 }
-too-many-cause = {$times} 件のリクエストがレート制限を超え、4.29 を返しました。
+too-many-cause = {$times} 件のリクエストがレート制限を超え、4.29 で応答されました。
 too-many-remedy = 繰り返し要求するデバイスはファームウェアに誤りがあります。同じアドレスから多数が一度に来るなら、制限を上げてください。
 queue = {$devices} 台が登録を待っています
 queue-cause = IoT Platform の登録速度を超えるデバイスが一度に来ました。
@@ -565,7 +571,7 @@ not-back = { $devices ->
     [0] 証明書を得られなかったデバイスが再要求していません
    *[other] 証明書を得られなかった {$devices} 台が再要求していません
 }
-not-back-cause = 後で再試行するよう求められたか、今は見られない障害のために拒否されました。電源が切れているか、ファームウェアが再要求しない可能性があります。
+not-back-cause = 後で再試行するよう求められたか、その後は見られない障害のために拒否されました。電源が切れているか、ファームウェアが再要求しない可能性があります。最後のメッセージがあれば下にあります。
 not-back-remedy = そのうち 1 台の電源を入れ直し、このコンソールでそのページを確認してください。
 unsent = {$times} 個のデータグラムを送信できませんでした
 unsent-cause = このサーバーのネットワークまたはバッファーが小さすぎるか遅すぎます。デバイスはリクエストを繰り返します。

@@ -147,6 +147,11 @@ jobs-none = 没有任务
 jobs-none-text = 确认对多台设备的操作后，任务就会开始。
 jobs-busy = 其他任务正在运行
 jobs-busy-text = 没有做任何更改。请等待其中一个结束或停止一个，然后再次确认。
+jobs-meanwhile = 其间已有另一个作业开始
+jobs-meanwhile-text = 没有任何更改。在您预览之后，另一位操作员开始了可能更改相同设备的作业。请查看该作业，然后重新预览您的操作。
+jobs-other = 查看另一个作业
+jobs-running = 有作业正在运行
+jobs-running-text = 它可能同时更改相同的设备。
 job-running = 正在运行
 job-running-text = 关闭此页面后任务仍会继续。
 job-complete = 已完成
@@ -264,7 +269,7 @@ advice-issued-text = 如果设备丢失了证书，请重置它。
 advice-stopped = 未注册：物联网平台拒绝调用
 advice-stopped-text = 该设备还没有证书，因为物联网平台目前拒绝本服务器的调用：{$reason}。这不是设备的问题。{$overview}说明了处理方法；之后设备会自动重试。
 advice-registering = 正在注册
-advice-registering-text = 自 {$time} 起正在物联网平台注册。无需操作。
+advice-registering-text = 它自 {$time} 起正在物联网平台注册。如果持续出现，{$overview}会说明原因。
 advice-left = 注册尚未完成
 advice-left-text = 其注册始于 {$time}，后被中断。服务器会继续，最迟在设备的下一次请求时。
 advice-last-refused = 上一次请求被拒绝
@@ -450,6 +455,7 @@ group-counts = {$devices} 台设备，{$requests} 次请求
 failures-all = 显示所有设备
 handshakes-all = 显示所有握手
 failures-none = 没有。
+at-least = 至少
 failures-latest = 仅显示最近 {$count} 条。
 failures-download = 下载 {$count} 个不在设备表中的 ID
 failures-download-hint = 导入之前，请与工厂清单核对：持有密钥的任何人都可以发送任意 ID。不要导入清单之外的 ID。{$import}
@@ -565,7 +571,7 @@ not-back = { $devices ->
     [0] 未能取得证书的设备没有再次请求
    *[other] {$devices} 台未能取得证书的设备没有再次请求
 }
-not-back-cause = 它们被要求稍后重试，或因现已不再出现的故障被拒绝。它们可能已断电，或固件不会再次请求。
+not-back-cause = 它们被要求稍后重试，或因此后没有再出现的故障被拒绝。它们可能已断电，或固件不会再次请求。如有最后的错误信息，见下方。
 not-back-remedy = 请将其中一台重新通电，并在此查看其页面。
 unsent = {$times} 个数据报未能发送
 unsent-cause = 本服务器的网络或其缓冲区过小或过慢。设备会重复请求。

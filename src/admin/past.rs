@@ -1,0 +1,98 @@
+//! Remembers the refusals before the start of the process, so that a restart hides no device that is
+//! still refused. Only the audit log has them.
+
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
+
+use super::{Sources, blocking, ring::Range};
+use crate::{
+    rate_limit::Origin,
+    resource::failures::{Failures, reason_of},
+    store::{
+        StoreError,
+        audit::{AuditEntry, AuditEvent},
+        unix_now,
+    },
+};
+
+/// Maximum number of refusals that are read.
+const MOST: usize = 4096;
+
+/// Maximum time for reading them.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reads the latest refusals of the last day from the audit log. If the log cannot be read, another
+/// concern reports it.
+pub(super) async fn remember(sources: &Sources) {
+    let (store, failures) = (sources.store.clone(), sources.failures.clone());
+    let read = blocking(move || {
+        // The log has times of the store's clock.
+        let ahead = store.now().saturating_sub(unix_now());
+        let since = store.now().saturating_sub(Range::Day.seconds());
+        let mut refusals: Vec<AuditEntry> = Vec::new();
+        store.review_audit(&[AuditEvent::Refused], since, PATIENCE, &mut |entry, _| {
+            refusals.push(entry);
+            if refusals.len() < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        // The newest came first, and the last one that is noted gives the origin and the message.
+        refusals.iter().rev().for_each(|refusal| note(&failures, refusal, ahead));
+        Ok::<_, StoreError>(refusals.len())
+    });
+    if let Err(error) = read.await {
+        tracing::debug!(%error, "the refusals before the start could not be read");
+    }
+}
+
+fn note(failures: &Arc<Failures>, refusal: &AuditEntry, ahead: i64) {
+    let AuditEntry { device: Some(device), enrollment: Some(enrollment), detail: Some(detail), .. } = refusal
+    else {
+        return;
+    };
+    let Some((reason, message)) = reason_of(detail) else { return };
+    let Some(origin) = refusal.address.as_deref().and_then(origin) else { return };
+    failures.note_at(refusal.at.saturating_sub(ahead), reason, device, enrollment, origin, message);
+}
+
+/// Parses an origin as the log has it: an IPv4 address, or an IPv6 network.
+fn origin(text: &str) -> Option<Origin> {
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    address.parse().ok().map(Origin::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{device::DeviceId, resource::failures::Reason};
+
+    #[test]
+    fn a_refusal_of_the_log_is_remembered_at_its_time() {
+        let failures = Arc::<Failures>::default();
+        let refusal = |at, address: &str, detail: &str| AuditEntry {
+            device: Some(DeviceId::parse("SN-1").unwrap()),
+            enrollment: Some("plug".into()),
+            address: Some(address.into()),
+            detail: Some(detail.into()),
+            ..AuditEntry::new(AuditEvent::Refused, at)
+        };
+        for refusal in [
+            refusal(3700, "192.0.2.7", "the device is invalid"),
+            refusal(3800, "2001:db8::/64", "IoT Platform refuses: iot.prod.NotExistedProduct: no"),
+            refusal(3900, "192.0.2.7", "a text of another version"),
+            refusal(3900, "nowhere", "the device is invalid"),
+        ] {
+            note(&failures, &refusal, 3600);
+        }
+        let (all, _) = failures.since(0);
+        let seen: Vec<_> = all
+            .iter()
+            .map(|one| (one.reason, one.last, one.origin.to_string(), one.message.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Reason::Operator, 200, "2001:db8::/64".into(), "iot.prod.NotExistedProduct: no"),
+                (Reason::Invalid, 100, "192.0.2.7".into(), ""),
+            ]
+        );
+        assert_eq!(failures.counts().iter().sum::<u64>(), 0);
+    }
+}
