@@ -95,7 +95,7 @@ impl Trouble {
     }
 }
 
-/// Numbers of an action's calls since the start, by result.
+/// Counts of the calls of an action that have ended since the start, by result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended {
     /// Calls that IoT Platform has carried out, or has answered with an error about the device

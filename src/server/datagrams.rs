@@ -158,7 +158,8 @@ struct Sender {
 }
 
 impl Outgoing {
-    /// Creates an empty buffer. The sockets are in the order of `listen`.
+    /// Creates an empty buffer. The sockets are in the order of the addresses under `listen`
+    /// in the configuration.
     pub(super) fn new(sockets: Vec<UdpSocket>, numbers: Numbers) -> Self {
         let sender = Sender {
             sockets,

@@ -175,7 +175,7 @@ pub struct Asker {
     pub enrollment: String,
     /// PSK identity of the client.
     pub identity: String,
-    /// Origin of the client's handshake.
+    /// Origin of the client's handshake, as text: an IPv4 address, or an IPv6 network of 64 bits.
     pub address: String,
 }
 

@@ -249,6 +249,8 @@ fn a_job_that_was_killed_is_not_said_to_have_ended_and_its_reset_is_not_to_be_re
     assert!(page.body.contains("How far it came is not known"), "{}", page.body);
     assert!(page.body.contains("Do not simply repeat the reset"), "{}", page.body);
     assert!(!page.body.contains("Running") && !page.body.contains("0 of"), "{}", page.body);
+    let list = console.lead.get("/jobs");
+    assert!(list.body.contains(&path.replace('&', "&amp;")), "the list has it: {}", list.body);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Conditions by which devices are listed: their texts in addresses and forms, and the filter that
-//! they stand for. A condition that cannot be read is an error. If it were left out, an action
-//! would reach more devices than intended.
+//! Conditions by which devices are listed: how a condition is written in URLs and forms, and the
+//! filter that it stands for. A condition that cannot be read is an error. If it were left out, an
+//! action would reach more devices than intended.
 
 use jiff::{ToSpan, civil::Date, tz::Offset};
 use maud::{Markup, html};

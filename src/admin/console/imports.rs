@@ -159,7 +159,7 @@ fn preview(frame: &Frame, visitor: &Visitor, id: ImportId, would: Undone, rest: 
         ul {
             li { (t.with("undo-removed", [("count", would.removed.into())])) }
             @if would.certificates > 0 { li { (t.with("undo-certificates", [("count", would.certificates.into())])) } }
-            li { (t.with("undo-restored", [("count", would.restored.into())])) }
+            @if would.restored > 0 { li { (t.with("undo-restored", [("count", would.restored.into())])) } }
             @if would.left > 0 { li { (t.with("undo-left", [("count", would.left.into())])) } }
         }
         form method="post" action="/import/undo" {

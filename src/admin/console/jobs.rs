@@ -23,6 +23,7 @@ use crate::{
             Action, How, Job, Known, NO_ANSWER, Progress,
             record::{self, Recorded},
         },
+        ring::Range,
     },
     store::unix_now,
 };
@@ -52,7 +53,7 @@ pub(super) async fn show(
     Query(which): Query<Which>,
 ) -> Response {
     if which.id.is_empty() {
-        return all(&shared, &frame, &visitor);
+        return all(&shared, &frame, &visitor).await;
     }
     let t = frame.texts;
     let job = match shared.pages.jobs.find(&which.id) {
@@ -215,9 +216,18 @@ fn again(action: Action) -> &'static str {
     }
 }
 
-fn all(shared: &Shared, frame: &Frame, visitor: &Visitor) -> Response {
+async fn all(shared: &Shared, frame: &Frame, visitor: &Visitor) -> Response {
     let t = frame.texts;
-    let jobs = shared.pages.jobs.all();
+    let mut jobs = shared.pages.jobs.all();
+    let (store, since) = (shared.sources.store.clone(), unix_now() - Range::Day.seconds());
+    match blocking(move || record::unfinished(store.as_ref(), since, SEARCH)).await {
+        Ok(unfinished) => {
+            let is_known = |job: &Job| jobs.iter().any(|known| known.id == job.id);
+            let lost: Vec<_> = unfinished.into_iter().filter(|job| !is_known(job)).map(Arc::new).collect();
+            jobs.extend(lost);
+        }
+        Err(error) => return frame.store_failed(visitor, &error),
+    }
     let since = t.rich("jobs-since", [("time", moment(shared.sources.started).into())]);
     let body = html! {
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
@@ -241,8 +251,9 @@ fn all(shared: &Shared, frame: &Frame, visitor: &Visitor) -> Response {
                                 td data-label=(t.say("job-began")) { (moment(job.began)) }
                                 td data-label=(t.say("job-by")) { bdi { (job.order.by.name) } }
                                 td data-label=(t.say("column-state")) {
-                                    (t.say(state(progress.end.as_ref().map(|(_, how)| how)))) " · "
-                                    (t.rich("job-done-of", [("done", progress.done().into()), ("all", job.order.expected.into())]))
+                                    (t.say(state(progress.end.as_ref().map(|(_, how)| how))))
+                                    @if !matches!(progress.end, Some((_, How::Unrecorded))) { " · "
+                                    (t.rich("job-done-of", [("done", progress.done().into()), ("all", job.order.expected.into())])) }
                                 }
                             }
                         }

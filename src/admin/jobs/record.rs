@@ -2,7 +2,11 @@
 //! restart, the console reads from these entries how a job ended. This module depends on the form
 //! of these two entries, but not on how a job runs.
 
-use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::ControlFlow,
+    time::Duration,
+};
 
 use super::{Action, How, Job, Order, Progress, Target, began_of};
 use crate::store::{
@@ -14,6 +18,9 @@ use crate::store::{
 /// Time by which the clocks of two processes of one table may differ, in seconds. The log is
 /// searched this far beyond the beginning of a job.
 const CLOCKS: UnixSeconds = 3600;
+
+/// Maximum number of jobs that [`unfinished`] returns.
+const MOST: usize = 20;
 
 /// Result of a search for a job in the audit log.
 pub(in crate::admin) enum Recorded {
@@ -107,6 +114,34 @@ pub(in crate::admin) fn find(store: &dyn Table, id: &str, time: Duration) -> Res
     let unrecorded = Progress { end: Some((entry.at, How::Unrecorded)), ..Progress::default() };
     let progress = last.and_then(|(at, detail)| progress(&detail, at)).unwrap_or(unrecorded);
     Ok(Recorded::Job(Box::new(Job::new(id.to_owned(), order, entry.at, progress))))
+}
+
+/// Returns the jobs since `since` whose beginning is in the audit log, and whose end is not, newest
+/// first. Searches for about `time` at most. Blocks the thread.
+pub(in crate::admin) fn unfinished(
+    store: &dyn Table,
+    since: UnixSeconds,
+    time: Duration,
+) -> Result<Vec<Job>, StoreError> {
+    let (mut ended, mut jobs) = (HashSet::new(), Vec::new());
+    let kinds = [AuditEvent::Began, AuditEvent::Ended];
+    store.review_audit(&kinds, since, time, &mut |entry, _| {
+        let parts = entry.detail.as_deref().and_then(|detail| detail.strip_prefix("job ")?.split_once(": "));
+        let Some((id, detail)) = parts.map(|(id, detail)| (id.to_owned(), detail.to_owned())) else {
+            return ControlFlow::Continue(());
+        };
+        // The end of a job comes before its beginning, because the newest entry comes first.
+        if entry.event == AuditEvent::Ended {
+            ended.insert(id);
+        } else if !ended.contains(&id)
+            && let Some(order) = order(&entry, &detail)
+        {
+            let progress = Progress { end: Some((entry.at, How::Unrecorded)), ..Progress::default() };
+            jobs.push(Job::new(id, order, entry.at, progress));
+        }
+        if jobs.len() < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(jobs)
 }
 
 /// Reads the entry about the beginning of a job. The devices of the job are not in it.

@@ -265,6 +265,12 @@ async fn the_log_has_the_beginning_and_the_end_of_a_job_and_of_no_other() {
     let Recorded::Job(job) = find(&stopped.id) else { panic!("it has ended") };
     assert_eq!((job.progress(), how(&progress)), (progress.clone(), &How::Stopped("console:ben".into())));
     assert_eq!((&*job.order.by.name, job.began), ("console:anna", stopped.began));
+    let unfinished = || record::unfinished(&*bench.store, 0, Duration::from_secs(9)).unwrap();
+    assert_eq!(unfinished().len(), 0);
+    let third = bench.begin(Action::Enable, all(), 30).unwrap();
+    let ids: Vec<String> = unfinished().into_iter().map(|job| job.id.clone()).collect();
+    assert_eq!(ids, [third.id.clone()]);
+    bench.end_of(&third).await;
     let other = format!("{}-00000000", stopped.began);
     assert!(matches!(find(&other), Recorded::None), "such a number was never given out");
     assert_eq!(bench.store.verify_audit(&mut |_, _| ()).unwrap().fault, None);

@@ -285,7 +285,8 @@ pub(super) fn device_state(row: &Row<'_>, column: usize) -> rusqlite::Result<Dev
     }
 }
 
-/// Reads the state at IoT Platform.
+/// Decodes a column with the state of a device at IoT Platform. NULL means that the device was not
+/// found to be disabled or deleted there.
 pub(super) fn cloud_state(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<CloudState>> {
     match row.get_ref(column)?.as_str_or_null()? {
         None => Ok(None),

@@ -181,7 +181,7 @@ bulk-not-counted = The devices could not be counted in time. Choose closer condi
 ## Jobs
 
 jobs-title = Jobs
-jobs-since = Jobs since the server started at {$time}. The audit log has when earlier ones began and ended.
+jobs-since = The jobs since the server started at {$time}, and those of the last 24 hours whose end is not recorded.
 jobs-none = No jobs
 jobs-none-text = A job begins when you confirm an action on many devices.
 jobs-busy = Other jobs are running
