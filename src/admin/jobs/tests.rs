@@ -269,7 +269,7 @@ async fn the_log_has_the_beginning_and_the_end_of_a_job_and_of_no_other() {
     assert_eq!(unfinished().len(), 0);
     let third = bench.begin(Action::Enable, all(), 30).unwrap();
     let ids: Vec<String> = unfinished().into_iter().map(|job| job.id.clone()).collect();
-    assert_eq!(ids, [third.id.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&third.id));
     bench.end_of(&third).await;
     let other = format!("{}-00000000", stopped.began);
     assert!(matches!(find(&other), Recorded::None), "such a number was never given out");
