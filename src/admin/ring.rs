@@ -205,11 +205,18 @@ impl Range {
         }
     }
 
-    /// Returns the pause between two samples that are kept for the range, in seconds.
-    fn pause(self) -> i64 {
+    /// Returns the end of the bar in which this time is. The bars of all pages have the same ends:
+    /// full minutes, for example, so that a bar keeps its label.
+    pub(super) fn end_of_bar(self, at: UnixSeconds) -> UnixSeconds {
+        at.saturating_add(self.step() - 1).div_euclid(self.step()) * self.step()
+    }
+
+    /// Returns whether a sample is kept for the range after the last one that was kept.
+    fn keeps(self, last: UnixSeconds, at: UnixSeconds) -> bool {
         match self {
-            Self::Hour => EVERY.as_secs().cast_signed(),
-            Self::Day | Self::Week => self.step(),
+            Self::Hour => at - last >= EVERY.as_secs().cast_signed(),
+            // The first sample of each bar is the edge between this bar and the one before it.
+            Self::Day | Self::Week => at.div_euclid(self.step()) != last.div_euclid(self.step()),
         }
     }
 
@@ -255,7 +262,7 @@ impl Ring {
             while kept.back().is_some_and(|last| last.at > sample.at) {
                 kept.pop_back();
             }
-            if kept.back().is_none_or(|last| sample.at - last.at >= range.pause()) {
+            if kept.back().is_none_or(|last| range.keeps(last.at, sample.at)) {
                 kept.push_back(sample);
             }
             let oldest = sample.at - range.seconds() - range.step();
@@ -266,26 +273,22 @@ impl Ring {
     }
 
     /// Returns the growth of the counters in each bar of a range, the current bar last. The time of
-    /// a bar is its end. Bars before the first sample are left out.
+    /// a bar is its end; the current bar may end in the future. Bars before the first sample are left out.
     pub(super) fn bars(&self, range: Range, now: &Sample) -> Vec<Sample> {
         let kept = &self.kept[range as usize];
-        let (mut bars, mut later, mut end) = (Vec::with_capacity(range.bars()), *now, now.at);
+        let (mut bars, mut later, mut end) =
+            (Vec::with_capacity(range.bars()), *now, range.end_of_bar(now.at));
         let mut earlier = kept.iter().rev().filter(|sample| sample.at <= now.at).peekable();
         while bars.len() < range.bars() {
-            // The bar begins at the latest sample at or before `begin`. If all samples are later,
-            // the bar begins at the oldest sample.
+            // The bar begins at its first sample. If it has none, it begins at the sample before it.
             let begin = end - range.step();
             let mut edge = None;
-            while let Some(sample) = earlier.peek() {
-                edge = Some(**sample);
-                if sample.at <= begin {
-                    break;
-                }
-                earlier.next();
+            while let Some(sample) = earlier.next_if(|sample| sample.at >= begin) {
+                edge = Some(*sample);
             }
-            let Some(edge) = edge else { break };
+            let Some(edge) = edge.or_else(|| earlier.peek().copied().copied()) else { break };
             bars.push(Sample { at: end, ..later.since(&edge) });
-            if edge.at > begin {
+            if earlier.peek().is_none() {
                 break;
             }
             (later, end) = (edge, begin);
@@ -384,10 +387,11 @@ mod tests {
         let mut ring = Ring::default();
         assert_eq!(ring.bars(Range::Hour, &at(5, 5)), []);
         ring.push(at(0, 0));
-        assert_eq!(ring.bars(Range::Hour, &at(7, 7)), [at(7, 7)]);
+        assert_eq!(ring.bars(Range::Hour, &at(7, 7)), [at(60, 7)], "the bar of the first minute");
         (1..10).for_each(|sample| ring.push(at(sample * 10, sample.cast_unsigned() * 10)));
         let now = at(95, 95);
         let bars = ring.bars(Range::Hour, &now);
+        assert_eq!(bars.iter().map(|bar| bar.at).collect::<Vec<_>>(), [60, 120]);
         assert_eq!((bars.len(), bars.iter().map(served).sum::<u64>()), (2, 95));
         for range in Range::ALL {
             assert_eq!(served(&ring.total(range, &now)), 95);

@@ -8,7 +8,7 @@ use crate::store::Actor;
 /// Seals the database's secrets, and shows which database keys seal them
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example: give a database a key, or a new one, beside a running server
+Example: give a database its first key, or replace its key, while the server runs
   openssl rand -hex 32 > database.key && chmod 600 database.key
   (in certdist.toml: database_key = \"file:database.key\", and the former key, if any,
   in database_key_previous = [\"file:former.key\"])

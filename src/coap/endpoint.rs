@@ -200,8 +200,8 @@ impl<K: Copy + Eq + Hash + Ord> Endpoint<K> {
         self.answer(now, exchange, response, None, out)
     }
 
-    /// Sends the answers that the transport did not accept before. Must be called once the
-    /// transport accepts messages for the peer again. Returns the number of answers that the
+    /// Sends the answers that the transport did not accept before. Must be called as soon as
+    /// the transport accepts messages for the peer again. Returns the number of answers that the
     /// transport accepts now.
     pub fn resume(&mut self, peer: K, out: &mut impl Outbox<K>) -> usize {
         let mut sent = usize::from(self.confirmables.resume(peer, out));

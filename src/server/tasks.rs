@@ -59,7 +59,8 @@ impl<T, N: Notify> Tasks<T, N> {
         Self { tasks: HashMap::new(), next: 0 }
     }
 
-    /// Adds a piece of work. The caller must soon poll the work for the first time.
+    /// Adds a piece of work without polling it. The caller must poll it once, because nothing wakes
+    /// work that was never polled.
     pub(super) fn add(&mut self, work: Work<T>, notify: N) -> TaskId {
         let task = self.next;
         self.next += 1;

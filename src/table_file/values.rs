@@ -121,7 +121,7 @@ pub(super) fn visible(value: &str) -> String {
 /// Describes a character so that the operator can find it, even if it is invisible.
 fn described(character: char) -> String {
     let code = u32::from(character);
-    if character.is_control() || is_blank(character) {
+    if visible(&character.to_string()).chars().count() > 1 {
         format!("U+{code:04X}")
     } else {
         format!("\"{character}\" (U+{code:04X})")

@@ -35,7 +35,7 @@ pub(super) fn draw(
     let scale = nice(most);
     let first = range.bars().saturating_sub(bars.len());
     let step = WIDTH / range.bars();
-    let begin = now - range.seconds();
+    let begin = range.end_of_bar(now) - range.seconds();
     let of_group = |kinds: &[Kind]| bars.iter().map(|bar| bar.sum(kinds)).sum::<u64>();
     let counts = GROUPS.map(|(_, _, kinds)| of_group(kinds));
     let words = t.with(

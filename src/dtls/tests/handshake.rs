@@ -33,8 +33,8 @@ fn the_servers_preference_decides_among_the_suites_offered() {
 fn fragments_of_every_size_order_and_packing_are_reassembled() {
     for fragment in [1, 2, 7, 16, 50, 100] {
         for (reverse, coalesce) in [(false, false), (false, true), (true, false), (true, true)] {
-            // The first fragment of a ClientHello must contain the cookie, so the hellos
-            // are sent whole and only the last flight is fragmented.
+            // The server requires the cookie in the first fragment of a ClientHello, so the hellos are
+            // sent whole and only the last flight is fragmented.
             let mut server = Server::new(Config::default());
             let mut client = Client::new(profile(), [1; 32]);
             let hello = client.start(server.now).concat();

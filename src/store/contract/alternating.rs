@@ -1,4 +1,5 @@
-//! A store that passes its calls to two handles alternately.
+//! A store that passes its calls alternately to two handles of the same database. With it, the tests
+//! of the contract show that one process sees what another process has written.
 
 use std::{
     collections::HashSet,

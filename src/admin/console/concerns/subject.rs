@@ -147,7 +147,8 @@ impl Subject {
         }
     }
 
-    /// Returns whether the subject is a call of IoT Platform that fails or has no answer.
+    /// Returns whether the subject is a call to IoT Platform that failed, was throttled, or takes too
+    /// long.
     pub(in crate::admin::console) fn is_failed_call(self) -> bool {
         matches!(
             self,
