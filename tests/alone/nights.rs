@@ -191,7 +191,7 @@ fn the_cloud_is_down_and_comes_back() {
         "since 20",
         "4 devices",
         "not the devices",
-        "Check network, DNS, firewall and proxy",
+        "check its network, DNS, firewall and proxy",
         "those with a certificate are served",
     ];
     eyes.look(&night, "cloud-down", "/", &words);
@@ -235,7 +235,7 @@ fn the_access_key_is_wrong() {
     let words = [
         "IoT Platform refuses the access key of this server",
         "2 devices",
-        "Access key ID and access key secret do not match",
+        "access key ID and access key secret do not match",
         "a changed file by itself",
     ];
     eyes.look(&night, "key-wrong", "/", &words);
@@ -256,7 +256,7 @@ fn a_product_is_missing() {
     night.until("the other product is served", |overview| overview["lastHour"]["served"] == 1);
     let eyes = Eyes::open();
     eyes.sign_in(&night, "guest");
-    let words = ["IoT Platform refuses the product", "1 device", "product_key of their enrollment is wrong"];
+    let words = ["IoT Platform refuses the product", "1 device", "product_key of the enrollment is wrong"];
     eyes.look(&night, "product-missing", "/", &words);
     assert!(eyes.browser.text().contains("a1plug"));
 }
@@ -282,7 +282,7 @@ fn devices_have_the_key_of_another_enrollment_and_strangers_knock() {
         "2 devices that are not in the table ask for a certificate",
         "1 connection failed: wrong key or unknown identity",
         "the table lists them under lamp, but they ask with the key of plug",
-        "import the devices into the enrollment of that key",
+        "import the devices into the enrollment plug",
     ];
     eyes.look(&night, "strangers", "/", &words);
     eyes.look(&night, "strangers-list", "/failures?reason=unknown", &["Download the 2 IDs"]);

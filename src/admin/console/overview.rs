@@ -306,6 +306,7 @@ impl<'c> Shown<'c> {
             listed += &t.say("list-comma");
             listed += "…";
         }
+        let (own, of_key) = concern.pairs.first().map_or(("", ""), |(own, key)| (own, key));
         t.rich(
             key,
             [
@@ -313,6 +314,8 @@ impl<'c> Shown<'c> {
                 ("times", concern.times.into()),
                 ("names", (&listed).into()),
                 ("cloud", self.cloud.into()),
+                ("own", own.into()),
+                ("key", of_key.into()),
             ],
         )
     }
@@ -344,7 +347,11 @@ impl<'c> Shown<'c> {
         let code = concern.code.as_deref();
         let title = code.and_then(concerns::title_of).unwrap_or(title);
         let cause = code.and_then(concerns::cause_of).unwrap_or(cause);
-        let remedy = code.and_then(concerns::remedy_of).unwrap_or(remedy);
+        let remedy = match code.and_then(concerns::remedy_of) {
+            Some(own) => own,
+            None if concern.pairs.len() > 1 => "wrong-enrollment-remedy-several",
+            None => remedy,
+        };
         let facts = self.facts();
         html! {
             section class={ "message concern " (concern.tone.class()) } {

@@ -405,7 +405,7 @@ nothing-to-do = Nothing to do. This was looked at:
 no-device-came = No device has asked in the last hour
 no-device-came-text = No fault is known. If devices should be asking now: are they powered on, and can they reach this server? This was looked at:
 too-early = Too early to tell
-too-early-text = The server started at {$time}, and no fault has shown since. Look again after {$until}. If the numbers under Requests are still 0 by then although a device is powered on, the device does not reach this server: check its network. This was looked at:
+too-early-text = The server started at {$time}, and no fault has shown since. Power a device on, and look again after {$until}. If the numbers under Requests are still 0 by then, the device does not reach this server: check the network of the device. This was looked at:
 concerns-count = {$count} things to look at, the worst first.
 too-early-counting = No fault is known yet, but the table is still being counted. This was looked at:
 looked-requests = Requests and handshakes since {$time}: {$served} served, none failed.
@@ -550,7 +550,7 @@ cloud-silent-cause = The network between this server and {$cloud}, or IoT Platfo
 cloud-slow = IoT Platform has not answered a call for {$times} s
 cloud-slow-cause = The network between this server and {$cloud}, or IoT Platform itself; not the devices.
 cloud-slow-remedy = Wait a minute: the answer may still come. If it does not, check network, DNS, firewall and proxy of this server. Leave the devices alone: they ask again by themselves.
-cloud-silent-remedy = Check network, DNS, firewall and proxy of this server. If they are in order, see the status page of Alibaba Cloud, and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
+cloud-silent-remedy = Tell the administrator of this server to check its network, DNS, firewall and proxy. If they are in order, see the status page of Alibaba Cloud (status.alibabacloud.com), and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 cloud-account = IoT Platform refuses the calls of this server
 cloud-account-cause = The account or the access key that this server uses; not the devices. Refused calls: {$names}.
 cloud-account-remedy = Mend what the message says, in the console of Alibaba Cloud or in the configuration here. The devices then try again by themselves.
@@ -574,7 +574,8 @@ wrong-enrollment = {$devices ->
    *[other] {$devices} devices have the key of another enrollment
 }
 wrong-enrollment-cause = Either the list that was imported is wrong, or the devices have the wrong firmware, or somebody who has that key uses their IDs: {$names}.
-wrong-enrollment-remedy = Read the label of one of them. If the label agrees with the key, the list is wrong: import the devices into the enrollment of that key, with its product. If it agrees with the table, the firmware is wrong: flash the right one, and import nothing. If there is no such device on the site, somebody else has the key: tell the administrator of this server.
+wrong-enrollment-remedy = Read the label of a device. It says {$key}: the list is wrong; import the devices into the enrollment {$key}. It says {$own}: the firmware is wrong; flash that of {$own}, and import nothing. There is no such device on the site: somebody else has the key; tell the administrator of this server.
+wrong-enrollment-remedy-several = Read the label of a device. If it agrees with the key, the list is wrong: import the devices into the enrollment of that key. If it agrees with the table, the firmware is wrong: flash the right one, and import nothing. If there is no such device on the site, somebody else has the key: tell the administrator of this server.
 unconfigured = {$devices ->
     [one] {$devices} device is in an enrollment that is not configured
    *[other] {$devices} devices are in an enrollment that is not configured
@@ -595,13 +596,13 @@ unknown-devices = {$devices ->
    *[other] {$devices} devices that are not in the table ask for a certificate
 }
 unknown-devices-cause = Their list was not imported, or their IDs differ from the list, or a stranger has the key of {$names} and tries IDs.
-unknown-devices-remedy = Compare the IDs with the list of the factory, and import only those that are on it. An ID that is not on it got no certificate; tell the administrator of this server, because somebody else may have the key.
+unknown-devices-remedy = Compare the IDs with the list of the factory, and import only those that are on it. None of them got a certificate. If an ID is not on the list, tell the administrator of this server, because somebody else may have the key.
 wrong-key = { $times ->
     [one] {$times} connection failed: wrong key or unknown identity
    *[other] {$times} connections failed: wrong key or unknown identity
 }
-wrong-key-cause = A device has a key that this server does not expect, or names itself in a way that this server does not know; or a stranger tries keys.
-wrong-key-remedy = Open the link, and find the device by its identity and address. Flash it with the current firmware, and try again. If it fails again, tell the administrator of this server its identity: the key that is configured or imported here is another one.
+wrong-key-cause = A device has a key that this server does not expect, or gives a name (identity) that this server does not know; or a stranger tries keys.
+wrong-key-remedy = Open the link, and find the device by its identity and address. Flash it with the current firmware, and try again. If it fails again, tell the administrator of this server its identity: the key that is configured or imported here is another one. If there is no such device on the site, tell the administrator that a stranger may be trying keys.
 advice-handshake = Its handshake failed
 advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, give it the firmware or the key of enrollment {$enrollment} again. If it was not, somebody tries keys with this ID.
 guessing = Somebody tries device IDs
@@ -706,23 +707,23 @@ cause-credentials = This server cannot read its credentials, so it cannot call I
 cause-permission = The RAM user of the access key may not make these calls: {$names}.
 cause-product = The instance of IoT Platform that this server uses has no product {$names}. The devices are not at fault, and devices of other products are not affected.
 cause-quota = The product or the instance has as many devices as it may have. Devices that are registered already are served.
--credentials-place = In certdist.toml on this server, the line credentials in the section [iot_platform] says where the access key is stored. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist. The devices then try again by themselves.
+-credentials-place = In certdist.toml, the line credentials under [iot_platform] says where the access key is stored. certdist reads a changed file by itself; after a change of environment variables, run systemctl restart certdist. The devices then try again by themselves.
 
 ## Remedies for codes of IoT Platform
 
 remedy-key-unknown = There is no such access key. Correct its ID: often a space too many, or the key of another site. { -credentials-place }
 remedy-key-inactive = The access key is disabled. Enable it in the RAM console, or use another one. { -credentials-place }
-remedy-key-secret = Access key ID and access key secret do not match: enter both again, on this server. { -credentials-place } If both are right, have the proxy between this server and IoT Platform checked: it alters the requests.
+remedy-key-secret = Tell the administrator of this server: access key ID and access key secret do not match, and both have to be entered again. { -credentials-place } If both are right, a proxy between this server and IoT Platform may alter the requests: have it checked.
 remedy-token = The security token has expired or does not belong to the key. Renew the credentials. { -credentials-place }
 remedy-permission = The access key lacks a permission. Attach the policy of docs/cloud.md to its RAM user.
 remedy-account = The account cannot use IoT Platform. Activate it, and check account and region.
 remedy-bill = The account has an overdue bill. Pay it.
 remedy-instance = There is no such instance in that region. Correct instance_id and region in certdist.toml, then run systemctl restart certdist.
-remedy-product = Look for the product in the console of IoT Platform. If it is not there, create it again. If it is there, instance_id in certdist.toml is wrong: correct it, and run systemctl restart certdist. If the console shows another product key for these devices, product_key of their enrollment is wrong: correct it, run systemctl reload certdist, and import the devices again with a column productKey, because a device keeps the product with which it was imported. The devices then try again by themselves.
+remedy-product = Tell the administrator of this server. The administrator looks for {$names} in the console of IoT Platform. It is there: instance_id in certdist.toml is wrong; correct it, and run systemctl restart certdist. The product is there under another product key: product_key of the enrollment is wrong; correct it, run systemctl reload certdist, and import the devices again with a column productKey, because a device keeps the product with which it was imported. It is not there at all: create it, and go on as for another product key. The devices then try again by themselves.
 remedy-quota = The quota of devices is used up. Raise it at IoT Platform, or delete devices there.
 remedy-certificate = TLS: the certificate of IoT Platform is refused. Check ca_file, the clock, and endpoint.
 remedy-credentials = The message says why the access key cannot be read. { -credentials-place }
-remedy-network = Check network, DNS, firewall and proxy of this server towards IoT Platform. If they are in order, see the status page of Alibaba Cloud, and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
+remedy-network = Tell the administrator of this server to check its network, DNS, firewall and proxy towards IoT Platform. If they are in order, see the status page of Alibaba Cloud (status.alibabacloud.com), and wait. Leave the devices alone: those with a certificate are served, and the others try again by themselves.
 remedy-not-an-answer = Something else answers in the place of IoT Platform. Check for the login page of a proxy, and for a wrong endpoint.
 
 ## Import
