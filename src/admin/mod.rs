@@ -184,7 +184,8 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     let tls = section.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
     let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
-    past::remember(&shared.sources).await;
+    // A long log may take some seconds, for which nothing else waits.
+    tokio::spawn(past::remember(shared.sources.clone()));
     tokio::spawn(sample(shared.clone()));
     tokio::spawn(connections::serve(listener, tls, connections, routes(shared)));
     Ok(admin)

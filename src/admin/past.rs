@@ -22,8 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reads the latest refusals of the last day from the audit log. If the log cannot be read, another
 /// concern reports it.
-pub(super) async fn remember(sources: &Sources) {
-    let (store, failures) = (sources.store.clone(), sources.failures.clone());
+pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
     let read = blocking(move || {
         // The log has times of the store's clock.
         let ahead = store.now().saturating_sub(unix_now());
