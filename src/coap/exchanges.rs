@@ -118,7 +118,7 @@ pub(super) enum Full {
 
 /// The part of an answered request that is kept.
 pub(super) enum Kept {
-    /// Only the message ID.
+    /// No message: the request's message ID is remembered, so that a repetition is recognized.
     Nothing,
     /// The empty acknowledgement.
     Acknowledgement,

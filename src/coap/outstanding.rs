@@ -51,7 +51,8 @@ impl Confirmable {
 struct Line {
     /// The current message, which has been sent but not acknowledged.
     first: Confirmable,
-    /// Other messages, which have not been sent yet or wait for their retransmission.
+    /// The messages that come after the current one. They have not been sent yet, or wait for their
+    /// retransmission.
     waiting: VecDeque<Confirmable>,
 }
 

@@ -138,7 +138,7 @@ impl Registrar {
             let Some(name) = &row.device_name else { continue };
             let sighting = match found.get(name) {
                 Some(device) => seen(device),
-                None => match self.is_deleted(product_key, name).await {
+                None => match self.find_missing(product_key, name).await {
                     Ok(None) => Sighting { state: Some(CloudState::Deleted), ..Sighting::default() },
                     Ok(Some(device)) => seen(&device),
                     Err(error) => {
@@ -161,9 +161,9 @@ impl Registrar {
         Ok(())
     }
 
-    /// Looks up one name that was missing from the answer for a list. Returns `None` if the
-    /// device has been deleted.
-    async fn is_deleted(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
+    /// Looks up one name that was missing when IoT Platform was asked for a list of names. Returns
+    /// `None` if the device has been deleted.
+    async fn find_missing(&self, product_key: &str, name: &str) -> Result<Option<CloudDevice>, ApiError> {
         let found = self
             .persist(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name))
             .await;

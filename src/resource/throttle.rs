@@ -22,8 +22,8 @@ use crate::{
 /// So a client that guesses exceeds the limit of its own port first, and its neighbours behind the
 /// same NAT are still served.
 const OF_NETWORK: u32 = 10;
-/// Time for which a device is remembered at its address after it was served. During this
-/// time, a client that guesses behind the same NAT does not slow the device down.
+/// Time for which a device is remembered at its address after it was served. During this time, the
+/// device is not slowed down by another client behind the same NAT that guesses device IDs.
 const SERVED: Duration = Duration::from_secs(86_400);
 /// Maximum number of log lines per second about clients that begin to exceed a limit. Without a
 /// maximum, an attacker with many addresses could flood the log.

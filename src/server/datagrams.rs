@@ -35,8 +35,9 @@ pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
-/// A socket to receive from. Each socket has message headers of its own: the system sets lengths in
-/// the headers when it fills them in, and these lengths depend on the address family.
+/// A socket to receive from. Each socket has message headers of its own, because the system leaves
+/// lengths in the headers that depend on the address family, and these would be wrong for a socket
+/// of the other family.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,

@@ -205,8 +205,8 @@ fn a_mac_is_found_in_the_spelling_that_the_table_has(store: &(impl Store + Bulk)
     assert_eq!(store.known_as(&AskedId::parse("001a2b3c4d61").unwrap()).unwrap(), Some(id("001A2B3C4D61")));
 }
 
-/// `record_issue` keeps the first issue until a reset, and writes its audit entry in the same
-/// step.
+/// `record_issue` records the first issue, and keeps this record until a reset. It writes the audit
+/// entry of the first issue in the same step.
 fn the_first_issue_is_recorded_once_until_a_reset(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let first = issue(store, "SN-1", 1).unwrap();

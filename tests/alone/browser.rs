@@ -106,8 +106,14 @@ impl Journey<'_> {
         browser.wait_for("I want to delete");
         self.examine("bulk-preview");
         browser.open(&format!("{}jobs", self.url));
-        browser.wait_for("No jobs");
+        browser.wait_for("The jobs since the server started");
         self.examine("jobs");
+        self.act_on_a_list();
+        for page in ["failures", "handshakes"] {
+            browser.open(&format!("{}{page}", self.url));
+            browser.find(".ranges");
+            self.examine(page);
+        }
         browser.open(&format!("{}devices?state=refused&q=none", self.url));
         browser.wait_for("Nothing found");
         self.examine("none");
@@ -127,6 +133,23 @@ impl Journey<'_> {
         browser.tab_to("Sign out");
         browser.press(&[ENTER]);
         browser.find("#password");
+    }
+
+    /// Pastes a list, and resets its devices as a job.
+    fn act_on_a_list(&self) {
+        let browser = self.browser;
+        browser.open(&format!("{}devices", self.url));
+        browser.find("#paste summary").click();
+        browser.find("#list").write("sn00000001\nSN00000002\nNOBODY");
+        browser.find("#paste button").click();
+        browser.wait_for("1 line names no device");
+        self.examine("list");
+        browser.find("#bulk ~ form button").click();
+        browser.wait_for("Is this what you want?");
+        self.examine("list-preview");
+        browser.find("#confirm ~ form button").click();
+        browser.wait_for("All devices are done.");
+        self.examine("job");
     }
 
     fn import(&self) {

@@ -12,8 +12,8 @@ use crate::{
 const WIDTH: usize = 720;
 const HEIGHT: usize = 100;
 
-/// Groups of answers, from the bottom to the top of a bar: class in the style sheet, catalogue key
-/// of the name, and kinds of answers.
+/// Groups of answers in the order in which they are stacked in a bar, the lowest first. Each group
+/// has a class in the style sheet, the catalogue key of its name, and its kinds of answers.
 const GROUPS: [(&str, &str, &[Kind]); 4] = [
     ("served", "chart-served", &[Kind::Served]),
     ("refused", "chart-refused", &Kind::REFUSED),
