@@ -63,7 +63,7 @@ bench: clients ## The figures of docs/performance.md, beside libcoap's server
 
 # The console's pictures in docs/, by the tests that go into a browser.
 screenshots: clients ## The console's pictures in docs/
-	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test alone browser:: newcomer::
+	CERTDIST_SCREENSHOTS=1 $(CARGO) test --test alone -- browser:: newcomer::
 
 # Two minutes of programs against the DTLS and CoAP endpoints, steered by coverage, then
 # ten million mutated messages.

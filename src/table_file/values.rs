@@ -121,7 +121,7 @@ pub(super) fn visible(value: &str) -> String {
 /// Describes a character so that the operator can find it, even if it is invisible.
 fn described(character: char) -> String {
     let code = u32::from(character);
-    if visible(&character.to_string()).chars().count() > 1 {
+    if is_blank(character) || visible(&character.to_string()).chars().count() > 1 {
         format!("U+{code:04X}")
     } else {
         format!("\"{character}\" (U+{code:04X})")
@@ -331,6 +331,7 @@ mod tests {
         );
         assert!(device_id("SN\u{0}1").unwrap_err().starts_with("character 3 is U+0000;"));
         assert!(device_id("a\u{A0}b").unwrap_err().starts_with("character 2 is U+00A0;"));
+        assert!(device_id("a\u{202E}b").unwrap_err().starts_with("character 2 is U+202E;"));
         assert!(device_id(&"x".repeat(65)).unwrap_err().starts_with("65 characters"));
     }
 
