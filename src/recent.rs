@@ -94,9 +94,18 @@ impl<K: Eq + Hash, V> Recent<K, V> {
     }
 }
 
+/// Adds the events with this key from one record to those from other records.
+pub fn add_up<K: Eq + Hash, V: Clone>(
+    all: &mut HashMap<K, Counted<V>, RandomState>,
+    key: K,
+    counted: &Counted<V>,
+) {
+    all.entry(key).and_modify(|known| known.add(counted)).or_insert_with(|| counted.clone());
+}
+
 impl<V: Clone> Counted<V> {
     /// Adds the events with the same map key from another record.
-    pub fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: &Self) {
         let (first, count) = (self.first.min(other.first), self.count + other.count);
         if other.last > self.last {
             *self = other.clone();

@@ -1,7 +1,7 @@
 //! Remembers the refusals before the start of the process, so that a restart hides no device that is
 //! still refused. Only the audit log has them.
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, time::Duration};
 
 use super::{Sources, blocking, ring::Range};
 use crate::{
@@ -41,7 +41,7 @@ pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
     }
 }
 
-fn note(failures: &Arc<Failures>, refusal: &AuditEntry, ahead: i64) {
+fn note(failures: &Failures, refusal: &AuditEntry, ahead: i64) {
     let AuditEntry { device: Some(device), enrollment: Some(enrollment), detail: Some(detail), .. } = refusal
     else {
         return;
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_log_is_remembered_at_its_time() {
-        let failures = Arc::<Failures>::default();
+        let failures = Failures::default();
         let refusal = |at, address: &str, detail: &str| AuditEntry {
             device: Some(DeviceId::parse("SN-1").unwrap()),
             enrollment: Some("plug".into()),

@@ -52,8 +52,9 @@ impl Extent {
     fn of(error: &ApiError) -> Self {
         let code = error.code.as_str();
         match error.class {
-            ErrorClass::Operator if code.starts_with("iot.prod.") => Self::Product,
+            // The quota concerns only the calls that create devices.
             ErrorClass::Operator if code == "iot.device.DeviceCountExceeded" => Self::Both,
+            ErrorClass::Operator if error.is_about_product() => Self::Product,
             ErrorClass::Operator => match code {
                 "Certificate"
                 | "Credentials"
@@ -68,9 +69,7 @@ impl Extent {
                 // The access key may lack the permission for this action only.
                 _ => Self::Action,
             },
-            ErrorClass::TryAgain if matches!(code, "NoConnection" | "Connection" | "NotAnAnswer") => {
-                Self::All
-            }
+            ErrorClass::TryAgain if error.is_unreachable() => Self::All,
             ErrorClass::SignAgain => Self::All,
             ErrorClass::TryAgain | ErrorClass::Throttled | ErrorClass::TimedOut => Self::Action,
             ErrorClass::Unknown | ErrorClass::Exists | ErrorClass::NotFound | ErrorClass::Device => {

@@ -174,6 +174,19 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// Returns whether only the operator can remove the cause, and the cause is the product: it does
+    /// not exist, or takes no more devices.
+    pub fn is_about_product(&self) -> bool {
+        self.class == ErrorClass::Operator
+            && (self.code.starts_with("iot.prod.") || self.code == "iot.device.DeviceCountExceeded")
+    }
+
+    /// Returns whether IoT Platform was not reached, or something else has answered.
+    pub fn is_unreachable(&self) -> bool {
+        self.class == ErrorClass::TryAgain
+            && matches!(self.code.as_str(), "NoConnection" | "Connection" | "NotAnAnswer")
+    }
+
     /// Returns whether the call may have been carried out although it failed.
     pub fn may_be_done(&self) -> bool {
         match self.class {

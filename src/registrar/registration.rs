@@ -557,9 +557,7 @@ impl Registrar {
 
 /// Returns the scope of a refusal that only the operator can remove.
 pub(super) fn scope(product_key: &str, action: Action, error: &ApiError) -> Scope {
-    let is_about_product = error.code.starts_with("iot.prod.")
-        || error.code == "iot.device.DeviceCountExceeded"
-        || error.class == ErrorClass::Unknown;
+    let is_about_product = error.is_about_product() || error.class == ErrorClass::Unknown;
     if is_about_product { Scope::Product(product_key.to_owned()) } else { Scope::Action(action) }
 }
 

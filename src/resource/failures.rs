@@ -4,7 +4,7 @@
 
 use std::{
     hash::RandomState,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use hashbrown::HashMap;
@@ -15,7 +15,7 @@ use crate::{
     provision::Refusal,
     psk::Principal,
     rate_limit::Origin,
-    recent::{Counted, Recent},
+    recent::{self, Counted, Recent},
     unix_time::{UnixSeconds, unix_now},
 };
 
@@ -148,6 +148,33 @@ impl Default for Part {
     }
 }
 
+impl Part {
+    fn remember(
+        &mut self,
+        now: UnixSeconds,
+        reason: Reason,
+        device: &DeviceId,
+        enrollment: &str,
+        origin: Origin,
+        message: &str,
+    ) {
+        let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
+        let create = || {
+            let (enrollment, message) = (enrollment.to_owned(), message.to_owned());
+            (device.clone(), Details { enrollment, origin, message })
+        };
+        self.failures[reason as usize].note(now, device, create, |known| {
+            known.origin = origin;
+            if known.enrollment != enrollment {
+                enrollment.clone_into(&mut known.enrollment);
+            }
+            if known.message != message {
+                message.clone_into(&mut known.message);
+            }
+        });
+    }
+}
+
 /// The failures of all threads.
 #[derive(Debug, Default)]
 pub struct Failures(ThreadLocal<Mutex<Part>>);
@@ -162,10 +189,9 @@ impl Failures {
         origin: Origin,
         message: &str,
     ) {
-        let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
+        let mut part = self.part();
         part.counts[reason as usize] += 1;
-        drop(part);
-        self.note_at(unix_now(), reason, device, &principal.enrollment.name, origin, message);
+        part.remember(unix_now(), reason, device, &principal.enrollment.name, origin, message);
     }
 
     /// Remembers a request without counting it. The caller uses this for requests before the start
@@ -179,21 +205,12 @@ impl Failures {
         origin: Origin,
         message: &str,
     ) {
-        let mut part = self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner);
-        let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
-        let create = || {
-            let (enrollment, message) = (enrollment.to_owned(), message.to_owned());
-            (device.clone(), Details { enrollment, origin, message })
-        };
-        part.failures[reason as usize].note(now, device, create, |known| {
-            known.origin = origin;
-            if known.enrollment != enrollment {
-                enrollment.clone_into(&mut known.enrollment);
-            }
-            if known.message != message {
-                message.clone_into(&mut known.message);
-            }
-        });
+        self.part().remember(now, reason, device, enrollment, origin, message);
+    }
+
+    /// Locks the part of this thread.
+    fn part(&self) -> MutexGuard<'_, Part> {
+        self.0.get_or_default().lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the numbers of requests that were not served since the start.
@@ -216,10 +233,7 @@ impl Failures {
             for (reason, failures) in Reason::ALL.into_iter().zip(&part.failures) {
                 forgotten |= failures.has_forgotten();
                 for (device, failure) in failures.since(from) {
-                    match all.get_mut(&(device.clone(), reason)) {
-                        Some(known) => known.add(failure),
-                        None => _ = all.insert((device.clone(), reason), failure.clone()),
-                    }
+                    recent::add_up(&mut all, (device.clone(), reason), failure);
                 }
             }
         }

@@ -493,14 +493,8 @@ async fn resolved(shared: &Arc<Shared>, labels: Vec<Label>) -> Result<(Resolved,
 
 /// Reads the rows of the devices that a page shows.
 async fn listed(shared: &Shared, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
-    let mut all = Vec::with_capacity(ids.len());
-    for id in ids {
-        if let Some(row) = shared.sources.store.device(id).await? {
-            let is_claimed = shared.sources.store.claim_of(id).await?.is_some();
-            all.push(Listed::new(row.id.clone(), &row.seen(), is_claimed));
-        }
-    }
-    Ok(all)
+    let (store, ids) = (shared.sources.store.clone(), ids.to_vec());
+    blocking(move || store.listed(&ids)).await
 }
 
 /// Shows the devices of a list.

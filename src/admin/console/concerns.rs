@@ -151,6 +151,16 @@ impl Concern {
         }
     }
 
+    /// Returns the page that lists the devices or requests concerned.
+    pub(super) fn link(&self) -> Option<&'static str> {
+        // Before the first device has had an answer, the devices are those whose registration has
+        // begun.
+        if self.subject.is_failed_call() && self.ids.is_empty() {
+            return Some("/devices?state=waiting");
+        }
+        self.subject.link()
+    }
+
     fn with_episode(self, episode: Episode) -> Self {
         Self { since: Some(episode.since), last: Some(episode.last), times: episode.count, ..self }
     }
@@ -174,7 +184,7 @@ impl Concern {
             since: all().map(|failure| failure.first).min(),
             last: all().map(|failure| failure.last).max(),
             times: all().map(|failure| failure.count).sum(),
-            devices: Some(devices.len() as u64),
+            devices: Some(devices.len() as u64).filter(|count| *count > 0),
             ids,
             ..self
         }
@@ -231,14 +241,10 @@ fn subject_of(trouble: &Trouble) -> Subject {
     match trouble.error.class {
         ErrorClass::Throttled => Subject::CloudThrottles,
         ErrorClass::TimedOut => Subject::CloudSilent,
-        ErrorClass::TryAgain if matches!(code, "NoConnection" | "Connection" | "NotAnAnswer") => {
-            Subject::CloudSilent
-        }
+        ErrorClass::TryAgain if trouble.error.is_unreachable() => Subject::CloudSilent,
         ErrorClass::Operator if code == "Certificate" => Subject::CloudSilent,
         ErrorClass::Operator if code == "NoCloud" => Subject::NoCloud,
-        ErrorClass::Operator if code.starts_with("iot.prod.") || code == "iot.device.DeviceCountExceeded" => {
-            Subject::CloudProduct
-        }
+        ErrorClass::Operator if trouble.error.is_about_product() => Subject::CloudProduct,
         ErrorClass::Operator => Subject::CloudAccount,
         _ => Subject::CloudFails,
     }
@@ -276,7 +282,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             since: troubles.iter().map(|trouble| trouble.since).chain(concern.since).min(),
             last: Some(last.last),
             times: calls,
-            devices: concern.devices.filter(|count| *count > 0).or(unanswered),
+            devices: concern.devices.or(unanswered),
             code: Some(last.error.code.clone()),
             said: Some(last.error.message.clone()),
             names: names.into_iter().collect(),
@@ -287,12 +293,11 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     if let Some(since) = situation.unanswered_since.filter(|since| now - since >= SLOW && !is_silent) {
         let concerned = waiting_for(situation, Subject::CloudSlow, "");
         let concern = Concern::of(Subject::CloudSlow).with_requests(&concerned);
-        let devices = concern.devices.filter(|count| *count > 0).or(unanswered);
         all.push(Concern {
             since: Some(since),
             last: None,
             times: (now - since).unsigned_abs(),
-            devices,
+            devices: concern.devices.or(unanswered),
             ..concern
         });
     }
@@ -404,7 +409,6 @@ fn of_server(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         let mut concern = Concern::of(subject);
         if subject == Subject::DatabaseWrites {
             concern = concern.with_requests(&waiting_for(situation, subject, ""));
-            concern.devices = concern.devices.filter(|count| *count > 0);
         }
         all.push(concern.with_episode(episode).over_after(RECENT, situation.now));
     }
@@ -442,10 +446,10 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         kinds.extend([(Kind::Later, Reason::Later), (Kind::TimedOut, Reason::TimedOut)]);
         let is_waiting =
             |one: &&Unserved| situation.waiting > 0 || situation.now - one.failure.last <= RECENT;
-        let (queue, rest): (Vec<_>, Vec<_>) = situation.unserved.iter().filter(later).partition(is_waiting);
+        let (mut queue, rest): (Vec<_>, Vec<_>) =
+            situation.unserved.iter().filter(later).partition(is_waiting);
         // A device that is registered meanwhile has nothing to wait for.
-        let is_unregistered = |one: &&&Unserved| one.found().is_none_or(|row| !row.is_registered);
-        let queue: Vec<_> = queue.iter().copied().filter(|one| is_unregistered(&one)).collect();
+        queue.retain(|one| one.found().is_none_or(|row| !row.is_registered));
         lost = rest;
         if !queue.is_empty() {
             all.push(Concern::of(Subject::Queue).with_requests(&queue));

@@ -21,7 +21,7 @@ use super::{
     devices::link,
     grouped,
     language::Texts,
-    page::{Frame, encoded, moment},
+    page::{self, Frame, encoded, moment},
     unserved::{self, Recent, Unserved},
 };
 use crate::{
@@ -52,15 +52,6 @@ pub(super) fn names(reason: Reason) -> (&'static str, &'static str) {
 /// Returns the sentence about a reason, with the CoAP code of the answer.
 pub(super) fn sentence(t: Texts, reason: Reason) -> String {
     format!("{} ({})", t.say(names(reason).1), reason.code())
-}
-
-/// Returns the catalogue key of a range.
-pub(super) fn range_key(range: Range) -> &'static str {
-    match range {
-        Range::Hour => "range-hour",
-        Range::Day => "range-day",
-        Range::Week => "range-week",
-    }
 }
 
 /// Selection of failures.
@@ -231,12 +222,7 @@ pub(super) async fn show(
         p.crumb { a href="/" { (t.say("nav-overview")) } }
         div.head {
             h1 { (t.say("failing-devices")) }
-            p.ranges {
-                @for other in Range::ALL {
-                    @if other == range { b aria-current="true" { (t.say(range_key(other))) } }
-                    @else { a href={ "/failures?" (selection.query(other)) } { (t.say(range_key(other))) } }
-                }
-            }
+            (page::ranges(t, range, |other| format!("/failures?{}", selection.query(other))))
         }
         p.hint {
             @if recent.forgotten { (t.say("at-least")) " " }

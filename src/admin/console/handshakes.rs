@@ -1,32 +1,29 @@
 //! Shows the recent handshakes that failed, by identity and address. Nothing in a failed handshake
 //! is authenticated: any client can claim any identity.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use axum::{
     extract::{Query, State},
     response::{IntoResponse, Response},
 };
+use hashbrown::HashMap;
 use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::{
     Visitor,
     devices::link,
-    failures::range_key,
     grouped,
     language::Texts,
-    page::{Frame, encoded, moment},
+    page::{self, Frame, encoded, moment},
 };
 use crate::{
     admin::{Shared, ring::Range},
     device::{AskedId, DeviceId},
     dtls::Failure,
     rate_limit::Origin,
-    recent::Counted,
+    recent::{self, Counted},
     server::failed_handshakes::Claimed,
     store::{UnixSeconds, unix_now},
 };
@@ -60,13 +57,10 @@ impl Failed {
 /// Returns the failed handshakes since `from`, the latest first, and whether any were forgotten for
 /// lack of room.
 pub(super) fn since(shared: &Shared, from: UnixSeconds) -> (Vec<Failed>, bool) {
-    let (mut all, mut forgotten) = (HashMap::<(Claimed, Failure), Counted<Origin>>::new(), false);
+    let (mut all, mut forgotten) = (HashMap::default(), false);
     for worker in &shared.sources.workers {
         forgotten |= worker.failed.since(from, |claimed, reason, counted| {
-            match all.get_mut(&(claimed.clone(), reason)) {
-                Some(known) => known.add(counted),
-                None => _ = all.insert((claimed.clone(), reason), counted.clone()),
-            }
+            recent::add_up(&mut all, (claimed.clone(), reason), counted);
         });
     }
     let failed = |((claimed, reason), counted)| Failed { claimed, reason, counted };
@@ -130,12 +124,7 @@ pub(super) async fn show(
         p.crumb { a href="/" { (t.say("nav-overview")) } }
         div.head {
             h1 { (t.say("handshakes-failed")) }
-            p.ranges {
-                @for other in Range::ALL {
-                    @if other == range { b aria-current="true" { (t.say(range_key(other))) } }
-                    @else { a href={ "/handshakes?result=" (result) "&range=" (other.name()) } { (t.say(range_key(other))) } }
-                }
-            }
+            (page::ranges(t, range, |other| format!("/handshakes?result={result}&range={}", other.name())))
         }
         p.hint {
             @if forgotten { (t.say("at-least")) " " }

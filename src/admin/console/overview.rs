@@ -77,8 +77,7 @@ pub(super) async fn live(
 
 async fn summary(shared: &Shared) -> serde_json::Value {
     let (sources, now) = (&shared.sources, Sample::of(&shared.sources, unix_now()));
-    let hour = shared.ring().total(Range::Hour, &now);
-    let Looked { concerns, outlook, .. } = look(shared, &now).await;
+    let Looked { concerns, outlook, hour, .. } = look(shared, &now).await;
     let concerns: Vec<_> = concerns
         .iter()
         .map(|concern| {
@@ -196,12 +195,7 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
         section.card aria-labelledby="requests" {
             div.head {
                 h2 #requests { (t.say("overview-requests")) }
-                p.ranges {
-                    @for other in Range::ALL {
-                        @if other == range { b aria-current="true" { (t.say(failures::range_key(other))) } }
-                        @else { a href={ "/?range=" (other.name()) } { (t.say(failures::range_key(other))) } }
-                    }
-                }
+                (page::ranges(t, range, |other| format!("/?range={}", other.name())))
             }
             (chart::draw(t, range, &bars, sources.started, now.at))
         }
@@ -379,14 +373,7 @@ impl<'c> Shown<'c> {
     /// Renders links to the first of the devices concerned, and to all of them.
     fn devices(&self) -> Markup {
         let Self { t, concern, .. } = self;
-        let is_of_requests = concern.subject.link().is_some_and(|link| link.starts_with("/failures"));
-        // Without requests that were answered, the devices are those whose registration has begun.
-        if is_of_requests && concern.ids.is_empty() && concern.subject.is_failed_call() {
-            return html! { p { a href="/devices?state=waiting" { (t.say("show-concerned")) } } };
-        }
-        let Some(link) = concern.subject.link().filter(|_| concern.devices != Some(0)) else {
-            return html! {};
-        };
+        let Some(link) = concern.link() else { return html! {} };
         html! {
             p {
                 @for id in &concern.ids { a.id href=(devices::link(id)) { (id) } " " }

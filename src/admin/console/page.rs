@@ -17,7 +17,7 @@ use super::{
     set_cookie,
 };
 use crate::{
-    admin::Shared,
+    admin::{Shared, ring::Range},
     store::{StoreError, UnixSeconds, unix_now},
 };
 
@@ -355,6 +355,23 @@ pub(super) async fn not_found(frame: Frame, visitor: Option<Visitor>) -> Respons
     let link = html! { a href="/" { (t.say("go-to-overview")) } };
     let text = html! { p { (t.rich("page-not-found", [("link", link.into())])) } };
     frame.plain(StatusCode::NOT_FOUND, visitor.as_ref(), "page-not-found-title", &text)
+}
+
+/// Renders the choice of a range: its names, each but the current one with its link.
+pub(super) fn ranges(t: Texts, current: Range, link: impl Fn(Range) -> String) -> Markup {
+    let name = |range| match range {
+        Range::Hour => t.say("range-hour"),
+        Range::Day => t.say("range-day"),
+        Range::Week => t.say("range-week"),
+    };
+    html! {
+        p.ranges {
+            @for range in Range::ALL {
+                @if range == current { b aria-current="true" { (name(range)) } }
+                @else { a href=(link(range)) { (name(range)) } }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

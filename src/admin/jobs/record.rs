@@ -67,6 +67,11 @@ fn prefix(id: &str) -> String {
     format!("job {id}: ")
 }
 
+/// Returns the ID of the job that an entry is about, and the rest of the entry's detail.
+fn parts(entry: &AuditEntry) -> Option<(&str, &str)> {
+    entry.detail.as_deref()?.strip_prefix("job ")?.split_once(": ")
+}
+
 /// Describes the conditions of a filter.
 fn words(filter: &Filter) -> String {
     let Filter { enrollment, product_key, state, refusal, issued_from, issued_before, text } = filter;
@@ -93,11 +98,11 @@ fn words(filter: &Filter) -> String {
 /// Looks a job up in the audit log, for about `time` at most. Blocks the thread.
 pub(in crate::admin) fn find(store: &dyn Table, id: &str, time: Duration) -> Result<Recorded, StoreError> {
     let Some(began) = began_of(id) else { return Ok(Recorded::None) };
-    let (prefix, mut first, mut last) = (prefix(id), None, None);
+    let (mut first, mut last) = (None, None);
     let kinds = [AuditEvent::Began, AuditEvent::Ended];
     let is_whole = store.review_audit(&kinds, began.saturating_sub(CLOCKS), time, &mut |entry, _| {
-        let detail = entry.detail.as_deref().and_then(|detail| detail.strip_prefix(prefix.as_str()));
-        match (entry.event, detail.map(str::to_owned)) {
+        let detail = parts(&entry).filter(|(job, _)| *job == id).map(|(_, detail)| detail.to_owned());
+        match (entry.event, detail) {
             (AuditEvent::Ended, Some(detail)) => last = Some((entry.at, detail)),
             (AuditEvent::Began, Some(detail)) => {
                 first = Some((entry, detail));
@@ -126,10 +131,8 @@ pub(in crate::admin) fn unfinished(
     let (mut ended, mut jobs) = (HashSet::new(), Vec::new());
     let kinds = [AuditEvent::Began, AuditEvent::Ended];
     store.review_audit(&kinds, since, time, &mut |entry, _| {
-        let parts = entry.detail.as_deref().and_then(|detail| detail.strip_prefix("job ")?.split_once(": "));
-        let Some((id, detail)) = parts.map(|(id, detail)| (id.to_owned(), detail.to_owned())) else {
-            return ControlFlow::Continue(());
-        };
+        let Some((id, detail)) = parts(&entry) else { return ControlFlow::Continue(()) };
+        let (id, detail) = (id.to_owned(), detail.to_owned());
         // The end of a job comes before its beginning, because the newest entry comes first.
         if entry.event == AuditEvent::Ended {
             ended.insert(id);

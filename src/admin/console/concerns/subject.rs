@@ -149,7 +149,7 @@ impl Subject {
 
     /// Returns whether the subject is a call to IoT Platform that failed, was throttled, or takes too
     /// long.
-    pub(in crate::admin::console) fn is_failed_call(self) -> bool {
+    pub(super) fn is_failed_call(self) -> bool {
         matches!(
             self,
             Self::CloudSilent
@@ -162,7 +162,7 @@ impl Subject {
     }
 
     /// Returns the page that lists the devices or requests concerned.
-    pub(in crate::admin::console) fn link(self) -> Option<&'static str> {
+    pub(super) fn link(self) -> Option<&'static str> {
         Some(match self {
             Self::DevicesRefused => "/devices?state=refused",
             Self::DeletedAtCloud => "/devices?state=cloud-deleted",
