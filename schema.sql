@@ -119,8 +119,23 @@ CREATE TABLE import_before (
     hadSecret    INTEGER NOT NULL,
     -- `added`: the device had no key before; `lost`: it had another one.
     keyChange    TEXT CHECK (keyChange IN ('added', 'lost')),
+    -- The lost key, until the import has ended.
+    formerIdentity TEXT,
+    formerPsk    TEXT,
     PRIMARY KEY (importId, deviceId)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX import_former_key ON import_before (importId) WHERE formerPsk IS NOT NULL;
+
+-- The import that runs, or that was cut off, and writes in many transactions: at most one. The
+-- devices that it adds have its importId and are hidden until it ends. If it was cut off, certdist
+-- takes its changes back.
+CREATE TABLE import_unfinished (
+    importId     INTEGER PRIMARY KEY,
+    at           INTEGER NOT NULL,
+    -- The operator, and the name of the file.
+    who          TEXT NOT NULL,
+    file         TEXT NOT NULL
+) STRICT;
 
 -- Processes that claim registrations. Each process updates its row every few seconds. If a row
 -- stays unchanged for longer, another process removes it, and the claims of its owner are then
@@ -194,7 +209,9 @@ CREATE TABLE database_key (
     -- contain unsealed values, or traces of them.
     keyId        TEXT NOT NULL PRIMARY KEY,
     -- Time at which the first value was written under this key.
-    firstUsed    INTEGER NOT NULL
+    firstUsed    INTEGER NOT NULL,
+    -- Number of writes since, by which a process notices that another one has written.
+    writes       INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
 -- The audit log, in consecutive blocks of entries; read it with `certdist audit`. The oldest blocks

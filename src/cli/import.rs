@@ -34,8 +34,8 @@ device ID is required, and the device name stands for it if it is missing:
 Reads UTF-8, UTF-16 and GB18030; commas, semicolons and tabs; JSON lines with the same
 keys; and a bare list of device IDs. If any line of any file is bad, nothing changes, and
 the bad lines are reported. Importing the same file again changes nothing. Works beside a
-running server; while it writes, devices that have no certificate yet wait. A pipe is read
-to its end first, and its last line must have a line end.
+running server, and holds up no device; new devices appear all at once, at the end. A pipe
+is read to its end first, and its last line must have a line end.
 
 Each import has a number, by which it can be undone while none of its devices has got its
 certificate; ./undo is a file of that name.")]

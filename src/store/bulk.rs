@@ -6,6 +6,7 @@ use super::{
     Actor, DeviceRow, StoreError,
     backup::Contents,
     filter::{Cursor, Filter, Found, Held, Listed, Tally},
+    merge::Merged,
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
 use crate::{
@@ -16,15 +17,19 @@ use crate::{
 /// Operations on the whole table, for the command line. They block, so an asynchronous caller must
 /// run each of them on a separate thread.
 pub trait Bulk: Send + Sync {
-    /// Imports all rows in one transaction, or none. An empty column of the file keeps the value in
-    /// the table. A row that changes nothing is not written. A row that changes a device clears the
-    /// device's refusal. If anything changes, the same transaction writes an audit entry that names
-    /// the job's `file` and `by`. The rules are in [`merge`](super::merge).
+    /// Imports all rows, or none. An empty column of the file keeps the value in the table. A row
+    /// that changes nothing is not written. A row that changes a device clears the device's refusal.
+    /// If anything changes, an audit entry names the job's `file` and `by`. The rules are in
+    /// [`merge`](super::merge).
     ///
-    /// Reads all rows, even after a rejected one. Calls `reject` for each row that cannot be
-    /// imported, with the row's index (from 0), before it reads the next row. If any row is
-    /// rejected, nothing is imported. A dry run reports the same result as the import, but changes
-    /// nothing.
+    /// Does not hold up other writers: a long import writes in many short steps. The devices that it
+    /// adds appear all at once, at the end. If it cannot end, because of a failure or because its
+    /// process is killed, what it has written is taken back.
+    ///
+    /// Reads all rows, even after a rejected one. Calls `reject` for each row that is not imported,
+    /// with the row's index (from 0): for an unreadable row before it reads the next row, and for
+    /// the others afterwards, in their order. If any row is rejected, nothing is imported. A dry run
+    /// reports the same result as the import, but changes nothing and takes no lock.
     ///
     /// A row is a conflict if it would give two devices the same name in one product, or the same
     /// `IotId`.
@@ -174,6 +179,21 @@ pub struct ImportJob<'a> {
     pub same_secret: SameSecret<'a>,
 }
 
+impl ImportReport {
+    /// Counts the effect of one row.
+    pub fn count(&mut self, merged: Merged) {
+        match merged {
+            Merged::Added => self.added += 1,
+            Merged::Changed { moves, loses_key } => {
+                self.changed += 1;
+                self.moved += u64::from(moves);
+                self.lost_keys += u64::from(loses_key);
+            }
+            Merged::Unchanged => self.unchanged += 1,
+        }
+    }
+}
+
 impl<'a> ImportJob<'a> {
     /// Creates a job that compares secrets by their text.
     pub fn new(by: &'a Actor, file: &'a str) -> Self {
@@ -235,17 +255,46 @@ pub struct Conflict {
     pub reason: String,
 }
 
+impl Conflict {
+    /// Returns the column of this name.
+    pub(super) fn column_named(name: &str) -> &'static str {
+        const COLUMNS: [&str; 7] =
+            ["enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
+        COLUMNS.into_iter().find(|column| *column == name).unwrap_or("deviceId")
+    }
+}
+
 /// A row that the caller could not read. The caller keeps the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// Reason why a row is rejected.
+/// Reason why a row is not imported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     /// The row could not be read.
     Unreadable,
-    /// The row contradicts the table.
+    /// The row contradicts the table, or asks for the name or the `IotId` of another row.
     Conflict(Conflict),
+    /// An earlier row, with this index, has the same device and other values.
+    Differs {
+        /// The device.
+        device: DeviceId,
+        /// Index of the earlier row.
+        first: u64,
+    },
+    /// An earlier row, with this index, has the same PSK identity.
+    SameIdentity {
+        /// Index of the earlier row.
+        first: u64,
+    },
+    /// An earlier row has the same device and the same values. The row is left out, which is no
+    /// fault.
+    Repeated {
+        /// Name of the row's enrollment.
+        enrollment: String,
+        /// Product of the row.
+        product_key: String,
+    },
 }
 
 impl From<Unreadable> for Rejection {

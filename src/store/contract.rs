@@ -471,9 +471,10 @@ fn an_import_with_a_conflict_changes_nothing(store: &(impl Store + Bulk)) {
     let outcome = store.import(job(&by()), &mut rows.into_iter(), &mut |index, rejection| match rejection {
         Rejection::Conflict(conflict) => rejected.push((index, conflict.column)),
         Rejection::Unreadable => rejected.push((index, "unreadable")),
+        other => panic!("{index}: {other:?}"),
     });
     assert!(matches!(outcome, Err(ImportError::Rejected(4))), "{outcome:?}");
-    let expected = [(1, "deviceSecret"), (2, "unreadable"), (3, "pskIdentity"), (4, "pskIdentity")];
+    let expected = [(2, "unreadable"), (1, "deviceSecret"), (3, "pskIdentity"), (4, "pskIdentity")];
     assert_eq!(rejected, expected);
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
 }

@@ -2,10 +2,7 @@
 //! The rules are the same for every store. This module performs no I/O, and does not know how a
 //! store keeps its rows.
 
-use super::{
-    Conflict, DeviceRow, ImportError, ImportReport, ImportRow, Reject, Rejection, Rows, SameSecret,
-    StoreError, undo::KeyChange,
-};
+use super::{Conflict, DeviceRow, ImportRow, SameSecret, StoreError, undo::KeyChange};
 use crate::{
     device::{DeviceId, Secret},
     seal::Place,
@@ -51,40 +48,6 @@ impl<F> From<Conflict> for Unmerged<F> {
     fn from(conflict: Conflict) -> Self {
         Self::Conflict(conflict)
     }
-}
-
-/// Merges all rows of an import with the store's `merge`. Continues after a rejected row, so that
-/// one run shows the operator all faults of the file. If this function returns an error, the store
-/// must undo the rows that it has merged.
-pub fn all_rows<F>(
-    rows: Rows<'_>,
-    mut merge: impl FnMut(ImportRow) -> Result<Merged, Unmerged<F>>,
-    failed: impl Fn(F) -> StoreError,
-    reject: Reject<'_>,
-) -> Result<ImportReport, ImportError> {
-    let (mut report, mut rejected) = (ImportReport::default(), 0);
-    for (index, row) in (0..).zip(rows) {
-        let rejection = match row.map(&mut merge) {
-            Ok(Ok(merged)) => {
-                match merged {
-                    Merged::Added => report.added += 1,
-                    Merged::Changed { moves, loses_key } => {
-                        report.changed += 1;
-                        report.moved += u64::from(moves);
-                        report.lost_keys += u64::from(loses_key);
-                    }
-                    Merged::Unchanged => report.unchanged += 1,
-                }
-                continue;
-            }
-            Ok(Err(Unmerged::Failed(error))) => return Err(failed(error).into()),
-            Ok(Err(Unmerged::Conflict(conflict))) => Rejection::Conflict(conflict),
-            Err(unreadable) => unreadable.into(),
-        };
-        rejected += 1;
-        reject(index, rejection);
-    }
-    if rejected > 0 { Err(ImportError::Rejected(rejected)) } else { Ok(report) }
 }
 
 /// Values of the columns that an import can set.

@@ -16,6 +16,7 @@ mod actor;
 pub mod audit;
 pub mod backup;
 mod bulk;
+pub(crate) mod check;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
@@ -25,6 +26,7 @@ pub mod merge;
 pub mod retention;
 pub mod sealed;
 pub mod sqlite;
+mod staging;
 pub mod turn;
 pub mod undo;
 

@@ -9,14 +9,17 @@ use std::{
 };
 
 use super::{
-    BadLines, Enrollments, ImportFileError, Input, LineError, ReadError, Rows, SeenRows, Source,
-    bad_lines::BadFile, read, values,
+    BadLines, Enrollments, ImportFileError, Input, LineError, ReadError, Rows, Source,
+    bad_lines::BadFile,
+    read,
+    remarks::{Noted, Remarks},
+    values,
 };
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Actor, Bulk, ImportError, ImportJob, ImportReport, ImportRow, Rejection, StoreError, Unreadable,
-        undo::ImportId,
+        Actor, Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, Rejection, StoreError,
+        Unreadable, undo::ImportId,
     },
 };
 
@@ -96,6 +99,13 @@ impl Summary {
             self.others += 1;
         }
     }
+
+    /// Removes a row that is left out.
+    fn remove(&mut self, enrollment: &str, product_key: &str) {
+        let is_same = |pair: &&mut Pair| pair.enrollment == enrollment && pair.product_key == product_key;
+        let rows = self.pairs.iter_mut().find(is_same).map_or(&mut self.others, |pair| &mut pair.rows);
+        *rows = rows.saturating_sub(1);
+    }
 }
 
 /// Functions that an import calls while it runs.
@@ -124,17 +134,16 @@ pub fn import(
     Feedback { progress, bad_line }: Feedback<'_>,
 ) -> Result<Imported, ImportFileError> {
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
-    let seen = RefCell::new(SeenRows::new(&names));
-    let mut tables = Tables::new(inputs, how, &seen, store.spelled_macs()?);
-    // Place of the last row, and the row's error if it could not be read. The store rejects a row
-    // before it reads the next row, so a rejection always concerns the last row.
-    let (place, unreadable) = (Cell::new((0, 0)), Cell::new(None));
-    let (mut failed, mut summary) = (None, Summary::default());
+    let shown: Vec<String> = names.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
+    let mut tables = Tables::new(inputs, how, store.spelled_macs()?);
+    let (places, unreadable) = (RefCell::new(Places::default()), Cell::new(None));
+    let (mut failed, summary) = (None, RefCell::new(Summary::default()));
     let mut items = std::iter::from_fn(|| {
         let row = tables.next();
-        place.set(tables.place());
         tables.report(row.is_none(), progress);
-        let mut row = row?.map_err(|error| {
+        let row = row?;
+        places.borrow_mut().push(tables.place());
+        let mut row = row.map_err(|error| {
             unreadable.set(Some(error));
             Unreadable
         });
@@ -145,42 +154,66 @@ pub fn import(
             return Some(Err(Unreadable));
         }
         if let Ok(row) = &row {
-            summary.add(row);
+            summary.borrow_mut().add(row);
         }
         Some(row)
     });
-    let mut files: Vec<BadLines> = names.iter().map(|_| BadLines::default()).collect();
+    let mut bad_lines = BadFiles::new(&names, bad_line);
+    let mut repeated: Vec<Noted> = names.iter().map(|_| Noted::default()).collect();
     let mut broken = None;
     let (id, file) = (ImportId::random()?, file_names(&names));
     let job = ImportJob { dry_run: how.dry_run, id: Some(id), ..ImportJob::new(how.by, &file) };
-    let outcome = store.import(job, &mut items, &mut |_, rejection| {
-        let (file, line) = place.get();
+    let outcome = store.import(job, &mut items, &mut |at, rejection| {
+        let places = places.borrow();
+        let (file, line) = places.of(at);
+        let earlier = |first| match places.of(first) {
+            (other, line) if other == file => format!("line {line}"),
+            (other, line) => format!("line {line} of {}", shown.get(other).map_or("", String::as_str)),
+        };
+        let fault = |column, reason| LineError { line, column: Some(column), reason };
         let error = match rejection {
             Rejection::Unreadable => match unreadable.take() {
                 Some(ReadError::Line(error)) => error,
                 Some(ReadError::Io(error)) => return broken = Some((file, error)),
                 None => return,
             },
-            Rejection::Conflict(conflict) => {
-                LineError { line, column: Some(conflict.column), reason: conflict.reason }
+            Rejection::Conflict(Conflict { column, reason }) => fault(column, reason),
+            Rejection::Differs { device, first } => {
+                let device = values::device(&device);
+                fault("deviceId", format!("{device} is already in {}, with other values", earlier(first)))
+            }
+            Rejection::SameIdentity { first } => {
+                fault("pskIdentity", format!("this identity is already in {}", earlier(first)))
+            }
+            Rejection::Repeated { enrollment, product_key, .. } => {
+                summary.borrow_mut().remove(&enrollment, &product_key);
+                return repeated.get_mut(file).map_or((), |repeated| repeated.note(line));
             }
         };
-        if let (Some(name), Some(lines)) = (names.get(file), files.get_mut(file)) {
-            bad_line(name, &error);
-            lines.push(error);
-        }
+        bad_lines.push(file, error);
     });
+    let files = bad_lines.complete();
     if let Some(error) = failed {
         return Err(error.into());
     }
     match (outcome, broken) {
         (Ok(report), _) => {
-            let mut remarks = tables.remarks;
+            let mut remarks = Vec::new();
+            for (file, mut observed) in tables.remarks {
+                observed.repeated = repeated.get_mut(file).map(std::mem::take).unwrap_or_default();
+                // Remarks mention the file if there are several.
+                let name = shown.get(file).filter(|_| names.len() > 1);
+                let named = |remark: String| match name {
+                    Some(name) => format!("{name}: {remark}"),
+                    None => remark,
+                };
+                remarks.extend(observed.sentences().into_iter().map(named));
+            }
             remarks.extend(moved(report.moved));
             remarks.extend(lost_keys(report.lost_keys));
             let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
             let id = Some(id).filter(|_| !how.dry_run && can_be_undone);
-            Ok(Imported { id, report, remarks, summary })
+            Ok(Imported { id, report, remarks, summary: summary.into_inner() })
         }
         (Err(ImportError::Store(error)), _) => Err(error.into()),
         (Err(ImportError::Rejected(_)), Some((file, error))) => {
@@ -193,18 +226,82 @@ pub fn import(
     }
 }
 
+/// Places of rows: for the index of each row, its file (from 0) and its line (from 1). Rows on
+/// consecutive lines share an entry, so that files of many million lines fit in memory.
+#[derive(Default)]
+struct Places {
+    /// Index, file and line of the first row of each entry.
+    entries: Vec<(u64, usize, u64)>,
+    rows: u64,
+}
+
+impl Places {
+    fn push(&mut self, (file, line): (usize, u64)) {
+        if self.rows == 0 || self.of(self.rows) != (file, line) {
+            self.entries.push((self.rows, file, line));
+        }
+        self.rows += 1;
+    }
+
+    fn of(&self, at: u64) -> (usize, u64) {
+        let next = self.entries.partition_point(|(first, ..)| *first <= at);
+        let entry = next.checked_sub(1).and_then(|index| self.entries.get(index));
+        entry.map_or((0, 0), |(first, file, line)| (*file, line + (at - first)))
+    }
+}
+
+/// Maximum number of bad lines that are put in order. If there are more, the unreadable lines come
+/// before the lines that contradict the table or one another.
+const ORDERED: usize = 100_000;
+
+/// Bad lines of all files.
+struct BadFiles<'a> {
+    names: &'a [PathBuf],
+    bad_line: &'a mut dyn FnMut(&Path, &LineError),
+    files: Vec<BadLines>,
+    waiting: Vec<(usize, LineError)>,
+}
+
+impl<'a> BadFiles<'a> {
+    fn new(names: &'a [PathBuf], bad_line: &'a mut dyn FnMut(&Path, &LineError)) -> Self {
+        let files = names.iter().map(|_| BadLines::default()).collect();
+        Self { names, bad_line, files, waiting: Vec::new() }
+    }
+
+    fn push(&mut self, file: usize, error: LineError) {
+        self.waiting.push((file, error));
+        if self.waiting.len() >= ORDERED {
+            self.pass_on();
+        }
+    }
+
+    fn pass_on(&mut self) {
+        self.waiting.sort_by_key(|(file, error)| (*file, error.line));
+        for (file, error) in self.waiting.drain(..) {
+            if let (Some(name), Some(lines)) = (self.names.get(file), self.files.get_mut(file)) {
+                (self.bad_line)(name, &error);
+                lines.push(error);
+            }
+        }
+    }
+
+    fn complete(mut self) -> Vec<BadLines> {
+        self.pass_on();
+        self.files
+    }
+}
+
 /// The rows of several inputs, one after another.
 struct Tables<'a> {
     inputs: std::vec::IntoIter<Input<'a>>,
     how: Import<'a>,
-    seen: &'a RefCell<SeenRows>,
+    /// Number of inputs that were begun.
+    begun: usize,
     /// MAC addresses that the table has only in an unusual spelling.
     spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
-    /// Name of the current input. Remarks mention the name if there are several inputs.
-    name: Option<String>,
-    has_several: bool,
-    remarks: Vec<String>,
+    /// Observations about each input that was read completely, with the number of the input.
+    remarks: Vec<(usize, Remarks)>,
     /// Size of the inputs that were read completely (`bytes`), and of all inputs (`size`), in
     /// bytes.
     bytes: u64,
@@ -214,21 +311,14 @@ struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    fn new(
-        inputs: Vec<Input<'a>>,
-        how: Import<'a>,
-        seen: &'a RefCell<SeenRows>,
-        spelled: HashSet<DeviceId>,
-    ) -> Self {
+    fn new(inputs: Vec<Input<'a>>, how: Import<'a>, spelled: HashSet<DeviceId>) -> Self {
         Self {
             spelled,
-            has_several: inputs.len() > 1,
             size: inputs.iter().map(|input| input.size).sum(),
             inputs: inputs.into_iter(),
             how,
-            seen,
+            begun: 0,
             current: None,
-            name: None,
             remarks: Vec::new(),
             bytes: 0,
             reported: 0,
@@ -242,20 +332,14 @@ impl<'a> Tables<'a> {
                 if let Some(row) = rows.next() {
                     return Some(row);
                 }
-                let name = self.name.as_ref().filter(|_| self.has_several);
-                let named = |remark: String| match name {
-                    Some(name) => format!("{name}: {remark}"),
-                    None => remark,
-                };
-                self.remarks.extend(rows.remarks().into_iter().map(named));
+                self.remarks.push((self.begun.saturating_sub(1), rows.take_remarks()));
                 self.bytes += rows.bytes();
                 (self.current, self.reported) = (None, 0);
             }
-            let Input { name, is_stream, reader, .. } = self.inputs.next()?;
-            self.name = Some(values::visible(&name.to_string_lossy()));
-            self.seen.borrow_mut().next_file();
+            let Input { is_stream, reader, .. } = self.inputs.next()?;
+            self.begun += 1;
             let Import { enrollments, ignores_unknown, .. } = self.how;
-            match read(reader, enrollments, ignores_unknown, is_stream, self.seen) {
+            match read(reader, enrollments, ignores_unknown, is_stream) {
                 Ok(rows) => self.current = Some(rows),
                 Err(error) => return Some(Err(error)),
             }
@@ -264,7 +348,7 @@ impl<'a> Tables<'a> {
 
     /// Returns the place of the last row: the number of its input, from 0, and its line.
     fn place(&self) -> (usize, u64) {
-        (self.seen.borrow().file(), self.current.as_ref().map_or(0, Rows::line))
+        (self.begun.saturating_sub(1), self.current.as_ref().map_or(0, Rows::line))
     }
 
     fn report(&mut self, is_last: bool, progress: &mut dyn FnMut(u64, u64)) {
@@ -325,10 +409,9 @@ pub fn device_ids(
     Input { name: path, is_stream, reader, .. }: Input<'_>,
 ) -> Result<(Vec<AskedId>, Vec<String>), ImportFileError> {
     let enrollments = Enrollments::new([]);
-    let seen = RefCell::new(SeenRows::new(&[path.to_owned()]));
     let (mut ids, mut lines, mut remarks) = (Vec::new(), BadLines::default(), Vec::new());
     let unread = |error: io::Error| ImportFileError::Read { path: path.to_owned(), error };
-    match read(reader, &enrollments, true, is_stream, &seen) {
+    match read(reader, &enrollments, true, is_stream) {
         Ok(mut rows) => {
             while let Some(id) = rows.next_id() {
                 match id {

@@ -22,7 +22,7 @@ pub use self::{
     bad_lines::{BadFile, BadLines, LineError},
     export::{ExportError, Form, TABLESTORE_COLUMNS, export_as, export_file},
     import::{Feedback, Import, Imported, Pair, Summary, device_ids, import, import_file},
-    rows::{ReadError, Rows, SeenRows, read},
+    rows::{ReadError, Rows, read},
     source::{Input, Source},
 };
 use crate::{

@@ -35,7 +35,7 @@ impl Noted {
 /// All observations about a file.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
-    /// Rows that repeat an earlier row with the same values.
+    /// Rows that repeat an earlier row with the same values. The store finds them.
     pub(super) repeated: Noted,
     /// Lines that repeat the header.
     pub(super) headers: Noted,

@@ -1,15 +1,10 @@
-//! Rows of a table file. The rules in this module say which columns require each other, and that a
-//! device or an identity occurs only once. They do not depend on the rows in the table. The only
-//! I/O is reading the file.
+//! Rows of a table file. The rules in this module say which columns require each other. They depend
+//! neither on other rows nor on the table. The only I/O is reading the file.
 
 use std::{
     borrow::Cow,
-    cell::RefCell,
-    collections::HashMap,
     fmt,
-    hash::{BuildHasher, RandomState},
     io::{self, Read},
-    path::PathBuf,
 };
 
 use serde::{
@@ -55,7 +50,7 @@ enum Form {
 }
 
 /// Iterator over the rows of a table file, in their order. After a bad line, the iterator continues
-/// with the next line. A repeated row is returned only once.
+/// with the next line.
 pub struct Rows<'e, R> {
     lines: Lines<Text<R>>,
     line: u64,
@@ -68,47 +63,6 @@ pub struct Rows<'e, R> {
     is_over: bool,
 }
 
-/// Devices and identities in the rows that were read from one or several files, each with its
-/// place.
-pub struct SeenRows {
-    devices: Seen,
-    identities: Seen,
-    names: Vec<String>,
-    /// Number of files that were begun.
-    begun: usize,
-}
-
-impl SeenRows {
-    /// Creates an empty record for files with these names.
-    pub fn new(files: &[PathBuf]) -> Self {
-        let names = files.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
-        Self { devices: Seen::default(), identities: Seen::default(), names, begun: 0 }
-    }
-
-    /// Begins the next file. The rows that follow belong to this file.
-    pub(super) fn next_file(&mut self) {
-        self.begun += 1;
-    }
-
-    /// Returns the number of the current file, from 0.
-    pub(super) fn file(&self) -> usize {
-        self.begun.saturating_sub(1)
-    }
-
-    /// Describes a place. The description names the file unless it is the current file.
-    fn place(&self, (file, line): Place) -> String {
-        match self.names.get(file as usize).filter(|_| file as usize != self.file()) {
-            Some(name) => format!("line {line} of {name}"),
-            None => format!("line {line}"),
-        }
-    }
-
-    fn here(&self, line: u64) -> Place {
-        // In a file with more than 4 billion lines, only the line number in a message is wrong.
-        (self.file() as u32, u32::try_from(line).unwrap_or(u32::MAX))
-    }
-}
-
 /// Reads the header, if there is one. The returned iterator reads the rows. Unknown columns are
 /// errors unless `ignores_unknown` is set. A stream must end with a line end.
 pub fn read<'e, R: Read>(
@@ -116,7 +70,6 @@ pub fn read<'e, R: Read>(
     enrollments: &'e Enrollments,
     ignores_unknown: bool,
     is_stream: bool,
-    seen: &'e RefCell<SeenRows>,
 ) -> Result<Rows<'e, R>, ReadError> {
     let fault = |line, reason| ReadError::Line(Fault::line(reason).at(line));
     let text = encoding::recognized(reader).map_err(ReadError::Io)?.map_err(|reason| fault(1, reason))?;
@@ -155,7 +108,7 @@ pub fn read<'e, R: Read>(
         remarks.ignored.clone_from(&header.ignored);
         (Form::Csv(header), false)
     };
-    let rules = Rules { form, enrollments, ignores_unknown, seen, remarks, asked: None };
+    let rules = Rules { form, enrollments, ignores_unknown, remarks, asked: None };
     // If the first line is a row, it is counted later, when it is read as a row.
     let line = if is_row { line.saturating_sub(1) } else { line };
     let first = is_row.then_some(first);
@@ -181,6 +134,11 @@ impl<R: Read> Rows<'_, R> {
     /// Returns the remarks for an operator about the rows that were read.
     pub fn remarks(&self) -> Vec<String> {
         self.rules.remarks.sentences()
+    }
+
+    /// Takes the observations about the rows that were read.
+    pub(super) fn take_remarks(&mut self) -> Remarks {
+        std::mem::take(&mut self.rules.remarks)
     }
 }
 
@@ -265,7 +223,6 @@ struct Rules<'e> {
     form: Form,
     enrollments: &'e Enrollments,
     ignores_unknown: bool,
-    seen: &'e RefCell<SeenRows>,
     remarks: Remarks,
     /// Device ID of the last row, in the row's spelling.
     asked: Option<AskedId>,
@@ -351,7 +308,7 @@ impl Rules<'_> {
         Ok(asked)
     }
 
-    /// Reads a row. Returns `None` for a line that is not a row, and for a repeated row.
+    /// Reads a row. Returns `None` for a line that is not a row.
     fn row(&mut self, text: &str, line: u64, is_guessed: bool) -> Result<Option<ImportRow>, Fault> {
         let Some(values) = self.values(text, line, is_guessed)? else { return Ok(None) };
         self.remarks.has_rows = true;
@@ -361,40 +318,7 @@ impl Rules<'_> {
             return Err(Fault::column("pskIdentity", reason));
         }
         let is_named_by_name = self.is_named_by_name(values[0].as_deref());
-        let row = self.checked(values, is_named_by_name)?;
-        let mut seen = self.seen.borrow_mut();
-        let mut rest = seen.devices.low.hash_one((
-            &row.enrollment,
-            &row.product_key,
-            &row.device_name,
-            row.device_secret.as_ref().map(crate::device::Secret::expose),
-            &row.iot_id,
-            row.key.as_ref().map(|(identity, psk)| (identity, psk.expose())),
-        ));
-        // The hash of a row is never 0, which is the value that `Seen` stores for an identity.
-        rest |= 1;
-        let here = seen.here(line);
-        match seen.devices.first(row.device.as_str(), here, rest) {
-            Some((_, same)) if same == rest => {
-                self.remarks.repeated.note(line);
-                return Ok(None);
-            }
-            Some((first, _)) => {
-                let (device, first) = (values::device(&row.device), seen.place(first));
-                return Err(Fault::column(
-                    "deviceId",
-                    format!("{device} is already in {first}, with other values"),
-                ));
-            }
-            None => {}
-        }
-        if let Some((identity, _)) = &row.key
-            && let Some((first, _)) = seen.identities.first(identity, here, 0)
-        {
-            let reason = format!("this identity is already in {}", seen.place(first));
-            return Err(Fault::column("pskIdentity", reason));
-        }
-        Ok(Some(row))
+        self.checked(values, is_named_by_name).map(Some)
     }
 
     /// Checks the values of a row, without comparing them with other rows.
@@ -626,34 +550,4 @@ fn json_values<'l>(
         values[column] = cleaned(column, Cow::Owned(value));
     }
     Ok(values.iter().any(Option::is_some).then_some(values))
-}
-
-/// Number of a file, from 0, and of a line, from 1.
-type Place = (u32, u32);
-
-/// Remembers the place at which each text first occurred. An entry takes only about 30 bytes, so
-/// that files of many million lines fit in memory. To be this small, the entry contains 96 bits of
-/// a randomized hash instead of the text. In a file of 10 million lines, two texts have the same
-/// hash with a probability of 1 in 10^15.
-#[derive(Default)]
-struct Seen {
-    low: RandomState,
-    high: RandomState,
-    lines: HashMap<[u32; 3], (Place, u64)>,
-}
-
-impl Seen {
-    /// Returns the place at which `text` first occurred, and the hash of the rest of that line. If
-    /// `text` is new, stores `here` and `rest` for it and returns `None`.
-    fn first(&mut self, text: &str, here: Place, rest: u64) -> Option<(Place, u64)> {
-        let (low, high) = (self.low.hash_one(text), self.high.hash_one(text));
-        let key = [low as u32, (low >> 32) as u32, high as u32];
-        match self.lines.entry(key) {
-            std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert((here, rest));
-                None
-            }
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Tests of the file's rules, without a store.
 
-use std::{cell::RefCell, path::Path};
+use std::path::Path;
 
 use super::*;
 use crate::{
@@ -41,8 +41,7 @@ fn parse(text: &str, enrollments: &Enrollments) -> Vec<Result<ImportRow, String>
         ReadError::Line(error) => error.to_string(),
         ReadError::Io(error) => panic!("{error}"),
     };
-    let seen = RefCell::new(SeenRows::new(&[]));
-    match read(text.as_bytes(), enrollments, false, false, &seen) {
+    match read(text.as_bytes(), enrollments, false, false) {
         Ok(rows) => rows.map(|row| row.map_err(reported)).collect(),
         Err(error) => vec![Err(reported(error))],
     }
@@ -189,23 +188,35 @@ fn a_certificate_is_complete_and_legal() {
 fn a_repeated_device_or_identity_is_reported_with_both_lines() {
     let text = "deviceId,deviceName\n00:1a:2b:3c:4d:5e,\nSN-1,\n\n001A-2B3C,\n001a.2b3c.4d5e,other\nSN-1,other\n\
                 sn-1,\n";
-    let faults: Vec<_> = parse(text, &lamps()).into_iter().filter_map(Result::err).collect();
     assert_eq!(
-        faults,
+        faults_of(&[text], &lamps()),
         [
             "line 6, column deviceId: device 001A2B3C4D5E is already in line 2, with other values",
             "line 7, column deviceId: device SN-1 is already in line 3, with other values",
         ]
     );
-    // A repeated row is returned once.
-    let rows = parse("deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n001A2B3C4D5E\n SN-1\n", &lamps());
-    assert_eq!(
-        rows.into_iter().map(|row| row.unwrap().device.to_string()).collect::<Vec<_>>(),
-        ["001A2B3C4D5E", "SN-1"]
-    );
+    let store = Memory::default();
+    let imported =
+        attempt(&store, &["deviceId\n00:1a:2b:3c:4d:5e\nSN-1\n001A2B3C4D5E\n SN-1\n"], &lamps()).unwrap();
+    assert_eq!((imported.report.added, store.count().unwrap()), (2, 2));
+    let remark = "rows with a device and values that are already there: 2 rows (lines 4, 5) left out";
+    assert!(imported.remarks.iter().any(|known| known == remark), "{:?}", imported.remarks);
     let text = format!("deviceId,pskIdentity,psk\nSN-1,i,{PSK}\nSN-2,I,{PSK}\nSN-3,i,{PSK}\n");
     let expected = "line 4, column pskIdentity: this identity is already in line 2";
-    assert_eq!(fault(&text, &plugs()), expected);
+    assert_eq!(faults_of(&[&text], &plugs()), [expected]);
+    // In another file, the place has the file's name. Bad lines of all kinds are in the order of
+    // the files.
+    let files =
+        ["deviceId,deviceName\nSN-1,\n\nSN-2,\n", "deviceId,deviceName\nSN-2,other\nSN 3,\nSN-1,other\n"];
+    assert_eq!(
+        faults_of(&files, &lamps()),
+        [
+            "line 2, column deviceId: device SN-2 is already in line 4 of 0.csv, with other values",
+            "line 3, column deviceId: character 3 is U+0020; expected only A-Z a-z 0-9 . _ : @ - in a device ID; \
+             found \"SN 3\"",
+            "line 4, column deviceId: device SN-1 is already in line 2 of 0.csv, with other values",
+        ]
+    );
 }
 
 #[test]
@@ -232,8 +243,7 @@ fn every_bad_line_is_reported_and_the_good_ones_are_still_read() {
 /// remarks.
 fn outcome(bytes: &[u8], ignores_unknown: bool) -> (Vec<String>, Vec<String>) {
     let enrollments = both().with_default("lamps").unwrap();
-    let seen = RefCell::new(SeenRows::new(&[]));
-    let mut rows = match read(bytes, &enrollments, ignores_unknown, false, &seen) {
+    let mut rows = match read(bytes, &enrollments, ignores_unknown, false) {
         Ok(rows) => rows,
         Err(ReadError::Line(error)) => return (vec![error.to_string()], Vec::new()),
         Err(ReadError::Io(error)) => panic!("{error}"),
@@ -358,18 +368,39 @@ fn what_the_configuration_accepts_can_be_imported() {
 fn an_id_that_may_be_a_secret_is_not_repeated() {
     let text = format!("deviceId,deviceName\n{SECRET},lamp-1\n{SECRET},lamp-2\n");
     let expected = "line 3, column deviceId: this device is already in line 2, with other values";
-    assert_eq!(fault(&text, &lamps()), expected);
+    assert_eq!(faults_of(&[&text], &lamps()), [expected]);
+}
+
+/// Imports texts as the files 0.csv, 1.csv and so on.
+fn attempt(store: &Memory, texts: &[&str], enrollments: &Enrollments) -> Result<Imported, ImportFileError> {
+    let by = Actor::system_user();
+    let how = Import { enrollments, by: &by, dry_run: false, ignores_unknown: false };
+    let names: Vec<String> = (0..texts.len()).map(|number| format!("{number}.csv")).collect();
+    let input = |(name, text): (&'static str, String)| Input {
+        name: Path::new(name),
+        size: 0,
+        is_stream: false,
+        reader: Box::new(std::io::Cursor::new(text)),
+    };
+    let names = names.into_iter().map(|name| &*name.leak());
+    let texts = texts.iter().map(|text| (*text).to_owned());
+    let inputs = std::iter::zip(names, texts).map(input).collect();
+    import(store, inputs, how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () })
+}
+
+/// Returns the bad lines of texts.
+fn faults_of(texts: &[&str], enrollments: &Enrollments) -> Vec<String> {
+    match attempt(&Memory::default(), texts, enrollments) {
+        Err(ImportFileError::Lines { files }) => {
+            files.iter().flat_map(|file| &file.lines.listed).map(ToString::to_string).collect()
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Imports a text that has no bad lines.
 fn imported(store: &Memory, text: &str) -> ImportReport {
-    let by = Actor::system_user();
-    let how = Import { enrollments: &lamps(), by: &by, dry_run: false, ignores_unknown: false };
-    let reader = Box::new(text.as_bytes());
-    let input = Input { name: Path::new("lamps.csv"), size: 0, is_stream: false, reader };
-    import(store, vec![input], how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () })
-        .unwrap()
-        .report
+    attempt(store, &[text], &lamps()).unwrap().report
 }
 
 #[test]

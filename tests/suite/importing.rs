@@ -7,7 +7,10 @@ use std::{
     io::Write,
     os::unix::fs::PermissionsExt,
     process::{Output, Stdio},
+    time::{Duration, Instant},
 };
+
+use rusqlite::Connection;
 
 use crate::support::{Site, stderr, stdout};
 
@@ -271,6 +274,73 @@ fn an_import_is_undone_by_its_number_while_nothing_of_it_was_issued() {
     let rest = site.run(&["import", "undo", &right, "--rest", "--yes"]);
     assert_eq!(stdout(&rest), format!("import {right}: 1 devices removed, 0 restored, 1 left as they are\n"));
     assert_eq!(count(&site), 2);
+}
+
+/// Kills imports while they write, and expects that nothing of them is ever seen and that the next
+/// import, or a server, takes everything back.
+#[test]
+fn an_import_that_is_killed_leaves_nothing() {
+    let site = Site::new();
+    let row = |number: usize, name: &str| format!("SN{number:08},lamp,{name}\n");
+    let former: String = (0..3000).map(|number| row(number * 10, &format!("former-{number}"))).collect();
+    site.import(&format!("deviceId,enrollment,deviceName\n{former}"));
+    let export = || stdout(&site.run(&["export"]));
+    let before = export();
+    // The file changes each tenth device and adds the others.
+    let rows: String = (0..30_000).map(|number| row(number, &format!("name-{number}"))).collect();
+    site.write("large.csv", &format!("deviceId,enrollment,deviceName\n{rows}"));
+    let database = || Connection::open(site.path("certdist.db")).expect("opened");
+    let unfinished = |database: &Connection| -> i64 {
+        database.query_row("SELECT count(*) FROM import_unfinished", (), |row| row.get(0)).expect("a number")
+    };
+    for round in 0..4 {
+        let mut import = site.certdist(&["import", "large.csv"]).spawn().expect("certdist runs");
+        let other = database();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while unfinished(&other) == 0 {
+            assert!(Instant::now() < deadline, "it does not begin to write");
+            assert_eq!(import.try_wait().expect("its status"), None, "it has ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Each round lets the import write more rows before it is killed.
+        let written = |database: &Connection| -> usize {
+            let sql =
+                "SELECT count(*) FROM device_table WHERE importId = (SELECT importId FROM import_unfinished)";
+            database.query_row(sql, (), |row| row.get(0)).expect("a number")
+        };
+        while written(&other) < 1 + round * 6000 && unfinished(&other) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        import.kill().expect("killed");
+        import.wait().expect("ended");
+        if unfinished(&other) == 0 {
+            panic!("it had written everything before it was killed");
+        }
+        // Commands that only read see no new device, although its row is there.
+        assert_eq!(count(&site), 3000, "round {round}");
+        assert!(!export().contains("SN00000001"));
+        assert!(stdout(&site.run(&["device", "show", "SN00000001"])).is_empty());
+        let imports = stdout(&site.run(&["import", "list"]));
+        assert!(!imports.contains("large.csv"), "{imports}");
+        if round % 2 == 0 {
+            let server = site.serve();
+            while unfinished(&other) > 0 {
+                assert!(Instant::now() < deadline, "nothing is taken back");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            server.stop();
+        } else {
+            site.write("one.csv", "deviceId,enrollment\nSN00000000,lamp\n");
+            let done = site.run(&["import", "one.csv"]);
+            assert!(stdout(&done).contains("1 unchanged"), "{}", stderr(&done));
+            assert_eq!(unfinished(&other), 0);
+        }
+        assert_eq!(export(), before, "round {round}");
+        let entries = stdout(&site.run(&["audit", "export"]));
+        assert_eq!(entries.matches("was cut off").count(), round + 1, "{entries}");
+    }
+    assert!(site.run(&["import", "large.csv"]).status.success());
+    assert_eq!(count(&site), 30_000);
 }
 
 #[test]

@@ -70,7 +70,9 @@ fn nothing_is_sealed_under_a_key_that_a_running_server_lacks_and_a_server_that_l
     // Another process has sealed a secret under its own key. Its lock was not seen, as is the case
     // in another container.
     let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
-    database.execute("INSERT INTO database_key VALUES ('0badc0de', 0)", ()).expect("noted");
+    database
+        .execute("INSERT INTO database_key (keyId, firstUsed) VALUES ('0badc0de', 0)", ())
+        .expect("noted");
     let told = wait_for(ready, |told| told.starts_with("not ready"));
     assert!(told.contains("sealed under a key that this process does not have"), "{told}");
     assert!(told.contains("0badc0de") && told.contains("systemctl reload certdist"), "{told}");

@@ -177,7 +177,7 @@ pub(super) fn is_unique(
 /// the whole index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
-                       FROM device_table INDEXED BY device_name GROUP BY productKey, name \
+                       FROM main.device_table INDEXED BY device_name GROUP BY productKey, name \
                        HAVING count(*) > 1 LIMIT ?1";
     let mut statement = connection.prepare(SQL)?;
     let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {

@@ -17,7 +17,7 @@ use rustix::fs::Access;
 use super::{
     audit, claims, lock,
     look::{self, Place},
-    store_error,
+    store_error, unfinished,
 };
 use crate::store::{Condition, SharedName, StoreError};
 
@@ -80,6 +80,13 @@ const MAX_COPY: u64 = 1 << 30;
 /// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
+/// Sets a connection up that only reads: it sees no devices of an unfinished import.
+pub(super) fn hide_unfinished(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "query_only", false)?;
+    connection.execute_batch(unfinished::HIDE)?;
+    connection.pragma_update(None, "query_only", true)
+}
+
 /// Opens the file for writing, and creates or migrates it if necessary. A transaction waits at most
 /// `wait` for another process's transaction. `check_keys` reads the table `database_key`. If
 /// `check_keys` fails, this function fails too, and does not migrate an older database.
@@ -92,7 +99,10 @@ pub(super) fn open(
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     match examine_at_once(&connection).map_err(|error| unreadable(path, error))? {
         Found::Version(VERSION) => {}
-        Found::Version(_) => migrate(&connection, path, &check_keys)?,
+        Found::Version(_) => {
+            overwrite_deleted(&connection).map_err(|error| store_error(path, error))?;
+            migrate(&connection, path, &check_keys)?;
+        }
         other => return Err(refusal(path, &other)),
     }
     // SQLite opens a write-protected file without an error, but then each write fails.
@@ -101,7 +111,7 @@ pub(super) fn open(
     }
     // `check_keys` runs before the connection is set up, because the set-up may change the file.
     check_keys(&connection)?;
-    patiently(wait, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
+    patiently(wait, SET_UP_PAUSE, || set_up_writer(&connection)).map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -135,7 +145,7 @@ pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, Stor
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_WAIT)?;
     let set_up = || {
-        connection.pragma_update(None, "query_only", true)?;
+        hide_unfinished(&connection)?;
         connection.pragma_update(None, "mmap_size", 0)?;
         connection.pragma_update(None, "cache_size", -READER_CACHE)
     };
@@ -363,10 +373,21 @@ pub(super) fn migrate(
     transaction.commit().map_err(failed)
 }
 
-/// Repeats work for up to `wait` while the database is busy. Switching to write-ahead logging needs
+/// Maximum time for which emptying the log waits for a reader.
+const LOG_WAIT: Duration = Duration::from_millis(10);
+
+/// Pause between two attempts to set up a connection.
+const SET_UP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Repeats work for up to `wait` while the database is busy, with a pause before each repetition.
+/// Switching to write-ahead logging needs
 /// exclusive access to the file. While another process creates the file, SQLite refuses the switch
 /// immediately, even though the connection has a busy timeout.
-fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+pub(super) fn patiently<T>(
+    wait: Duration,
+    pause: Duration,
+    mut work: impl FnMut() -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
         match work() {
@@ -374,11 +395,17 @@ fn patiently<T>(wait: Duration, mut work: impl FnMut() -> rusqlite::Result<T>) -
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
                     && Instant::now() < deadline =>
             {
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(pause);
             }
             done => return done,
         }
     }
+}
+
+/// Lets SQLite overwrite deleted and replaced content. An unsealed secret therefore does not stay in
+/// the file after it is sealed or its device is deleted.
+fn overwrite_deleted(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))
 }
 
 fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
@@ -396,9 +423,7 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     // confirmed.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // SQLite overwrites deleted and replaced content. An unsealed secret therefore does not stay in
-    // the file after it is sealed or its device is deleted.
-    connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
+    overwrite_deleted(connection)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
     // The limit is in bytes. Because of it, the large log of an import does not stay on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
@@ -428,22 +453,27 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
-/// Moves the log of an import, which is as large as the import, into the database. The passive pass
-/// does most of the work and blocks no other connection. The truncating pass is short, and fails if
-/// a reader or a writer is active. The next writer then empties the log, so this failure is
-/// harmless.
+/// Moves the log into the database as far as readers and writers permit, without holding them up.
+pub(super) fn move_log(connection: &Connection) {
+    // If this fails, the next call has more to do.
+    let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+}
+
+/// Moves the log into the database, and empties it if no other connection is reading or writing at
+/// this moment. If one is, the next writer empties it.
 pub(super) fn empty_log(connection: &Connection) {
     let _ = is_log_empty(connection);
 }
 
-/// Empties the write-ahead log like [`empty_log`], and returns whether that succeeded.
+/// Moves the write-ahead log into the database and empties it, and returns whether that succeeded.
+/// It does not if a reader or a writer is active. Waits for them only for a moment, because other
+/// writers would wait, too.
 pub(super) fn is_log_empty(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.busy_timeout(Duration::from_secs(1))?;
-    let mut is_busy = true;
-    for mode in ["PASSIVE", "TRUNCATE"] {
-        is_busy = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| row.get(0))?;
-    }
-    Ok(!is_busy)
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))?;
+    connection.busy_timeout(LOG_WAIT)?;
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))
+        .map(|is_busy: bool| !is_busy)
 }
 
 #[cfg(test)]

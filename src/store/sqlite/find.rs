@@ -9,7 +9,10 @@ use std::{
 
 use rusqlite::{CachedStatement, Connection, Row, types::ValueRef};
 
-use super::read::{cloud_state, device_state, id};
+use super::{
+    read::{cloud_state, device_state, id},
+    unfinished,
+};
 use crate::{
     device::DeviceId,
     store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
@@ -23,7 +26,8 @@ const ROWS: u64 = 128;
 const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
      d.firstIssued, d.activateTime, d.refusal, d.cloudState";
 
-/// Query plan that reads the rows that a filter may admit, in order of device ID.
+/// Query plan that reads the rows that a filter may admit, in order of device ID. A plan that names
+/// an index reads the table itself, `main.device_table`, and not the view of the same name.
 struct Path<'f> {
     /// SQL text after `FROM`. ?1 and ?2 are the bounds of the IDs, and ?3 is the text.
     rows: &'static str,
@@ -39,7 +43,7 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
     let without = |rows| Path { rows, text: None, prefix: "" };
     match (&filter.text, filter.state) {
         (Some(Text::IotId(text)), _) => with(
-            "device_table d INDEXED BY device_iot_id WHERE d.IotId IS NOT NULL AND d.IotId = ?3",
+            "main.device_table d INDEXED BY device_iot_id WHERE d.IotId IS NOT NULL AND d.IotId = ?3",
             text.into(),
         ),
         // The index begins with the product, so the query searches it once for each product.
@@ -47,13 +51,16 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
             "(WITH RECURSIVE product(key) AS (SELECT min(productKey) FROM device_table \
              UNION ALL SELECT (SELECT min(productKey) FROM device_table WHERE productKey > key) \
              FROM product WHERE key IS NOT NULL) \
-             SELECT n.* FROM product CROSS JOIN device_table n INDEXED BY device_name \
+             SELECT n.* FROM product CROSS JOIN main.device_table n INDEXED BY device_name \
              ON n.productKey = key AND coalesce(n.deviceName, n.deviceId) = ?3) d WHERE true",
             text.into(),
         ),
         (Some(Text::Ends(text)), _) if text.len() >= INDEXED_END && text.is_ascii() => {
             let end = text[text.len() - INDEXED_END..].to_ascii_uppercase();
-            with("device_table d INDEXED BY device_end WHERE upper(substr(d.deviceId, -4)) = ?3", end.into())
+            with(
+                "main.device_table d INDEXED BY device_end WHERE upper(substr(d.deviceId, -4)) = ?3",
+                end.into(),
+            )
         }
         (Some(Text::Begins(text)), _) => Path { prefix: text, ..without("device_table d WHERE true") },
         (_, Some(State::Waiting)) => without(
@@ -61,17 +68,17 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
              WHERE d.deviceSecret IS NULL",
         ),
         _ if filter.refusal.is_some() || filter.state == Some(State::Refused) => {
-            without("device_table d INDEXED BY device_refused WHERE d.refusal IS NOT NULL")
+            without("main.device_table d INDEXED BY device_refused WHERE d.refusal IS NOT NULL")
         }
         (_, Some(State::Disabled)) => {
-            without("device_table d INDEXED BY device_disabled WHERE d.state = 'disabled'")
+            without("main.device_table d INDEXED BY device_disabled WHERE d.state = 'disabled'")
         }
         (_, Some(State::DisabledAtCloud | State::DeletedAtCloud)) => {
-            without("device_table d INDEXED BY device_cloud_state WHERE d.cloudState IS NOT NULL")
+            without("main.device_table d INDEXED BY device_cloud_state WHERE d.cloudState IS NOT NULL")
         }
         _ => match &filter.enrollment {
             Some(name) => {
-                with("device_table d INDEXED BY device_enrollment WHERE d.enrollment = ?3", name.into())
+                with("main.device_table d INDEXED BY device_enrollment WHERE d.enrollment = ?3", name.into())
             }
             None => without("device_table d WHERE true"),
         },
@@ -84,7 +91,11 @@ fn query(path: &Path<'_>, is_backward: bool) -> String {
     // table with which the plan begins.
     let id = if path.rows.starts_with("registration_claim") { "c.deviceId" } else { "d.deviceId" };
     let order = if is_backward { "DESC" } else { "ASC" };
-    format!("SELECT {COLUMNS} FROM {} AND {id} >= ?1 AND {id} < ?2 ORDER BY {id} {order}", path.rows)
+    format!(
+        "SELECT {COLUMNS} FROM {} AND {id} >= ?1 AND {id} < ?2 AND {} ORDER BY {id} {order}",
+        path.rows,
+        unfinished::SHOWN
+    )
 }
 
 /// Returns the bounds of the IDs: the first ID, and the ID before which the search ends.
@@ -215,7 +226,7 @@ pub(super) fn held(connection: &Connection, limit: usize) -> rusqlite::Result<Ve
     const WAITING: &str = "SELECT d.enrollment, NULL, count(*) FROM registration_claim c \
                            CROSS JOIN device_table d ON d.deviceId = c.deviceId \
                            WHERE d.deviceSecret IS NULL GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ?1";
-    const REFUSED: &str = "SELECT enrollment, refusal, count(*) FROM device_table INDEXED BY device_refused \
+    const REFUSED: &str = "SELECT enrollment, refusal, count(*) FROM main.device_table INDEXED BY device_refused \
                            WHERE refusal IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT ?1";
     let group = |row: &Row<'_>| {
         let devices = row.get::<_, i64>(2)?.unsigned_abs();

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use super::{audit, claims, read, writer::WriteError};
 use crate::{
-    device::DeviceId,
+    device::{DeviceId, Secret},
     store::{
         Actor, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
@@ -30,7 +30,8 @@ macro_rules! records {
     };
 }
 
-/// Writes the record of an import. Deletes the records of imports that are too old to be undone.
+/// Writes the record of an import. Deletes the records of imports that are too old to be undone; the
+/// former values of their rows are removed later, in slices.
 pub(super) fn record(
     connection: &Connection,
     record: &ImportRecord,
@@ -41,28 +42,25 @@ pub(super) fn record(
         "INSERT INTO import (importId, at, who, file, added, changed, undone) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![id.0, at, who, file, added.cast_signed(), changed.cast_signed(), undone],
     )?;
-    // A record is deleted together with the former values of its rows. Without these values, the
-    // rows that the import changed would look like rows that it added.
-    const FORGOTTEN: &str = "SELECT importId FROM import WHERE at < ?1 \
-                             OR number <= (SELECT max(number) FROM import) - ?2";
-    for table in ["import_before", "import"] {
-        let sql = format!("DELETE FROM {table} WHERE importId IN ({FORGOTTEN})");
-        connection.execute(&sql, params![now.saturating_sub(UNDOABLE), REMEMBERED.cast_signed()])?;
-    }
+    const FORGOTTEN: &str =
+        "DELETE FROM import WHERE at < ?1 OR number <= (SELECT max(number) FROM import) - ?2";
+    connection.execute(FORGOTTEN, params![now.saturating_sub(UNDOABLE), REMEMBERED.cast_signed()])?;
     Ok(())
 }
 
 /// Notes a row's values before an import, and notes that the row now comes from this import. For an
-/// import without a number, which cannot be undone, only notes that the row has changed.
+/// import without a number, which cannot be undone, only notes that the row has changed. The former
+/// key is kept only until the import has ended.
 pub(super) fn note_before(
     connection: &Connection,
     id: Option<ImportId>,
     before: &DeviceRow,
     key_change: KeyChange,
+    former_key: Option<&(String, Secret)>,
 ) -> rusqlite::Result<()> {
     const BEFORE: &str = "INSERT INTO import_before (importId, deviceId, former, enrollment, productKey, deviceName, \
-                          IotId, refusal, hadSecret, keyChange) \
-                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM device_table \
+                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk) \
+                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 FROM device_table \
                           WHERE deviceId = ?2";
     const LABEL: &str = "UPDATE device_table SET importId = coalesce(?1, -abs(importId)) WHERE deviceId = ?2";
     let key_change = match key_change {
@@ -81,7 +79,9 @@ pub(super) fn note_before(
         before.iot_id,
         before.refusal,
         before.certificate.is_some(),
-        key_change
+        key_change,
+        former_key.map(|(identity, _)| identity),
+        former_key.map(|(_, psk)| psk.expose())
     ])?;
     label(Some(id)).map(drop)
 }
@@ -189,30 +189,17 @@ pub(super) fn undo(
 /// Gives the changed rows of an import their former values. Returns the number of restored rows.
 fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndone>, WriteError> {
     const BEFORE: &str = concat!(
-        "SELECT deviceId, former, enrollment, productKey, deviceName, IotId, refusal, hadSecret, keyChange \
-         FROM import_before WHERE importId = ?1 AND deviceId IN (SELECT deviceId FROM device_table WHERE ",
+        "SELECT deviceId, keyChange IS NOT NULL FROM import_before WHERE importId = ?1 \
+         AND deviceId IN (SELECT deviceId FROM device_table WHERE ",
         untouched!(),
         ")"
     );
-    const RESTORE: &str = "UPDATE device_table SET importId = ?2, enrollment = ?3, productKey = ?4, deviceName = ?5, \
-                           IotId = ?6, refusal = ?7, deviceSecret = iif(?8, deviceSecret, NULL) \
-                           WHERE deviceId = ?1";
     let (mut restored, mut read) = (Vec::new(), connection.prepare(BEFORE)?);
     let mut rows = read.query([id.0])?;
     while let Some(row) = rows.next()? {
-        let text = |column| row.get::<_, Option<String>>(column);
         let device: String = row.get(0)?;
-        connection.prepare_cached(RESTORE)?.execute(params![
-            device,
-            row.get::<_, Option<i64>>(1)?,
-            row.get::<_, String>(2)?,
-            row.get::<_, String>(3)?,
-            text(4)?,
-            text(5)?,
-            text(6)?,
-            row.get::<_, bool>(7)?,
-        ])?;
-        if text(8)?.is_some() {
+        restore_row(connection, id, &device)?;
+        if row.get(1)? {
             connection.prepare_cached("DELETE FROM device_key WHERE deviceId = ?1")?.execute([&device])?;
         }
         restored.push(device);
@@ -220,8 +207,7 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
     // Former values are deleted only for restored devices. The import's other devices keep their
     // former values, so that the import of these devices remains known.
     for device in &restored {
-        const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId = ?2";
-        connection.prepare_cached(FORGET)?.execute(params![id.0, device])?;
+        forget_before(connection, id, device)?;
     }
     // Names are checked only after all rows are restored, because two devices may have exchanged
     // their names.
@@ -231,6 +217,22 @@ fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndon
         }
     }
     Ok(Ok(restored.len() as u64))
+}
+
+/// Gives a row the values that it had before an import, except for its key.
+pub(super) fn restore_row(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
+    const RESTORE: &str = "UPDATE device_table SET importId = b.former, enrollment = b.enrollment, productKey = b.productKey, \
+                           deviceName = b.deviceName, IotId = b.IotId, refusal = b.refusal, \
+                           deviceSecret = iif(b.hadSecret, device_table.deviceSecret, NULL) \
+                           FROM import_before b WHERE b.importId = ?1 AND b.deviceId = ?2 \
+                           AND device_table.deviceId = ?2";
+    connection.prepare_cached(RESTORE)?.execute(params![id.0, device]).map(drop)
+}
+
+/// Deletes the values that a row had before an import.
+pub(super) fn forget_before(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
+    const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId = ?2";
+    connection.prepare_cached(FORGET)?.execute(params![id.0, device]).map(drop)
 }
 
 /// Returns the reason why a device cannot keep its name or `IotId`, if another device has the same

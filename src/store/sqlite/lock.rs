@@ -12,6 +12,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -41,6 +43,9 @@ const KEYS: u64 = 1 + (1 << 32);
 /// file.
 const MAX_TRIES: usize = 16;
 
+/// Pause between two attempts to take the lock of imports.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// Content of a lock file once the database exists.
 const MARK: &[u8] = b"certdist has the database beside this file open, or was killed\n";
 
@@ -52,40 +57,38 @@ pub struct Lock {
     database: PathBuf,
 }
 
-/// Result of an attempt to take a lock.
-enum Attempt {
-    Held(Lock),
-    /// Another process holds a lock that excludes the requested lock.
-    Excluded,
-}
-
 /// Returns the path of the lock file. Resolves links to the database first, so that all paths to a
 /// database lead to the same lock.
 pub(super) fn path_of(database: &Path) -> PathBuf {
-    let file = database.canonicalize();
-    look::beside(file.as_deref().unwrap_or(database), "-lock")
+    path_with(database, "-lock")
 }
 
-fn attempt(database: &Path, how: FlockOperation) -> io::Result<Attempt> {
-    let path = path_of(database);
+fn path_with(database: &Path, ending: &str) -> PathBuf {
+    let file = database.canonicalize();
+    look::beside(file.as_deref().unwrap_or(database), ending)
+}
+
+/// Locks a lock file, and creates it if necessary. Returns `None` if another process holds a lock
+/// that excludes the requested lock.
+fn attempt(database: &Path, path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
     for _ in 0..MAX_TRIES {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits().cast_signed());
-        let file = options.open(&path)?;
+        let file = options.open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("this is not a regular file"));
         }
         match flock(&file, how) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(Attempt::Excluded),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         // The last process that uses a lock file removes it, so this file may already be removed.
-        if fs::metadata(&path).is_ok_and(|found| is_same(&found, &file)) {
-            let owner = if database.exists() { database } else { &path };
+        if fs::metadata(path).is_ok_and(|found| is_same(&found, &file)) {
+            let owner = if database.exists() { database } else { path };
             connection::give_to_owner(&file, owner);
-            return Ok(Attempt::Held(Lock { file, path, database: database.to_owned() }));
+            return Ok(Some(file));
         }
     }
     Err(io::Error::other("other processes remove the lock file again and again"))
@@ -117,13 +120,19 @@ fn is_same(found: &fs::Metadata, file: &File) -> bool {
 }
 
 impl Lock {
+    fn attempt(database: &Path, how: FlockOperation) -> io::Result<Option<Self>> {
+        let path = path_of(database);
+        let file = attempt(database, &path, how)?;
+        Ok(file.map(|file| Self { file, path, database: database.to_owned() }))
+    }
+
     /// Shares the lock with other processes that may write. Fails while a database is being
     /// restored. Returns the system's error if the lock file cannot be used.
     pub(super) fn share(database: &Path) -> Result<io::Result<Self>, StoreError> {
-        match attempt(database, FlockOperation::NonBlockingLockShared) {
-            Ok(Attempt::Held(lock)) if lock.has_lost_database() => Err(lost(database, &lock.path)),
-            Ok(Attempt::Held(lock)) => Ok(Ok(lock)),
-            Ok(Attempt::Excluded) => Err(StoreError::Busy(format!(
+        match Self::attempt(database, FlockOperation::NonBlockingLockShared) {
+            Ok(Some(lock)) if lock.has_lost_database() => Err(lost(database, &lock.path)),
+            Ok(Some(lock)) => Ok(Ok(lock)),
+            Ok(None) => Err(StoreError::Busy(format!(
                 "{}: it is being restored; try again later",
                 database.display()
             ))),
@@ -190,12 +199,12 @@ impl Lock {
         };
         let failed =
             |error: io::Error| StoreError::Failed(format!("{}: {error}", path_of(database).display()));
-        match attempt(database, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
-            Attempt::Held(lock) => match Self::holder(database) {
+        match Self::attempt(database, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {
+            Some(lock) => match Self::holder(database) {
                 Some(who) => Err(in_use(&who)),
                 None => Ok(lock),
             },
-            Attempt::Excluded => Err(in_use(Self::holder(database).as_deref().unwrap_or("another process"))),
+            None => Err(in_use(Self::holder(database).as_deref().unwrap_or("another process"))),
         }
     }
 
@@ -230,6 +239,53 @@ fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
 /// Returns the position of the byte that stands for the ID of a database key, or for no key.
 fn byte_of(key: Option<&str>) -> u64 {
     key.and_then(|key| u32::from_str_radix(key, 16).ok()).map_or(0, |id| 1 + u64::from(id))
+}
+
+/// Lock of imports, which only one import at a time has. It is a file of its own beside the
+/// database. If the process of an import is killed, the system releases the lock.
+#[derive(Debug)]
+pub(super) struct ImportLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl ImportLock {
+    /// Takes the lock, unless another import has it.
+    pub(super) fn attempt(database: &Path) -> Result<Option<Self>, StoreError> {
+        let path = path_with(database, "-import");
+        let failed = |error: io::Error| {
+            let path = path.display();
+            StoreError::Failed(format!("{path}: this lock file of imports could not be used: {error}"))
+        };
+        let file = attempt(database, &path, FlockOperation::NonBlockingLockExclusive).map_err(failed)?;
+        Ok(file.map(|file| Self { file, path }))
+    }
+
+    /// Waits for the lock, at most for `wait`.
+    pub(super) fn wait(database: &Path, wait: Duration) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            match Self::attempt(database)? {
+                Some(lock) => return Ok(lock),
+                None if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+                None => {
+                    let database = database.display();
+                    let reason =
+                        format!("{database}: another import is running; try again when it has ended");
+                    return Err(StoreError::Busy(reason));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ImportLock {
+    fn drop(&mut self) {
+        // The file is removed while it is locked. A process that has just opened it notices that.
+        if fs::metadata(&self.path).is_ok_and(|found| is_same(&found, &self.file)) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Drop for Lock {

@@ -305,6 +305,7 @@ pub(super) fn check<T>(
     let look = Look::open(path)?;
     look.run(path, |connection| {
         connection::is_current(connection, path)?;
+        connection::hide_unfinished(connection).map_err(|error| store_error(path, error))?;
         query(connection)
     })
 }

@@ -9,12 +9,14 @@ mod claims;
 mod connection;
 mod files;
 mod find;
+mod import;
 mod imports;
 pub mod lock;
 mod look;
 mod read;
 mod secrets;
 mod since_backup;
+mod unfinished;
 mod writer;
 
 #[cfg(test)]
@@ -30,6 +32,7 @@ use self::{
     lock::Lock,
     look::Place,
     read::Reader,
+    unfinished::Recovery,
     writer::{WriteError, Writer},
 };
 use super::{
@@ -59,6 +62,8 @@ pub struct Sqlite {
     // Only a writing connection can move the write-ahead log into the database file and remove the
     // log.
     readers: ThreadLocal<Reader>,
+    /// `None` if this process only reads.
+    _recovery: Option<Recovery>,
     writer: Writer,
     /// The open files; `None` if this process only reads.
     files: Option<Files>,
@@ -125,10 +130,11 @@ impl Sqlite {
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
         let (outbox, mut mover) = audit::outbox(real)?;
         mover.move_left();
-        let writer = Writer::start(connection, Arc::clone(&path), mover)?;
+        let writer = Writer::start(connection, Arc::clone(&path), writer_wait, mover)?;
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
+        let _recovery = Some(Recovery::start(Arc::clone(&path), bulk_wait)?);
         let access = Access::Full;
-        Ok(Self { path, bulk_wait, clock, outbox, access, readers, writer, files, lock })
+        Ok(Self { path, bulk_wait, clock, outbox, access, readers, _recovery, writer, files, lock })
     }
 
     /// Opens a database of the current version for reading only. Fails if `accepts` returns an
@@ -159,8 +165,8 @@ impl Sqlite {
     fn reading(path: Arc<Path>, access: Access) -> Self {
         let writer = Writer::none(Arc::clone(&path));
         let (clock, readers) = (Arc::default(), ThreadLocal::new());
-        let (outbox, files, lock) = (None, None, None);
-        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, writer, files, lock }
+        let (outbox, _recovery, files, lock) = (None, None, None, None);
+        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, _recovery, writer, files, lock }
     }
 
     /// Fails with a message for the operator if the path has neither a database nor another file

@@ -139,7 +139,7 @@ macro_rules! digits {
 macro_rules! all_spelled {
     () => {
         concat!(
-            "SELECT deviceId FROM device_table INDEXED BY device_spelled \
+            "SELECT deviceId FROM main.device_table INDEXED BY device_spelled \
              WHERE deviceId NOT GLOB '*[^0-9A-Fa-fxX:._-]*' AND length(",
             digits!(),
             ") = 12 AND deviceId NOT GLOB '[0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F][0-9A-F]'"

@@ -1,11 +1,14 @@
 //! Columns that hold secrets, in their stored form. This module knows the database key that each
 //! value names, but not how secrets are sealed.
 
-use std::time::Instant;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Sqlite, audit, connection, look, store_error};
+use super::{Sqlite, audit, connection, lock::ImportLock, look, store_error, unfinished};
 use crate::{
     device::Secret,
     new_file, seal,
@@ -19,6 +22,9 @@ use crate::{
 
 /// Text that stands in place of a database key's ID for values that are not sealed.
 const CLEAR: &str = "clear";
+
+/// Pause between two attempts to empty the write-ahead log.
+const LOG_PAUSE: Duration = Duration::from_millis(100);
 
 /// Statements for one column of secrets. `read` begins after the primary key ?1, and selects the
 /// rows whose value does not begin with ?3, the prefix of values under the wanted database key.
@@ -53,7 +59,9 @@ fn statements(column: SecretColumn) -> Statements {
 /// Notes the database key under which a stored value is sealed, in the open transaction.
 pub(super) fn note(connection: &Connection, stored: &str) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT INTO database_key VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+        .prepare_cached(
+            "INSERT INTO database_key (keyId, firstUsed) VALUES (?1, ?2) ON CONFLICT (keyId) DO UPDATE SET writes = writes + 1",
+        )?
         .execute(params![seal::key_of(stored).unwrap_or(CLEAR), unix_now()])
         .map(drop)
 }
@@ -138,13 +146,19 @@ impl StoredSecrets for Sqlite {
 
     fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
         let failed = |error| store_error(&self.path, error);
+        // An import remembers which keys it has noted, and keeps former keys until it has ended.
+        let _lock = ImportLock::wait(&self.path, self.bulk_wait)?;
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        unfinished::take_back(&connection).map_err(failed)?;
         if self.is_only_key(&connection, key, sealed, by)? {
             connection.execute_batch("VACUUM").map_err(failed)?;
-            connection.execute("DELETE FROM database_key WHERE keyId = ?1", [CLEAR]).map_err(failed)?;
+            // If a value was written in clear text meanwhile, its note stays.
+            const DONE: &str = "DELETE FROM database_key WHERE keyId = ?1 AND writes = 0";
+            connection.execute(DONE, [CLEAR]).map_err(failed)?;
         }
         // The write-ahead log has former values until it is emptied, even if an earlier run has
-        // already rewritten the file. A long read by another process delays the emptying.
+        // already removed their traces from the file. A long read by another process delays the
+        // emptying.
         let deadline = Instant::now() + self.bulk_wait;
         while !connection::is_log_empty(&connection).map_err(failed)? {
             if Instant::now() >= deadline {
@@ -154,17 +168,13 @@ impl StoredSecrets for Sqlite {
                     self.path.display()
                 )));
             }
+            thread::sleep(LOG_PAUSE);
         }
-        // A process that does not have the database key may have written values after the file was
-        // rewritten. The table `database_key` shows this even if the values have since been
-        // replaced.
-        let state =
-            Transaction::new_unchecked(&connection, TransactionBehavior::Immediate).map_err(failed)?;
-        let left = UnderKey::others(&count(&state).map_err(failed)?, key);
-        if left > 0 || notes_others(&state, key).map_err(failed)? {
-            return Err(self.written_meanwhile(left, key));
+        // A process that does not have the database key may have written values since. The table
+        // `database_key` shows this even if the values have since been replaced.
+        if notes_others(&connection, key).map_err(failed)? {
+            return Err(self.written_meanwhile(0, key));
         }
-        drop(state);
         // A killed command may have left a copy of the database, with former values, beside the
         // database.
         let file = self.path.canonicalize().unwrap_or_else(|_| self.path.to_path_buf());
@@ -193,9 +203,10 @@ impl StoredSecrets for Sqlite {
 
 impl Sqlite {
     /// Checks that all values are sealed under the database key `key`, and forgets the other
-    /// database keys, all in one transaction that excludes other writers. Returns whether the file
-    /// may have traces of former values. In that case, `database_key` lists clear text as in use
-    /// until the traces are removed.
+    /// database keys. Returns whether the file may have traces of former values. In that case,
+    /// `database_key` lists clear text as in use until the traces are removed. Other processes may
+    /// write meanwhile. Whether one has written under another key is seen from its note, which each
+    /// write counts.
     pub(super) fn is_only_key(
         &self,
         connection: &Connection,
@@ -204,13 +215,20 @@ impl Sqlite {
         by: &Actor,
     ) -> Result<bool, StoreError> {
         let failed = |error| store_error(&self.path, error);
-        let transaction =
-            Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+        let reader = connection::open_reader(&self.path)?;
+        let state = Transaction::new_unchecked(&reader, TransactionBehavior::Deferred).map_err(failed)?;
+        let seen = writes_under_others(&state, key).map_err(failed)?;
         // A server that has not reloaded its configuration may still write under the former
         // database key.
-        let left = UnderKey::others(&count(&transaction).map_err(failed)?, key);
+        let left = UnderKey::others(&count(&state).map_err(failed)?, key);
+        drop(state);
         if left > 0 {
             return Err(self.written_meanwhile(left, key));
+        }
+        let transaction =
+            Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+        if writes_under_others(&transaction, key).map_err(failed)? != seen {
+            return Err(self.written_meanwhile(0, key));
         }
         if sealed == 0 && !notes_others(&transaction, key).map_err(failed)? {
             return Ok(false);
@@ -243,4 +261,10 @@ impl Sqlite {
 fn notes_others(connection: &Connection, key: &str) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM database_key WHERE keyId <> ?1)";
     connection.query_row(SQL, [key], |row| row.get(0))
+}
+
+/// Returns the database keys other than `key`, and clear text, each with its number of writes.
+fn writes_under_others(connection: &Connection, key: &str) -> rusqlite::Result<Vec<(String, i64)>> {
+    const SQL: &str = "SELECT keyId, writes FROM database_key WHERE keyId <> ?1 ORDER BY keyId";
+    connection.prepare(SQL)?.query_map([key], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }

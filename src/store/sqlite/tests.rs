@@ -5,7 +5,7 @@ mod auditing;
 mod looking;
 mod sealing;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
@@ -16,11 +16,14 @@ use crate::{
         Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, JournalEntry, RegisteredDevice,
         Rejection,
         claim::{ClaimTime, Claims, Owner, Settlement},
+        filter::{Cursor, Filter as Devices},
+        undo::ImportId,
     },
     testing::store::import,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
+const SOON: Duration = Duration::from_secs(9);
 
 fn open(directory: &TempDir) -> Sqlite {
     Sqlite::open_waiting(&directory.path().join("certdist.db"), |_| Ok(()), SHORT, SHORT).unwrap()
@@ -92,7 +95,7 @@ fn conflicts(store: &dyn Bulk, rows: impl IntoIterator<Item = ImportRow>) -> Vec
         &mut rows,
         &mut |index, rejection| match rejection {
             Rejection::Conflict(conflict) => conflicts.push((index, conflict)),
-            Rejection::Unreadable => panic!("row {index} was read"),
+            other => panic!("row {index}: {other:?}"),
         },
     );
     assert!(
@@ -150,22 +153,99 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
 }
 
 #[test]
-fn reads_go_on_in_the_midst_of_an_import_and_see_the_state_before_it() {
+fn an_import_holds_nobody_up_and_its_devices_appear_at_once() {
+    const ROWS: usize = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    // The store has the usual long waits.
+    let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
+    import(&store, (0..2000).map(|number| with_certificate(&format!("SN-{number}"), "s3cret")));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let importing = scope.spawn(|| {
+            let report = import(&store, (0..ROWS).map(|number| row(&format!("new-{number:05}"))));
+            is_over.store(true, Ordering::SeqCst);
+            report
+        });
+        let mut issued = 0;
+        while !is_over.load(Ordering::SeqCst) {
+            // While the rows are read, checked and written, devices get their certificates.
+            let device = id(&format!("SN-{}", issued % 2000));
+            assert!(wait(issue(&store, &device)).is_ok());
+            issued += 1;
+            // If the first device is there, then so are the last one and all others.
+            let is_there = at_once(store.device(&id("new-00000"))).unwrap().is_some();
+            let last = at_once(store.device(&id("new-19999"))).unwrap();
+            assert!(!is_there || last.is_some());
+            if !is_there {
+                let listed = store.find(&Devices::default(), &Cursor::After(id("SN-999")), 9, SOON).unwrap();
+                let is_complete = at_once(store.device(&id("new-00000"))).unwrap().is_some();
+                assert!(listed.devices.is_empty() || is_complete, "{listed:?}");
+            }
+        }
+        assert_eq!(importing.join().unwrap().added, ROWS as u64);
+        assert!(issued > 10, "{issued}");
+    });
+    assert_eq!(store.count().unwrap(), 2000 + ROWS as u64);
+    assert!(!directory.path().join("certdist.db-import").exists());
+}
+
+#[test]
+fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
-    import(&store, [with_certificate("SN-1", "s3cret")]);
-    let rows = (0..5000).map(|number| {
-        if number % 1000 == 999 {
-            assert_eq!(at_once(store.device(&id("new-0"))).unwrap(), None);
-            assert!(at_once(store.device(&id("SN-1"))).unwrap().is_some());
-            // During an import, a write fails and is not lost silently.
-            assert!(matches!(wait(issue(&store, &id("SN-1"))), Err(StoreError::Busy(_))));
-        }
-        row(&format!("new-{number}"))
-    });
-    assert_eq!(import(&store, rows).added, 5000);
-    assert!(at_once(store.device(&id("new-0"))).unwrap().is_some());
-    assert_eq!(store.count().unwrap(), 5001);
+    import(
+        &store,
+        [with_key("SN-1", "id-1", "00ff"), row("SN-2"), row("SN-3"), with_key("SN-4", "id-4", "00ff")],
+    );
+    let before = at_once(store.rows_after(None, 9)).unwrap();
+    // An import as it stands before its end. While it has its lock, nobody takes it back.
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    let other = connection::open_again(store.path(), Duration::from_secs(1)).unwrap();
+    unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
+    let by = Actor::system_user();
+    let job = ImportJob::new(&by, "cut.csv");
+    let mut table = import::Table::prepare(&other, Some(ImportId(7)), job.same_secret, true).unwrap();
+    let named = ImportRow { device_name: Some("other".into()), ..row("SN-2") };
+    let moved = ImportRow::new(id("SN-4"), "plugs", "a1plug");
+    let touched = ImportRow { device_name: Some("third".into()), ..row("SN-3") };
+    for row in [
+        with_key("SN-1", "id-9", "11ee"),
+        named,
+        row("SN-5"),
+        with_key("SN-6", "id-6", "22dd"),
+        moved,
+        touched,
+    ] {
+        table.merge(&row).ok().unwrap();
+    }
+    drop(table);
+    // The devices that it adds are not there for anybody. The devices that it changes are.
+    let ids = |store: &Sqlite| {
+        let rows = at_once(store.rows_after(None, 9)).unwrap();
+        rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&store), ["SN-1", "SN-2", "SN-3", "SN-4"]);
+    assert_eq!(at_once(store.device(&id("SN-5"))).unwrap(), None);
+    assert_eq!(at_once(store.device(&id("SN-2"))).unwrap().unwrap().device_name.as_deref(), Some("other"));
+    let looking = Sqlite::look(store.path(), |_| Ok(())).unwrap();
+    assert_eq!((looking.count().unwrap(), store.count().unwrap()), (4, 4));
+    let found = store.find(&Devices::default(), &Cursor::First, 9, SOON).unwrap().devices.len();
+    assert_eq!(found, 4);
+    // SN-3 has changed since, so it stays as it is.
+    wait(store.set_state(&id("SN-3"), DeviceState::Disabled, &Actor::system_user())).unwrap();
+    drop(lock);
+    import(&store, [row("SN-7")]);
+    assert_eq!(ids(&store), ["SN-1", "SN-2", "SN-3", "SN-4", "SN-7"]);
+    let after = at_once(store.rows_after(None, 9)).unwrap();
+    assert_eq!([&after[0], &after[1], &after[3]], [&before[0], &before[1], &before[3]]);
+    assert_eq!((after[2].state, after[2].device_name.as_deref()), (DeviceState::Disabled, Some("third")));
+    for (identity, psk) in [("id-1", Some("00ff")), ("id-4", Some("00ff")), ("id-6", None), ("id-9", None)] {
+        let key = at_once(store.individual_key(identity)).unwrap();
+        assert_eq!(key.as_ref().map(|key| key.psk.expose()), psk, "{identity}");
+    }
+    let count = |sql: &str| other.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM import_unfinished"), 0);
+    assert_eq!(count("SELECT count(*) FROM import_before WHERE importId = 7"), 0);
 }
 
 #[test]
@@ -211,7 +291,8 @@ fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
 #[test]
 fn what_is_queued_is_written_before_the_store_is_gone() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
+    // The store has the usual long waits.
+    let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
     import(&store, (0..2000).map(|number| with_certificate(&format!("SN-{number}"), "s3cret")));
     for number in 0..2000 {
         // The future is dropped immediately, so no caller waits for the answer.
@@ -270,7 +351,7 @@ fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
     connection.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (value)").unwrap();
     connection.execute_batch(pragmas).unwrap();
     let reader = Connection::open(&path).unwrap();
-    (Writer::start(connection, path.into(), Nothing).unwrap(), reader)
+    (Writer::start(connection, path.into(), SHORT, Nothing).unwrap(), reader)
 }
 
 fn put(value: Vec<u8>, fail: bool) -> impl FnOnce(&Connection) -> Result<(), WriteError> + Send {

@@ -16,7 +16,7 @@ use std::{
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::store_error;
+use super::{connection, store_error};
 use crate::store::{Metrics, StoreError, StoreFuture};
 
 /// Maximum number of waiting jobs; 10,000 devices cause fewer jobs than this in a second. A full
@@ -41,6 +41,9 @@ const LAST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Pause between two writes of the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
+
+/// Pause between two attempts to begin a transaction while another process is writing.
+const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 /// Queue of writes for which no caller waits. The writes run between the groups of jobs, in their
 /// own transactions. They can therefore delay a job's answer, but cannot make the job fail.
@@ -94,15 +97,17 @@ impl Writer {
     pub(super) fn start(
         connection: Connection,
         path: Arc<Path>,
+        wait: Duration,
         mut backlog: impl Backlog,
     ) -> Result<Self, StoreError> {
+        connection.busy_timeout(Duration::ZERO).map_err(|error| store_error(&path, error))?;
         let (queue, jobs) = sync_channel(QUEUE);
         let metrics = Arc::<Metrics>::default();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn({
                 let (path, metrics) = (Arc::clone(&path), Arc::clone(&metrics));
-                move || write(&connection, &path, &jobs, &metrics, &mut backlog)
+                move || write(&connection, &path, wait, &jobs, &metrics, &mut backlog)
             })
             .map_err(|error| StoreError::Failed(format!("{}: no writer: {error}", path.display())))?;
         Ok(Self { path, queue: Some(queue), metrics, thread: Some(thread) })
@@ -166,6 +171,7 @@ fn writer_ended(path: &Path) -> StoreError {
 fn write(
     connection: &Connection,
     path: &Path,
+    wait: Duration,
     jobs: &Receiver<Box<dyn Job>>,
     metrics: &Metrics,
     backlog: &mut impl Backlog,
@@ -183,7 +189,7 @@ fn write(
                 group.extend(jobs.try_iter().take(GROUP - 1));
                 crowded = group.len() > 1;
                 let begun = Instant::now();
-                let committed = commit(connection, path, &mut group);
+                let committed = commit(connection, path, wait, &mut group);
                 metrics.commit_latency.observe(begun.elapsed());
                 metrics.waiting.fetch_sub(group.len() as u64, Ordering::Relaxed);
                 for job in group.drain(..) {
@@ -231,10 +237,17 @@ fn finish_backlog(backlog: &mut impl Backlog) {
 
 /// Commits the jobs of the group that did not fail. Commits nothing if the transaction itself
 /// fails.
-fn commit(connection: &Connection, path: &Path, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+fn commit(
+    connection: &Connection,
+    path: &Path,
+    wait: Duration,
+    group: &mut [Box<dyn Job>],
+) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
-    let transaction =
-        Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+    // Other processes write in short transactions with short pauses. SQLite's own waiting would
+    // miss the pauses, because it looks less and less often.
+    let begin = || Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
+    let transaction = connection::patiently(wait, TURN_PAUSE, begin).map_err(failed)?;
     let step = |sql| transaction.prepare_cached(sql)?.execute(());
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;

@@ -2,18 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    convert::identity,
     time::Duration,
 };
 
 use super::{Memory, Tables};
 use crate::{
-    device::{AskedId, Certificate, DeviceId},
+    device::{AskedId, Certificate, DeviceId, Secret},
     seal::Place,
     store::{
         Bulk, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
         Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
+        check::{self, Standing},
         filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
         merge::{self, Columns, Merged, Unmerged},
         undo::{
@@ -195,6 +195,33 @@ impl Tables {
     }
 }
 
+impl Standing for Tables {
+    fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError> {
+        Ok(self.devices.get(id).cloned())
+    }
+
+    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError> {
+        Ok(self.keys.iter().find(|(_, (owner, _))| owner == id).map(|(identity, _)| identity.clone()))
+    }
+
+    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError> {
+        Ok(self.keys.get(identity).map(|(owner, psk)| (owner.to_string(), psk.clone())))
+    }
+
+    fn holder_of_name(
+        &self,
+        device: &DeviceId,
+        product_key: &str,
+        name: &str,
+    ) -> Result<Option<DeviceId>, StoreError> {
+        Ok(Tables::holder_of_name(self, device, product_key, name))
+    }
+
+    fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Result<Option<DeviceId>, StoreError> {
+        Ok(Tables::holder_of_iot_id(self, device, iot_id))
+    }
+}
+
 impl Bulk for Memory {
     fn import(
         &self,
@@ -204,8 +231,16 @@ impl Bulk for Memory {
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
         let mut before = Before::new();
-        let merge = |row: ImportRow| tables.merge(&row, job.id, job.same_secret, &mut before);
-        let report = merge::all_rows(rows, merge, identity, reject)?;
+        let checked = check::check(&job, rows, &tables.clone(), reject)?;
+        let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
+        checked.each_change(|at, row| {
+            match tables.merge(&row, job.id, job.same_secret, &mut before) {
+                Ok(merged) => report.count(merged),
+                Err(Unmerged::Failed(error)) => return Err(error),
+                Err(Unmerged::Conflict(conflict)) => panic!("row {at} passed the check: {conflict:?}"),
+            }
+            Ok(())
+        })?;
         if !job.dry_run {
             if report.added + report.changed > 0 {
                 let detail = Some(format!("{}: {report:?}", job.file));

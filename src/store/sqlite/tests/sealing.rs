@@ -324,7 +324,7 @@ fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
     // database key would.
     let other = Connection::open(store.inner().path()).unwrap();
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
-                   BEGIN INSERT INTO database_key VALUES ('clear', 0); END";
+                   BEGIN INSERT INTO database_key VALUES ('clear', 0, 1); END";
     other.execute_batch(trigger).unwrap();
     let error = sentence(store.seal_all(&Actor::system_user(), &mut |_, _| ()));
     assert!(error.contains("written under another key meanwhile") && error.contains("SIGHUP"), "{error}");

@@ -1,0 +1,305 @@
+//! Checks the rows of an import against the table and against one another before anything is
+//! written. The check takes no lock, and the table may change meanwhile; a store therefore applies
+//! the rules of [`merge`] again when it writes. The rules are the same for every store.
+
+use std::collections::BTreeSet;
+
+use super::{
+    DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows, StoreError,
+    merge::{self, Columns, Merged, Unmerged},
+    staging::{Claim, Staging},
+    undo::KeyChange,
+};
+use crate::{
+    device::{DeviceId, Secret},
+    seal::Place,
+};
+
+/// The table, as the check of an import reads it.
+pub trait Standing {
+    /// Returns the row of a device, with its secret as it is stored.
+    fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError>;
+
+    /// Returns the identity of a device's key.
+    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError>;
+
+    /// Returns the device that has a PSK identity, and its stored key.
+    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError>;
+
+    /// Returns another device that has this name in this product.
+    fn holder_of_name(
+        &self,
+        device: &DeviceId,
+        product_key: &str,
+        name: &str,
+    ) -> Result<Option<DeviceId>, StoreError>;
+
+    /// Returns another device that has this `IotId`.
+    fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Result<Option<DeviceId>, StoreError>;
+}
+
+/// Rows that passed the check.
+pub struct Checked {
+    staging: Staging,
+    writes: Marks,
+    /// Expected result of the import.
+    pub report: ImportReport,
+}
+
+/// A set of row numbers, one bit for each row.
+#[derive(Default)]
+struct Marks(Vec<u64>);
+
+impl Marks {
+    fn set(&mut self, number: usize) {
+        let (word, bit) = (number / 64, number % 64);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << bit;
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.0.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+}
+
+impl Checked {
+    /// Calls `each` with all rows that change the table: in order of device ID, and at the end, in
+    /// the order of the file, those that need a value of a row before them.
+    pub fn each_change<E: From<StoreError>>(
+        &self,
+        mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut number = 0;
+        self.staging.each(|at, row| {
+            number += 1;
+            if self.writes.has(number - 1) { each(at, row) } else { Ok(()) }
+        })?;
+        self.staging.each_late(each)
+    }
+
+    /// Returns the names of the enrollments of all rows.
+    pub fn enrollments(&self) -> BTreeSet<&str> {
+        self.staging.enrollments()
+    }
+
+    /// Returns the number of rows that change the table.
+    pub fn changes(&self) -> u64 {
+        self.report.added + self.report.changed
+    }
+}
+
+/// Checks all rows of an import. Passes every rejected row to `reject`, and fails if there is one.
+pub fn check(
+    job: &ImportJob<'_>,
+    rows: Rows<'_>,
+    table: &impl Standing,
+    reject: Reject<'_>,
+) -> Result<Checked, ImportError> {
+    let (staging, unreadable) = Staging::read(rows, reject)?;
+    let (mut writes, mut report) = (Marks::default(), ImportReport::default());
+    let (mut number, mut first): (usize, Option<(u64, ImportRow)>) = (0, None);
+    let check = Check { job, staging: &staging, table };
+    staging.each(|at, row| {
+        number += 1;
+        if let Some((first, same)) = first.as_ref().filter(|(_, first)| first.device == row.device) {
+            let first = *first;
+            let is_same = is_repeated(same, &row, job)?;
+            let rejection = match is_same {
+                true => {
+                    let product_key = row.product_key.unwrap_or(row.enrollment_product);
+                    Rejection::Repeated { enrollment: row.enrollment, product_key }
+                }
+                false => Rejection::Differs { device: row.device, first },
+            };
+            return staging.reject(at, &rejection);
+        }
+        match check.row(at, &row) {
+            Ok((merged, is_late)) => {
+                report.count(merged);
+                if merged != Merged::Unchanged {
+                    if is_late { staging.is_late(at, &row.device)? } else { writes.set(number - 1) }
+                }
+            }
+            Err(Unmerged::Conflict(conflict)) => staging.reject(at, &Rejection::Conflict(conflict))?,
+            Err(Unmerged::Failed(error)) => return Err(error),
+        }
+        first = Some((at, row));
+        Ok(())
+    })?;
+    staging.clashes(|clash| {
+        let (first, device) = clash.first.clone();
+        let conflict = match clash.claim() {
+            Claim::Name { name, .. } => merge::unique_name(Some(device), name),
+            Claim::IotId(_) => merge::unique_iot_id(Some(device)),
+            Claim::Identity(_) => return staging.reject(clash.at, &Rejection::SameIdentity { first }),
+        };
+        conflict.err().map_or(Ok(()), |conflict| staging.reject(clash.at, &Rejection::Conflict(conflict)))
+    })?;
+    match unreadable + staging.rejections(reject)? {
+        0 => Ok(Checked { staging, writes, report }),
+        rejected => Err(ImportError::Rejected(rejected)),
+    }
+}
+
+/// Returns whether two rows of one device have the same values.
+fn is_repeated(first: &ImportRow, row: &ImportRow, job: &ImportJob<'_>) -> Result<bool, StoreError> {
+    let device = row.device.as_str();
+    let are_same = |place, first: Option<&Secret>, second: Option<&Secret>| match (first, second) {
+        (Some(first), Some(second)) => (job.same_secret)(place, first, second),
+        (first, second) => Ok(first.is_none() && second.is_none()),
+    };
+    let values = |row: &ImportRow| {
+        let identity = row.key.as_ref().map(|(identity, _)| identity.clone());
+        let ImportRow { enrollment, product_key, device_name, iot_id, .. } = row.clone();
+        (enrollment, product_key, device_name, iot_id, identity)
+    };
+    if values(first) != values(row) {
+        return Ok(false);
+    }
+    let identity = row.key.as_ref().map_or("", |(identity, _)| identity);
+    let psk = |row: &ImportRow| row.key.as_ref().map(|(_, psk)| psk.clone());
+    let secrets = (first.device_secret.as_ref(), row.device_secret.as_ref());
+    Ok(are_same(Place::DeviceSecret(device), secrets.0, secrets.1)?
+        && are_same(Place::Psk { device, identity }, psk(first).as_ref(), psk(row).as_ref())?)
+}
+
+/// The check of single rows.
+struct Check<'a, T> {
+    job: &'a ImportJob<'a>,
+    staging: &'a Staging,
+    table: &'a T,
+}
+
+impl<T: Standing> Check<'_, T> {
+    /// Returns the effect of a row, and whether it needs a value that a row before it gives up.
+    fn row(&self, at: u64, row: &ImportRow) -> Result<(Merged, bool), Unmerged<StoreError>> {
+        let stored = self.table.device(&row.device).map_err(Unmerged::Failed)?;
+        let mut is_late = false;
+        let mut drops_key = false;
+        let columns = match &stored {
+            None => Some(merge::new_device(row)),
+            Some(stored) => {
+                let same_secret = merge::has_same_secret(stored, row, self.job.same_secret);
+                let same_secret = same_secret.map_err(Unmerged::Failed)?;
+                merge::known_device(stored, row, same_secret)?.map(|change| {
+                    drops_key = change.drops_key;
+                    change.columns
+                })
+            }
+        };
+        if let Some(columns) = &columns {
+            is_late |= self.values(at, row, columns)?;
+        }
+        let (key_change, needs_key) = self.key(at, row, stored.is_some(), drops_key)?;
+        is_late |= needs_key;
+        let merged = match &stored {
+            None => Merged::Added,
+            Some(stored) => Merged::of(stored.enrollment != row.enrollment, columns.is_some(), key_change),
+        };
+        Ok((merged, is_late))
+    }
+
+    /// Checks that the name and the `IotId` of a row belong to no other device.
+    fn values(&self, at: u64, row: &ImportRow, columns: &Columns<'_>) -> Result<bool, Unmerged<StoreError>> {
+        let name = merge::name_of(&row.device, columns);
+        let Columns { product_key, iot_id, .. } = *columns;
+        if self.staging.has_claims {
+            let name = Claim::Name { product_key, name: &name };
+            for claim in [Some(name), iot_id.map(Claim::IotId)].into_iter().flatten() {
+                self.staging.claim(claim, at, &row.device).map_err(Unmerged::Failed)?;
+            }
+        }
+        let mut is_late = false;
+        let named = self.table.holder_of_name(&row.device, product_key, &name).map_err(Unmerged::Failed)?;
+        if let Some(holder) = named {
+            let gives_up = |after: &Columns<'_>| {
+                after.product_key != product_key || merge::name_of(&holder, after) != name
+            };
+            match self.is_given_up(at, &holder, gives_up)? {
+                true => is_late = true,
+                false => merge::unique_name(Some(holder), &name)?,
+            }
+        }
+        if let Some(iot_id) = iot_id
+            && let Some(holder) =
+                self.table.holder_of_iot_id(&row.device, iot_id).map_err(Unmerged::Failed)?
+        {
+            match self.is_given_up(at, &holder, |after| after.iot_id != Some(iot_id))? {
+                true => is_late = true,
+                false => merge::unique_iot_id(Some(holder))?,
+            }
+        }
+        Ok(is_late)
+    }
+
+    /// Returns whether a row before row `at` changes the device `holder` so that `gives_up` is true
+    /// for its new columns.
+    fn is_given_up(
+        &self,
+        at: u64,
+        holder: &DeviceId,
+        gives_up: impl Fn(&Columns<'_>) -> bool,
+    ) -> Result<bool, Unmerged<StoreError>> {
+        let Some((before, row)) = self.staging.find(holder).map_err(Unmerged::Failed)? else {
+            return Ok(false);
+        };
+        let Some(stored) = self.table.device(holder).map_err(Unmerged::Failed)? else { return Ok(false) };
+        let same_secret = merge::has_same_secret(&stored, &row, self.job.same_secret);
+        let change = merge::known_device(&stored, &row, same_secret.map_err(Unmerged::Failed)?);
+        Ok(before < at && matches!(change, Ok(Some(change)) if gives_up(&change.columns)))
+    }
+
+    /// Checks the key of a row. Returns how the device's key changes, and whether another row gives
+    /// up the identity first.
+    fn key(
+        &self,
+        at: u64,
+        row: &ImportRow,
+        is_known: bool,
+        drops_key: bool,
+    ) -> Result<(KeyChange, bool), Unmerged<StoreError>> {
+        let identity = || match is_known {
+            true => self.table.identity(&row.device).map_err(Unmerged::Failed),
+            false => Ok(None),
+        };
+        let Some((wanted, psk)) = &row.key else {
+            let has_key = (row.individual || drops_key) && identity()?.is_some();
+            merge::without_key(row, has_key)?;
+            let is_lost = drops_key && has_key;
+            return Ok((if is_lost { KeyChange::Lost } else { KeyChange::None }, false));
+        };
+        self.staging.claim(Claim::Identity(wanted), at, &row.device).map_err(Unmerged::Failed)?;
+        let mut is_late = false;
+        if let Some((owner, stored)) = self.table.key(wanted).map_err(Unmerged::Failed)? {
+            if let Err(conflict) = merge::identity_of(&owner, row) {
+                if !self.gives_identity_up(at, &owner, wanted)? {
+                    return Err(conflict.into());
+                }
+                is_late = true;
+            } else {
+                let place = Place::Psk { device: row.device.as_str(), identity: wanted };
+                if (self.job.same_secret)(place, &stored, psk).map_err(Unmerged::Failed)? {
+                    return Ok((KeyChange::None, false));
+                }
+            }
+        }
+        let had_key = identity()?.is_some();
+        Ok((if had_key { KeyChange::Lost } else { KeyChange::Added }, is_late))
+    }
+
+    /// Returns whether a row before row `at` gives its device another identity than `identity`, or
+    /// takes its key away.
+    fn gives_identity_up(&self, at: u64, owner: &str, identity: &str) -> Result<bool, Unmerged<StoreError>> {
+        let Ok(owner) = DeviceId::parse_sn(owner) else { return Ok(false) };
+        let found = self.staging.find(&owner).map_err(Unmerged::Failed)?;
+        let Some((_, row)) = found.filter(|(before, _)| *before < at) else { return Ok(false) };
+        let stored = self.table.device(&owner).map_err(Unmerged::Failed)?;
+        let moves = stored.is_some_and(|stored| stored.enrollment != row.enrollment);
+        Ok(match &row.key {
+            Some((other, _)) => other != identity,
+            None => moves && !row.individual,
+        })
+    }
+}

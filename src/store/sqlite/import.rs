@@ -1,0 +1,519 @@
+//! Writes the rows of an import. They are checked beforehand, without a lock. A small import is
+//! one transaction. A large one is written in slices, between which devices and other processes
+//! have their turn. Until its last slice, the devices that it adds are hidden from every reader,
+//! and what it has written can be taken back ([`unfinished`]).
+
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, OptionalExtension, Statement, params};
+
+use super::{
+    Access, Sqlite, audit, claims, connection, imports, lock::ImportLock, look, read, secrets, store_error,
+    unfinished, writer::WriteError,
+};
+use crate::{
+    device::{DeviceId, Secret},
+    seal::{self, Place},
+    store::{
+        Actor, DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows,
+        SameSecret, StoreError,
+        audit::{AuditEntry, AuditEvent},
+        check::{self, Checked, Standing},
+        merge::{self, Change, Columns, Merged},
+        undo::{ImportId, ImportRecord, KeyChange},
+    },
+};
+
+/// Page cache of an import: 32 MiB (SQLite takes a negative number as KiB).
+const CACHE: i64 = -32_768;
+
+/// Maximum number of rows that are written in one transaction without slices.
+const SMALL: u64 = 1000;
+
+/// Time after which a slice ends. Its commit comes on top.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Minimum pause between two slices, in which a waiting writer takes its turn. A server's writer
+/// tries every millisecond.
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// Number of slices after which the log is moved into the database. Without this, the log would
+/// become as large as the import, or a server would move it while devices wait.
+const LOGGED: u32 = 8;
+
+/// Number of rows that are checked in one read transaction. A longer transaction would keep the
+/// log from being moved into the database.
+const CHECKED: u64 = 1000;
+
+/// Maximum number of enrollments that an audit entry names.
+const NAMED: usize = 20;
+
+/// Runs an import or a dry run.
+pub(super) fn run(
+    store: &Sqlite,
+    job: ImportJob<'_>,
+    rows: Rows<'_>,
+    reject: Reject<'_>,
+) -> Result<ImportReport, ImportError> {
+    let failed = |error| store_error(&store.path, error);
+    if job.dry_run {
+        let mut check = |connection: &Connection| check::check(&job, rows, &View::new(connection), reject);
+        return match store.access {
+            Access::Full => check(&connection::open_reader(&store.path)?),
+            Access::Looks => look::check(&store.path, |connection| Ok(check(connection)))?,
+            Access::PreviewsNew => check(&connection::open_empty().map_err(failed)?),
+        }
+        .map(|checked| checked.report);
+    }
+    if store.access != Access::Full {
+        let reason = format!("{}: it was opened only to be read", store.path.display());
+        return Err(StoreError::Failed(reason).into());
+    }
+    // One import at a time, so that the check of the second sees the rows of the first.
+    let _lock = ImportLock::wait(&store.path, store.bulk_wait)?;
+    let writer = connection::open_again(&store.path, store.bulk_wait)?;
+    let set_up = || {
+        writer.pragma_update(None, "mmap_size", 0)?;
+        writer.pragma_update(None, "cache_size", CACHE)?;
+        writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
+    };
+    set_up().map_err(failed)?;
+    unfinished::take_back(&writer).map_err(failed)?;
+    let checked = {
+        let reader = connection::open_reader(&store.path)?;
+        check::check(&job, rows, &View::new(&reader), reject)?
+    };
+    if checked.changes() == 0 {
+        return Ok(checked.report);
+    }
+    let import = Import { store, job, writer: &writer };
+    let outcome = match checked.changes() {
+        ..=SMALL => import.at_once(&checked),
+        _ => import.in_slices(&checked),
+    };
+    if outcome.is_ok()
+        && let Err(error) = unfinished::take_back(&writer)
+    {
+        tracing::debug!(%error, "former values of an import are removed later");
+    }
+    connection::empty_log(&writer);
+    outcome.map_err(|failure| match failure {
+        Failure::Rejected(at, conflict) => {
+            reject(at, Rejection::Conflict(conflict));
+            ImportError::Rejected(1)
+        }
+        Failure::Store(error) => error.into(),
+    })
+}
+
+/// Reason why checked rows were not written.
+enum Failure {
+    /// The table has changed since the check, so that this row contradicts it.
+    Rejected(u64, crate::store::Conflict),
+    /// The database failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// The table, read for the check of an import.
+struct View<'c> {
+    connection: &'c Connection,
+    reads: Cell<u64>,
+}
+
+impl<'c> View<'c> {
+    fn new(connection: &'c Connection) -> Self {
+        Self { connection, reads: Cell::new(0) }
+    }
+
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        query(self.connection).map_err(|error| {
+            let path = self.connection.path().unwrap_or_default();
+            store_error(path.as_ref(), error)
+        })
+    }
+
+    /// Lets `CHECKED` rows share a read transaction, unless the caller has begun one.
+    fn renew(&self) -> rusqlite::Result<()> {
+        let reads = self.reads.get();
+        self.reads.set(reads + 1);
+        match (reads % CHECKED, self.connection.is_autocommit()) {
+            (0, true) => self.connection.execute_batch("BEGIN"),
+            (0, false) if reads > 0 => self.connection.execute_batch("COMMIT; BEGIN"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Standing for View<'_> {
+    fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError> {
+        self.read(|connection| {
+            self.renew()?;
+            read::device(connection, id)
+        })
+    }
+
+    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError> {
+        const SQL: &str = "SELECT pskIdentity FROM device_key WHERE deviceId = ?1";
+        self.read(|connection| {
+            connection.prepare_cached(SQL)?.query_row([id.as_str()], |row| row.get(0)).optional()
+        })
+    }
+
+    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError> {
+        const SQL: &str = "SELECT deviceId, psk FROM device_key WHERE pskIdentity = ?1";
+        self.read(|connection| {
+            let key = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Secret::new(row.get(1)?)));
+            connection.prepare_cached(SQL)?.query_row([identity], key).optional()
+        })
+    }
+
+    fn holder_of_name(
+        &self,
+        device: &DeviceId,
+        product_key: &str,
+        name: &str,
+    ) -> Result<Option<DeviceId>, StoreError> {
+        self.read(|connection| claims::holder_of_name(connection, device, product_key, name))
+    }
+
+    fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Result<Option<DeviceId>, StoreError> {
+        self.read(|connection| claims::holder_of_iot_id(connection, device, iot_id))
+    }
+}
+
+/// An import whose rows are checked.
+struct Import<'a> {
+    store: &'a Sqlite,
+    job: ImportJob<'a>,
+    writer: &'a Connection,
+}
+
+impl Import<'_> {
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        store_error(&self.store.path, error)
+    }
+
+    fn begin(&self) -> Result<(), StoreError> {
+        self.writer.execute_batch("BEGIN IMMEDIATE").map_err(|error| self.failed(error))
+    }
+
+    fn commit(&self) -> Result<(), StoreError> {
+        self.writer.execute_batch("COMMIT").map_err(|error| self.failed(error))
+    }
+
+    fn roll_back(&self) {
+        if !self.writer.is_autocommit() {
+            // If this fails, the transaction ends with its connection.
+            let _ = self.writer.execute_batch("ROLLBACK");
+        }
+    }
+
+    /// Writes all rows in one transaction.
+    fn at_once(&self, checked: &Checked) -> Result<ImportReport, Failure> {
+        self.begin()?;
+        let write = || {
+            let report = self.write(checked, self.job.id, false, || Ok(()))?;
+            self.finish(checked, report, self.job.id)
+        };
+        write().inspect_err(|_| self.roll_back())
+    }
+
+    /// Writes the rows in slices. After a failure, takes back what is written.
+    fn in_slices(&self, checked: &Checked) -> Result<ImportReport, Failure> {
+        let id = self.job.id.map_or_else(ImportId::random, Ok)?;
+        let failed = |error| self.failed(error);
+        let (at, by, file) = (self.store.clock.now(), self.job.by, self.job.file);
+        unfinished::begin(self.writer, id, at, &by.name, file).map_err(failed)?;
+        // A slice that a power cut loses is taken back anyway. The last commit is durable again,
+        // and with it all slices.
+        self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
+        let mut slice = Slice { begun: Instant::now(), written: 0 };
+        let next = || {
+            if slice.begun.elapsed() < SLICE {
+                return Ok(());
+            }
+            self.commit()?;
+            slice.written += 1;
+            if slice.written % LOGGED == 0 {
+                connection::move_log(self.writer);
+            }
+            thread::sleep(PAUSE);
+            self.begin()?;
+            slice.begun = Instant::now();
+            Ok(())
+        };
+        let write = || {
+            self.begin()?;
+            let report = self.write(checked, Some(id), true, next)?;
+            self.commit()?;
+            self.writer.pragma_update(None, "synchronous", "full").map_err(failed)?;
+            self.begin()?;
+            unfinished::end(self.writer, id).map_err(failed)?;
+            self.finish(checked, report, self.job.id)
+        };
+        write().inspect_err(|_| {
+            self.roll_back();
+            if let Err(error) = unfinished::take_back(self.writer) {
+                let error = self.failed(error);
+                tracing::warn!(%error, "an import has failed, and what it has written is not taken back yet; a server, or the next import, takes it back");
+            }
+        })
+    }
+
+    /// Merges all rows that change the table, and calls `next` after each of them.
+    fn write(
+        &self,
+        checked: &Checked,
+        id: Option<ImportId>,
+        keeps_keys: bool,
+        mut next: impl FnMut() -> Result<(), StoreError>,
+    ) -> Result<ImportReport, Failure> {
+        let failed = |error| self.failed(error);
+        let same_secret = self.job.same_secret;
+        let mut table = Table::prepare(self.writer, id, same_secret, keeps_keys).map_err(failed)?;
+        let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
+        checked.each_change(|at, row| {
+            match table.merge(&row) {
+                Ok(merged) => report.count(merged),
+                Err(Unmerged::Conflict(conflict)) => return Err(Failure::Rejected(at, conflict)),
+                Err(Unmerged::Failed(error)) => return Err(error.into_store_error(&self.store.path).into()),
+            }
+            next().map_err(Failure::Store)
+        })?;
+        Ok(report)
+    }
+
+    /// Writes the record of the import and its audit entry, and commits.
+    fn finish(
+        &self,
+        checked: &Checked,
+        report: ImportReport,
+        id: Option<ImportId>,
+    ) -> Result<ImportReport, Failure> {
+        let failed = |error| self.failed(error);
+        let ImportJob { by, file, .. } = self.job;
+        if report.added + report.changed > 0 {
+            let entry = imported(by, file, report, checked.enrollments());
+            audit::append(self.writer, &entry).map_err(failed)?;
+            if let Some(id) = id {
+                let ImportReport { added, changed, .. } = report;
+                let (at, who, file) = (self.store.clock.now(), by.name.clone(), file.to_owned());
+                let record = ImportRecord { id, at, who, file, added, changed, undone: None };
+                imports::record(self.writer, &record, at).map_err(failed)?;
+            }
+        }
+        self.commit()?;
+        Ok(report)
+    }
+}
+
+struct Slice {
+    begun: Instant,
+    written: u32,
+}
+
+/// Returns the audit entry about an import. The entry names the enrollments of the imported rows.
+fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<&str>) -> AuditEntry {
+    let ImportReport { added, changed, unchanged, .. } = report;
+    let mut detail = format!("{}{unchanged} unchanged", imports::counts(file, added, changed));
+    let count = enrollments.len();
+    let mut named = enrollments.into_iter().take(NAMED);
+    let enrollment = if count == 1 { named.next().map(str::to_owned) } else { None };
+    if count > 1 {
+        detail.push_str(", in ");
+        detail.push_str(&named.collect::<Vec<_>>().join(", "));
+        if count > NAMED {
+            detail.push_str(&format!(" and {} more", count - NAMED));
+        }
+    }
+    AuditEntry { enrollment, detail: Some(detail), ..by.entry(AuditEvent::Imported) }
+}
+
+pub(super) type Unmerged = merge::Unmerged<WriteError>;
+
+impl<E: Into<WriteError>> From<E> for Unmerged {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Prepared statements of an import. A new device, the usual case, takes a single statement. For a
+/// device that is already in the table, the stored row is read, and written only if the imported
+/// row changes it.
+pub(super) struct Table<'c> {
+    connection: &'c Connection,
+    id: Option<ImportId>,
+    same_secret: SameSecret<'c>,
+    /// ID of the database key of the last secret that was written, as noted in the table
+    /// `database_key`; the inner `None` is for an unsealed secret, and the outer `None` applies
+    /// before the first secret.
+    noted: Option<Option<String>>,
+    insert: Statement<'c>,
+    update: Statement<'c>,
+    insert_key: Statement<'c>,
+    owner_of_key: Statement<'c>,
+    update_key: Statement<'c>,
+    has_key: Statement<'c>,
+    delete_key: Statement<'c>,
+    former_key: Statement<'c>,
+    /// Set if former keys are kept, so that the import can be taken back.
+    keeps_keys: bool,
+}
+
+impl<'c> Table<'c> {
+    pub(super) fn prepare(
+        connection: &'c Connection,
+        id: Option<ImportId>,
+        same_secret: SameSecret<'c>,
+        keeps_keys: bool,
+    ) -> rusqlite::Result<Self> {
+        Ok(Self {
+            keeps_keys,
+            connection,
+            id,
+            same_secret,
+            noted: None,
+            insert: connection.prepare(
+                "INSERT INTO device_table (deviceId, enrollment, productKey, deviceName, deviceSecret, \
+                 IotId, importId) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (deviceId) DO NOTHING",
+            )?,
+            update: connection.prepare(
+                "UPDATE device_table SET enrollment = ?2, productKey = ?3, deviceName = ?4, \
+                 deviceSecret = ?5, IotId = ?6, refusal = NULL WHERE deviceId = ?1",
+            )?,
+            insert_key: connection.prepare(
+                "INSERT INTO device_key (pskIdentity, deviceId, psk) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT DO NOTHING",
+            )?,
+            owner_of_key: connection
+                .prepare("SELECT deviceId, psk FROM device_key WHERE pskIdentity = ?1")?,
+            update_key: connection
+                .prepare("UPDATE device_key SET pskIdentity = ?1, psk = ?3 WHERE deviceId = ?2")?,
+            has_key: connection.prepare("SELECT 1 FROM device_key WHERE deviceId = ?1")?,
+            delete_key: connection.prepare("DELETE FROM device_key WHERE deviceId = ?1")?,
+            former_key: connection.prepare("SELECT pskIdentity, psk FROM device_key WHERE deviceId = ?1")?,
+        })
+    }
+
+    /// Notes the database key under which a written secret is sealed, unless the last secret had
+    /// the same database key.
+    fn note(&mut self, stored: &Secret) -> rusqlite::Result<()> {
+        let key = seal::key_of(stored.expose());
+        if self.noted.as_ref().is_none_or(|noted| noted.as_deref() != key) {
+            secrets::note(self.connection, stored.expose())?;
+            self.noted = Some(key.map(str::to_owned));
+        }
+        Ok(())
+    }
+
+    pub(super) fn merge(&mut self, row: &ImportRow) -> Result<Merged, Unmerged> {
+        if self.insert(row)? {
+            self.merge_key(row, true)?;
+            return Ok(Merged::Added);
+        }
+        let absent = || StoreError::Failed(format!("device {} cannot be read", row.device));
+        let stored = read::device(self.connection, &row.device)?.ok_or_else(absent)?;
+        let former_key = if self.keeps_keys { self.key_of(&row.device)? } else { None };
+        let (device_changed, lost_key) = self.update(&stored, row)?;
+        let key_change = match self.merge_key(row, false)? {
+            KeyChange::None if lost_key => KeyChange::Lost,
+            change => change,
+        };
+        if device_changed || key_change != KeyChange::None {
+            let former_key = former_key.filter(|_| key_change == KeyChange::Lost);
+            imports::note_before(self.connection, self.id, &stored, key_change, former_key.as_ref())?;
+        }
+        Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_change))
+    }
+
+    /// Returns the identity and the stored key of a device.
+    fn key_of(&mut self, device: &DeviceId) -> rusqlite::Result<Option<(String, Secret)>> {
+        let key = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Secret::new(row.get(1)?)));
+        self.former_key.query_row([device.as_str()], key).optional()
+    }
+
+    /// Adds a device; returns false if the device is already in the table.
+    fn insert(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
+        let columns = merge::new_device(row);
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        let secret = device_secret.map(Secret::expose);
+        let id = self.id.map(|id| id.0);
+        let parameters =
+            params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id, id];
+        let added = self.insert.execute(parameters)? > 0;
+        if added {
+            device_secret.map_or(Ok(()), |secret| self.note(secret))?;
+            self.is_unique(row, &columns)?;
+        }
+        Ok(added)
+    }
+
+    /// Checks that no other device has the name or the `IotId`.
+    fn is_unique(&self, row: &ImportRow, columns: &Columns<'_>) -> Result<(), Unmerged> {
+        let name = merge::name_of(&row.device, columns);
+        let Columns { product_key, iot_id, .. } = *columns;
+        Ok(claims::is_unique(self.connection, &row.device, product_key, &name, iot_id)??)
+    }
+
+    /// Merges a row into a device that is in the table. Returns whether the device has changed, and
+    /// whether it has lost its key.
+    fn update(&mut self, stored: &DeviceRow, row: &ImportRow) -> Result<(bool, bool), Unmerged> {
+        let same_secret = merge::has_same_secret(stored, row, self.same_secret)?;
+        let Some(Change { columns, drops_key }) = merge::known_device(stored, row, same_secret)? else {
+            return Ok((false, false));
+        };
+        self.is_unique(row, &columns)?;
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        device_secret.map_or(Ok(()), |secret| self.note(secret))?;
+        self.update.execute(params![
+            row.device.as_str(),
+            enrollment,
+            product_key,
+            device_name,
+            device_secret.map(Secret::expose),
+            iot_id
+        ])?;
+        let lost_key = drops_key && self.delete_key.execute([row.device.as_str()])? > 0;
+        Ok((true, lost_key))
+    }
+
+    /// Sets the device's key, and returns how the key has changed.
+    fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<KeyChange, Unmerged> {
+        let device = row.device.as_str();
+        let Some((identity, psk)) = &row.key else {
+            let has_key = row.individual && !added && self.has_key.exists([device])?;
+            merge::without_key(row, has_key)?;
+            return Ok(KeyChange::None);
+        };
+        if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
+            self.note(psk)?;
+            return Ok(KeyChange::Added);
+        }
+        // No row was added. Either a row already has this identity, or the device already has
+        // another identity.
+        let owner = self
+            .owner_of_key
+            .query_row([identity], |row| Ok((row.get::<_, String>(0)?, Secret::new(row.get(1)?))))
+            .optional()?;
+        if let Some((owner, stored)) = owner {
+            merge::identity_of(&owner, row)?;
+            if (self.same_secret)(Place::Psk { device, identity }, &stored, psk)? {
+                return Ok(KeyChange::None);
+            }
+        }
+        self.note(psk)?;
+        let changed = self.update_key.execute([identity, device, psk.expose()])?;
+        Ok(if changed > 0 { KeyChange::Lost } else { KeyChange::None })
+    }
+}
