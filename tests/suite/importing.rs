@@ -293,7 +293,7 @@ fn an_import_that_is_killed_leaves_nothing() {
     let unfinished = |database: &Connection| -> i64 {
         database.query_row("SELECT count(*) FROM import_unfinished", (), |row| row.get(0)).expect("a number")
     };
-    for round in 0..4 {
+    for round in 0..4_i64 {
         let mut import = site.certdist(&["import", "large.csv"]).spawn().expect("certdist runs");
         let other = database();
         let deadline = Instant::now() + Duration::from_secs(120);
@@ -303,7 +303,7 @@ fn an_import_that_is_killed_leaves_nothing() {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Each round lets the import write more rows before it is killed.
-        let written = |database: &Connection| -> usize {
+        let written = |database: &Connection| -> i64 {
             let sql =
                 "SELECT count(*) FROM device_table WHERE importId = (SELECT importId FROM import_unfinished)";
             database.query_row(sql, (), |row| row.get(0)).expect("a number")
@@ -337,7 +337,7 @@ fn an_import_that_is_killed_leaves_nothing() {
         }
         assert_eq!(export(), before, "round {round}");
         let entries = stdout(&site.run(&["audit", "export"]));
-        assert_eq!(entries.matches("was cut off").count(), round + 1, "{entries}");
+        assert_eq!(entries.matches("was cut off").count() as i64, round + 1, "{entries}");
     }
     assert!(site.run(&["import", "large.csv"]).status.success());
     assert_eq!(count(&site), 30_000);
