@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all, stream};
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Registrar,
@@ -81,11 +81,19 @@ fn abandoned(message: &str) -> Abandoned {
 
 impl Registrar {
     /// Runs a batch to its end. Registrations that the batch could not finish are queued again.
-    pub(super) async fn run_batch(self: &Arc<Self>, product_key: &str, registrations: Vec<Registration>) {
-        let Some(mut batch) = self.open_batch(product_key, registrations).await else { return };
+    /// Returns whether the batch has called IoT Platform.
+    /// The permit `ahead` is released when the first call is sent, or when the batch ends.
+    pub(super) async fn run_batch(
+        self: &Arc<Self>,
+        product_key: &str,
+        registrations: Vec<Registration>,
+        ahead: OwnedSemaphorePermit,
+    ) -> bool {
+        let Some(mut batch) = self.open_batch(product_key, registrations).await else { return false };
         tracing::info!(product_key, devices = batch.registrations.len(), "registering a batch");
-        let outcome = self.register_batch(&mut batch).await;
+        let outcome = self.register_batch(&mut batch, ahead).await;
         self.end_batch(batch, outcome).await;
+        true
     }
 
     /// Resumes a batch that was in progress when its process ended.
@@ -94,7 +102,7 @@ impl Registrar {
         tracing::info!(product_key = journal.product_key, devices = registrations.len(), "resuming a batch");
         let by_name = |registration: Registration| (registration.entry.device_name.clone(), registration);
         let mut batch = Batch { journal, registrations: registrations.into_iter().map(by_name).collect() };
-        let outcome = self.create_and_fetch(&mut batch, apply_id).await;
+        let outcome = self.create_and_fetch(&mut batch, apply_id, None).await;
         self.end_batch(batch, outcome).await;
     }
 
@@ -159,12 +167,16 @@ impl Registrar {
     }
 
     /// Checks, creates and fetches the devices of a batch.
-    async fn register_batch(self: &Arc<Self>, batch: &mut Batch) -> Result<(), Abandoned> {
-        let Some(apply_id) = self.check(batch).await? else { return Ok(()) };
+    async fn register_batch(
+        self: &Arc<Self>,
+        batch: &mut Batch,
+        ahead: OwnedSemaphorePermit,
+    ) -> Result<(), Abandoned> {
+        let Some((apply_id, checked)) = self.check(batch, ahead).await? else { return Ok(()) };
         // The apply ID is in the journal before any device is created, so that the batch can be
         // resumed after a crash.
         self.note_apply_id(batch, apply_id).await?;
-        self.create_and_fetch(batch, apply_id).await
+        self.create_and_fetch(batch, apply_id, Some(checked)).await
     }
 
     async fn note_apply_id(&self, batch: &mut Batch, apply_id: ApplyId) -> Result<(), Abandoned> {
@@ -178,7 +190,12 @@ impl Registrar {
 
     /// Repeats the check, each time without the names that failed, until all names of the batch
     /// pass. Names that failed are looked up. Returns `None` when no name is left.
-    async fn check(self: &Arc<Self>, batch: &mut Batch) -> Result<Option<ApplyId>, Abandoned> {
+    async fn check(
+        self: &Arc<Self>,
+        batch: &mut Batch,
+        ahead: OwnedSemaphorePermit,
+    ) -> Result<Option<(ApplyId, BatchProgress)>, Abandoned> {
+        let mut ahead = Some(ahead);
         for _ in 0..MAX_CHECKS {
             let product_key = batch.journal.product_key.clone();
             let names = batch.names();
@@ -187,6 +204,7 @@ impl Registrar {
             }
             let apply_id = self
                 .persist(Action::BatchCheckDeviceNames, || {
+                    drop(ahead.take());
                     self.cloud.batch_check_device_names(&product_key, &names)
                 })
                 .await?;
@@ -195,7 +213,7 @@ impl Registrar {
             match progress.status {
                 // All names must pass (API page of BatchRegisterDeviceWithApplyId), so after a
                 // failure the next check omits the names that failed.
-                BatchStatus::CheckSuccess if invalid.is_empty() => return Ok(Some(apply_id)),
+                BatchStatus::CheckSuccess if invalid.is_empty() => return Ok(Some((apply_id, progress))),
                 BatchStatus::CheckSuccess | BatchStatus::CheckFailed if !invalid.is_empty() => {
                     self.look_up(&product_key, invalid).await;
                 }
@@ -206,15 +224,20 @@ impl Registrar {
     }
 
     /// Continues a batch from the step that the cloud reports: creates the devices unless that
-    /// has been done, then fetches them.
+    /// has been done, then fetches them. `checked` is the result of the check, if the cloud has just
+    /// reported it.
     async fn create_and_fetch(
         self: &Arc<Self>,
         batch: &mut Batch,
         mut apply_id: ApplyId,
+        checked: Option<BatchProgress>,
     ) -> Result<(), Abandoned> {
         let product_key = batch.journal.product_key.clone();
         for attempt in 1..=self.config.max_attempts.max(1) {
-            let mut progress = self.until_done(&product_key, apply_id, BatchStatus::Check).await?;
+            let mut progress = match &checked {
+                Some(progress) if attempt == 1 => progress.clone(),
+                _ => self.until_done(&product_key, apply_id, BatchStatus::Check).await?,
+            };
             if progress.status == BatchStatus::CheckSuccess {
                 // If the answer to the following call is lost, the call is not repeated. Instead,
                 // the loop queries the status, which shows whether the creation has begun.
@@ -269,29 +292,41 @@ impl Registrar {
         Err(abandoned("its devices were not created"))
     }
 
-    /// Queries the status of a batch until it is no longer `step`.
+    /// Queries the status of a batch until it is no longer `step`. If many batches are in progress,
+    /// waits until the step is probably over, because they share the limit of these queries.
     async fn until_done(
         &self,
         product_key: &str,
         apply_id: ApplyId,
         step: BatchStatus,
     ) -> Result<BatchProgress, Abandoned> {
-        let deadline = Instant::now() + self.config.batch_deadline;
-        let mut look = FIRST_LOOK;
+        let begun = Instant::now();
+        let mut pause = FIRST_LOOK;
+        let mut is_first = true;
         loop {
+            // Time in which each batch in progress can query its status once.
+            let round = self.paces.of(Action::QueryBatchRegisterDeviceStatus).duration_of(self.batches());
+            if !is_first {
+                tokio::time::sleep(pause.max(round)).await;
+                pause = pause.mul_f64(1.3).min(LONGEST_LOOK);
+            } else if round > FIRST_LOOK {
+                let first = super::lock(&self.experience).first_look(step);
+                tokio::time::sleep(first).await;
+            }
             let progress = self
                 .persist(Action::QueryBatchRegisterDeviceStatus, || {
                     self.cloud.query_batch_register_device_status(product_key, apply_id)
                 })
                 .await?;
-            if progress.status != step {
+            let is_over = progress.status != step;
+            super::lock(&self.experience).looked(step, is_first, begun.elapsed(), is_over, Instant::now());
+            if is_over {
                 return Ok(progress);
             }
-            if Instant::now() >= deadline {
+            if begun.elapsed() >= self.config.batch_deadline {
                 return Err(abandoned(&format!("it is still at {}", step.name())));
             }
-            tokio::time::sleep(look).await;
-            look = (look.mul_f64(1.3)).min(LONGEST_LOOK);
+            is_first = false;
         }
     }
 
@@ -384,12 +419,15 @@ impl Registrar {
     /// Closes the batch in the journal and queues the remaining devices for single calls.
     async fn end_batch(self: &Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
         let Batch { journal, registrations } = batch;
-        if let Err(error) = outcome {
-            tracing::warn!(
-                product_key = journal.product_key, devices = registrations.len(), %error,
-                "a batch did not come to its end; its devices are registered one by one"
-            );
-            self.batches_failed(&journal.product_key);
+        match outcome {
+            Ok(()) => super::lock(&self.experience).succeeded(&journal.product_key),
+            Err(error) => {
+                tracing::warn!(
+                    product_key = journal.product_key, devices = registrations.len(), %error,
+                    "a batch did not come to its end; its devices are registered one by one"
+                );
+                self.batch_failed(&journal.product_key, &error);
+            }
         }
         self.close(&journal).await;
         let mut left: Vec<Registration> = registrations.into_values().collect();

@@ -7,8 +7,10 @@
 
 mod batch;
 mod breaker;
+mod crowd;
 mod ownership;
 mod pace;
+mod plan;
 mod queue;
 mod registration;
 mod sweep;
@@ -37,21 +39,19 @@ use tokio::{
 use crate::{
     device::{Certificate, DeviceId},
     histogram::{Distribution, Histogram},
-    iot_platform::{Action, ApiError, ErrorClass, IotPlatform, MAX_BATCH, QPS, SWEEP_PAUSE},
+    iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
     store::{JournalEntry, Store, StoreError, claim::Owner},
 };
 use breaker::{Breakers, Scope};
+use crowd::BATCHES_AHEAD;
 use pace::Paces;
+use plan::Experience;
 use queue::Queue;
 use registration::{Next, Registration};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
-/// Number of waiting registrations of a product above which a batch is considered. A batch takes
-/// several calls, which are not worthwhile for fewer registrations.
-const MIN_BATCH: usize = 10;
-
 /// Error code of a call that was not made because its breaker is open.
 const STOPPED: &str = "Stopped";
 /// Maximum number of registrations that are taken from the queue although it is not yet their turn
@@ -87,9 +87,9 @@ pub struct Config {
     /// Time for which no calls are made after the cloud has refused a call for a reason that only
     /// the operator can remove. The time doubles with each further refusal.
     pub breaker_pause: Duration,
-    /// A product's registrations are made in batches if single calls would take longer than this.
+    /// Batches are made beside the single calls if these alone would take longer than this.
     pub batch_after: Duration,
-    /// Time for which a batch gathers devices before its first call.
+    /// Time for which a product gathers devices before a batch takes them.
     pub gather: Duration,
     /// Maximum number of batches of one product at once; 0 disables batches.
     pub max_batches: usize,
@@ -178,15 +178,6 @@ struct Announced {
     called: bool,
 }
 
-/// Duration and last failure of a product's batches, used to plan the next batch.
-#[derive(Debug, Clone, Copy)]
-struct Experience {
-    /// Moving average of the time from a batch's first call to its end.
-    takes: Duration,
-    /// Time before which no batch is made, set after a batch has failed.
-    not_before: Option<Instant>,
-}
-
 /// Registers devices at IoT Platform.
 pub struct Registrar {
     config: Config,
@@ -199,11 +190,14 @@ pub struct Registrar {
     /// make a call. They are taken early, so that their claims are already written when their turn
     /// comes.
     ahead: Semaphore,
+    /// Limits the batches that are made although it is not yet their turn to make a call.
+    batches_ahead: Arc<Semaphore>,
     /// A function that needs both this lock and the lock of `queue` takes this lock first.
     registrations: Mutex<HashMap<DeviceId, Announced>>,
     queue: Mutex<Queue>,
     breakers: Mutex<Breakers>,
-    experience: Mutex<HashMap<String, Experience>>,
+    /// A function that needs both this lock and the lock of `queue` takes this lock first.
+    experience: Mutex<Experience>,
     refuse_existing: ArcSwap<HashSet<String>>,
     counters: Mutex<Counters>,
     failure_lines: Mutex<LogLimit>,
@@ -234,9 +228,11 @@ impl Registrar {
         let registrar = Arc::new(Self {
             paces: Paces::new(&cloud.account(), config.qps, config.shared_qps),
             ahead: Semaphore::new(AHEAD),
+            batches_ahead: Arc::new(Semaphore::new(BATCHES_AHEAD)),
             owner,
             random: Mutex::new(config.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64)),
             breakers: Mutex::new(Breakers::new(config.breaker_pause)),
+            experience: Mutex::new(Experience::new(config.batch_after)),
             refuse_existing: ArcSwap::from_pointee(config.refuse_existing.clone()),
             config,
             store,
@@ -244,7 +240,6 @@ impl Registrar {
             runtime,
             registrations: Mutex::default(),
             queue: Mutex::default(),
-            experience: Mutex::default(),
             counters: Mutex::default(),
             failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
             draining: AtomicBool::new(false),
@@ -322,7 +317,7 @@ impl Registrar {
         lock(&self.queue).len()
     }
 
-    /// Returns the number of batches that are gathering devices or are in progress.
+    /// Returns the number of batches in progress.
     pub fn batches(&self) -> usize {
         lock(&self.queue).batches()
     }
@@ -409,10 +404,10 @@ impl Registrar {
         if let Some(reason) = reason {
             return self.let_all_go(vec![registration], &Outcome::Operator(reason));
         }
-        if lock(&self.queue).push(registration, self.config.max_calls.max(1)) {
+        if lock(&self.queue).push(registration, self.config.max_calls.max(1), Instant::now()) {
             self.runtime.spawn(self.clone().pull());
         }
-        self.consider_batch(&product_key);
+        self.consider_batches();
     }
 
     /// Takes registrations from the queue and runs one step of each, until the queue is empty.
@@ -504,76 +499,6 @@ impl Registrar {
 
     fn is_called(&self, device: &DeviceId) -> bool {
         lock(&self.registrations).get(device).is_some_and(|registration| registration.called)
-    }
-
-    /// Starts gathering a batch if single calls for all devices in a product's queue would take
-    /// longer than `batch_after`.
-    fn consider_batch(self: &Arc<Self>, product_key: &str) {
-        let Config { max_batches, batch_after, gather, .. } = self.config;
-        if self.experience(product_key).not_before.is_some_and(|at| Instant::now() < at) {
-            return;
-        }
-        let singly = self.singly(batch_after).max(MIN_BATCH);
-        if !lock(&self.queue).begin_batch(product_key, singly, max_batches) {
-            return;
-        }
-        let (registrar, product_key) = (self.clone(), product_key.to_owned());
-        self.runtime.spawn(async move {
-            tokio::time::sleep(gather).await;
-            // Devices that would be registered by single calls before the batch ends stay in the
-            // queue.
-            let singly = registrar.singly(registrar.experience(&product_key).takes);
-            let registrations = lock(&registrar.queue).take_batch(&product_key, singly, MAX_BATCH);
-            let begun = Instant::now();
-            if !registrations.is_empty() {
-                registrar.count(|counters| counters.batches += 1);
-                registrar.run_batch(&product_key, registrations).await;
-                registrar.learn(&product_key, begun.elapsed());
-            }
-            lock(&registrar.queue).end_batch(&product_key);
-            registrar.consider_batch(&product_key);
-        });
-    }
-
-    /// Returns the number of single calls for one product that fit into this time. All products in
-    /// the queue share the calls equally.
-    fn singly(&self, time: Duration) -> usize {
-        self.paces.of(Action::RegisterDevice).calls_in(time) / lock(&self.queue).products().max(1)
-    }
-
-    fn experience(&self, product_key: &str) -> Experience {
-        let unknown = Experience { takes: self.config.batch_after, not_before: None };
-        lock(&self.experience).get(product_key).copied().unwrap_or(unknown)
-    }
-
-    fn learn(&self, product_key: &str, took: Duration) {
-        let takes = (self.experience(product_key).takes + took) / 2;
-        let mut known = lock(&self.experience);
-        let entry = known.entry(product_key.to_owned()).or_insert(Experience { takes, not_before: None });
-        entry.takes = takes;
-    }
-
-    /// Disables batches of a product for [`Config::breaker_pause`].
-    fn batches_failed(&self, product_key: &str) {
-        let not_before = Some(Instant::now() + self.config.breaker_pause);
-        let unknown = self.experience(product_key);
-        lock(&self.experience).entry(product_key.to_owned()).or_insert(unknown).not_before = not_before;
-    }
-
-    /// Returns the expected duration of a registration of this product that starts now. This is the
-    /// duration by a single call or in a batch, whichever is shorter.
-    fn expected_turn(&self, product_key: &str) -> Duration {
-        let (backlog, products, batches) = {
-            let queue = lock(&self.queue);
-            (queue.backlog(product_key), queue.products().max(1), queue.batches())
-        };
-        let singly = self.paces.of(Action::RegisterDevice).duration_of(backlog * products);
-        let experience = self.experience(product_key);
-        let may_gather = self.config.max_batches > 0
-            && singly > self.config.batch_after
-            && experience.not_before.is_none_or(|at| Instant::now() >= at);
-        let in_a_batch = self.config.gather + experience.takes;
-        if batches > 0 || may_gather { singly.min(in_a_batch) } else { singly }
     }
 
     /// Opens the breaker of the product or of the action, and logs an error once for each pause.

@@ -113,6 +113,11 @@ impl Pace {
         at - now
     }
 
+    /// Returns this process's rate, in calls a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.lock().rate
+    }
+
     /// Returns the time that `waiting` calls take at this process's rate.
     pub(super) fn duration_of(&self, waiting: usize) -> Duration {
         Duration::from_secs_f64(waiting as f64 / self.lock().rate)

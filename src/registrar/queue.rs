@@ -1,11 +1,18 @@
-//! Queue of registrations that wait for a call. Products take turns, so that many devices of one
-//! product do not delay the devices of another. This module performs no I/O, and knows nothing
-//! about the calls or their pace.
+//! Queue of registrations that wait for a call. Products take short turns, so that many devices of
+//! one product do not delay the devices of another. A batch takes many registrations of one product
+//! out of the queue. This module performs no I/O, and knows nothing about the calls or their pace.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::registration::Registration;
+use tokio::time::Instant;
+
+use super::{plan, registration::Registration};
 use crate::store::BatchId;
+
+/// Maximum number of registrations that a product's turn takes out of the queue. A small product is
+/// served in one turn. If each of them kept a few devices instead, as many batches would be needed
+/// as for whole products.
+const TURN: usize = 10;
 
 #[derive(Default)]
 pub(super) struct Queue {
@@ -17,16 +24,33 @@ pub(super) struct Queue {
     pullers: usize,
     /// Batches that this process runs.
     running: HashSet<BatchId>,
+    /// Number of batches in progress, of all products.
+    batches: usize,
+    /// Set while a task makes batches.
+    makes_batches: bool,
 }
 
 /// The queue of one product.
-#[derive(Default)]
 struct Line {
     registrations: VecDeque<Registration>,
-    /// Number of batches that are gathering registrations or are in progress.
+    /// Number of registrations that the product's turn has taken so far.
+    taken: usize,
+    /// Number of batches in progress.
     batches: usize,
-    /// Set while a batch of this product is gathering registrations.
-    gathering: bool,
+    /// Time at which the first registration began to wait, or at which the product's last batch
+    /// took registrations.
+    since: Instant,
+}
+
+impl Line {
+    fn new(now: Instant) -> Self {
+        Self { registrations: VecDeque::new(), taken: 0, batches: 0, since: now }
+    }
+
+    fn as_of(&self, now: Instant) -> plan::Line {
+        let age = now.saturating_duration_since(self.since);
+        plan::Line { waiting: self.registrations.len(), batches: self.batches, age }
+    }
 }
 
 impl Queue {
@@ -48,11 +72,15 @@ impl Queue {
     /// Queues a registration behind the others of its product. Returns whether the caller must
     /// start another task that pulls registrations. There are never more than `max_pullers` such
     /// tasks.
-    pub(super) fn push(&mut self, registration: Registration, max_pullers: usize) -> bool {
-        let product_key = registration.entry.product_key.clone();
-        let line = self.lines.entry(product_key.clone()).or_default();
+    pub(super) fn push(&mut self, registration: Registration, max_pullers: usize, now: Instant) -> bool {
+        let product_key = &registration.entry.product_key;
+        if !self.lines.contains_key(product_key) {
+            self.lines.insert(product_key.clone(), Line::new(now));
+        }
+        let Some(line) = self.lines.get_mut(product_key) else { return false };
         if line.registrations.is_empty() {
-            self.turns.push_back(product_key);
+            (line.since, line.taken) = (now, 0);
+            self.turns.push_back(product_key.clone());
         }
         line.registrations.push_back(registration);
         self.waiting += 1;
@@ -64,42 +92,75 @@ impl Queue {
     /// Takes the next registration of the product whose turn it is. A task that gets `None` must
     /// end, because `pullers` no longer counts this task.
     pub(super) fn pull(&mut self) -> Option<Registration> {
-        let Some(product_key) = self.turns.pop_front() else {
-            self.pullers = self.pullers.saturating_sub(1);
-            return None;
-        };
-        let line = self.lines.entry(product_key.clone()).or_default();
-        let registration = line.registrations.pop_front();
-        self.waiting = self.waiting.saturating_sub(usize::from(registration.is_some()));
-        match line.registrations.is_empty() {
-            true => self.tidy(&product_key),
-            false => self.turns.push_back(product_key),
+        while let Some(product_key) = self.turns.pop_front() {
+            let Some(line) = self.lines.get_mut(&product_key) else { continue };
+            let Some(registration) = line.registrations.pop_front() else { continue };
+            self.waiting = self.waiting.saturating_sub(1);
+            line.taken += 1;
+            if line.registrations.is_empty() {
+                self.tidy(&product_key);
+            } else if line.taken < TURN {
+                self.turns.push_front(product_key);
+            } else {
+                line.taken = 0;
+                self.turns.push_back(product_key);
+            }
+            return Some(registration);
         }
-        registration
+        self.pullers = self.pullers.saturating_sub(1);
+        None
     }
 
-    /// Begins to gather a batch if more than `singly` registrations of this product wait. Does
-    /// nothing if the product already has a gathering batch, or `max_batches` batches. Returns
-    /// whether gathering has begun.
-    pub(super) fn begin_batch(&mut self, product_key: &str, singly: usize, max_batches: usize) -> bool {
-        let Some(line) = self.lines.get_mut(product_key) else { return false };
-        let begin = line.registrations.len() > singly && !line.gathering && line.batches < max_batches;
-        if begin {
-            line.gathering = true;
-            line.batches += 1;
-        }
+    /// Notes that a task makes batches. Returns false if one does so already, or if at most `soon`
+    /// registrations wait.
+    pub(super) fn begin_batches(&mut self, soon: usize) -> bool {
+        let begin = !self.makes_batches && self.waiting > soon;
+        self.makes_batches |= begin;
         begin
     }
 
-    /// Ends the gathering of a batch and takes at most `most` registrations for it. The first
-    /// `singly` registrations stay in the queue, because their turn comes before the batch would
-    /// finish.
-    pub(super) fn take_batch(&mut self, product_key: &str, singly: usize, most: usize) -> Vec<Registration> {
+    /// Notes that no task makes batches any more, if at most `soon` registrations wait. Returns
+    /// whether this is so. The next registration beyond `soon` begins a new task.
+    pub(super) fn end_batches(&mut self, soon: usize) -> bool {
+        self.makes_batches = self.waiting > soon;
+        !self.makes_batches
+    }
+
+    /// Returns the product to which a batch is worth most. If it is worth the same to several
+    /// products, the one whose turn comes last is returned, because single calls serve the others
+    /// earlier.
+    pub(super) fn most_worth(
+        &self,
+        now: Instant,
+        worth: impl Fn(&str, plan::Line) -> Option<f64>,
+    ) -> Option<String> {
+        let mut most: Option<(&String, f64)> = None;
+        for product_key in self.turns.iter().rev() {
+            if let Some(line) = self.lines.get(product_key)
+                && let Some(worth) = worth(product_key, line.as_of(now))
+                && most.is_none_or(|(_, most)| worth > most)
+            {
+                most = Some((product_key, worth));
+            }
+        }
+        most.map(|(product_key, _)| product_key.clone())
+    }
+
+    /// Begins a batch: takes at most `most` registrations of a product for it. The first `singly`
+    /// registrations stay in the queue, because their turn comes before the batch would finish.
+    pub(super) fn take_batch(
+        &mut self,
+        product_key: &str,
+        singly: usize,
+        most: usize,
+        now: Instant,
+    ) -> Vec<Registration> {
         let Some(line) = self.lines.get_mut(product_key) else { return Vec::new() };
-        line.gathering = false;
         let from = singly.min(line.registrations.len());
         let mut taken: Vec<_> = line.registrations.split_off(from).into();
         line.registrations.extend(taken.split_off(most.min(taken.len())));
+        (line.since, line.batches) = (now, line.batches + 1);
+        self.batches += 1;
         self.waiting = self.waiting.saturating_sub(taken.len());
         if line.registrations.is_empty() {
             self.turns.retain(|turn| turn != product_key);
@@ -111,13 +172,14 @@ impl Queue {
     pub(super) fn end_batch(&mut self, product_key: &str) {
         if let Some(line) = self.lines.get_mut(product_key) {
             line.batches = line.batches.saturating_sub(1);
+            self.batches = self.batches.saturating_sub(1);
         }
         self.tidy(product_key);
     }
 
     /// Returns the number of batches of all products.
     pub(super) fn batches(&self) -> usize {
-        self.lines.values().map(|line| line.batches).sum()
+        self.batches
     }
 
     /// Removes and returns all waiting registrations of one product, or of all products if
@@ -170,7 +232,7 @@ mod tests {
     fn queue(registrations: &[(&str, usize)]) -> Queue {
         let mut queue = Queue::default();
         for (product_key, number) in registrations {
-            queue.push(registration(product_key, *number), 1);
+            queue.push(registration(product_key, *number), 1, Instant::now());
         }
         queue
     }
@@ -181,41 +243,94 @@ mod tests {
 
     #[test]
     fn products_take_turns_and_each_keeps_its_order() {
-        let mut queue = queue(&[("a1", 1), ("a1", 2), ("a1", 3), ("a2", 4), ("a3", 5), ("a2", 6)]);
-        assert_eq!((queue.len(), queue.products(), queue.backlog("a1")), (6, 3, 3));
+        let a1 = (1..=TURN + 2).map(|number| ("a1", number));
+        let mut queue = queue(&a1.chain([("a2", 21), ("a3", 31), ("a2", 22)]).collect::<Vec<_>>());
+        assert_eq!((queue.len(), queue.products(), queue.backlog("a1")), (TURN + 5, 3, TURN + 2));
         let order = names(std::iter::from_fn(|| queue.pull()));
-        assert_eq!(order, ["SN01", "SN04", "SN05", "SN02", "SN06", "SN03"]);
+        let expected = (1..=TURN).chain([21, 22, 31, 11, 12]).map(|number| format!("SN{number:02}"));
+        assert_eq!(order, expected.collect::<Vec<_>>());
         assert_eq!((queue.len(), queue.products()), (0, 0));
         assert!(queue.lines.is_empty());
     }
 
     #[test]
+    fn a_turn_begins_anew_after_the_product_had_none_waiting() {
+        let mut queue = queue(&[("a1", 1)]);
+        for number in 2..=TURN {
+            queue.pull();
+            queue.push(registration("a1", number), 1, Instant::now());
+        }
+        queue.push(registration("a1", 11), 1, Instant::now());
+        queue.push(registration("a2", 21), 1, Instant::now());
+        assert_eq!(names(std::iter::from_fn(|| queue.pull())), ["SN10", "SN11", "SN21"]);
+    }
+
+    #[test]
     fn there_are_as_many_pullers_as_may_be_and_none_without_work() {
         let mut queue = Queue::default();
-        assert!(queue.push(registration("a1", 1), 2));
-        assert!(queue.push(registration("a1", 2), 2));
-        assert!(!queue.push(registration("a1", 3), 2));
+        assert!(queue.push(registration("a1", 1), 2, Instant::now()));
+        assert!(queue.push(registration("a1", 2), 2, Instant::now()));
+        assert!(!queue.push(registration("a1", 3), 2, Instant::now()));
         assert_eq!(std::iter::from_fn(|| queue.pull()).count(), 3);
         // The queue no longer counts the task whose pull returned `None`, so a new task must start.
-        assert!(queue.push(registration("a1", 4), 2));
+        assert!(queue.push(registration("a1", 4), 2, Instant::now()));
     }
 
     #[test]
     fn a_batch_takes_those_whose_turn_is_far() {
+        let now = Instant::now();
         let mut queue = queue(&[("a1", 1), ("a1", 2), ("a1", 3), ("a1", 4), ("a1", 5), ("a2", 6)]);
-        assert!(!queue.begin_batch("a1", 5, 1));
-        assert!(!queue.begin_batch("a3", 0, 1));
-        assert!(queue.begin_batch("a1", 2, 1));
-        assert!(!queue.begin_batch("a1", 2, 2), "one gathers already");
-        assert_eq!(names(queue.take_batch("a1", 2, 2)), ["SN03", "SN04"]);
+        assert_eq!(names(queue.take_batch("a1", 2, 2, now)), ["SN03", "SN04"]);
         assert_eq!((queue.len(), queue.backlog("a1"), queue.batches()), (4, 3, 1));
-        assert!(!queue.begin_batch("a1", 2, 1), "one is in the air");
-        assert!(queue.begin_batch("a1", 2, 2));
-        assert_eq!(names(queue.take_batch("a1", 0, 10)), ["SN01", "SN02", "SN05"]);
+        assert_eq!(names(queue.take_batch("a1", 0, 10, now)), ["SN01", "SN02", "SN05"]);
+        assert_eq!((queue.len(), queue.backlog("a1"), queue.batches()), (1, 0, 2));
         assert_eq!(names(queue.pull()), ["SN06"]);
         queue.end_batch("a1");
         queue.end_batch("a1");
+        assert_eq!(queue.batches(), 0);
         assert!(queue.lines.is_empty());
+    }
+
+    #[test]
+    fn a_batch_is_made_for_the_product_to_which_it_is_worth_most() {
+        let queue = queue(&[("a1", 1), ("a2", 2), ("a2", 3), ("a3", 4), ("a3", 5)]);
+        let now = Instant::now();
+        let waiting = |_: &str, line: plan::Line| Some(line.waiting as f64);
+        assert_eq!(queue.most_worth(now, waiting).as_deref(), Some("a3"), "its turn comes last");
+        let but_one = |product_key: &str, line| waiting(product_key, line).filter(|_| product_key != "a3");
+        assert_eq!(queue.most_worth(now, but_one).as_deref(), Some("a2"));
+        assert_eq!(queue.most_worth(now, |_, _| None), None);
+    }
+
+    #[test]
+    fn a_product_ages_from_its_first_registration_or_its_last_batch() {
+        let start = Instant::now();
+        let later = |seconds| start + std::time::Duration::from_secs(seconds);
+        let mut queue = Queue::default();
+        let age = |queue: &Queue, seconds| {
+            let age = queue.lines["a1"].as_of(later(seconds)).age;
+            age.as_secs()
+        };
+        queue.push(registration("a1", 1), 1, later(0));
+        queue.push(registration("a1", 2), 1, later(3));
+        assert_eq!(age(&queue, 5), 5);
+        queue.take_batch("a1", 1, 10, later(7));
+        assert_eq!(age(&queue, 9), 2);
+        queue.pull();
+        queue.push(registration("a1", 3), 1, later(20));
+        assert_eq!(age(&queue, 21), 1);
+    }
+
+    #[test]
+    fn one_task_makes_batches_while_many_wait() {
+        let mut queue = queue(&[("a1", 1), ("a1", 2)]);
+        assert!(!queue.begin_batches(2));
+        assert!(queue.begin_batches(1));
+        assert!(!queue.begin_batches(1), "one does so already");
+        assert!(!queue.end_batches(1));
+        queue.pull();
+        assert!(queue.end_batches(1));
+        assert!(queue.begin_batches(0));
     }
 
     #[test]

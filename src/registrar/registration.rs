@@ -557,8 +557,13 @@ impl Registrar {
 
 /// Returns the scope of a refusal that only the operator can remove.
 pub(super) fn scope(product_key: &str, action: Action, error: &ApiError) -> Scope {
-    let is_about_product = error.is_about_product() || error.class == ErrorClass::Unknown;
-    if is_about_product { Scope::Product(product_key.to_owned()) } else { Scope::Action(action) }
+    if is_about_product(error) { Scope::Product(product_key.to_owned()) } else { Scope::Action(action) }
+}
+
+/// Returns whether a refusal concerns one product only. A refusal for an unknown reason does not
+/// count as a refusal of the whole account.
+pub(super) fn is_about_product(error: &ApiError) -> bool {
+    error.is_about_product() || error.class == ErrorClass::Unknown
 }
 
 /// Converts an error of the store into an error after which a registration is tried again.

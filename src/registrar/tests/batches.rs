@@ -78,7 +78,7 @@ impl Crowd {
         last
     }
 
-    fn no_limit_was_exceeded(&self) {
+    pub(super) fn no_limit_was_exceeded(&self) {
         for action in Action::ALL {
             let most = self.cloud.busiest_second(action);
             assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());

@@ -4,6 +4,7 @@ mod batches;
 mod company;
 mod crash;
 mod others;
+mod products;
 mod stall;
 mod sweep;
 
