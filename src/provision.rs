@@ -3,10 +3,15 @@
 //! certificate yet is registered first, and then gets its certificate. `policy` decides which
 //! devices may have a certificate.
 
-use std::{future, sync::Arc, time::Duration};
+use std::{
+    future,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use crate::{
     device::{AskedId, Certificate, DeviceId},
+    log_limit::LogLimit,
     policy::{self, Reason, Verdict},
     psk::{Kind, Principal},
     rate_limit::Origin,
@@ -64,13 +69,6 @@ impl From<Reason<'_>> for Refusal {
     }
 }
 
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        tracing::error!(%error, "the store failed: a device is asked to retry later");
-        Self::Later(STORE_PAUSE)
-    }
-}
-
 /// Maximum number of attempts to record an issue. Another attempt is made if the result of the last
 /// one is unknown.
 const ISSUE_ATTEMPTS: u32 = 3;
@@ -81,19 +79,24 @@ const CHANGED_PAUSE: u32 = 1;
 /// Delay before a device should retry after a failure of the store, in seconds.
 const STORE_PAUSE: u32 = 30;
 
+/// Maximum number of failures of the store per second that are logged with one line each.
+const MAX_FAILURE_LINES: u32 = 1;
+
 /// Hands out certificates.
 pub struct Provisioner {
     store: Arc<dyn Store>,
     registrar: Arc<Registrar>,
     /// Maximum time that a device waits for its registration.
     patience: Duration,
+    failure_lines: Mutex<LogLimit>,
 }
 
 impl Provisioner {
     /// Creates a provisioner; `patience` is the maximum time that a request waits for its
     /// registration.
     pub fn new(store: Arc<dyn Store>, registrar: Arc<Registrar>, patience: Duration) -> Self {
-        Self { store, registrar, patience }
+        let failure_lines = Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failures of the store"));
+        Self { store, registrar, patience, failure_lines }
     }
 
     /// Returns the certificate of the device `asked`, for a client at `origin` that has proven to
@@ -129,6 +132,7 @@ impl Provisioner {
     /// device of another enrollment as for a device that is not in the table.
     async fn row_of(&self, principal: &Principal, asked: &AskedId) -> Result<DeviceRow, Refusal> {
         let own = principal.device.as_ref();
+        let failed = |error| self.store_failed(&error);
         let is_own = |id: &DeviceId| own.is_none_or(|own| own.ids().any(|own| own == id));
         let is_own_mac = || own.is_none_or(|own| own.mac().is_some_and(|own| asked.mac() == Some(own)));
         // This check comes before the table is read, so that the answer reveals nothing about the
@@ -137,7 +141,7 @@ impl Provisioner {
             return Err(Refusal::NotYours);
         }
         for id in asked.ids().filter(|id| is_own(id)) {
-            if let Some(row) = self.in_enrollment(principal, id).await? {
+            if let Some(row) = self.in_enrollment(principal, id).await.map_err(failed)? {
                 return Ok(row);
             }
         }
@@ -146,9 +150,9 @@ impl Provisioner {
         // address, whatever its spelling.
         let is_individual = principal.enrollment.kind == Kind::Individual;
         if let Some(mac) = asked.mac()
-            && let Some(spelled) = self.store.spelled(&mac).await?
+            && let Some(spelled) = self.store.spelled(&mac).await.map_err(failed)?
             && (is_own(&spelled) || (!is_individual && is_own_mac()))
-            && let Some(row) = self.in_enrollment(principal, &spelled).await?
+            && let Some(row) = self.in_enrollment(principal, &spelled).await.map_err(failed)?
         {
             return Ok(row);
         }
@@ -238,7 +242,7 @@ impl Provisioner {
             identity: principal.identity().to_owned(),
             address: origin.to_string(),
         };
-        let issue_id = new_id()?;
+        let issue_id = new_id().map_err(|error| self.store_failed(&error))?;
         for _ in 0..ISSUE_ATTEMPTS {
             match self.store.record_issue(device, certificate, issue_id, asker()).await {
                 Ok(issue) => {
@@ -256,10 +260,20 @@ impl Provisioner {
                 // The row has changed while the device was being registered, so this request is
                 // refused. The device's next request is decided by the changed row.
                 Err(StoreError::Conflict(_)) => return Err(self.changed(principal, device).await),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.store_failed(&error)),
             }
         }
         Err(Refusal::Later(STORE_PAUSE))
+    }
+
+    /// Logs a failure of the store, and returns the refusal of the device.
+    fn store_failed(&self, error: &StoreError) -> Refusal {
+        // No code panics while it holds the lock.
+        let mut lines = self.failure_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.admit(Instant::now()) {
+            tracing::error!(%error, "the store failed: a device is asked to retry later");
+        }
+        Refusal::Later(STORE_PAUSE)
     }
 
     /// Returns the refusal of a device whose row has changed since it was read, according to the
@@ -268,11 +282,43 @@ impl Provisioner {
         let row = match self.store.device(device).await {
             Ok(Some(row)) if row.enrollment == principal.enrollment.name => row,
             Ok(_) => return Refusal::Invalid,
-            Err(error) => return error.into(),
+            Err(error) => return self.store_failed(&error),
         };
         match policy::verdict(&row, principal.enrollment.reissue, self.store.now()) {
             Verdict::Refuse(reason) => reason.into(),
             Verdict::HandOut | Verdict::Register => Refusal::Later(CHANGED_PAUSE),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::{
+        registrar::Config,
+        store::claim::Owner,
+        testing::{cloud::Cloud, log::Log, store::Memory},
+    };
+
+    #[tokio::test]
+    async fn a_store_that_fails_for_a_crowd_is_logged_once_a_second() {
+        let store = Arc::new(Memory::default());
+        let cloud: Arc<Cloud> = Arc::default();
+        let owner = Owner::new("test").unwrap();
+        let registrar = Registrar::new(Config::default(), owner, store.clone(), cloud, Handle::current());
+        let provisioner = Provisioner::new(store, registrar, Duration::from_secs(1));
+        let log = Log::default();
+        let begun = Instant::now();
+        tracing::subscriber::with_default(log.subscriber(), || {
+            for _ in 0..1000 {
+                let refusal = provisioner.store_failed(&StoreError::Busy("locked".into()));
+                assert_eq!(refusal, Refusal::Later(STORE_PAUSE));
+            }
+        });
+        let log = log.text();
+        let lines = log.matches("the store failed").count() as u64;
+        assert!((1..=1 + begun.elapsed().as_secs()).contains(&lines), "{log}");
     }
 }

@@ -104,7 +104,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
         ],
     ),
     ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
-    ("provision", &["device", "rate_limit", "policy", "psk", "registrar", "store"]),
+    ("provision", &["device", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "psk", "store"]),

@@ -14,6 +14,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Registrar,
+    lines::{Kind, limited},
     registration::{CLAIM_ATTEMPTS, Next, Registration},
 };
 use crate::{
@@ -90,7 +91,13 @@ impl Registrar {
         ahead: OwnedSemaphorePermit,
     ) -> bool {
         let Some(mut batch) = self.open_batch(product_key, registrations).await else { return false };
-        tracing::info!(product_key, devices = batch.registrations.len(), "registering a batch");
+        limited!(
+            self.admit_line(Kind::Batch),
+            info,
+            product_key,
+            devices = batch.registrations.len(),
+            "registering a batch"
+        );
         let outcome = self.register_batch(&mut batch, ahead).await;
         self.end_batch(batch, outcome).await;
         true
@@ -99,7 +106,13 @@ impl Registrar {
     /// Resumes a batch that was in progress when its process ended.
     pub(super) async fn resume_batch(self: &Arc<Self>, journal: OpenBatch, registrations: Vec<Registration>) {
         let Some(apply_id) = journal.apply_id.map(ApplyId) else { return };
-        tracing::info!(product_key = journal.product_key, devices = registrations.len(), "resuming a batch");
+        limited!(
+            self.admit_line(Kind::Batch),
+            info,
+            product_key = journal.product_key,
+            devices = registrations.len(),
+            "resuming a batch"
+        );
         let by_name = |registration: Registration| (registration.entry.device_name.clone(), registration);
         let mut batch = Batch { journal, registrations: registrations.into_iter().map(by_name).collect() };
         let outcome = self.create_and_fetch(&mut batch, apply_id, None).await;
@@ -162,7 +175,7 @@ impl Registrar {
         {
             // When this process has ended, another process resumes the batch and finds that the
             // cloud has completed it.
-            tracing::warn!(%error, "could not close a batch in the journal");
+            limited!(self.may_log(), warn, %error, "could not close a batch in the journal");
         }
     }
 
@@ -260,7 +273,7 @@ impl Registrar {
                         if error.class == ErrorClass::Throttled {
                             self.throttled(Action::BatchRegisterDeviceWithApplyId, left, &error);
                         }
-                        tracing::warn!(%apply_id, %error, "a batch may not have been begun");
+                        limited!(self.may_log(), warn, %apply_id, %error, "a batch may not have been begun");
                         tokio::time::sleep(self.pause(attempt)).await;
                     }
                 }
@@ -387,7 +400,7 @@ impl Registrar {
                     })
                     .await
                     .unwrap_or_else(|error| {
-                        tracing::warn!(product_key, %error, "could not look up devices; registering them one by one");
+                        limited!(self.may_log(), warn, product_key, %error, "could not look up devices; registering them one by one");
                         Vec::new()
                     });
                 let mut found: HashMap<String, CloudDevice> = found
@@ -422,7 +435,8 @@ impl Registrar {
         match outcome {
             Ok(()) => super::lock(&self.experience).succeeded(&journal.product_key),
             Err(error) => {
-                tracing::warn!(
+                limited!(
+                    self.may_log(), warn,
                     product_key = journal.product_key, devices = registrations.len(), %error,
                     "a batch did not come to its end; its devices are registered one by one"
                 );

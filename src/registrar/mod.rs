@@ -8,6 +8,7 @@
 mod batch;
 mod breaker;
 mod crowd;
+mod lines;
 mod ownership;
 mod pace;
 mod plan;
@@ -45,6 +46,7 @@ use crate::{
 };
 use breaker::{Breakers, Scope};
 use crowd::BATCHES_AHEAD;
+use lines::{Kind, Lines, limited};
 use pace::Paces;
 use plan::Experience;
 use queue::Queue;
@@ -201,6 +203,7 @@ pub struct Registrar {
     refuse_existing: ArcSwap<HashSet<String>>,
     counters: Mutex<Counters>,
     failure_lines: Mutex<LogLimit>,
+    lines: Mutex<Lines>,
     random: Mutex<StdRng>,
     draining: AtomicBool,
     /// Set while the store may list this process as an owner.
@@ -242,6 +245,7 @@ impl Registrar {
             queue: Mutex::default(),
             counters: Mutex::default(),
             failure_lines: Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failed calls to IoT Platform")),
+            lines: Mutex::default(),
             draining: AtomicBool::new(false),
             beats: AtomicBool::new(false),
             leases: AtomicUsize::new(0),
@@ -304,6 +308,7 @@ impl Registrar {
         if let Err(error) = self.store.retire(self.owner.id).await {
             tracing::warn!(%error, "could not release the registrations in progress; others resume them in a while");
         }
+        self.write_counts();
         left.len()
     }
 
@@ -564,22 +569,30 @@ impl Registrar {
         lock(&self.failure_lines).admit(Instant::now().into_std())
     }
 
+    /// Returns whether a line about a device or a batch may be written at its own level. Otherwise it
+    /// is written at the level debug, and counted in a later line.
+    fn admit_line(&self, kind: Kind) -> bool {
+        lock(&self.lines).admit(kind, Instant::now())
+    }
+
+    /// Writes the lines that count the lines about single devices and batches, when they are due.
+    fn write_counts(&self) {
+        let is_idle = self.registrations() == 0;
+        lock(&self.lines).write_counts(Instant::now(), is_idle);
+    }
+
     /// Logs a failed call that will be retried. Warnings are rate-limited, because many calls fail
     /// for the same reason in an outage.
     fn failed_for_now(&self, device: Option<&DeviceId>, action: Option<Action>, error: &ApiError) {
         let (device, action) = (device.map(tracing::field::display), action.map(Action::name));
-        if self.may_log() {
-            tracing::warn!(device, action, %error, "a call to IoT Platform failed; trying again");
-        } else {
-            tracing::debug!(device, action, %error, "a call to IoT Platform failed; trying again");
-        }
+        limited!(self.may_log(), warn, device, action, %error, "a call to IoT Platform failed; trying again");
     }
 
     /// Notes that the cloud has throttled a call that was sent at the time `left`.
     fn throttled(&self, action: Action, left: Instant, error: &ApiError) {
         self.paces.of(action).throttled(left);
         self.count(|counters| counters.throttled += 1);
-        tracing::warn!(action = action.name(), %error, "IoT Platform throttles; calling less often");
+        limited!(self.may_log(), warn, action = action.name(), %error, "IoT Platform throttles; calling less often");
     }
 
     fn count(&self, change: impl FnOnce(&mut Counters)) {

@@ -105,6 +105,7 @@ impl Registrar {
     /// Removes the owners that have died, and resumes their registrations.
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
+        self.write_counts();
         let owns = self.registrations() > 0 || self.leases.load(Ordering::Relaxed) > 0;
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;

@@ -93,7 +93,7 @@ impl Plan {
     pub(super) fn worth(&self, line: Line, takes: Duration) -> Option<f64> {
         let in_batch = line.waiting.saturating_sub(self.singly(takes));
         let is_due = line.age >= self.gather && line.batches < self.max_batches;
-        (is_due && in_batch >= MIN_BATCH).then(|| in_batch as f64 * line.age.as_secs_f64())
+        (is_due && in_batch >= MIN_BATCH).then_some(in_batch as f64 * line.age.as_secs_f64())
     }
 }
 

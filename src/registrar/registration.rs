@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::SemaphorePermit, time::Instant};
 
-use super::{Outcome, Registrar, STOPPED, breaker::Scope};
+use super::{
+    Outcome, Registrar, STOPPED,
+    breaker::Scope,
+    lines::{Kind, limited},
+};
 use crate::{
     device::DeviceId,
     iot_platform::{Action, ApiError, CloudDevice, ErrorClass},
@@ -243,7 +247,7 @@ impl Registrar {
             }
             Claimed::NameTaken(holder) => {
                 let JournalEntry { device, product_key, device_name } = &registration.entry;
-                tracing::error!(%device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
+                limited!(self.admit_line(Kind::Refused), error, %device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
                 self.count(|counters| counters.failed += 1);
                 Some(Next::Done(Outcome::SharedName(format!(
                     "device {holder} has the same name, {device_name}, in product {product_key}: give one of \
@@ -368,7 +372,7 @@ impl Registrar {
                     return Ok(device);
                 }
             }
-            tracing::info!(device = %registration.entry.device, device_name, "the name exists at IoT Platform; looking up its device");
+            limited!(self.admit_line(Kind::Registered), info, device = %registration.entry.device, device_name, "the name exists at IoT Platform; looking up its device");
         }
         self.admit(Action::QueryDeviceDetail)?;
         self.turn(Action::QueryDeviceDetail).await?;
@@ -422,7 +426,7 @@ impl Registrar {
         });
         match self.settle(registration, &settlement).await {
             Ok(()) => {
-                tracing::info!(device = %entry.device, device_name = entry.device_name, "registered");
+                limited!(self.admit_line(Kind::Registered), info, device = %entry.device, device_name = entry.device_name, "registered");
                 Outcome::Registered(certificate)
             }
             Err(outcome) => outcome,
@@ -436,7 +440,7 @@ impl Registrar {
         let reason = error.to_string();
         match self.settle(registration, &Settlement::Refused(reason.clone())).await {
             Ok(()) => {
-                tracing::error!(%device, %error, "the registration of this device is refused; see `certdist device show`, and `device reset` once the cause is removed");
+                limited!(self.admit_line(Kind::Refused), error, %device, %error, "the registration of this device is refused; see `certdist device show`, and `device reset` once the cause is removed");
                 Outcome::Refused(reason)
             }
             Err(outcome) => outcome,
@@ -467,10 +471,10 @@ impl Registrar {
                 let JournalEntry { device, product_key, device_name } = &entry;
                 match settlement {
                     Settlement::Registered(_) => {
-                        tracing::error!(%device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
+                        limited!(self.admit_line(Kind::NotStored), error, %device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");
                     }
                     Settlement::Refused(reason) => {
-                        tracing::warn!(%device, reason, %error, "the refusal of a registration is not stored");
+                        limited!(self.admit_line(Kind::NotStored), warn, %device, reason, %error, "the refusal of a registration is not stored");
                     }
                 }
                 return Err(self.row_says(&entry).await);
@@ -507,7 +511,7 @@ impl Registrar {
                 } else if self.suspect(product_key, device) {
                     Next::Done(self.stop_calls(registration, action, &error))
                 } else {
-                    tracing::warn!(%device, product_key, %error, "IoT Platform refuses a device for an unknown reason; trying again later");
+                    limited!(self.may_log(), warn, %device, product_key, %error, "IoT Platform refuses a device for an unknown reason; trying again later");
                     self.count(|counters| counters.failed += 1);
                     Next::Done(Outcome::Later(self.config.max_retry_pause))
                 }

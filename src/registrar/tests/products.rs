@@ -5,7 +5,7 @@ use super::{
     batches::{Crowd, name, row},
     *,
 };
-use crate::iot_platform::Action;
+use crate::{iot_platform::Action, testing::log::Log};
 
 /// Creates a registrar with an empty table. Each step of a batch takes `delay` at the cloud.
 fn without_devices(delay: Duration) -> Crowd {
@@ -76,7 +76,24 @@ async fn products_with_a_page_of_devices_each_are_registered_at_the_pace_of_the_
     let took = register(&crowd, &[(60, 50)]).await;
     took_hardly_more(took, 3000, rate(50), Duration::ZERO);
     // Each product has one batch at most: a check is not spent on the rest of a product.
-    assert!(crowd.registrar.counters().batches <= 63, "{:?}", crowd.registrar.counters());
+    let batches = crowd.registrar.counters().batches as usize;
+    assert!(batches <= 63, "{batches}");
+    assert_eq!(crowd.cloud.calls(Action::QueryBatchRegisterDeviceStatus), 2 * batches);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_claims_its_devices_only_when_its_check_can_be_called() {
+    let crowd = without_devices(Duration::ZERO);
+    let most = async {
+        let mut most = 0;
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            most = most.max(crowd.registrar.batches());
+        }
+        most
+    };
+    let (_, most) = tokio::join!(register(&crowd, &[(60, 50)]), most);
+    assert!((2..10).contains(&most), "{most} batches at once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,4 +155,44 @@ async fn an_account_without_the_right_to_batches_tries_them_once_for_all_product
     let checks = crowd.cloud.calls(Action::BatchCheckDeviceNames);
     assert!((1..=4).contains(&checks), "{checks}");
     crowd.journal_is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_writes_few_lines_and_each_device_is_counted() {
+    let log = Log::default();
+    let _logged = tracing::subscriber::set_default(log.subscriber());
+    let config = Config { refuse_existing: ["lamp".to_owned()].into(), ..Config::default() };
+    let crowd = Crowd::on(Arc::default(), 0, config);
+    let devices = 600;
+    let asking: Vec<_> = (0..devices)
+        .map(|number| {
+            let product_key = format!("p{}", number % 60);
+            if number % 10 == 0 {
+                crowd.cloud.make(&product_key, &name(number));
+            }
+            crowd.store.insert(row(&name(number), "lamp", &product_key));
+            crowd.ask(&name(number), &product_key)
+        })
+        .collect();
+    for one in asking {
+        one.await.unwrap();
+    }
+    crowd.registrar.drain(PATIENCE).await;
+    let log = log.text();
+    assert!(log.lines().count() < 60, "{log}");
+    // Lines of their own, and the numbers in the lines that count the others.
+    let counted = |own: &str, others: &str| {
+        let others = log.lines().filter(|line| line.contains(others));
+        let number = |line: &str| line.rsplit("devices=").next().unwrap().trim().parse::<usize>().unwrap();
+        log.lines().filter(|line| line.contains(own)).count() + others.map(number).sum::<usize>()
+    };
+    assert_eq!(
+        counted("the registration of this device is refused", "more devices are refused"),
+        devices / 10,
+        "{log}"
+    );
+    // An existing name that a single call finds has one more line.
+    let registered = counted(" registered device=", "registered more devices")
+        + log.matches("the name exists at IoT Platform; looking up").count();
+    assert!((devices * 9 / 10..=devices).contains(&registered), "{registered}: {log}");
 }
