@@ -28,6 +28,7 @@ struct Company {
     store: Memory,
     cloud: Arc<Cloud>,
     devices: usize,
+    products: usize,
     config: Config,
     random: StdRng,
     /// Set if the table is on a network that loses answers.
@@ -41,8 +42,9 @@ impl Company {
         let devices =
             if random.random_bool(0.5) { random.random_range(1..30) } else { random.random_range(60..300) };
         let store = Memory::default();
+        let products = if random.random_bool(0.5) { 1 } else { 10 };
         for number in 0..devices {
-            store.insert(row(&name(number), "lamp", "a1"));
+            store.insert(row(&name(number), "lamp", &product_of(number, products)));
         }
         let refuse_existing =
             if random.random_bool(0.5) { ["lamp".to_owned()].into() } else { HashSet::new() };
@@ -50,7 +52,7 @@ impl Company {
         let cloud = Arc::new(Cloud::with_dice(random.random()));
         cloud.set_batch_delay(Duration::from_secs(random.random_range(1..10)));
         let is_lossy = random.random_bool(0.5);
-        Self { store, cloud, devices, config, random, is_lossy }
+        Self { store, cloud, devices, products, config, random, is_lossy }
     }
 
     /// Starts a process, which dies when the steps of its fuse are used up. A `register` run also
@@ -70,6 +72,7 @@ impl Company {
         // or from all.
         let part = if is_server && !is_last { [0.3, 0.7, 1.0][self.random.random_range(0..3)] } else { 1.0 };
         let asked: Vec<usize> = (0..self.devices).filter(|_| self.random.random_bool(part)).collect();
+        let products = self.products;
         let patience = if is_server { Duration::from_secs(10) } else { Duration::from_secs(24 * 3600) };
         tokio::spawn(async move {
             if is_server {
@@ -79,9 +82,11 @@ impl Company {
             }
             let asking = asked.into_iter().map(|number| {
                 let registrar = registrar.clone();
+                let product_key = product_of(number, products);
+                let wanted = JournalEntry { product_key, ..wanted(&name(number)) };
                 async move {
                     loop {
-                        match registrar.register(wanted(&name(number)), patience).await {
+                        match registrar.register(wanted.clone(), patience).await {
                             Outcome::Later(pause) => tokio::time::sleep(pause).await,
                             Outcome::TimedOut | Outcome::Operator(_) => {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
@@ -185,7 +190,7 @@ impl Company {
             let stored = row.certificate.expect("a certificate");
             assert_eq!(
                 Some(stored.device_secret.expose()),
-                self.cloud.secret("a1", &name(number)).as_deref()
+                self.cloud.secret(&product_of(number, self.products), &name(number)).as_deref()
             );
             assert_eq!(row.refusal, None, "a certificate and a refusal");
             let history = self.store.history(&row.id, 1000).await.unwrap();
@@ -198,6 +203,11 @@ impl Company {
             assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
         }
     }
+}
+
+/// Returns the product of a device, one of `products`.
+fn product_of(number: usize, products: usize) -> String {
+    format!("a{}", number % products)
 }
 
 fn seeds() -> Range<u64> {
