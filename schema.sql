@@ -78,6 +78,177 @@ CREATE INDEX device_refused ON device_table (deviceId, enrollment, refusal) WHER
 CREATE INDEX device_disabled ON device_table (deviceId) WHERE state = 'disabled';
 CREATE INDEX device_cloud_state ON device_table (deviceId, cloudState) WHERE cloudState IS NOT NULL;
 
+-- Numbers of devices by enrollment and product. The triggers below keep them, whoever changes
+-- device_table, so that no one has to count the rows. `certdist database check` compares them with
+-- the rows, and `certdist database recount` corrects them. Only REPLACE goes unnoticed, unless
+-- `PRAGMA recursive_triggers` is on. An import counts its rows itself, with the triggers off.
+CREATE TABLE device_count (
+    enrollment    TEXT NOT NULL,
+    productKey    TEXT NOT NULL,
+    -- All devices.
+    devices       INTEGER NOT NULL,
+    -- Devices with a certificate.
+    registered    INTEGER NOT NULL,
+    -- Devices with a certificate that was never issued.
+    unissued      INTEGER NOT NULL,
+    -- Devices whose certificate was issued.
+    issued        INTEGER NOT NULL,
+    -- Devices that have signed in at IoT Platform.
+    activated     INTEGER NOT NULL,
+    -- Devices that IoT Platform refuses.
+    refused       INTEGER NOT NULL,
+    -- Devices that the operator has disabled.
+    disabled      INTEGER NOT NULL,
+    -- Devices that may be registered but have no certificate yet.
+    unregistered  INTEGER NOT NULL,
+    -- Devices that are disabled at IoT Platform, and deleted there.
+    cloudDisabled INTEGER NOT NULL,
+    cloudDeleted  INTEGER NOT NULL,
+    -- Devices whose certificate is not sealed.
+    clear         INTEGER NOT NULL,
+    PRIMARY KEY (enrollment, productKey)
+) STRICT, WITHOUT ROWID;
+
+-- Numbers of devices that IoT Platform refuses, by enrollment and reason.
+CREATE TABLE refusal_count (
+    enrollment    TEXT NOT NULL,
+    refusal       TEXT NOT NULL,
+    devices       INTEGER NOT NULL,
+    PRIMARY KEY (enrollment, refusal)
+) STRICT, WITHOUT ROWID;
+
+-- Number of times that `certdist database recount` has corrected the counts. Of two processes that
+-- correct the same difference, only one does so.
+CREATE TABLE count_correction (
+    id            INTEGER PRIMARY KEY CHECK (id = 0),
+    times         INTEGER NOT NULL
+) STRICT;
+INSERT INTO count_correction VALUES (0, 0);
+
+CREATE TRIGGER device_count_insert AFTER INSERT ON device_table BEGIN
+    INSERT INTO device_count VALUES (NEW.enrollment, NEW.productKey,
+        1, (NEW.deviceSecret IS NOT NULL),
+        (NEW.deviceSecret IS NOT NULL AND NEW.firstIssued IS NULL), (NEW.firstIssued IS NOT NULL),
+        (NEW.activateTime IS NOT NULL), (NEW.refusal IS NOT NULL), (NEW.state = 'disabled'),
+        (NEW.deviceSecret IS NULL AND NEW.refusal IS NULL AND NEW.state = 'enabled'),
+        (NEW.cloudState IS 'disabled'), (NEW.cloudState IS 'deleted'),
+        (NEW.deviceSecret IS NOT NULL AND NEW.deviceSecret NOT GLOB 'sealed *'))
+    ON CONFLICT DO UPDATE SET
+        devices = devices + excluded.devices, registered = registered + excluded.registered,
+        unissued = unissued + excluded.unissued, issued = issued + excluded.issued,
+        activated = activated + excluded.activated, refused = refused + excluded.refused,
+        disabled = disabled + excluded.disabled,
+        unregistered = unregistered + excluded.unregistered,
+        cloudDisabled = cloudDisabled + excluded.cloudDisabled,
+        cloudDeleted = cloudDeleted + excluded.cloudDeleted, clear = clear + excluded.clear;
+END;
+CREATE TRIGGER device_count_delete AFTER DELETE ON device_table BEGIN
+    UPDATE device_count SET
+        devices = devices - 1, registered = registered - (OLD.deviceSecret IS NOT NULL),
+        unissued = unissued - (OLD.deviceSecret IS NOT NULL AND OLD.firstIssued IS NULL),
+        issued = issued - (OLD.firstIssued IS NOT NULL),
+        activated = activated - (OLD.activateTime IS NOT NULL),
+        refused = refused - (OLD.refusal IS NOT NULL),
+        disabled = disabled - (OLD.state = 'disabled'),
+        unregistered = unregistered
+            - (OLD.deviceSecret IS NULL AND OLD.refusal IS NULL AND OLD.state = 'enabled'),
+        cloudDisabled = cloudDisabled - (OLD.cloudState IS 'disabled'),
+        cloudDeleted = cloudDeleted - (OLD.cloudState IS 'deleted'),
+        clear = clear - (OLD.deviceSecret IS NOT NULL AND OLD.deviceSecret NOT GLOB 'sealed *')
+    WHERE enrollment = OLD.enrollment AND productKey = OLD.productKey;
+    DELETE FROM device_count WHERE enrollment = OLD.enrollment AND productKey = OLD.productKey
+        AND (devices, registered, unissued, issued, activated, refused,
+            disabled, unregistered, cloudDisabled, cloudDeleted, clear)
+                = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+END;
+CREATE TRIGGER device_count_move AFTER UPDATE OF enrollment, productKey ON device_table
+WHEN NEW.enrollment <> OLD.enrollment OR NEW.productKey <> OLD.productKey BEGIN
+    UPDATE device_count SET
+        devices = devices - 1, registered = registered - (OLD.deviceSecret IS NOT NULL),
+        unissued = unissued - (OLD.deviceSecret IS NOT NULL AND OLD.firstIssued IS NULL),
+        issued = issued - (OLD.firstIssued IS NOT NULL),
+        activated = activated - (OLD.activateTime IS NOT NULL),
+        refused = refused - (OLD.refusal IS NOT NULL),
+        disabled = disabled - (OLD.state = 'disabled'),
+        unregistered = unregistered
+            - (OLD.deviceSecret IS NULL AND OLD.refusal IS NULL AND OLD.state = 'enabled'),
+        cloudDisabled = cloudDisabled - (OLD.cloudState IS 'disabled'),
+        cloudDeleted = cloudDeleted - (OLD.cloudState IS 'deleted'),
+        clear = clear - (OLD.deviceSecret IS NOT NULL AND OLD.deviceSecret NOT GLOB 'sealed *')
+    WHERE enrollment = OLD.enrollment AND productKey = OLD.productKey;
+    DELETE FROM device_count WHERE enrollment = OLD.enrollment AND productKey = OLD.productKey
+        AND (devices, registered, unissued, issued, activated, refused,
+            disabled, unregistered, cloudDisabled, cloudDeleted, clear)
+                = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    INSERT INTO device_count VALUES (NEW.enrollment, NEW.productKey,
+        1, (NEW.deviceSecret IS NOT NULL),
+        (NEW.deviceSecret IS NOT NULL AND NEW.firstIssued IS NULL), (NEW.firstIssued IS NOT NULL),
+        (NEW.activateTime IS NOT NULL), (NEW.refusal IS NOT NULL), (NEW.state = 'disabled'),
+        (NEW.deviceSecret IS NULL AND NEW.refusal IS NULL AND NEW.state = 'enabled'),
+        (NEW.cloudState IS 'disabled'), (NEW.cloudState IS 'deleted'),
+        (NEW.deviceSecret IS NOT NULL AND NEW.deviceSecret NOT GLOB 'sealed *'))
+    ON CONFLICT DO UPDATE SET
+        devices = devices + excluded.devices, registered = registered + excluded.registered,
+        unissued = unissued + excluded.unissued, issued = issued + excluded.issued,
+        activated = activated + excluded.activated, refused = refused + excluded.refused,
+        disabled = disabled + excluded.disabled,
+        unregistered = unregistered + excluded.unregistered,
+        cloudDisabled = cloudDisabled + excluded.cloudDisabled,
+        cloudDeleted = cloudDeleted + excluded.cloudDeleted, clear = clear + excluded.clear;
+END;
+CREATE TRIGGER device_count_update
+AFTER UPDATE OF deviceSecret, firstIssued, activateTime, refusal, state, cloudState ON device_table
+WHEN NEW.enrollment = OLD.enrollment AND NEW.productKey = OLD.productKey AND (
+    (NEW.deviceSecret IS NULL) <> (OLD.deviceSecret IS NULL)
+    OR (NEW.firstIssued IS NULL) <> (OLD.firstIssued IS NULL)
+    OR (NEW.activateTime IS NULL) <> (OLD.activateTime IS NULL)
+    OR (NEW.refusal IS NULL) <> (OLD.refusal IS NULL)
+    OR NEW.state <> OLD.state
+    OR NEW.cloudState IS NOT OLD.cloudState
+    OR (NEW.deviceSecret GLOB 'sealed *') IS NOT (OLD.deviceSecret GLOB 'sealed *')) BEGIN
+    UPDATE device_count SET
+        registered = registered + (NEW.deviceSecret IS NOT NULL) - (OLD.deviceSecret IS NOT NULL),
+        unissued = unissued + (NEW.deviceSecret IS NOT NULL AND NEW.firstIssued IS NULL)
+            - (OLD.deviceSecret IS NOT NULL AND OLD.firstIssued IS NULL),
+        issued = issued + (NEW.firstIssued IS NOT NULL) - (OLD.firstIssued IS NOT NULL),
+        activated = activated + (NEW.activateTime IS NOT NULL) - (OLD.activateTime IS NOT NULL),
+        refused = refused + (NEW.refusal IS NOT NULL) - (OLD.refusal IS NOT NULL),
+        disabled = disabled + (NEW.state = 'disabled') - (OLD.state = 'disabled'),
+        unregistered = unregistered
+            + (NEW.deviceSecret IS NULL AND NEW.refusal IS NULL AND NEW.state = 'enabled')
+            - (OLD.deviceSecret IS NULL AND OLD.refusal IS NULL AND OLD.state = 'enabled'),
+        cloudDisabled = cloudDisabled + (NEW.cloudState IS 'disabled')
+            - (OLD.cloudState IS 'disabled'),
+        cloudDeleted = cloudDeleted + (NEW.cloudState IS 'deleted') - (OLD.cloudState IS 'deleted'),
+        clear = clear + (NEW.deviceSecret IS NOT NULL AND NEW.deviceSecret NOT GLOB 'sealed *')
+            - (OLD.deviceSecret IS NOT NULL AND OLD.deviceSecret NOT GLOB 'sealed *')
+    WHERE enrollment = NEW.enrollment AND productKey = NEW.productKey;
+END;
+CREATE TRIGGER refusal_count_insert AFTER INSERT ON device_table WHEN NEW.refusal IS NOT NULL BEGIN
+    INSERT INTO refusal_count VALUES (NEW.enrollment, NEW.refusal, 1)
+    ON CONFLICT DO UPDATE SET devices = devices + 1;
+END;
+CREATE TRIGGER refusal_count_delete AFTER DELETE ON device_table WHEN OLD.refusal IS NOT NULL BEGIN
+    UPDATE refusal_count SET devices = devices - 1
+    WHERE enrollment = OLD.enrollment AND refusal = OLD.refusal;
+    DELETE FROM refusal_count WHERE enrollment = OLD.enrollment
+        AND refusal = OLD.refusal AND devices = 0;
+END;
+CREATE TRIGGER refusal_count_before AFTER UPDATE OF refusal, enrollment ON device_table
+WHEN OLD.refusal IS NOT NULL
+    AND (NEW.refusal IS NOT OLD.refusal OR NEW.enrollment <> OLD.enrollment) BEGIN
+    UPDATE refusal_count SET devices = devices - 1
+    WHERE enrollment = OLD.enrollment AND refusal = OLD.refusal;
+    DELETE FROM refusal_count WHERE enrollment = OLD.enrollment
+        AND refusal = OLD.refusal AND devices = 0;
+END;
+CREATE TRIGGER refusal_count_after AFTER UPDATE OF refusal, enrollment ON device_table
+WHEN NEW.refusal IS NOT NULL
+    AND (NEW.refusal IS NOT OLD.refusal OR NEW.enrollment <> OLD.enrollment) BEGIN
+    INSERT INTO refusal_count VALUES (NEW.enrollment, NEW.refusal, 1)
+    ON CONFLICT DO UPDATE SET devices = devices + 1;
+END;
+
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (
     -- PSK identity that the device presents in its handshake, 1 to 128 bytes.

@@ -76,16 +76,31 @@ pub trait Bulk: Send + Sync {
     /// finds for the MAC address.
     fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError>;
 
-    /// Counts the rows. Reads the whole table, which takes seconds for millions of rows.
+    /// Returns the number of rows. Like the following methods that count, it reads numbers that the
+    /// store keeps, and not the rows.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// Counts the devices of each enrollment by state, in order of the enrollments' names.
-    /// Reads the whole table.
+    /// Returns the numbers of devices of each enrollment by state, in order of the enrollments'
+    /// names.
     fn totals(&self) -> Result<Vec<Totals>, StoreError>;
 
-    /// Counts the devices that may be registered but are not registered yet. Counts them in one
-    /// enrollment, or in all enrollments for `None`. Reads the whole table.
+    /// Returns the number of devices that may be registered but are not registered yet, in one
+    /// enrollment, or in all enrollments for `None`.
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError>;
+
+    /// Counts the rows of one state of the table, and compares the numbers that the store keeps with
+    /// them. Reads the whole table, and holds up no writer. The default implementation is for a
+    /// store that keeps no numbers.
+    fn check_counts(&self) -> Result<CountCheck, StoreError> {
+        Ok(CountCheck { devices: self.count()?, ..CountCheck::default() })
+    }
+
+    /// Corrects the numbers that the store keeps, and returns the differences that it has found.
+    /// Other processes can write meanwhile. Fails with [`StoreError::Conflict`] if another process
+    /// has corrected them meanwhile.
+    fn recount(&self) -> Result<CountCheck, StoreError> {
+        self.check_counts()
+    }
 
     /// Returns up to `limit` devices that the filter admits, beginning at `from`. The search also
     /// ends once `time` is over, but each call examines a few devices first. A caller that
@@ -93,7 +108,8 @@ pub trait Bulk: Send + Sync {
     fn find(&self, filter: &Filter, from: &Cursor, limit: usize, time: Duration)
     -> Result<Found, StoreError>;
 
-    /// Counts the devices that the filter admits. Takes about `time` at most.
+    /// Counts the devices that the filter admits. Takes about `time` at most. If the filter has only
+    /// an enrollment, a product and a state, or a reason of a refusal, the number is usually known.
     fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError>;
 
     /// Counts the devices whose registration has begun, by enrollment, and those that IoT Platform
@@ -243,6 +259,67 @@ pub struct Totals {
     pub refused: u64,
     /// Devices that the operator has disabled.
     pub disabled: u64,
+    /// Devices with a certificate that was never issued.
+    pub unissued: u64,
+    /// Devices that may be registered but have no certificate yet.
+    pub unregistered: u64,
+    /// Devices that are disabled at IoT Platform.
+    pub disabled_at_cloud: u64,
+    /// Devices that were deleted at IoT Platform.
+    pub deleted_at_cloud: u64,
+    /// Devices whose certificate is stored without a seal.
+    pub clear: u64,
+}
+
+impl Totals {
+    /// Returns the sum over all enrollments.
+    pub fn sum(all: &[Self]) -> Self {
+        let sum = |count: fn(&Self) -> u64| all.iter().map(count).sum();
+        Self {
+            enrollment: String::new(),
+            devices: sum(|one| one.devices),
+            registered: sum(|one| one.registered),
+            issued: sum(|one| one.issued),
+            activated: sum(|one| one.activated),
+            refused: sum(|one| one.refused),
+            disabled: sum(|one| one.disabled),
+            unissued: sum(|one| one.unissued),
+            unregistered: sum(|one| one.unregistered),
+            disabled_at_cloud: sum(|one| one.disabled_at_cloud),
+            deleted_at_cloud: sum(|one| one.deleted_at_cloud),
+            clear: sum(|one| one.clear),
+        }
+    }
+}
+
+/// Comparison of the numbers that a store keeps with its rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CountCheck {
+    /// Number of devices in the table.
+    pub devices: u64,
+    /// Number of kept numbers that differ from the rows.
+    pub different: u64,
+    /// The first of these differences.
+    pub first: Vec<Miscount>,
+    /// Names of the triggers that are missing or changed, so that changes are not counted.
+    pub triggers: Vec<String>,
+}
+
+/// A kept number that differs from the rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Miscount {
+    /// Table that has the number.
+    pub table: &'static str,
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// The product, or the reason of the refusal.
+    pub second: String,
+    /// Column of the number.
+    pub column: &'static str,
+    /// The kept number.
+    pub kept: i64,
+    /// Number of rows.
+    pub counted: i64,
 }
 
 /// Contradiction between an imported row and the table, for instance a different certificate

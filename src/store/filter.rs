@@ -94,6 +94,8 @@ pub struct Filter {
     pub product_key: Option<String>,
     /// The state.
     pub state: Option<State>,
+    /// Set to `true` for devices with a certificate, and to `false` for devices without one.
+    pub is_registered: Option<bool>,
     /// The reason for the refusal, as the row has it.
     pub refusal: Option<String>,
     /// Earliest time of the first issue.
@@ -123,6 +125,8 @@ pub struct Seen<'r> {
     pub state: DeviceState,
     /// Time of the first issue.
     pub first_issued: Option<UnixSeconds>,
+    /// Time of the registration at IoT Platform.
+    pub registered: Option<UnixSeconds>,
     /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
     /// Reason why IoT Platform refuses the device.
@@ -138,6 +142,7 @@ impl Filter {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
         is(&self.enrollment, seen.enrollment)
             && is(&self.product_key, seen.product_key)
+            && self.is_registered.is_none_or(|wanted| wanted == seen.is_registered)
             && self.refusal.as_ref().is_none_or(|reason| seen.refusal == Some(reason))
             && self.issued_from.is_none_or(|from| seen.first_issued.is_some_and(|at| at >= from))
             && self.issued_before.is_none_or(|before| seen.first_issued.is_some_and(|at| at < before))
@@ -189,10 +194,17 @@ impl DeviceRow {
             iot_id: self.iot_id.as_deref(),
             state: self.state,
             first_issued: self.first_issued,
+            registered: self.registered,
             activated: self.activated,
             refusal: self.refusal.as_deref(),
             cloud_state: self.cloud_state,
         }
+    }
+
+    /// Returns the row without its secret, as a list shows it. `is_claimed` is set if the device's
+    /// registration is in the journal.
+    pub fn listed(&self, is_claimed: bool) -> Listed {
+        Listed::new(self.id.clone(), &self.seen(), is_claimed)
     }
 }
 
@@ -216,6 +228,8 @@ pub struct Listed {
     pub state: DeviceState,
     /// Time of the first issue.
     pub first_issued: Option<UnixSeconds>,
+    /// Time of the registration at IoT Platform.
+    pub registered: Option<UnixSeconds>,
     /// Time of the first sign-in at IoT Platform.
     pub activated: Option<UnixSeconds>,
     /// Reason why IoT Platform refuses the device.
@@ -238,11 +252,35 @@ impl Listed {
             iot_id: seen.iot_id.map(str::to_owned),
             state: seen.state,
             first_issued: seen.first_issued,
+            registered: seen.registered,
             activated: seen.activated,
             refusal: seen.refusal.map(str::to_owned),
             cloud_state: seen.cloud_state,
             is_claimed,
         }
+    }
+
+    /// Returns the columns by which a filter decides.
+    pub fn seen(&self) -> Seen<'_> {
+        Seen {
+            id: self.id.as_str(),
+            enrollment: &self.enrollment,
+            product_key: &self.product_key,
+            device_name: self.device_name.as_deref(),
+            is_registered: self.is_registered,
+            iot_id: self.iot_id.as_deref(),
+            state: self.state,
+            first_issued: self.first_issued,
+            registered: self.registered,
+            activated: self.activated,
+            refusal: self.refusal.as_deref(),
+            cloud_state: self.cloud_state,
+        }
+    }
+
+    /// Returns the device's name at IoT Platform, as [`DeviceRow::name`] does.
+    pub fn name(&self) -> String {
+        self.device_name.clone().unwrap_or_else(|| self.id.device_name())
     }
 }
 
@@ -361,6 +399,8 @@ mod tests {
             (Filter { enrollment: some("lamp"), ..Filter::default() }, false),
             (Filter { product_key: some("a1lamp"), ..Filter::default() }, true),
             (Filter { product_key: some("a1"), ..Filter::default() }, false),
+            (Filter { is_registered: Some(false), ..Filter::default() }, true),
+            (Filter { is_registered: Some(true), ..Filter::default() }, false),
             (Filter { refusal: some("odd"), ..Filter::default() }, true),
             (Filter { refusal: some("od"), ..Filter::default() }, false),
             (Filter { issued_from: Some(100), issued_before: Some(101), ..Filter::default() }, true),

@@ -43,8 +43,8 @@ use std::{
 pub use self::{
     actor::Actor,
     bulk::{
-        Bulk, Conflict, Each, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows,
-        SameSecret, Totals, Unreadable,
+        Bulk, Conflict, CountCheck, Each, ImportError, ImportJob, ImportReport, ImportRow, Miscount, Reject,
+        Rejection, Rows, SameSecret, Totals, Unreadable,
     },
 };
 use self::{
@@ -500,14 +500,14 @@ pub fn check_keys(url: &str, keys: &Keyring) -> Result<(), StoreError> {
     sealed::check(keys, &in_use).map_err(|error| StoreError::Failed(format!("{url}: {error}")))
 }
 
-/// Counts the unsealed secrets in the store at `url`, which must have the current version. Changes
-/// nothing, and reads the whole table.
+/// Counts the unsealed secrets in the store at `url`, which must have the current version, as
+/// [`sealed::StoredSecrets::count_clear`] does. Changes nothing.
 pub fn clear_secrets(url: &str) -> Result<u64, StoreError> {
     Sqlite::clear_secrets(file_of(url)?)
 }
 
-/// Counts the devices of each enrollment in the store at `url`, which must have the current
-/// version. Changes nothing, and reads the whole table.
+/// Returns the number of devices of each enrollment in the store at `url`, which must have the
+/// current version. Changes nothing.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
 }

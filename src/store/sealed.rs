@@ -14,9 +14,9 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
-    IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject, Rows,
-    Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
+    Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
+    ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject,
+    Rows, Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
@@ -118,6 +118,10 @@ pub trait StoredSecrets: Send + Sync + 'static {
     /// Counts the values under each database key. Reads the whole table.
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError>;
 
+    /// Counts the values that are not sealed, without reading the whole table. The number may be too
+    /// small if there are more than a hundred thousand pre-shared keys.
+    fn count_clear(&self) -> Result<u64, StoreError>;
+
     /// Returns up to `limit` values that are not sealed under the database key `key`, in order of
     /// the primary key, beginning after the primary key `after`.
     fn secrets_not_under(
@@ -163,6 +167,9 @@ pub trait Keys {
 
     /// Counts the values under each database key. Reads the whole table.
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError>;
+
+    /// Counts the values that are not sealed, as [`StoredSecrets::count_clear`] does.
+    fn clear_count(&self) -> Result<u64, StoreError>;
 
     /// Seals under the first database key all values that are unsealed or sealed under another key.
     /// Meanwhile, other processes can read and write. Fails before the first value if another
@@ -560,6 +567,14 @@ impl<S: Bulk> Bulk for Sealed<S> {
         self.inner.count_unregistered(enrollment)
     }
 
+    fn check_counts(&self) -> Result<CountCheck, StoreError> {
+        self.inner.check_counts()
+    }
+
+    fn recount(&self) -> Result<CountCheck, StoreError> {
+        self.inner.recount()
+    }
+
     fn find(
         &self,
         filter: &filter::Filter,
@@ -618,6 +633,10 @@ impl<S: Store + StoredSecrets> Keys for Sealed<S> {
 
     fn key_counts(&self) -> Result<Vec<UnderKey>, StoreError> {
         self.inner.count_secrets()
+    }
+
+    fn clear_count(&self) -> Result<u64, StoreError> {
+        self.inner.count_clear()
     }
 
     fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError> {

@@ -477,6 +477,12 @@ impl StoredSecrets for Memory {
         Ok(self.tables().counts())
     }
 
+    fn count_clear(&self) -> Result<u64, StoreError> {
+        let counts = self.tables().counts();
+        let clear = counts.iter().filter(|count| count.key.is_none());
+        Ok(clear.map(|count| count.device_secrets + count.psks).sum())
+    }
+
     fn secrets_not_under(
         &self,
         column: SecretColumn,

@@ -79,6 +79,7 @@ impl Conditions {
             enrollment: some(self.enrollment.trim()),
             product_key: some(self.product.trim()),
             state,
+            is_registered: None,
             refusal: some(&self.refusal),
             issued_from: day(self.from.trim(), 0)?,
             issued_before: day(self.to.trim(), 1)?,

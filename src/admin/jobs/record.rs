@@ -74,7 +74,8 @@ fn parts(entry: &AuditEntry) -> Option<(&str, &str)> {
 
 /// Describes the conditions of a filter.
 fn words(filter: &Filter) -> String {
-    let Filter { enrollment, product_key, state, refusal, issued_from, issued_before, text } = filter;
+    let Filter { enrollment, product_key, state, is_registered, refusal, issued_from, issued_before, text } =
+        filter;
     let text = text.as_ref().map(|text| match text {
         Text::Begins(text) => ("begins", text.clone()),
         Text::Ends(text) => ("ends", text.clone()),
@@ -85,6 +86,7 @@ fn words(filter: &Filter) -> String {
         enrollment.clone().map(|value| ("enrollment", value)),
         product_key.clone().map(|value| ("product", value)),
         state.map(|state| ("state", state.name().to_owned())),
+        is_registered.map(|value| ("registered", value.to_string())),
         refusal.clone().map(|value| ("refusal", value)),
         issued_from.map(|at| ("from", at.to_string())),
         issued_before.map(|at| ("before", at.to_string())),

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     store::{
-        Actor, BatchId, Bulk, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
+        Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
         StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
@@ -201,6 +201,14 @@ impl<S: Bulk> Bulk for Alternating<S> {
         self.next().count_unregistered(enrollment)
     }
 
+    fn check_counts(&self) -> Result<CountCheck, StoreError> {
+        self.next().check_counts()
+    }
+
+    fn recount(&self) -> Result<CountCheck, StoreError> {
+        self.next().recount()
+    }
+
     fn find(
         &self,
         filter: &filter::Filter,
@@ -235,6 +243,10 @@ impl<S: StoredSecrets> StoredSecrets for Alternating<S> {
 
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
         self.next().count_secrets()
+    }
+
+    fn count_clear(&self) -> Result<u64, StoreError> {
+        self.next().count_clear()
     }
 
     fn secrets_not_under(

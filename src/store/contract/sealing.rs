@@ -64,6 +64,7 @@ fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
         count.map(|UnderKey { device_secrets, psks, .. }| (device_secrets, psks))
     };
     assert_eq!([count(0), count(1), count(2)], [Some((0, 2)), Some((1, 0)), Some((1, 0))]);
+    assert_eq!(store.clear_count().unwrap(), 2);
     // The import writes the secret of SN-0 again, under its former database key, and a new secret
     // under the first key of the ring.
     store.set_keys(ring(&[3, 2, 1])).unwrap();

@@ -3,13 +3,11 @@
 
 use std::{collections::HashSet, path::Path, time::Duration};
 
-use rusqlite::Params;
-
-use super::{Access, Sqlite, backup, connection, find, import, imports, look, read};
+use super::{Access, Sqlite, backup, connection, counts, find, import, imports, look, read, store_error};
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Bulk, Each, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
+        Bulk, CountCheck, Each, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
         backup::Contents,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -63,32 +61,32 @@ impl Bulk for Sqlite {
     }
 
     fn count(&self) -> Result<u64, StoreError> {
-        self.count_rows("SELECT count(*) FROM device_table", ())
+        self.query(counts::count)
     }
 
     fn totals(&self) -> Result<Vec<Totals>, StoreError> {
-        const SQL: &str = "SELECT +enrollment, count(*), count(deviceSecret), count(firstIssued), \
-                           count(activateTime), count(refusal), sum(state = 'disabled') \
-                           FROM device_table GROUP BY +enrollment ORDER BY 1";
-        let totals = |row: &rusqlite::Row<'_>| {
-            let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-            Ok(Totals {
-                enrollment: row.get(0)?,
-                devices: count(1)?,
-                registered: count(2)?,
-                issued: count(3)?,
-                activated: count(4)?,
-                refused: count(5)?,
-                disabled: count(6)?,
-            })
-        };
-        self.query(|connection| connection.prepare(SQL)?.query_map((), totals)?.collect())
+        self.query(counts::totals)
     }
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
-        const SQL: &str = "SELECT count(*) FROM device_table WHERE deviceSecret IS NULL AND refusal IS NULL \
-                           AND state = 'enabled' AND (?1 IS NULL OR enrollment = ?1)";
-        self.count_rows(SQL, [enrollment])
+        self.query(|connection| counts::count_unregistered(connection, enrollment))
+    }
+
+    fn check_counts(&self) -> Result<CountCheck, StoreError> {
+        self.query(counts::check)
+    }
+
+    fn recount(&self) -> Result<CountCheck, StoreError> {
+        let connection = connection::open_again(&self.path, self.bulk_wait)?;
+        let reader = connection::open_reader(&self.path)?;
+        let corrected =
+            counts::recount(&connection, &reader).map_err(|error| store_error(&self.path, error))?;
+        corrected.ok_or_else(|| {
+            StoreError::Conflict(format!(
+                "{}: another process has corrected the counts meanwhile; check them again",
+                self.path.display()
+            ))
+        })
     }
 
     fn find(
@@ -128,12 +126,5 @@ impl Bulk for Sqlite {
             }
         }?
         .complete(to)
-    }
-}
-
-impl Sqlite {
-    fn count_rows(&self, sql: &str, parameters: impl Params) -> Result<u64, StoreError> {
-        let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0).map(i64::unsigned_abs);
-        self.query(|connection| connection.query_row(sql, parameters, count))
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use rusqlite::{CachedStatement, Connection, Row, types::ValueRef};
 
 use super::{
+    counts,
     read::{cloud_state, device_state, id},
     unfinished,
 };
@@ -24,7 +25,7 @@ const ROWS: u64 = 128;
 
 /// The columns that [`seen`] reads, in the order in which it reads them.
 const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
-     d.firstIssued, d.activateTime, d.refusal, d.cloudState";
+     d.firstIssued, d.activateTime, d.refusal, d.cloudState, d.registerTime";
 
 /// Query plan that reads the rows that a filter may admit, in order of device ID. A plan that names
 /// an index reads the table itself, `main.device_table`, and not the view of the same name.
@@ -128,6 +129,7 @@ fn seen<'r>(row: &'r Row<'_>) -> rusqlite::Result<Seen<'r>> {
         iot_id: optional(5)?,
         state: device_state(row, 6)?,
         first_issued: time(7)?,
+        registered: time(11)?,
         activated: time(8)?,
         refusal: optional(9)?,
         cloud_state: cloud_state(row, 10)?,
@@ -183,6 +185,47 @@ fn is_claimed(claims: &mut CachedStatement<'_>, id: &str) -> rusqlite::Result<bo
     claims.exists([id])
 }
 
+/// Returns whether the path of a filter reads only few rows, because the text nearly names a device.
+fn is_named(filter: &Filter) -> bool {
+    match &filter.text {
+        Some(Text::IotId(_) | Text::Name(_)) => true,
+        Some(Text::Ends(text)) => text.len() >= INDEXED_END,
+        Some(Text::Begins(_)) | None => false,
+    }
+}
+
+/// Returns a filter that admits the same devices by a shorter path, as the numbers of devices
+/// suggest. Returns `None` if the filter admits no device.
+fn narrowed<'f>(connection: &Connection, filter: &'f Filter) -> rusqlite::Result<Option<Cow<'f, Filter>>> {
+    if is_named(filter) || *filter == (Filter { text: filter.text.clone(), ..Filter::default() }) {
+        return Ok(Some(Cow::Borrowed(filter)));
+    }
+    if counts::at_most(connection, filter)? == 0 || counts::number(connection, filter)? == Some(0) {
+        return Ok(None);
+    }
+    // These paths are short, or in order of the beginnings of the IDs.
+    let has_own = matches!(filter.text, Some(Text::Begins(_)))
+        || filter.refusal.is_some()
+        || filter.enrollment.is_some();
+    let is_rare = matches!(
+        filter.state,
+        Some(
+            State::Waiting
+                | State::Refused
+                | State::Disabled
+                | State::DisabledAtCloud
+                | State::DeletedAtCloud
+        )
+    );
+    if has_own || is_rare {
+        return Ok(Some(Cow::Borrowed(filter)));
+    }
+    Ok(Some(match counts::only_enrollment(connection, filter)? {
+        Some(only) => Cow::Owned(Filter { enrollment: Some(only), ..filter.clone() }),
+        None => Cow::Borrowed(filter),
+    }))
+}
+
 /// Implements [`Bulk::find`](crate::store::Bulk::find).
 pub(super) fn find(
     connection: &Connection,
@@ -191,9 +234,12 @@ pub(super) fn find(
     limit: usize,
     time: Duration,
 ) -> rusqlite::Result<Found> {
+    let Some(filter) = narrowed(connection, filter)? else {
+        return Ok(Found { devices: Vec::new(), end: End::Complete });
+    };
     let (mut devices, mut is_more) = (Vec::new(), false);
     let mut claimed = claims(connection)?;
-    let stopped = search(connection, filter, from, time, |row, seen| {
+    let stopped = search(connection, &filter, from, time, |row, seen| {
         is_more = devices.len() == limit;
         if !is_more {
             devices.push(Listed::new(id(row, 0)?, seen, is_claimed(&mut claimed, seen.id)?));
@@ -213,31 +259,47 @@ pub(super) fn find(
 
 /// Implements [`Bulk::tally`](crate::store::Bulk::tally).
 pub(super) fn tally(connection: &Connection, filter: &Filter, time: Duration) -> rusqlite::Result<Tally> {
+    if let Some(devices) = counts::number(connection, filter)? {
+        return Ok(Tally { devices, is_complete: true });
+    }
+    let Some(filter) = narrowed(connection, filter)? else {
+        return Ok(Tally { devices: 0, is_complete: true });
+    };
     let mut devices = 0;
-    let stopped = search(connection, filter, &Cursor::First, time, |_, _| {
-        devices += 1;
-        Ok(true)
-    })?;
-    Ok(Tally { devices, is_complete: stopped.is_none() })
+    let mut count = |filter: &Filter, is_counted: fn(&Seen<'_>) -> bool| {
+        devices = 0;
+        search(connection, filter, &Cursor::First, time, |_, seen| {
+            devices += u64::from(is_counted(seen));
+            Ok(true)
+        })
+        .map(|stopped| (devices, stopped.is_none()))
+    };
+    let plain = Filter { enrollment: None, product_key: None, ..filter.clone().into_owned() };
+    if plain == (Filter { state: Some(State::Imported), ..Filter::default() }) {
+        // The numbers do not tell devices whose registration has begun from the others.
+        let waiting = Filter { state: Some(State::Waiting), ..filter.clone().into_owned() };
+        if let (waiting, true) = count(&waiting, |seen| seen.refusal.is_none())? {
+            let devices = counts::at_most(connection, &filter)?.saturating_sub(waiting);
+            return Ok(Tally { devices, is_complete: true });
+        }
+    }
+    let (devices, is_complete) = count(&filter, |_| true)?;
+    Ok(Tally { devices, is_complete })
 }
 
 /// Implements [`Bulk::held`](crate::store::Bulk::held).
 pub(super) fn held(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Held>> {
-    const WAITING: &str = "SELECT d.enrollment, NULL, count(*) FROM registration_claim c \
+    const WAITING: &str = "SELECT d.enrollment, count(*) FROM registration_claim c \
                            CROSS JOIN device_table d ON d.deviceId = c.deviceId \
-                           WHERE d.deviceSecret IS NULL GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ?1";
-    const REFUSED: &str = "SELECT enrollment, refusal, count(*) FROM main.device_table INDEXED BY device_refused \
-                           WHERE refusal IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT ?1";
+                           WHERE d.deviceSecret IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?1";
     let group = |row: &Row<'_>| {
-        let devices = row.get::<_, i64>(2)?.unsigned_abs();
-        Ok(Held { enrollment: row.get(0)?, refusal: row.get(1)?, devices })
+        let devices = row.get::<_, i64>(1)?.unsigned_abs();
+        Ok(Held { enrollment: row.get(0)?, refusal: None, devices })
     };
-    let mut all = Vec::new();
-    for sql in [WAITING, REFUSED] {
-        let mut statement = connection.prepare(sql)?;
-        let groups = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], group)?;
-        all.extend(groups.collect::<rusqlite::Result<Vec<_>>>()?);
-    }
+    let mut statement = connection.prepare(WAITING)?;
+    let waiting = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], group)?;
+    let mut all = waiting.collect::<rusqlite::Result<Vec<_>>>()?;
+    all.extend(counts::refused(connection, limit)?);
     Ok(all)
 }
 
@@ -259,10 +321,7 @@ pub(super) fn listed(connection: &Connection, ids: &[DeviceId]) -> rusqlite::Res
 
 /// Implements [`Bulk::products`](crate::store::Bulk::products).
 pub(super) fn products(connection: &Connection) -> rusqlite::Result<Vec<String>> {
-    // The index on the names begins with the product, so the query searches it once for each product.
-    const SQL: &str = "WITH RECURSIVE product(key) AS (SELECT min(productKey) FROM device_table \
-                       UNION ALL SELECT (SELECT min(productKey) FROM device_table WHERE productKey > key) \
-                       FROM product WHERE key IS NOT NULL) SELECT key FROM product WHERE key IS NOT NULL";
+    const SQL: &str = "SELECT DISTINCT productKey FROM device_count WHERE devices > 0 ORDER BY productKey";
     connection.prepare_cached(SQL)?.query_map([], |row| row.get(0))?.collect()
 }
 
@@ -355,6 +414,84 @@ mod tests {
         assert!(!partly.is_complete && partly.devices < 100, "{partly:?}");
         let wholly = tally(&connection, &wanted, Duration::from_secs(600)).unwrap();
         assert_eq!(wholly, Tally { devices: 100, is_complete: true });
+    }
+
+    /// Returns the devices that a search without time finds, and whether it is complete.
+    fn at_once(connection: &Connection, filter: &Filter) -> (Vec<String>, bool) {
+        let found = find(connection, filter, &Cursor::First, 9, Duration::ZERO).unwrap();
+        (found.devices.into_iter().map(|one| one.id.to_string()).collect(), found.end == End::Complete)
+    }
+
+    #[test]
+    fn the_numbers_shorten_a_search() {
+        let connection = database();
+        insert(&connection, 1000);
+        connection
+            .execute_batch(
+                "UPDATE device_table SET deviceName = deviceId, deviceSecret = 's', firstIssued = 5; \
+                 INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-2', 'a2', 'plugs')",
+            )
+            .unwrap();
+        let state = |state| Filter { state: Some(state), ..Filter::default() };
+        let lamps = |filter| Filter { enrollment: Some("lamps".into()), ..filter };
+        let product = |key: &str| Filter { product_key: Some(key.into()), ..Filter::default() };
+        for nothing in [
+            state(State::Unissued),
+            state(State::Activated),
+            lamps(state(State::Imported)),
+            lamps(product("a2")),
+            product("a3"),
+            Filter { refusal: Some("odd".into()), ..Filter::default() },
+            Filter { issued_from: Some(1), ..product("a2") },
+            Filter { is_registered: Some(false), ..lamps(Filter::default()) },
+            Filter { text: Some(Text::Begins("SN".into())), ..state(State::Activated) },
+        ] {
+            assert_eq!(at_once(&connection, &nothing), (vec![], true), "{nothing:?}");
+            let none = Tally { devices: 0, is_complete: true };
+            assert_eq!(tally(&connection, &nothing, Duration::ZERO).unwrap(), none, "{nothing:?}");
+        }
+        // Only the last row matches.
+        for last in [
+            state(State::Imported),
+            product("a2"),
+            Filter { product_key: Some("a2".into()), ..state(State::Imported) },
+        ] {
+            assert_eq!(at_once(&connection, &last), (vec!["SN-2".to_owned()], true), "{last:?}");
+        }
+        // The whole table is not read by way of the index of its largest enrollment.
+        assert_eq!(counts::only_enrollment(&connection, &state(State::Issued)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_number_is_known_without_a_search() {
+        let connection = database();
+        insert(&connection, 1000);
+        connection
+            .execute_batch(
+                "UPDATE device_table SET refusal = 'odd' WHERE deviceId < 'SN-000400'; \
+                 INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt) \
+                 VALUES ('SN-000900', 'a1', 'SN-000900', 1), ('SN-000001', 'a1', 'SN-000001', 1)",
+            )
+            .unwrap();
+        let refusal = |filter| Filter { refusal: Some("odd".into()), ..filter };
+        let state = |state| Filter { state: Some(state), ..Filter::default() };
+        for (filter, devices) in [
+            (Filter::default(), 1000),
+            (Filter { enrollment: Some("lamps".into()), ..Filter::default() }, 1000),
+            (Filter { product_key: Some("a1".into()), ..Filter::default() }, 1000),
+            (state(State::Refused), 399),
+            (refusal(state(State::Refused)), 399),
+            (refusal(Filter::default()), 399),
+            (Filter { is_registered: Some(false), ..Filter::default() }, 1000),
+            (Filter { is_registered: Some(true), ..Filter::default() }, 0),
+            // One of the two devices whose registration has begun is refused.
+            (state(State::Imported), 600),
+        ] {
+            let known = Tally { devices, is_complete: true };
+            assert_eq!(tally(&connection, &filter, Duration::ZERO).unwrap(), known, "{filter:?}");
+        }
+        let product = Filter { product_key: Some("a1".into()), ..refusal(Filter::default()) };
+        assert!(!tally(&connection, &product, Duration::ZERO).unwrap().is_complete);
     }
 
     #[test]

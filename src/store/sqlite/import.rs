@@ -13,8 +13,12 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use super::{
-    Access, Sqlite, audit, claims, connection, imports, lock::ImportLock, look, read, secrets, store_error,
-    unfinished, writer::WriteError,
+    Access, Sqlite, audit, claims, connection,
+    counts::{self, Counted, Counts},
+    imports,
+    lock::ImportLock,
+    look, read, secrets, store_error, unfinished,
+    writer::WriteError,
 };
 use crate::{
     device::{DeviceId, Secret},
@@ -91,6 +95,7 @@ pub(super) fn run(
     if checked.changes() == 0 {
         return Ok(checked.report);
     }
+    counts::without_triggers(&writer).map_err(failed)?;
     let import = Import { store, job, writer: &writer };
     let outcome = match checked.changes() {
         ..=SMALL => import.at_once(&checked),
@@ -223,8 +228,8 @@ impl Import<'_> {
     fn at_once(&self, checked: &Checked) -> Result<ImportReport, Failure> {
         self.begin()?;
         let write = || {
-            let report = self.write(checked, self.job.id, false, || Ok(()))?;
-            self.finish(checked, report, self.job.id)
+            let (report, added) = self.write(checked, self.job.id, false, |_| Ok(()))?;
+            self.finish(checked, report, &added, self.job.id)
         };
         write().inspect_err(|_| self.roll_back())
     }
@@ -239,10 +244,11 @@ impl Import<'_> {
         // and with it all slices.
         self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
         let mut slice = Slice { begun: Instant::now(), written: 0 };
-        let next = || {
+        let next = |changed: &mut Counts| {
             if slice.begun.elapsed() < SLICE {
                 return Ok(());
             }
+            std::mem::take(changed).write(self.writer).map_err(failed)?;
             self.commit()?;
             slice.written += 1;
             if slice.written % LOGGED == 0 {
@@ -255,12 +261,12 @@ impl Import<'_> {
         };
         let write = || {
             self.begin()?;
-            let report = self.write(checked, Some(id), true, next)?;
+            let (report, added) = self.write(checked, Some(id), true, next)?;
             self.commit()?;
             self.writer.pragma_update(None, "synchronous", "full").map_err(failed)?;
             self.begin()?;
             unfinished::end(self.writer, id).map_err(failed)?;
-            self.finish(checked, report, self.job.id)
+            self.finish(checked, report, &added, self.job.id)
         };
         write().inspect_err(|_| {
             self.roll_back();
@@ -271,14 +277,15 @@ impl Import<'_> {
         })
     }
 
-    /// Merges all rows that change the table, and calls `next` after each of them.
+    /// Merges all rows that change the table, and calls `next` after each of them with the changes of
+    /// counts that are not written yet. Returns the counts of the devices that were added.
     fn write(
         &self,
         checked: &Checked,
         id: Option<ImportId>,
         keeps_keys: bool,
-        mut next: impl FnMut() -> Result<(), StoreError>,
-    ) -> Result<ImportReport, Failure> {
+        mut next: impl FnMut(&mut Counts) -> Result<(), StoreError>,
+    ) -> Result<(ImportReport, Counts), Failure> {
         let failed = |error| self.failed(error);
         let same_secret = self.job.same_secret;
         let mut table = Table::prepare(self.writer, id, same_secret, keeps_keys).map_err(failed)?;
@@ -289,19 +296,23 @@ impl Import<'_> {
                 Err(Unmerged::Conflict(conflict)) => return Err(Failure::Rejected(at, conflict)),
                 Err(Unmerged::Failed(error)) => return Err(error.into_store_error(&self.store.path).into()),
             }
-            next().map_err(Failure::Store)
+            next(&mut table.changed).map_err(Failure::Store)
         })?;
-        Ok(report)
+        table.changed.write(self.writer).map_err(failed)?;
+        Ok((report, table.added))
     }
 
-    /// Writes the record of the import and its audit entry, and commits.
+    /// Writes the counts of added devices, the record of the import and its audit entry, and
+    /// commits.
     fn finish(
         &self,
         checked: &Checked,
         report: ImportReport,
+        added: &Counts,
         id: Option<ImportId>,
     ) -> Result<ImportReport, Failure> {
         let failed = |error| self.failed(error);
+        added.write(self.writer).map_err(failed)?;
         let ImportJob { by, file, .. } = self.job;
         if report.added + report.changed > 0 {
             let entry = imported(by, file, report, checked.enrollments());
@@ -369,6 +380,10 @@ pub(super) struct Table<'c> {
     former_key: Statement<'c>,
     /// Set if former keys are kept, so that the import can be taken back.
     keeps_keys: bool,
+    /// What the rows so far have changed in the numbers of devices: the devices that were added,
+    /// which are not counted before they are visible, and the others.
+    added: Counts,
+    changed: Counts,
 }
 
 impl<'c> Table<'c> {
@@ -380,6 +395,8 @@ impl<'c> Table<'c> {
     ) -> rusqlite::Result<Self> {
         Ok(Self {
             keeps_keys,
+            added: Counts::default(),
+            changed: Counts::default(),
             connection,
             id,
             same_secret,
@@ -453,6 +470,7 @@ impl<'c> Table<'c> {
             params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id, id];
         let added = self.insert.execute(parameters)? > 0;
         if added {
+            self.added.add(&Counted::new(&columns));
             device_secret.map_or(Ok(()), |secret| self.note(secret))?;
             self.is_unique(row, &columns)?;
         }
@@ -484,6 +502,9 @@ impl<'c> Table<'c> {
             device_secret.map(Secret::expose),
             iot_id
         ])?;
+        let former = Counted::of(stored);
+        self.changed.remove(&former);
+        self.changed.add(&former.merged(&columns));
         let lost_key = drops_key && self.delete_key.execute([row.device.as_str()])? > 0;
         Ok((true, lost_key))
     }

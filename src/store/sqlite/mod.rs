@@ -7,6 +7,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+mod counts;
 mod files;
 mod find;
 mod import;
@@ -215,19 +216,17 @@ impl Sqlite {
         look::at(path, secrets::keys_in_use)
     }
 
-    /// Counts the unsealed secrets in a file of the current version. Changes nothing, and reads the
-    /// whole table.
+    /// Counts the unsealed secrets in a file of the current version. Changes nothing. The number may
+    /// be too small if there are more than a hundred thousand pre-shared keys.
     pub fn clear_secrets(path: &Path) -> Result<u64, StoreError> {
         look::at(path, secrets::count_clear)
     }
 
-    /// Counts the devices of each enrollment in a file of the current version. Changes nothing, and
-    /// reads the whole table.
+    /// Returns the number of devices of each enrollment in a file of the current version. Changes
+    /// nothing.
     pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {
-        const SQL: &str =
-            "SELECT enrollment, count(*) FROM device_table GROUP BY enrollment ORDER BY enrollment";
-        let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
-        look::at(path, |connection| connection.prepare(SQL)?.query_map((), count)?.collect())
+        let totals = look::at(path, counts::totals)?;
+        Ok(totals.into_iter().map(|totals| (totals.enrollment, totals.devices)).collect())
     }
 
     /// Returns the file's absolute path.

@@ -8,17 +8,20 @@ use std::{
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Sqlite, audit, connection, lock::ImportLock, look, store_error, unfinished};
+use super::{Sqlite, audit, connection, counts, lock::ImportLock, look, store_error, unfinished};
 use crate::{
     device::Secret,
     new_file, seal,
     store::{
-        Actor, StoreError,
+        Actor, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         unix_now,
     },
 };
+
+/// Maximum number of pre-shared keys that are read to count the unsealed ones.
+const MAX_READ: i64 = 100_000;
 
 /// Text that stands in place of a database key's ID for values that are not sealed.
 const CLEAR: &str = "clear";
@@ -87,11 +90,17 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
     Ok(counts)
 }
 
-/// Counts the values that are not sealed. Reads the whole table.
+/// Counts the values that are not sealed. Of the pre-shared keys, it reads at most [`MAX_READ`].
 pub(super) fn count_clear(connection: &Connection) -> rusqlite::Result<u64> {
-    let counts = count(connection)?;
-    let clear = counts.iter().filter(|count| count.key.is_none());
-    Ok(clear.map(|count| count.device_secrets + count.psks).sum())
+    const PSKS: &str =
+        "SELECT count(*) FROM (SELECT psk FROM device_key LIMIT ?1) WHERE psk NOT GLOB 'sealed *'";
+    let has_clear = "SELECT 1 FROM database_key WHERE keyId = ?1";
+    let psks = match connection.prepare_cached(has_clear)?.exists([CLEAR])? {
+        true => connection.query_row(PSKS, [MAX_READ], |row| row.get::<_, i64>(0))?.unsigned_abs(),
+        false => 0,
+    };
+    let totals = Totals::sum(&counts::totals(connection)?);
+    Ok(totals.clear + psks)
 }
 
 impl StoredSecrets for Sqlite {
@@ -101,6 +110,10 @@ impl StoredSecrets for Sqlite {
 
     fn count_secrets(&self) -> Result<Vec<UnderKey>, StoreError> {
         self.query(count)
+    }
+
+    fn count_clear(&self) -> Result<u64, StoreError> {
+        self.query(count_clear)
     }
 
     fn secrets_not_under(

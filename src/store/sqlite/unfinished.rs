@@ -16,7 +16,7 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::{audit, connection, imports, lock::ImportLock, store_error};
+use super::{audit, connection, counts, imports, lock::ImportLock, store_error};
 use crate::store::{
     Actor, StoreError, UnixSeconds,
     audit::{AuditEntry, AuditEvent},
@@ -74,9 +74,12 @@ pub(super) fn end(connection: &Connection, id: ImportId) -> rusqlite::Result<()>
 /// imports.
 pub(super) fn take_back(connection: &Connection) -> rusqlite::Result<()> {
     while let Some((id, file)) = first(connection)? {
+        counts::with_triggers(connection)?;
         while restore(connection, id)? > 0 {
             thread::sleep(PAUSE);
         }
+        // The devices that the import has added are not counted yet.
+        counts::without_triggers(connection)?;
         let mut after = String::new();
         while let Some(last) = remove(connection, id, &after)? {
             after = last;

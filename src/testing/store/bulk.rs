@@ -10,8 +10,8 @@ use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     seal::Place,
     store::{
-        Bulk, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport, ImportRow,
-        Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
+        Bulk, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
+        ImportRow, Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         check::{self, Standing},
         filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
@@ -222,6 +222,11 @@ impl Standing for Tables {
     }
 }
 
+/// Returns whether a device may be registered but has no certificate yet.
+fn is_unregistered(row: &DeviceRow) -> bool {
+    row.certificate.is_none() && row.refusal.is_none() && row.state == DeviceState::Enabled
+}
+
 impl Bulk for Memory {
     fn import(
         &self,
@@ -340,6 +345,12 @@ impl Bulk for Memory {
             of.activated += u64::from(row.activated.is_some());
             of.refused += u64::from(row.refusal.is_some());
             of.disabled += u64::from(row.state == DeviceState::Disabled);
+            of.unissued += u64::from(row.certificate.is_some() && row.first_issued.is_none());
+            of.unregistered += u64::from(is_unregistered(row));
+            of.disabled_at_cloud += u64::from(row.cloud_state == Some(CloudState::Disabled));
+            of.deleted_at_cloud += u64::from(row.cloud_state == Some(CloudState::Deleted));
+            let secret = row.certificate.as_ref().map(|certificate| &certificate.device_secret);
+            of.clear += u64::from(secret.is_some_and(|secret| !secret.expose().starts_with("sealed ")));
         }
         Ok(totals.into_values().collect())
     }
@@ -347,10 +358,7 @@ impl Bulk for Memory {
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
         let tables = self.tables();
         let unregistered = tables.devices.values().filter(|row| {
-            row.certificate.is_none()
-                && row.refusal.is_none()
-                && row.state == DeviceState::Enabled
-                && enrollment.is_none_or(|enrollment| row.enrollment == enrollment)
+            is_unregistered(row) && enrollment.is_none_or(|enrollment| row.enrollment == enrollment)
         });
         Ok(unregistered.count() as u64)
     }

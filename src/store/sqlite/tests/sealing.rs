@@ -6,8 +6,11 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::testing::store::register;
 use crate::{
-    seal::{DatabaseKey, Keyring, Place},
-    store::sealed::{self, Keys, Sealed, UnderKey},
+    seal::{DatabaseKey, Keyring, OPENED, Place},
+    store::{
+        filter::{Cursor, Filter, State},
+        sealed::{self, Keys, Sealed, UnderKey},
+    },
 };
 
 const SECRET: &str = "the-device-secret-of-one";
@@ -86,6 +89,39 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
             assert!(!contains(&bytes, secret));
         }
     }
+}
+
+#[test]
+fn a_list_or_a_count_opens_no_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(&directory, &[1]).unwrap();
+    import(&store, [own("SN-1", "one"), own("SN-2", "two"), row("SN-3")]);
+    let opened = |work: &dyn Fn()| {
+        let before = OPENED.get();
+        work();
+        OPENED.get() - before
+    };
+    let enough = Duration::from_secs(60);
+    for state in State::ALL.into_iter().map(Some).chain([None]) {
+        let filter = Filter { state, ..Filter::default() };
+        assert_eq!(opened(&|| drop(store.find(&filter, &Cursor::First, 9, enough).unwrap())), 0, "{state:?}");
+        assert_eq!(opened(&|| assert!(store.tally(&filter, enough).unwrap().is_complete)), 0, "{state:?}");
+    }
+    let all = ["SN-1", "SN-2"].map(id);
+    assert_eq!(opened(&|| assert_eq!(store.listed(&all).unwrap().len(), 2)), 0);
+    let counts = || {
+        store.totals().unwrap();
+        store.held(9).unwrap();
+        store.products().unwrap();
+        store.imports().unwrap();
+        store.check_counts().unwrap();
+        store.recount().unwrap();
+        store.key_counts().unwrap();
+        store.clear_count().unwrap();
+        wait(store.probe()).unwrap();
+    };
+    assert_eq!(opened(&counts), 0);
+    assert_eq!(opened(&|| drop(at_once(store.device(&id("SN-1"))).unwrap())), 1, "what shows it opens it");
 }
 
 #[test]
