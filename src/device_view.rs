@@ -5,21 +5,21 @@ use serde_json::{Value, json};
 use crate::{
     policy,
     psk::Reissue,
-    store::{CloudState, DeviceRow, DeviceState, UnixSeconds, claim::ClaimView, unix_now},
+    store::{CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, unix_now},
 };
 
-/// Formats a row without its secrets. Values that also exist at IoT Platform have IoT Platform's
+/// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
 /// names. Times are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment, or `None` if
 /// that enrollment is not in the configuration. `claim` is the claim on the device's registration,
 /// if any.
-pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> Value {
+pub fn as_json(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
         "enrollment": row.enrollment,
-        "state": state(row),
+        "state": state(row.state),
         "productKey": row.product_key,
         "deviceName": row.name(),
-        "hasCertificate": row.certificate.is_some(),
+        "hasCertificate": row.is_registered,
         "iotId": row.iot_id,
         "registerTime": time(row.registered),
         "firstIssued": time(row.first_issued),
@@ -40,8 +40,8 @@ pub fn as_json(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimVi
 }
 
 /// Returns the name of the state that the operator has set.
-pub fn state(row: &DeviceRow) -> &'static str {
-    match row.state {
+pub fn state(state: DeviceState) -> &'static str {
+    match state {
         DeviceState::Enabled => "enabled",
         DeviceState::Disabled => "disabled",
     }
@@ -69,7 +69,10 @@ pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::DeviceId, store::JournalEntry};
+    use crate::{
+        device::DeviceId,
+        store::{DeviceRow, JournalEntry},
+    };
 
     #[test]
     fn the_json_has_all_but_the_secret() {
@@ -88,7 +91,7 @@ mod tests {
             last_beat: Some(1_700_000_002),
             batch: None,
         };
-        let shown = as_json(&row, Some(Reissue::Always), Some(&claim));
+        let shown = as_json(&row.listed(true), Some(Reissue::Always), Some(&claim));
         assert_eq!(shown["registration"]["owner"], "certdist serve, process 7");
         assert_eq!(shown["registration"]["since"], "2023-11-14T22:13:20Z");
         assert_eq!(

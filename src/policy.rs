@@ -7,6 +7,7 @@ use crate::{
     store::{
         DeviceRow, DeviceState, UnixSeconds,
         claim::{IOT_ID_IS_TAKEN, NAME_IS_TAKEN},
+        filter::{Listed, Seen},
     },
 };
 
@@ -61,26 +62,30 @@ pub fn has_code(refusal: &str, code: &str) -> bool {
 
 /// Returns the decision about a device whose enrollment has this reissue policy.
 pub fn verdict(row: &DeviceRow, reissue: Reissue, now: UnixSeconds) -> Verdict<'_> {
+    verdict_of(&row.seen(), reissue, now)
+}
+
+fn verdict_of<'r>(row: &Seen<'r>, reissue: Reissue, now: UnixSeconds) -> Verdict<'r> {
     if row.state == DeviceState::Disabled {
         return Verdict::Refuse(Reason::Disabled);
     }
     if row.first_issued.is_some_and(|first| !may_have_again(reissue, first, now)) {
         return Verdict::Refuse(Reason::Issued);
     }
-    match (&row.certificate, &row.refusal) {
-        (Some(_), _) => Verdict::HandOut,
-        (None, Some(reason)) => Verdict::Refuse(Reason::Refused(refused_by(reason), reason)),
-        (None, None) => Verdict::Register,
+    match (row.is_registered, row.refusal) {
+        (true, _) => Verdict::HandOut,
+        (false, Some(reason)) => Verdict::Refuse(Reason::Refused(refused_by(reason), reason)),
+        (false, None) => Verdict::Register,
     }
 }
 
 /// Describes to an operator how the device's next request will be answered. `reissue` is `None`
 /// if the device's enrollment is not in the configuration.
-pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds) -> String {
+pub fn next_request(device: &Listed, reissue: Option<Reissue>, now: UnixSeconds) -> String {
     let Some(reissue) = reissue else {
         return "refused: its enrollment is not in the configuration".into();
     };
-    match verdict(row, reissue, now) {
+    match verdict_of(&device.seen(), reissue, now) {
         Verdict::HandOut => "gets its certificate".into(),
         Verdict::Register => "is registered at IoT Platform and gets its certificate".into(),
         Verdict::Refuse(Reason::Disabled) => "refused: the operator has disabled the device".into(),
@@ -95,7 +100,7 @@ pub fn next_request(row: &DeviceRow, reissue: Option<Reissue>, now: UnixSeconds)
             "refused: its name, {}, exists at IoT Platform, and this server did not register it; compare there \
              whether it is this very device: if so, set existing = \"adopt\" for its enrollment or delete the \
              device there, if not, give one of them another deviceName; then reset it",
-            row.name()
+            device.name()
         ),
         Verdict::Refuse(Reason::Refused(By::OwnForIotId, reason)) => {
             format!("refused: its IotId is that of another device in the table ({reason}); then reset it")
@@ -148,7 +153,7 @@ mod tests {
             (refused("NameIsTaken.Sub: x"), Some(Reissue::Once), "refused: IoT Platform refuses the device"),
             (issued(), None, "refused: its enrollment is not in the configuration"),
         ] {
-            let described = next_request(&row, reissue, 200);
+            let described = next_request(&row.listed(false), reissue, 200);
             assert!(described.starts_with(beginning), "{described}");
         }
     }

@@ -16,7 +16,10 @@ use crate::{
     device_view::{self, as_json, state, time},
     policy,
     psk::Reissue,
-    store::{Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, unix_now},
+    store::{
+        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, filter::Listed,
+        unix_now,
+    },
     table_file,
 };
 
@@ -78,14 +81,15 @@ pub(super) async fn run(args: Args) -> CommandResult {
     };
     let by = Actor::system_user();
     match &args.action {
-        Action::List(args) => list::run(args, &config, &*store).await,
+        Action::List(args) => list::run(args, &config, &*store),
         Action::Show { id, json } => {
             let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id, &config))?;
             let claim = store.claim_of(&id).await?;
+            let listed = row.listed(claim.is_some());
             Ok(print(|out| match json {
-                true => writeln!(out, "{}", as_json(&row, reissue(&config, &row), claim.as_ref())),
-                false => write!(out, "{}", as_text(&row, reissue(&config, &row), claim.as_ref())),
+                true => writeln!(out, "{}", as_json(&listed, reissue(&config, &listed), claim.as_ref())),
+                false => write!(out, "{}", as_text(&listed, reissue(&config, &listed), claim.as_ref())),
             })?)
         }
         Action::Disable(which) => {
@@ -170,7 +174,7 @@ fn not_there(id: &DeviceId, config: &Config) -> anyhow::Error {
 }
 
 /// Describes a device's state at IoT Platform, and says what to do.
-fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
+fn cloud_state(row: &Listed) -> Option<&'static str> {
     row.cloud_state.map(|state| match state {
         CloudState::Disabled => "disabled there: it cannot sign in until it is enabled there",
         CloudState::Deleted => "deleted there: to register it again, use `certdist device reset`",
@@ -179,21 +183,21 @@ fn cloud_state(row: &DeviceRow) -> Option<&'static str> {
 
 /// Returns the reissue policy of the device's enrollment, if that enrollment is in the
 /// configuration.
-fn reissue(config: &Config, row: &DeviceRow) -> Option<Reissue> {
+fn reissue(config: &Config, row: &Listed) -> Option<Reissue> {
     let named = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
     named.map(|enrollment| enrollment.reissue)
 }
 
-fn as_text(row: &DeviceRow, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> String {
+fn as_text(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
     [
         ("device", row.id.to_string()),
         ("enrollment", row.enrollment.clone()),
-        ("state", state(row).into()),
+        ("state", state(row.state).into()),
         ("product key", row.product_key.clone()),
         ("device name", name),
-        ("certificate", if row.certificate.is_some() { "yes".into() } else { "not registered yet".into() }),
+        ("certificate", if row.is_registered { "yes".into() } else { "not registered yet".into() }),
         ("IotId", or_dash(row.iot_id.clone())),
         ("registered", or_dash(time(row.registered))),
         ("first issued", or_dash(time(row.first_issued))),

@@ -73,7 +73,7 @@ impl Device {
         let history = store.history(&row.id, history::MOST).await?;
         let (work, id) = (store.clone(), row.id.clone());
         let imports = blocking(move || work.imports_of(&id)).await?;
-        let enrolled = shared.enrollments().into_iter().find(|enrolled| enrolled.name == row.enrollment);
+        let enrolled = shared.enrollments().iter().find(|enrolled| enrolled.name == row.enrollment).cloned();
         let stopped = shared.sources.registrar.stopped(&row.product_key);
         let failure = shared.sources.failures.last_of(&row.id);
         let handshake = handshakes::last_of(shared, &row.id);
@@ -114,7 +114,8 @@ pub(super) async fn show(
     };
     if wants_json(&headers) {
         let reissue = device.enrolled.as_ref().map(|enrolled| enrolled.reissue);
-        return Json(as_json(&device.row, reissue, device.claim.as_ref())).into_response();
+        return Json(as_json(&device.row.listed(device.claim.is_some()), reissue, device.claim.as_ref()))
+            .into_response();
     }
     let t = frame.texts;
     let notice = match done(&which.done) {

@@ -1,4 +1,6 @@
-//! `certdist device list`: lists the rows that match a filter.
+//! `certdist device list`: lists the devices that match a filter. Shows no secret, and opens none.
+
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::ValueEnum;
@@ -9,14 +11,23 @@ use crate::{
     config::Config,
     device::{AskedId, DeviceId},
     device_view::{as_json, state, time},
-    store::{DeviceRow, DeviceState, Store},
+    store::{
+        DeviceState, Table,
+        filter::{self, Cursor, End, Filter, Found, Listed, Text},
+    },
 };
 
-/// Number of rows read at a time.
+/// Number of devices that are read at a time.
 const ROWS: usize = 1000;
 
-/// Default number of rows without `--json`.
+/// Default number of devices without `--json`.
 const PAGE: usize = 100;
+
+/// Maximum time for one step of a search.
+const STEP: Duration = Duration::from_millis(200);
+
+/// Maximum time of a search without `--json`.
+const SEARCH: Duration = Duration::from_secs(1);
 
 /// Lists devices, in order of their IDs
 #[derive(clap::Args)]
@@ -27,11 +38,16 @@ Example: devices of an enrollment that have no certificate yet, page by page
 All whose registration was refused, for a script
   certdist device list --refused --json | jq -r .deviceId
 
+In a table of millions of devices, a search for a few of them may take long. Without --json,
+it ends after a second, and names the device to continue from.
 Secrets are not shown; use `certdist export` for them.")]
 pub(super) struct Args {
     /// Only this enrollment
     #[arg(long, value_name = "NAME")]
     enrollment: Option<String>,
+    /// Only this product
+    #[arg(long, value_name = "KEY")]
+    product: Option<String>,
     /// Only devices in this state
     #[arg(long, value_enum)]
     state: Option<State>,
@@ -41,12 +57,18 @@ pub(super) struct Args {
     /// Only devices that have no certificate yet
     #[arg(long)]
     unregistered: bool,
+    /// Only devices that have a certificate that was never issued
+    #[arg(long, conflicts_with = "unregistered")]
+    unissued: bool,
     /// Only devices whose registration was refused
     #[arg(long)]
     refused: bool,
     /// Only devices whose ID begins with this text
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
+    /// Only devices whose ID ends with this text, in any case
+    #[arg(long, value_name = "TEXT", conflicts_with = "prefix")]
+    suffix: Option<String>,
     /// Maximum number of devices; 100 without --json, all with it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -58,7 +80,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum State {
     /// May have its certificate
     Enabled,
@@ -67,21 +89,37 @@ enum State {
 }
 
 impl Args {
-    fn is_wanted(&self, row: &DeviceRow) -> bool {
+    /// Returns the filter of the search. It has one state at most: the one that the fewest devices
+    /// usually have. [`is_wanted`](Self::is_wanted) checks the others.
+    fn filter(&self) -> Result<Filter, Failure> {
+        let begins = self.prefix.as_deref().map(|text| part("--prefix", text).map(Text::Begins));
+        let ends = self.suffix.as_deref().map(|text| part("--suffix", text).map(Text::Ends));
+        let states = [
+            (self.refused, filter::State::Refused),
+            (self.state == Some(State::Disabled), filter::State::Disabled),
+            (self.unissued, filter::State::Unissued),
+        ];
+        Ok(Filter {
+            enrollment: self.enrollment.clone(),
+            product_key: self.product.clone(),
+            state: states.into_iter().find_map(|(is_set, state)| is_set.then_some(state)),
+            is_registered: (self.registered || self.unregistered).then_some(self.registered),
+            text: begins.or(ends).transpose()?,
+            ..Filter::default()
+        })
+    }
+
+    fn is_wanted(&self, device: &Listed) -> bool {
         let state = match self.state {
             None => true,
-            Some(State::Enabled) => row.state == DeviceState::Enabled,
-            Some(State::Disabled) => row.state == DeviceState::Disabled,
+            Some(State::Enabled) => device.state == DeviceState::Enabled,
+            Some(State::Disabled) => device.state == DeviceState::Disabled,
         };
-        state
-            && self.enrollment.as_ref().is_none_or(|name| row.enrollment == *name)
-            && (!self.registered || row.certificate.is_some())
-            && (!self.unregistered || row.certificate.is_none())
-            && (!self.refused || row.refusal.is_some())
+        state && (!self.unissued || device.is_registered && device.first_issued.is_none())
     }
 }
 
-pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> CommandResult {
+pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandResult {
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
@@ -89,83 +127,58 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Store) -> Comm
         // enrollment.
         tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
     }
+    let filter = args.filter()?;
     let after = args.after.as_deref().map(after).transpose()?;
-    let prefix = args.prefix.as_deref().map(prefix).transpose()?;
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
 
-    let mut rows = Rows { store, after, prefix, has_begun: false };
-    let mut progress = Progress::new("{pos} rows read");
-    let (mut listed, mut page, mut last) = (0, Vec::new(), None);
-    'rows: loop {
-        let read = rows.next().await?;
-        if read.is_empty() {
-            break;
-        }
-        progress.add(read.len() as u64);
-        for row in read.into_iter().filter(|row| args.is_wanted(row)) {
-            if listed == limit {
-                last = page.last().map(|row: &DeviceRow| row.id.clone()).or(last);
-                break 'rows;
-            }
-            listed += 1;
-            last = None;
-            page.push(row);
-        }
+    let mut from = after.map_or(Cursor::First, Cursor::After);
+    let mut progress = Progress::new("{pos} devices found");
+    let (begun, mut listed, mut page) = (Instant::now(), 0, Vec::new());
+    // The last device that was examined, unless the search is complete, and whether there is another
+    // device that the filter admits.
+    let stopped = loop {
+        let rows = ROWS.min(limit - listed);
+        let Found { devices, end } = store.find(&filter, &from, rows, STEP)?;
+        let last = devices.last().map(|device| device.id.clone());
+        page.extend(devices.into_iter().filter(|device| args.is_wanted(device)));
+        let found = page.len();
+        progress.add(found as u64);
         // JSON lines are printed immediately. A table is printed at the end, when the widths of its
         // columns are known.
         if args.json {
-            last = page.last().map(|row| row.id.clone()).or(last);
             let done = std::mem::take(&mut page);
             print(|out| {
                 done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row), None)))
             })?;
+            listed += found;
+        } else {
+            listed = found;
         }
-    }
+        let (last, is_more) = match (end, last) {
+            (End::TimeUp(last), _) => (last, false),
+            (End::More, Some(last)) => (last, true),
+            (End::Complete, _) | (End::More, None) => break None,
+        };
+        if listed == limit || !args.json && begun.elapsed() >= SEARCH {
+            break Some((last, is_more));
+        }
+        from = Cursor::After(last);
+    };
     drop(progress);
-    print(|out| match args.json {
-        true => page.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row), None))),
-        false => write!(out, "{}", as_table(&page)),
-    })?;
-    if listed == limit
-        && let Some(last) = last
-    {
-        remark(&format!("there are more; continue with --after {last}\n"));
+    if !args.json {
+        print(|out| write!(out, "{}", as_table(&page)))?;
+    }
+    match stopped {
+        Some((last, true)) if listed == limit => {
+            remark(&format!("there are more; continue with --after {last}\n"));
+        }
+        Some((last, _)) => remark(&format!(
+            "this is not all: the table was searched as far as {last}; continue with --after {last}\n"
+        )),
+        None => {}
     }
     Ok(())
-}
-
-/// Reads the rows whose ID begins with the prefix, up to [`ROWS`] at a time.
-struct Rows<'s> {
-    store: &'s dyn Store,
-    after: Option<DeviceId>,
-    prefix: Option<DeviceId>,
-    has_begun: bool,
-}
-
-impl Rows<'_> {
-    async fn next(&mut self) -> Result<Vec<DeviceRow>, Failure> {
-        let mut rows = Vec::new();
-        if !self.has_begun {
-            self.has_begun = true;
-            if let Some(prefix) = &self.prefix
-                && self.after.as_ref().is_none_or(|after| after < prefix)
-            {
-                // A device whose ID is the prefix itself comes first. `rows_after` returns only the
-                // devices after it.
-                rows.extend(self.store.device(prefix).await?);
-                self.after = Some(prefix.clone());
-            }
-        }
-        rows.extend(self.store.rows_after(self.after.as_ref(), ROWS).await?);
-        if let Some(last) = rows.last() {
-            self.after = Some(last.id.clone());
-        }
-        if let Some(prefix) = &self.prefix {
-            rows.retain(|row| row.id.as_str().starts_with(prefix.as_str()));
-        }
-        Ok(rows)
-    }
 }
 
 /// Parses the ID after which a list continues.
@@ -175,20 +188,21 @@ fn after(text: &str) -> Result<DeviceId, Failure> {
         .map_err(|error| Failure::Usage(anyhow!("--after \"{}\": {error}", text.escape_debug())))
 }
 
-/// Parses the beginning of an ID. Fails if no ID can begin with this text. Case matters even for a
-/// MAC address, whose digits are in upper case in the table.
-fn prefix(text: &str) -> Result<DeviceId, Failure> {
+/// Checks the beginning or end of an ID. Fails if no ID can have it. Case matters in the beginning,
+/// even for a MAC address, whose digits are in upper case in the table.
+fn part(option: &str, text: &str) -> Result<String, Failure> {
     DeviceId::parse_sn(text)
-        .map_err(|error| Failure::Usage(anyhow!("--prefix \"{}\": {error}", text.escape_debug())))
+        .map(|part| part.to_string())
+        .map_err(|error| Failure::Usage(anyhow!("{option} \"{}\": {error}", text.escape_debug())))
 }
 
-fn as_table(rows: &[DeviceRow]) -> String {
-    let line = |row: &DeviceRow| {
+fn as_table(devices: &[Listed]) -> String {
+    let line = |row: &Listed| {
         [
             row.id.to_string(),
             row.enrollment.clone(),
-            state(row).into(),
-            if row.certificate.is_some() { "yes".into() } else { "no".into() },
+            state(row.state).into(),
+            if row.is_registered { "yes".into() } else { "no".into() },
             time(row.first_issued).unwrap_or_else(|| "-".into()),
             time(row.activated).unwrap_or_else(|| "-".into()),
             row.refusal.clone().unwrap_or_else(|| "-".into()),
@@ -196,6 +210,6 @@ fn as_table(rows: &[DeviceRow]) -> String {
     };
     let head = ["DEVICE", "ENROLLMENT", "STATE", "CERTIFICATE", "FIRST ISSUED", "ACTIVATED", "REFUSED"];
     let mut lines = vec![head.map(String::from)];
-    lines.extend(rows.iter().map(line));
+    lines.extend(devices.iter().map(line));
     aligned(&lines)
 }

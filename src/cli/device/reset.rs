@@ -1,6 +1,8 @@
 //! `certdist device reset --refused`: clears the refusals of many devices, after the operator has
 //! removed their common cause.
 
+use std::time::Duration;
+
 use futures_util::future::try_join_all;
 
 use super::{
@@ -10,11 +12,17 @@ use super::{
 use crate::{
     config::Config,
     policy,
-    store::{Actor, Store},
+    store::{
+        Actor, Table,
+        filter::{Cursor, End, Filter, Found, State},
+    },
 };
 
 /// Number of rows that are read at a time. The refusals of these rows are cleared concurrently.
 const ROWS: usize = 1000;
+
+/// Maximum time for one step of the search.
+const STEP: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -40,24 +48,27 @@ pub(super) struct Args {
 }
 
 /// Clears the refusals that the arguments select.
-pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Store, by: &Actor) -> CommandResult {
+pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Table, by: &Actor) -> CommandResult {
     if let Some(name) = &args.enrollment
         && !config.enrollments.iter().any(|enrollment| enrollment.name == *name)
     {
         return Err(Failure::Usage(anyhow::anyhow!("--enrollment {name}: no [[enrollment]] has that name")));
     }
-    let (mut after, mut cleared) = (None, 0);
+    let filter =
+        Filter { enrollment: args.enrollment.clone(), state: Some(State::Refused), ..Filter::default() };
+    let (mut from, mut cleared) = (Cursor::First, 0);
     loop {
-        let rows = store.rows_after(after.as_ref(), ROWS).await?;
-        let Some(last) = rows.last() else { break };
-        after = Some(last.id.clone());
-        let wanted =
-            rows.iter().filter(|row| args.enrollment.as_ref().is_none_or(|name| row.enrollment == *name));
-        let wanted = wanted.filter_map(|row| Some((&row.id, row.refusal.as_deref()?)));
+        let Found { devices, end } = store.find(&filter, &from, ROWS, STEP)?;
+        let wanted = devices.iter().filter_map(|device| Some((&device.id, device.refusal.as_deref()?)));
         let wanted = wanted
             .filter(|(_, refusal)| args.reason.as_ref().is_none_or(|code| policy::has_code(refusal, code)));
         let done = try_join_all(wanted.map(|(id, refusal)| store.clear_refusal(id, refusal, by))).await?;
         cleared += done.into_iter().filter(|done| *done).count();
+        from = match (end, devices.last()) {
+            (End::TimeUp(last), _) => Cursor::After(last),
+            (End::More, Some(last)) => Cursor::After(last.id.clone()),
+            (End::Complete, _) | (End::More, None) => break,
+        };
     }
     let refusals = if cleared == 1 { "refusal" } else { "refusals" };
     Ok(print(|out| writeln!(out, "{cleared} {refusals} cleared"))?)
