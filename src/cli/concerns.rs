@@ -1,7 +1,7 @@
 //! Concerns about a valid configuration: the server starts in spite of them. `check-config` prints
 //! the concerns; the server logs them when it starts and after each reload.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use crate::{
     config::Config,
@@ -16,6 +16,9 @@ const GROUP_WRITES: u32 = 0o020;
 
 /// Longest `drain` with which a stop fits into a service manager's usual time-out of 30 s.
 const USUAL_DRAIN: Duration = Duration::from_secs(10);
+
+/// Maximum number of enrollments that are named because they are not configured.
+const NAMED: usize = 10;
 
 /// Returns the concerns about a configuration that was read from the file at `path`.
 pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
@@ -51,23 +54,37 @@ fn mode_of(file: &Path) -> u32 {
     fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode())
 }
 
-/// Returns the concerns about the devices in the table. Reads the whole table. Returns no concerns
-/// if the database fails, because that failure is reported elsewhere.
+/// Returns the concerns about the devices in the table. Returns no concerns if the database fails,
+/// because that failure is reported elsewhere.
 pub(super) fn of_table(config: &Config) -> Vec<String> {
     if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
         return Vec::new();
     }
-    let is_configured = |name: &str| config.enrollments.iter().any(|enrollment| enrollment.name == name);
-    let all = store::devices_by_enrollment(&config.database).unwrap_or_default();
-    let unknown = all.into_iter().filter(|(enrollment, _)| !is_configured(enrollment));
-    let concerns = unknown.map(|(enrollment, devices)| {
-        format!(
-            "{devices} devices are in enrollment \"{}\", which is not configured, so they get no certificate; add \
-             the [[enrollment]], or import them into another one",
-            enrollment.escape_debug()
-        )
-    });
-    concerns.chain(of_clear_secrets(config)).collect()
+    let configured: HashSet<&str> =
+        config.enrollments.iter().map(|enrollment| enrollment.name.as_str()).collect();
+    let mut unknown = store::devices_by_enrollment(&config.database).unwrap_or_default();
+    unknown.retain(|(enrollment, _)| !configured.contains(enrollment.as_str()));
+    let further = unknown.split_off(unknown.len().min(NAMED));
+    let mut concerns: Vec<String> = unknown
+        .into_iter()
+        .map(|(enrollment, devices)| {
+            format!(
+                "{devices} devices are in enrollment \"{}\", which is not configured, so they get no certificate; add \
+                 the [[enrollment]], or import them into another one",
+                enrollment.escape_debug()
+            )
+        })
+        .collect();
+    if !further.is_empty() {
+        let devices: u64 = further.iter().map(|(_, devices)| devices).sum();
+        concerns.push(format!(
+            "{devices} devices are in {} further enrollments that are not configured; `certdist enrollment list` \
+             lists them last",
+            further.len()
+        ));
+    }
+    concerns.extend(of_clear_secrets(config));
+    concerns
 }
 
 /// Returns the concerns about secrets in clear text: that every user can read the file, and that a

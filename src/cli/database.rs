@@ -1,11 +1,12 @@
-//! `certdist database`: seals the secrets of the database, and shows which database keys seal them.
+//! `certdist database`: seals the secrets of the database, shows which database keys seal them, and
+//! checks the numbers of devices that the database keeps.
 
 use serde_json::json;
 
 use super::{CommandResult, ConfigArgs, Failure, look_at_store, open_existing, print, progress::Progress};
-use crate::store::Actor;
+use crate::store::{Actor, CountCheck, Miscount};
 
-/// Seals the database's secrets, and shows which database keys seal them
+/// Seals the database's secrets, shows which database keys seal them, and checks the kept counts
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example: give a database its first key, or replace its key, while the server runs
@@ -14,7 +15,9 @@ Example: give a database its first key, or replace its key, while the server run
   in database_key_previous = [\"file:former.key\"])
   systemctl reload certdist        # SIGHUP: the server must know the key first
   certdist database seal
-  certdist database status         # then remove database_key_previous")]
+  certdist database status         # then remove database_key_previous
+Are the counts that `stats` and the console show those of the table?
+  certdist database check")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -27,6 +30,11 @@ enum Action {
     /// Seals every secret under database_key: those in clear text and those under a former database
     /// key. Can be interrupted and repeated; rewrites the file at the end
     Seal,
+    /// Compares the kept counts of devices with the table, which it reads as a whole; exit code 1 if
+    /// they differ. Runs beside a server, and holds up no one
+    Check,
+    /// Corrects the kept counts of devices, and shows what was wrong. Runs beside a server
+    Recount,
     /// Counts the secrets sealed under each database key
     Status {
         /// Print a JSON object
@@ -45,8 +53,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
         )));
     }
     let store = match args.action {
-        Action::Seal => open_existing(&config)?,
-        Action::Status { .. } => look_at_store(&config)?,
+        Action::Seal | Action::Recount => open_existing(&config)?,
+        Action::Check | Action::Status { .. } => look_at_store(&config)?,
     };
     match args.action {
         Action::Seal => {
@@ -56,8 +64,27 @@ pub(super) fn run(args: &Args) -> CommandResult {
             })?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
+        Action::Check => {
+            let check = Progress::during("reading the table", || store.check_counts())?;
+            if check.different > 0 || !check.triggers.is_empty() {
+                return Err(Failure::Failed(anyhow::anyhow!(
+                    "the kept counts differ from the table, so `stats`, the console and the metrics show wrong \
+                     numbers; the table itself is not affected; `certdist database recount` corrects \
+                     them\n{}",
+                    differences(&check).trim_end()
+                )));
+            }
+            print(|out| writeln!(out, "{} devices; all kept counts are those of the table", check.devices))?;
+        }
+        Action::Recount => {
+            let check = Progress::during("reading the table", || store.recount())?;
+            print(|out| {
+                let CountCheck { devices, different, .. } = check;
+                write!(out, "{devices} devices; {different} counts corrected\n{}", differences(&check))
+            })?;
+        }
         Action::Status { json } => {
-            let counts = store.key_counts()?;
+            let counts = Progress::during("reading the table", || store.key_counts())?;
             if json {
                 let counts: Vec<_> = counts
                     .iter()
@@ -78,4 +105,16 @@ pub(super) fn run(args: &Args) -> CommandResult {
         }
     }
     Ok(())
+}
+
+/// Describes differences, one per line.
+fn differences(check: &CountCheck) -> String {
+    let triggers = check.triggers.iter().map(|name| format!("trigger {name} is missing or was changed"));
+    let counts = check.first.iter().map(|Miscount { table, enrollment, second, column, kept, counted }| {
+        let (enrollment, second) = (enrollment.escape_debug(), second.escape_debug());
+        format!("{table}: {column} of \"{enrollment}\", \"{second}\": {kept} kept, {counted} in the table")
+    });
+    let more = check.different - check.first.len() as u64;
+    let more = (more > 0).then(|| format!("and {more} more"));
+    triggers.chain(counts).chain(more).map(|line| format!("  {line}\n")).collect()
 }

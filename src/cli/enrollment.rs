@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, aligned, look_at_store, print, progress::Progress};
+use super::{CommandResult, ConfigArgs, Failure, aligned, look_at_store, print, remark};
 use crate::{
     config::Config,
     psk::{Enrollment, Kind, Reissue},
@@ -14,11 +14,18 @@ use crate::{
     store::Totals,
 };
 
+/// Default number of enrollments without `--json`.
+const PAGE: usize = 100;
+
+/// Maximum number of names in a message.
+const NAMES: usize = 10;
+
 /// Lists the enrollments, or shows one, with the number of devices
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
   certdist enrollment list
+  certdist enrollment list lamp --after lamp-2026-07
   certdist enrollment show lamp-2026 --json")]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -31,6 +38,14 @@ pub(super) struct Args {
 enum Action {
     /// Lists the enrollments of the configuration and of the table
     List {
+        /// Only enrollments whose name contains this text, in any case
+        text: Option<String>,
+        /// Maximum number of enrollments; 100 without --json, all with it
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+        /// Start after this enrollment
+        #[arg(long, value_name = "NAME")]
+        after: Option<String>,
         /// Print one JSON object per line
         #[arg(long)]
         json: bool,
@@ -48,11 +63,11 @@ enum Action {
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
-    let totals = Progress::during("reading the table", || store.totals())?;
+    let totals = store.totals()?;
     let mut totals: BTreeMap<String, Totals> =
         totals.into_iter().map(|totals| (totals.enrollment.clone(), totals)).collect();
     match &args.action {
-        Action::List { json } => {
+        Action::List { text, limit, after, json } => {
             let mut lines = Vec::new();
             for enrollment in &config.enrollments {
                 let totals = totals.remove(&enrollment.name).unwrap_or_default();
@@ -61,6 +76,20 @@ pub(super) fn run(args: &Args) -> CommandResult {
             // The remaining enrollments are only in the table, because a former configuration had
             // them.
             lines.extend(totals.into_iter().map(|(name, totals)| (name, None, totals)));
+            if let Some(after) = after {
+                let at = lines.iter().position(|(name, ..)| name == after).ok_or_else(|| {
+                    Failure::Usage(anyhow!("--after: there is no enrollment \"{}\"", after.escape_debug()))
+                })?;
+                lines.drain(..=at);
+            }
+            if let Some(text) = text {
+                let text = text.to_lowercase();
+                lines.retain(|(name, ..)| name.to_lowercase().contains(&text));
+            }
+            let default = if *json { usize::MAX } else { PAGE };
+            let limit = limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+            let is_more = lines.len() > limit;
+            lines.truncate(limit);
             match json {
                 true => print(|out| {
                     let mut lines =
@@ -97,12 +126,19 @@ pub(super) fn run(args: &Args) -> CommandResult {
                     write!(out, "{}", aligned(&table))
                 })?,
             }
+            if let (true, Some((last, ..))) = (is_more, lines.last()) {
+                remark(&format!("there are more; continue with --after {last}\n"));
+            }
         }
         Action::Show { name, json } => {
             let known = config.enrollments.iter().find(|enrollment| enrollment.name == *name);
             let totals = totals.remove(name);
             if known.is_none() && totals.is_none() {
-                let names: Vec<&str> = config.enrollments.iter().map(|known| known.name.as_str()).collect();
+                let mut names: Vec<&str> =
+                    config.enrollments.iter().map(|known| known.name.as_str()).take(NAMES).collect();
+                if config.enrollments.len() > NAMES {
+                    names.push("…");
+                }
                 return Err(Failure::Failed(anyhow!(
                     "there is no enrollment \"{}\"; the configuration has {}",
                     name.escape_debug(),

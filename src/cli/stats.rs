@@ -6,10 +6,11 @@ use std::{fs, path::Path};
 use anyhow::Context;
 use serde_json::json;
 
-use super::{
-    CommandResult, ConfigArgs, aligned, enrollment::counts, look_at_store, print, progress::Progress,
-};
+use super::{CommandResult, ConfigArgs, aligned, enrollment::counts, look_at_store, print, remark};
 use crate::store::{self, Totals};
+
+/// Maximum number of enrollments without `--json`.
+const LINES: usize = 100;
 
 /// Counts the devices of each enrollment by their progress
 #[derive(clap::Args)]
@@ -18,8 +19,8 @@ Example
   certdist stats
   certdist stats --json | jq .total.registered
 
-Reads the whole table, which takes a second for a million devices. The server's metrics
-show what it does at the moment (docs/operations.md).")]
+Shows the first 100 enrollments, and the sum of all; --json shows all. The server's
+metrics show what it does at the moment (docs/operations.md).")]
 pub(super) struct Args {
     /// Print a JSON object
     #[arg(long)]
@@ -31,18 +32,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> CommandResult {
     let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
-    let totals = Progress::during("reading the table", || store.totals())?;
+    let totals = store.totals()?;
     let path = std::path::absolute(store::file_of(&config.database)?)?;
     let size = size(&path)?;
-    let mut all = Totals::default();
-    for one in &totals {
-        all.devices += one.devices;
-        all.registered += one.registered;
-        all.issued += one.issued;
-        all.activated += one.activated;
-        all.refused += one.refused;
-        all.disabled += one.disabled;
-    }
+    let all = Totals::sum(&totals);
     if args.json {
         let object = |totals: &Totals| -> serde_json::Map<String, serde_json::Value> {
             counts(totals).iter().map(|(label, count)| ((*label).to_owned(), json!(count))).collect()
@@ -59,12 +52,17 @@ pub(super) fn run(args: &Args) -> CommandResult {
             counts(totals).map(|(_, count)| count.to_string());
         [name.to_owned(), devices, registered, issued, activated, refused, disabled]
     };
-    table.extend(totals.iter().map(|totals| line(&totals.enrollment, totals)));
+    table.extend(totals.iter().take(LINES).map(|totals| line(&totals.enrollment, totals)));
     if totals.len() != 1 {
         table.push(line("all", &all));
     }
     let size = indicatif::BinaryBytes(size);
-    Ok(print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), path.display()))?)
+    print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), path.display()))?;
+    if totals.len() > LINES {
+        let more = totals.len() - LINES;
+        remark(&format!("{more} more enrollments; `certdist enrollment list` shows them page by page\n"));
+    }
+    Ok(())
 }
 
 /// Returns the size of the database and its write-ahead log, in bytes.

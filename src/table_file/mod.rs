@@ -35,6 +35,9 @@ use crate::{
 pub const COLUMNS: [&str; 8] =
     ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
 
+/// Maximum number of enrollments that a message names.
+const NAMED: usize = 50;
+
 /// The enrollments of the configuration, and the default for rows that name none.
 #[derive(Debug, Clone)]
 pub struct Enrollments {
@@ -94,11 +97,14 @@ impl fmt::Display for Enrollments {
             return f.write_str("no enrollment is configured");
         }
         f.write_str("configured: ")?;
-        for (index, enrollment) in self.known.iter().enumerate() {
+        for (index, enrollment) in self.known.iter().take(NAMED).enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}\"{}\"", enrollment.name)?;
         }
-        Ok(())
+        match self.known.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 

@@ -47,6 +47,14 @@ fn devices_are_listed_by_what_is_looked_for_beside_a_running_server() {
     assert_eq!(listed(&site, &["--registered", "--prefix", "SN"]), sn(&[3, 4, 5]));
     assert_eq!(listed(&site, &["--unregistered"]), ["PLUG-1", "SN00000001", "SN00000002"]);
     assert_eq!(listed(&site, &["--refused"]), sn(&[2]));
+    assert_eq!(listed(&site, &["--refused", "--state", "disabled"]), [""; 0]);
+    assert_eq!(listed(&site, &["--unissued", "--state", "disabled"]), sn(&[4]));
+    assert_eq!(listed(&site, &["--unissued", "--state", "enabled", "--enrollment", "lamp"]), sn(&[3, 5]));
+    assert_eq!(listed(&site, &["--unregistered", "--state", "enabled", "--refused"]), sn(&[2]));
+    assert_eq!(listed(&site, &["--product", "a1plug", "--unregistered"]), ["PLUG-1"]);
+    assert_eq!(listed(&site, &["--product", "a1none"]), [""; 0]);
+    assert_eq!(listed(&site, &["--suffix", "g-1"]), ["PLUG-1"]);
+    assert_eq!(listed(&site, &["--suffix", "0004", "--enrollment", "lamp"]), sn(&[4]));
     assert_eq!(listed(&site, &["--prefix", "SN00000003"]), sn(&[3]));
     assert_eq!(listed(&site, &["--prefix", "SN", "--after", "SN00000003"]), sn(&[4, 5]));
     assert_eq!(listed(&site, &["--prefix", "PLUG", "--after", "SN00000001"]), [""; 0]);
@@ -64,6 +72,67 @@ fn devices_are_listed_by_what_is_looked_for_beside_a_running_server() {
     assert_eq!(site.run(&["device", "list", "--registered", "--unregistered"]).status.code(), Some(2));
     assert_eq!(site.run(&["device", "list", "--prefix", "a b"]).status.code(), Some(2));
     assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn counts_that_differ_from_the_table_are_found_and_corrected_beside_a_server() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let server = site.serve();
+    let check = || site.run(&["database", "check"]);
+    assert_eq!(stdout(&check()), "7 devices; all kept counts are those of the table\n");
+    let database = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    let sql =
+        "UPDATE device_count SET issued = 9 WHERE enrollment = 'lamp'; DROP TRIGGER device_count_insert";
+    database.execute_batch(sql).expect("changed");
+    let found = check();
+    let (code, said) = (found.status.code(), stderr(&found));
+    for part in [
+        "`certdist database recount` corrects them",
+        "  trigger device_count_insert is missing or was changed\n",
+        "  device_count: issued of \"lamp\", \"a1lamp\": 9 kept, 0 in the table\n",
+    ] {
+        assert!(code == Some(1) && said.contains(part), "{part} in {said}");
+    }
+    let corrected = site.run(&["database", "recount"]);
+    assert!(stdout(&corrected).starts_with("7 devices; 1 counts corrected\n"), "{}", stdout(&corrected));
+    assert_eq!(check().status.code(), Some(0));
+    assert_eq!(stdout(&site.run(&["database", "recount"])), "7 devices; 0 counts corrected\n");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn many_enrollments_are_listed_page_by_page() {
+    let sections = |number: u32| {
+        format!(
+            "[[enrollment]]\nname = \"Lot-{number:03}\"\nproduct_key = \"a1lot\"\nkind = \"derived\"\n\
+             key = \"hex:{number:064x}\"\n"
+        )
+    };
+    let site = Site::with(&(0..120).map(sections).collect::<String>());
+    let csv: String = (0..120).map(|number| format!("LOT-{number},Lot-{number:03}\n")).collect();
+    site.import(&format!("deviceId,enrollment\n{csv}"));
+    let names = |arguments: &[&str]| {
+        let output = site.run(&[&["enrollment", "list"], arguments].concat());
+        let names = stdout(&output)
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split(' ').next())
+            .map(str::to_owned)
+            .collect();
+        (names, stderr(&output))
+    };
+    let (first, more): (Vec<String>, _) = names(&[]);
+    assert_eq!((first.len(), more.as_str()), (100, "there are more; continue with --after Lot-099\n"));
+    let (second, more) = names(&["--after", "Lot-099"]);
+    assert_eq!((second.len(), second[21].as_str(), more.as_str()), (22, "plug", ""));
+    assert_eq!(names(&["lOT-01", "--limit", "2"]).0, ["Lot-010", "Lot-011"]);
+    assert_eq!(site.run(&["enrollment", "list", "--after", "none"]).status.code(), Some(2));
+    let json = stdout(&site.run(&["enrollment", "list", "--json"]));
+    assert_eq!(json.lines().count(), 122);
+    let stats = site.run(&["stats"]);
+    assert!(stdout(&stats).contains("\nall         120 "), "{}", stdout(&stats));
+    assert_eq!(stderr(&stats), "20 more enrollments; `certdist enrollment list` shows them page by page\n");
 }
 
 #[test]
@@ -102,6 +171,8 @@ fn whatever_nobody_reads_is_done_all_the_same() {
         ("audit export", 1),
         ("audit verify", 0),
         ("database status", 0),
+        ("database check", 0),
+        ("database recount", 0),
         ("key new", 0),
         ("admin new-token", 0),
         ("completion bash", 0),

@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::symlink};
 use crate::support::{Site, stderr, stdout};
 
 /// Commands that need a database but do not create one.
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 20] = [
     "stats",
     "device list",
     "device show SN00000001",
@@ -23,6 +23,8 @@ const COMMANDS: [&str; 18] = [
     "audit export",
     "backup out.db",
     "database status",
+    "database check",
+    "database recount",
     "import list",
     "import undo 00000000 --dry-run",
     "register",
@@ -97,7 +99,7 @@ fn a_preview_of_an_import_into_no_database_creates_none() {
 }
 
 /// Commands that only read an existing database.
-const LOOKS: [&str; 12] = [
+const LOOKS: [&str; 13] = [
     "stats",
     "device list",
     "device show SN00000001",
@@ -106,6 +108,7 @@ const LOOKS: [&str; 12] = [
     "audit verify",
     "audit export",
     "database status",
+    "database check",
     "check-config",
     "import import.csv --dry-run",
     "import new.csv --dry-run",
