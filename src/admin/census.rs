@@ -1,119 +1,111 @@
-//! Counts the whole table for the overview. Counting runs in the background, because it takes
-//! seconds if the table has millions of rows. The overview shows the last result with its time.
+//! Reads the numbers of devices that the store keeps, for the overview, the enrollments and the
+//! metrics. Requests at the same time share one reading. It runs in the background, so that a page
+//! appears even if the database does not answer.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::watch;
 
-use crate::store::{
-    StoreError, Table, Totals, UnixSeconds,
-    filter::{Filter, Held, State},
-    unix_now,
-};
+use crate::store::{StoreError, Table, Totals, UnixSeconds, filter::Held, unix_now};
 
-/// Minimum pause between two counts.
-const PAUSE: Duration = Duration::from_secs(10);
-/// Minimum pause between two counts, as a multiple of the duration of the first count.
-const TIMES: u32 = 30;
-/// Maximum wait for a count in progress.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// Age in seconds after which the result of a count is not shown. Such a result is old because no
-/// one has opened the overview in the meantime, and the table may have changed since.
-const STALE: i64 = 600;
-/// Maximum time for counting the devices in one rare state. An index makes this count fast.
-const RARE: Duration = Duration::from_secs(1);
+/// Age in seconds after which a reading is not shown. Such a reading is old because the database
+/// does not answer.
+const STALE: i64 = 60;
 /// Maximum number of groups of refused devices, and of groups of devices whose registration has
 /// begun.
-const GROUPS: usize = 20;
+const GROUPS: usize = 10_000;
 
-/// Result of a count.
+/// Result of a reading.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Census {
-    /// Time of the count.
+    /// Time of the reading.
     pub(super) at: UnixSeconds,
-    /// Devices of each enrollment.
+    /// Devices of each enrollment, in order of the enrollments' names.
     pub(super) totals: Vec<Totals>,
+    /// Devices of all enrollments.
+    pub(super) sum: Totals,
     /// Devices that IoT Platform refuses, and those whose registration has begun.
     pub(super) held: Vec<Held>,
-    /// Devices that were deleted at IoT Platform.
-    pub(super) deleted_at_cloud: u64,
-    /// Devices that were disabled at IoT Platform.
-    pub(super) disabled_at_cloud: u64,
     /// Secrets that are stored in clear text.
     pub(super) unsealed: u64,
     /// Products of the devices, in order.
     pub(super) products: Vec<String>,
+    /// Time of the last import, or of the last undoing of one; 0 if none is known.
+    pub(super) imported: UnixSeconds,
 }
 
 impl Census {
     fn take(store: &dyn Table) -> Result<Self, StoreError> {
-        let rare = |state| {
-            let filter = Filter { state: Some(state), ..Filter::default() };
-            store.tally(&filter, RARE).map(|tally| tally.devices)
-        };
-        let clear = store.key_counts()?.into_iter().filter(|count| count.key.is_none());
+        let totals = store.totals()?;
+        let imports = store.imports()?;
+        let changed = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
         Ok(Self {
             at: unix_now(),
-            totals: store.totals()?,
+            sum: Totals::sum(&totals),
+            totals,
             held: store.held(GROUPS)?,
-            deleted_at_cloud: rare(State::DeletedAtCloud)?,
-            disabled_at_cloud: rare(State::DisabledAtCloud)?,
-            unsealed: clear.map(|count| count.device_secrets + count.psks).sum(),
+            unsealed: store.clear_count()?,
             products: store.products()?,
+            imported: changed.max().unwrap_or(0),
         })
+    }
+
+    /// Returns the devices of an enrollment.
+    pub(super) fn of(&self, enrollment: &str) -> Option<&Totals> {
+        let at = self.totals.binary_search_by(|totals| totals.enrollment.as_str().cmp(enrollment));
+        at.ok().and_then(|at| self.totals.get(at))
     }
 }
 
 #[derive(Default)]
 struct Last {
-    /// Result of the last count, or the error with which the count failed.
+    /// Result of the last reading, or the error with which it failed.
     result: Option<Result<Arc<Census>, StoreError>>,
-    /// Time before which no other count begins.
-    not_before: Option<Instant>,
-    /// Set while the table is being counted. Its sender is dropped when the count ends.
-    counting: Option<watch::Receiver<()>>,
+    /// Set during a reading. Its sender is dropped when the reading ends.
+    reading: Option<watch::Receiver<()>>,
 }
 
-/// Counts the table on demand, unless the last count is recent.
+/// Reads the numbers on demand, once at a time.
 #[derive(Default)]
-pub(super) struct Counter(Arc<Mutex<Last>>);
+pub(super) struct Reader(Arc<Mutex<Last>>);
 
-impl Counter {
-    /// Returns the last count; `None` if there is none yet, or if it is too old to be shown. Unless
-    /// the last count is recent, begins another one in the background, and waits a moment for its
-    /// end.
-    pub(super) async fn last(&self, store: &Arc<dyn Table>) -> Option<Result<Arc<Census>, StoreError>> {
-        if let Some(mut counting) = self.begin(store) {
-            // The wait is over in either case: the count has ended and its sender was dropped, or
-            // the count takes longer than `PATIENCE`.
-            let _ = tokio::time::timeout(PATIENCE, counting.changed()).await;
-        }
+impl Reader {
+    /// Waits for a reading, but no longer than `patience`: for the one in progress, or for another
+    /// one, which begins in the background. Returns the last reading that has ended; `None` if there
+    /// is none, or if it is too old to be shown.
+    pub(super) async fn last(
+        &self,
+        store: &Arc<dyn Table>,
+        patience: Duration,
+    ) -> Option<Result<Arc<Census>, StoreError>> {
+        let mut reading = self.begin(store);
+        // The wait is over in either case: the reading has ended and its sender was dropped, or it
+        // takes longer than `patience`.
+        let _ = tokio::time::timeout(patience, reading.changed()).await;
         let result = lock(&self.0).result.clone();
         result.filter(|result| result.as_ref().map_or(true, |census| unix_now() - census.at <= STALE))
     }
 
-    /// Begins a count if one is due. Returns the receiver of the count in progress, if there is
-    /// one.
-    fn begin(&self, store: &Arc<dyn Table>) -> Option<watch::Receiver<()>> {
+    /// Begins a reading unless one is in progress. Returns the receiver of the reading in progress.
+    fn begin(&self, store: &Arc<dyn Table>) -> watch::Receiver<()> {
         let mut last = lock(&self.0);
-        if last.counting.is_none() && last.not_before.is_none_or(|time| Instant::now() >= time) {
-            let (sender, receiver) = watch::channel(());
-            last.counting = Some(receiver);
-            let (store, shared) = (store.clone(), self.0.clone());
-            tokio::task::spawn_blocking(move || {
-                let begun = Instant::now();
-                let result = Census::take(&*store).map(Arc::new);
-                let mut last = lock(&shared);
-                last.not_before = Some(Instant::now() + PAUSE.max(begun.elapsed() * TIMES));
-                last.counting = None;
-                last.result = Some(result);
-                drop(sender);
-            });
+        if let Some(reading) = &last.reading {
+            return reading.clone();
         }
-        last.counting.clone()
+        let (sender, receiver) = watch::channel(());
+        last.reading = Some(receiver.clone());
+        let (store, shared) = (store.clone(), self.0.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = Census::take(&*store).map(Arc::new);
+            let mut last = lock(&shared);
+            last.reading = None;
+            last.result = Some(result);
+            drop(sender);
+        });
+        receiver
     }
 }
 
@@ -137,25 +129,27 @@ mod tests {
         (memory, store)
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_count_is_used_for_a_while() {
-        let (memory, store) = with_devices(&["SN-1"]);
-        let counter = Counter::default();
-        let census = counter.last(&store).await.expect("it waits a moment").unwrap();
-        assert_eq!((census.totals.len(), census.totals[0].devices), (1, 1));
-        assert_eq!(census.products, ["a1"]);
-        import(&memory, [ImportRow::new(DeviceId::parse("SN-2").unwrap(), "lamp", "a1")]);
-        assert_eq!(counter.last(&store).await.unwrap().unwrap(), census, "it was counted just now");
-    }
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_old_count_is_renewed_before_it_is_shown() {
+    async fn each_reading_is_of_its_time_and_serves_all_who_ask_meanwhile() {
         let (memory, store) = with_devices(&["SN-1"]);
-        let counter = Counter::default();
-        counter.last(&store).await.unwrap().unwrap();
+        let reader = Reader::default();
+        let census = reader.last(&store, PATIENCE).await.expect("it waits").unwrap();
+        assert_eq!((census.of("lamp").unwrap().devices, census.sum.devices), (1, 1));
+        assert_eq!((census.of("lam"), &census.products[..]), (None, &["a1".to_owned()][..]));
         import(&memory, [ImportRow::new(DeviceId::parse("SN-2").unwrap(), "lamp", "a1")]);
-        lock(&counter.0).not_before = None;
-        let census = counter.last(&store).await.unwrap().unwrap();
-        assert_eq!(census.totals[0].devices, 2);
+        assert_eq!(reader.last(&store, PATIENCE).await.unwrap().unwrap().sum.devices, 2);
+
+        // A reading that does not end is not begun again, and the last result is shown meanwhile.
+        let (sender, receiver) = watch::channel(());
+        lock(&reader.0).reading = Some(receiver);
+        import(&memory, [ImportRow::new(DeviceId::parse("SN-3").unwrap(), "lamp", "a1")]);
+        assert_eq!(reader.last(&store, Duration::ZERO).await.unwrap().unwrap().sum.devices, 2);
+        if let Some(Ok(census)) = &mut lock(&reader.0).result {
+            Arc::make_mut(census).at -= STALE + 1;
+        }
+        assert_eq!(reader.last(&store, Duration::ZERO).await.map(|_| ()), None, "it is too old");
+        drop(sender);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     iot_platform::{Action, calls::Ended},
     resource::throttle::{Counters, Limit},
     server::Metrics,
-    store,
+    store::{self, Totals},
 };
 
 /// Media type of the Prometheus text format.
@@ -52,14 +52,17 @@ pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
     (0..32).map(|detail| sum(sources, |worker| worker.responses.of(class << 5 | detail))).sum()
 }
 
-/// Returns all metrics.
-pub(super) fn exposition(sources: &Sources, connections: &Connections) -> String {
+/// Returns all metrics. The numbers of devices are left out if they are not known.
+pub(super) fn exposition(sources: &Sources, connections: &Connections, all: Option<&Totals>) -> String {
     let mut page = Page(String::with_capacity(16_384));
     process(&mut page, sources);
     handshakes(&mut page, sources);
     requests(&mut page, sources);
     throttling(&mut page, &sources.throttle);
     registrations(&mut page, sources);
+    if let Some(all) = all {
+        devices(&mut page, all);
+    }
     if let Some(metrics) = sources.store.metrics() {
         table(&mut page, &metrics);
     }
@@ -205,6 +208,24 @@ fn registrations(page: &mut Page, sources: &Sources) {
     page.one("certdist_cloud_throttled_total", "counter", help, counters.throttled);
     let help = "Products and accounts that IoT Platform refuses until an operator acts.";
     page.one("certdist_breakers_open", "gauge", help, registrar.open_breakers());
+}
+
+fn devices(page: &mut Page, all: &Totals) {
+    page.one("certdist_devices", "gauge", "Devices in the table.", all.devices);
+    let states = [
+        ("registered", all.registered),
+        ("unregistered", all.unregistered),
+        ("issued", all.issued),
+        ("unissued", all.unissued),
+        ("activated", all.activated),
+        ("refused", all.refused),
+        ("disabled", all.disabled),
+        ("cloud-disabled", all.disabled_at_cloud),
+        ("cloud-deleted", all.deleted_at_cloud),
+    ];
+    let states = states.map(|(state, count)| (format!("{{state=\"{state}\"}}"), count));
+    let help = "Devices in the table, by state; a device can have several.";
+    page.metric("certdist_devices_in_state", "gauge", help, states);
 }
 
 fn table(page: &mut Page, metrics: &store::Metrics) {

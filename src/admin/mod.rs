@@ -21,9 +21,10 @@ mod tests;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Result, anyhow};
@@ -39,6 +40,7 @@ use axum::{
 
 use self::{
     access::{Denied, Gate},
+    census::Census,
     connections::{Connections, Peer},
     health::{Detail, Health},
     hosts::{Hosts, Named},
@@ -82,10 +84,13 @@ pub struct Sources {
     pub cloud: Option<String>,
 }
 
+/// Maximum wait for the numbers of devices where other things are shown, too.
+const AT_ONCE: Duration = Duration::from_millis(200);
+
 /// State that all requests to the port share.
 struct Shared {
     sources: Sources,
-    enrollments: RwLock<Vec<EnrollmentOutline>>,
+    enrollments: ArcSwap<Vec<EnrollmentOutline>>,
     gate: Gate,
     connections: Arc<Connections>,
     hosts: ArcSwap<Hosts>,
@@ -93,7 +98,7 @@ struct Shared {
     host: String,
     health: Health,
     ring: std::sync::Mutex<Ring>,
-    census: census::Counter,
+    census: census::Reader,
     pages: console::PageState,
     /// Set if TLS is on, so that cookies carry `Secure`.
     is_secure: bool,
@@ -101,8 +106,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn enrollments(&self) -> Vec<EnrollmentOutline> {
-        self.enrollments.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn enrollments(&self) -> Arc<Vec<EnrollmentOutline>> {
+        self.enrollments.load_full()
+    }
+
+    /// Returns the numbers of devices, unless the database does not answer at once.
+    async fn census(&self) -> Option<Result<Arc<Census>, StoreError>> {
+        self.census.last(&self.sources.store, AT_ONCE).await
     }
 
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -146,8 +156,8 @@ impl Admin {
     }
 
     fn set_enrollments(&self, enrollments: &[Enrollment]) {
-        let enrollments = enrollments.iter().map(Enrollment::outline).collect();
-        *self.shared.enrollments.write().unwrap_or_else(PoisonError::into_inner) = enrollments;
+        let enrollments: Vec<_> = enrollments.iter().map(Enrollment::outline).collect();
+        self.shared.enrollments.store(Arc::new(enrollments));
     }
 }
 
@@ -169,14 +179,14 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     let pages = console::PageState::new()?;
     let shared = Arc::new(Shared {
         sources,
-        enrollments: RwLock::default(),
+        enrollments: ArcSwap::default(),
         gate: Gate::new(section.users.clone(), section.tokens.clone()),
         hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
         host: machine_name(),
         connections: connections.clone(),
         health: Health::default(),
         ring: std::sync::Mutex::default(),
-        census: census::Counter::default(),
+        census: census::Reader::default(),
         pages,
         is_secure: section.tls.is_some(),
         require_token: AtomicBool::new(section.require_token),
@@ -252,8 +262,6 @@ async fn guarded(mut response: Response) -> Response {
 
 /// Samples the counters for the console's chart.
 async fn sample(shared: Arc<Shared>) {
-    // The first count begins now, so that the first overview has numbers to show.
-    let _ = shared.census.last(&shared.sources.store).await;
     let mut every = tokio::time::interval(ring::EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -299,7 +307,9 @@ async fn metrics(
 ) -> Response {
     match may_read(&shared, peer, &headers) {
         Ok(()) => {
-            let text = metrics::exposition(&shared.sources, &shared.connections);
+            let census = shared.census().await.and_then(Result::ok);
+            let devices = census.as_ref().map(|census| &census.sum);
+            let text = metrics::exposition(&shared.sources, &shared.connections, devices);
             ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
         }
         Err(refusal) => refusal,

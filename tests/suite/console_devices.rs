@@ -419,3 +419,37 @@ fn each_number_of_the_enrollments_leads_to_its_devices() {
     assert!(stdout(&console.site.run(&["stats"])).contains("lamp"));
     assert_eq!(console.server.stop(), Some(0));
 }
+
+#[test]
+fn many_enrollments_are_shown_in_pages_and_found_by_their_names() {
+    let section = |number: u32| {
+        format!(
+            "[[enrollment]]\nname = \"lot-{number:03}\"\nproduct_key = \"a1lot\"\nkind = \"derived\"\n\
+             key = \"hex:{number:064x}\"\n"
+        )
+    };
+    let address = free_address();
+    let sections: String = (0..210).map(section).collect();
+    let site = Site::with(&format!("{}\n{sections}", admin(address, "")));
+    site.import("deviceId,enrollment\nA-1,lot-007\nA-2,lot-207\n");
+    let server = site.serve();
+    let lead = Visitor::new(address, "lead");
+    let names = |page: &str| page.matches("<h2><bdi>").count();
+    let first = lead.get("/enrollments").body;
+    assert_eq!(names(&first), 50);
+    assert!(first.contains("role=\"search\"") && first.contains("page=1"), "{first}");
+    assert_eq!(names(&lead.get("/enrollments?page=4").body), 12);
+    let found = lead.get("/enrollments?q=LOT-2").body;
+    assert_eq!(names(&found), 10);
+    assert!(found.contains("data-path=\"/enrollments/live?q=LOT%2D2\""), "{found}");
+    assert!(lead.get("/enrollments?q=%22%3E%3Cscript%3E").body.contains("&quot;&gt;&lt;script&gt;"));
+    // The import's form suggests the names, instead of a list of all of them.
+    let import = lead.get("/import").body;
+    assert!(
+        import.contains("<datalist id=\"enrollments\">") && !import.contains("<select id=\"enrollment\"")
+    );
+    let metrics = lead.get("/metrics").body;
+    assert!(metrics.contains("\ncertdist_devices 2\n"), "{metrics}");
+    assert!(metrics.contains("\ncertdist_devices_in_state{state=\"unregistered\"} 2\n"), "{metrics}");
+    assert_eq!(server.stop(), Some(0));
+}

@@ -153,7 +153,7 @@ pub(super) async fn preview(
     let counted = blocking(move || {
         let store = work.sources.store.as_ref();
         let found = store.find(&filter, &Cursor::First, SAMPLES, COUNT)?;
-        let tally = work.pages.counts.count(store, &filter, COUNT)?.0;
+        let tally = store.tally(&filter, COUNT)?;
         Ok::<_, StoreError>((tally, found, Removed::of_filter(store, &filter, action)?))
     });
     let (tally, found, removed) = match counted.await {

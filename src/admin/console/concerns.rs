@@ -4,7 +4,7 @@
 mod codes;
 mod subject;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub(super) use self::{
     codes::{cause_of, remedy_of, title_of},
@@ -82,7 +82,7 @@ pub(super) struct Situation<'s> {
     /// Last count of the table; `None` if there is none yet.
     pub(super) census: Option<Result<&'s Census, String>>,
     /// Names of the configured enrollments.
-    pub(super) configured: Vec<&'s str>,
+    pub(super) configured: HashSet<&'s str>,
     /// Set if the server is shutting down.
     pub(super) is_draining: bool,
     /// Number of registrations that wait or are in progress.
@@ -492,7 +492,7 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         (devices > 0)
             .then(|| Concern { counted: Some(census.at), ..Concern::of(subject).of_devices(devices) })
     };
-    let refused: u64 = census.totals.iter().map(|totals| totals.refused).sum();
+    let sum = &census.sum;
     let largest = census.held.iter().filter(|held| held.refusal.is_some()).max_by_key(|held| held.devices);
     // The census does not know since when IoT Platform refuses the devices. The requests of the
     // last hour may show it.
@@ -501,7 +501,7 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     };
     let seen: Vec<_> = situation.unserved.iter().filter(is_refused).collect();
     let seen = Concern::of(Subject::DevicesRefused).with_requests(&seen);
-    all.extend(counted(Subject::DevicesRefused, refused.max(seen.devices.unwrap_or(0))).map(|concern| {
+    all.extend(counted(Subject::DevicesRefused, sum.refused.max(seen.devices.unwrap_or(0))).map(|concern| {
         Concern {
             said: largest.and_then(|held| held.refusal.clone()),
             since: seen.since,
@@ -510,14 +510,14 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             ..concern
         }
     }));
-    all.extend(counted(Subject::DeletedAtCloud, census.deleted_at_cloud));
-    all.extend(counted(Subject::DisabledAtCloud, census.disabled_at_cloud));
+    all.extend(counted(Subject::DeletedAtCloud, sum.deleted_at_cloud));
+    all.extend(counted(Subject::DisabledAtCloud, sum.disabled_at_cloud));
     let unknown: Vec<_> = census
         .totals
         .iter()
         .filter(|totals| totals.devices > 0 && !situation.configured.contains(&totals.enrollment.as_str()))
         .collect();
-    let names = unknown.iter().map(|totals| totals.enrollment.clone()).collect();
+    let names = unknown.iter().take(MAX_NAMES + 1).map(|totals| totals.enrollment.clone()).collect();
     let lost = unknown.iter().map(|totals| totals.devices).sum();
     all.extend(counted(Subject::Unconfigured, lost).map(|concern| Concern { names, ..concern }));
     if census.unsealed > 0 {
@@ -527,11 +527,7 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             ..Concern::of(Subject::Unsealed)
         });
     }
-    let unregistered: u64 = census
-        .totals
-        .iter()
-        .map(|totals| totals.devices.saturating_sub(totals.registered).saturating_sub(totals.refused))
-        .sum();
+    let unregistered = sum.devices.saturating_sub(sum.registered).saturating_sub(sum.refused);
     if !situation.has_cloud {
         all.extend(counted(Subject::NoCloud, unregistered));
     }

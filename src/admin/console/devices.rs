@@ -3,8 +3,7 @@
 //! has come.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,7 +27,7 @@ use crate::{
     device::DeviceId,
     psk::EnrollmentOutline,
     store::{
-        CloudState, DeviceState, StoreError, Table, UnixSeconds,
+        CloudState, DeviceState, StoreError, UnixSeconds,
         filter::{Cursor, End, Filter, Found, Listed, State as Kind, Tally, Text},
         unix_now,
     },
@@ -42,12 +41,8 @@ const SEARCH: Duration = Duration::from_millis(60);
 const COUNT: Duration = Duration::from_millis(25);
 /// Maximum time for counting the devices when an operator asks for the number.
 const COUNT_ALL: Duration = Duration::from_secs(20);
-/// Maximum number of counts that are kept. Each count is kept for [`TIMES`] times as long as
-/// counting took.
-const COUNTS: usize = 32;
-const TIMES: u32 = 20;
 /// Maximum number of suggested enrollments or products in the form.
-const CHOICES: usize = 2_000;
+const CHOICES: usize = 500;
 
 /// A request for a page of the list.
 #[derive(Deserialize)]
@@ -66,53 +61,6 @@ pub(super) struct Asked {
     count: String,
     #[serde(flatten)]
     conditions: Conditions,
-}
-
-/// Counts of the last searches.
-#[derive(Default)]
-pub(super) struct Counts(Mutex<VecDeque<Counted>>);
-
-#[derive(Clone)]
-struct Counted {
-    filter: Filter,
-    tally: Tally,
-    at: UnixSeconds,
-    until: Instant,
-}
-
-impl Counts {
-    fn known(&self, filter: &Filter) -> Option<Counted> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        all.retain(|counted| now < counted.until);
-        all.iter().find(|counted| counted.filter == *filter).cloned()
-    }
-
-    /// Counts the devices for at most `time`. Keeps the count if counting took long.
-    pub(super) fn count(
-        &self,
-        store: &dyn Table,
-        filter: &Filter,
-        time: Duration,
-    ) -> Result<(Tally, UnixSeconds), StoreError> {
-        let begun = Instant::now();
-        let tally = store.tally(filter, time)?;
-        let (took, at) = (begun.elapsed(), unix_now());
-        if tally.is_complete && took > COUNT {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|counted| counted.filter != *filter);
-            if all.len() == COUNTS {
-                all.pop_front();
-            }
-            all.push_back(Counted {
-                filter: filter.clone(),
-                tally,
-                at,
-                until: Instant::now() + took * TIMES,
-            });
-        }
-        Ok((tally, at))
-    }
 }
 
 /// Result of a search.
@@ -221,17 +169,9 @@ fn look(
         Some(best) => best,
         None => search(None)?,
     };
-    let known = if all { None } else { shared.pages.counts.known(&filter) };
-    let (tally, counted) = match known {
-        Some(Counted { tally, at, .. }) => (tally, Some(at)),
-        None if is_first && found.end == End::Complete => {
-            (Tally { devices: found.devices.len() as u64, is_complete: true }, None)
-        }
-        None => {
-            let time = if all { COUNT_ALL } else { COUNT };
-            let (tally, at) = shared.pages.counts.count(store, &filter, time)?;
-            (tally, all.then_some(at))
-        }
+    let (tally, counted) = match found.end {
+        End::Complete if is_first => (Tally { devices: found.devices.len() as u64, is_complete: true }, None),
+        _ => (store.tally(&filter, if all { COUNT_ALL } else { COUNT })?, all.then(unix_now)),
     };
     Ok(Hit::Page { text, found, tally, counted })
 }
@@ -430,7 +370,8 @@ fn form(shared: &Shared, t: Texts, asked: &Asked, is_empty: bool) -> Markup {
     }
 }
 
-fn choices<'n>(id: &str, names: impl Iterator<Item = &'n str>) -> Markup {
+/// Renders names that a field suggests.
+pub(super) fn choices<'n>(id: &str, names: impl Iterator<Item = &'n str>) -> Markup {
     html! { datalist id=(id) { @for name in names.take(CHOICES) { option value=(name) {} } } }
 }
 

@@ -2,8 +2,8 @@
 //! activated and refused, and the expected end of the current registrations.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,61 +13,45 @@ use axum::{
 };
 use maud::{Markup, html};
 use serde::Deserialize;
-use tokio::sync::Mutex;
 
 use super::{
     Visitor, advice,
     conditions::Conditions,
     language::Texts,
-    page::{self, Frame, Tone, moment},
+    page::{self, Frame, Tone, encoded, moment},
 };
 use crate::{
     admin::{
-        Shared, blocking,
+        Shared,
+        census::Census,
         jobs::{Action, Job},
     },
     psk::{EnrollmentOutline, KindName},
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
-        undo::ImportRecord,
         unix_now,
     },
 };
 
-/// Minimum time for which counts are reused, because counting reads the whole table.
-const COUNTS: Duration = Duration::from_secs(3);
-/// Minimum time for which counts are reused, as a multiple of the time that counting took. With
-/// millions of rows, counting takes seconds.
-const TIMES: u32 = 10;
 /// Maximum and minimum time over which a rate is measured.
 const RATE: Duration = Duration::from_secs(600);
 const MIN_RATE: Duration = Duration::from_secs(10);
-/// Maximum number of samples that are kept to measure the rate.
+/// Maximum number of samples that are kept to measure the rate, and of enrollments in all of them.
 const SAMPLES: usize = 200;
+const SAMPLED: usize = 100_000;
 /// Interval at which the page updates itself.
 const EVERY: Duration = Duration::from_secs(5);
 /// Maximum number of enrollments on a page.
 const PAGE: usize = 50;
-/// Maximum number of groups of devices that wait or are refused.
-const GROUPS: usize = 10_000;
+/// Maximum wait for the numbers of devices.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Maximum number of reasons shown for an enrollment.
 const REASONS: usize = 5;
 
-/// The most recent counts.
+/// Samples from which the rates of the registrations follow.
 #[derive(Default)]
-pub(super) struct Counts(Mutex<(Option<Counted>, VecDeque<Sample>)>);
-
-#[derive(Clone)]
-struct Counted {
-    at: Instant,
-    time: UnixSeconds,
-    took: Duration,
-    progress: Arc<Vec<Totals>>,
-    held: Arc<Vec<Held>>,
-    /// Rate of the registrations of each enrollment whose rate is known.
-    rates: Arc<HashMap<String, Rate>>,
-}
+pub(super) struct Rates(Mutex<VecDeque<Sample>>);
 
 /// Number of registrations within a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +63,7 @@ struct Rate {
 /// Devices of each enrollment at a point in time.
 struct Sample {
     at: Instant,
-    time: UnixSeconds,
-    totals: Arc<Vec<Totals>>,
+    census: Arc<Census>,
 }
 
 /// Returns the rate of an enrollment's registrations. Uses the samples after the time `disturbed`,
@@ -88,11 +71,8 @@ struct Sample {
 /// registration: a different number of devices, or more registered devices than later. Returns
 /// `None` if the samples span less than [`MIN_RATE`].
 fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> Option<Rate> {
-    let of = |sample: &Sample| {
-        let totals = sample.totals.iter().find(|totals| totals.enrollment == name);
-        totals.map(|totals| (totals.devices, totals.registered))
-    };
-    let mut newest_first = samples.iter().rev().filter(|sample| sample.time > disturbed);
+    let of = |sample: &Sample| sample.census.of(name).map(|totals| (totals.devices, totals.registered));
+    let mut newest_first = samples.iter().rev().filter(|sample| sample.census.at > disturbed);
     let newest = newest_first.next()?;
     let (devices, last) = of(newest)?;
     let mut first = (newest.at, last);
@@ -111,61 +91,77 @@ fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> O
 /// Returns the time of the last known change, other than a registration, to many devices: an
 /// import, the undoing of an import, or a job that resets or deletes devices. Returns `now` while
 /// such a job runs.
-fn disturbed(imports: &[ImportRecord], jobs: &[Arc<Job>], now: UnixSeconds) -> UnixSeconds {
-    let imports = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
+fn disturbed(imported: UnixSeconds, jobs: &[Arc<Job>], now: UnixSeconds) -> UnixSeconds {
     let removing = jobs.iter().filter(|job| matches!(job.order.action, Action::Reset | Action::Delete));
-    let jobs = removing.map(|job| job.progress().end.map_or(now, |(at, _)| at));
-    imports.chain(jobs).max().unwrap_or(0)
+    removing.map(|job| job.progress().end.map_or(now, |(at, _)| at)).fold(imported, UnixSeconds::max)
 }
 
-impl Counts {
-    /// Returns recent counts. Concurrent requests wait for the same count of the table.
-    async fn of(&self, shared: &Shared) -> Result<Counted, StoreError> {
-        let mut guard = self.0.lock().await;
-        let (last, samples) = &mut *guard;
-        if let Some(counted) = &*last
-            && counted.at.elapsed() < COUNTS.max(counted.took * TIMES)
-        {
-            return Ok(counted.clone());
-        }
-        let (store, begun) = (shared.sources.store.clone(), Instant::now());
-        let work = move || Ok::<_, StoreError>((store.totals()?, store.held(GROUPS)?, store.imports()?));
-        let (progress, held, imports) = blocking(work).await?;
-        let now = Instant::now();
-        while samples.len() == SAMPLES || samples.front().is_some_and(|sample| now - sample.at > RATE) {
-            samples.pop_front();
-        }
-        let (progress, held, time) = (Arc::new(progress), Arc::new(held), unix_now());
-        samples.push_back(Sample { at: now, time, totals: progress.clone() });
-        let disturbed = disturbed(&imports, &shared.pages.jobs.all(), time);
-        let rates = progress.iter().filter_map(|totals| {
-            measured(samples, &totals.enrollment, disturbed).map(|rate| (totals.enrollment.clone(), rate))
+/// Adds a sample, unless it is the last one. Keeps the newest sample, and before it only so many
+/// that all of them together have [`SAMPLED`] enrollments, at equal intervals.
+fn add(samples: &mut VecDeque<Sample>, census: &Arc<Census>, now: Instant) {
+    if samples.back().is_some_and(|last| Arc::ptr_eq(&last.census, census)) {
+        return;
+    }
+    let most = (SAMPLED / census.totals.len().max(1)).clamp(3, SAMPLES);
+    let interval = RATE / u32::try_from(most).unwrap_or(u32::MAX);
+    if let [.., former, last] = samples.make_contiguous()
+        && last.at.saturating_duration_since(former.at) < interval
+    {
+        samples.pop_back();
+    }
+    while samples.len() >= most
+        || samples.front().is_some_and(|sample| now.saturating_duration_since(sample.at) > RATE)
+    {
+        samples.pop_front();
+    }
+    samples.push_back(Sample { at: now, census: census.clone() });
+}
+
+impl Rates {
+    /// Returns the rates of the registrations of the enrollments whose rate is known.
+    fn of(&self, census: &Arc<Census>, disturbed: UnixSeconds) -> HashMap<String, Rate> {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&mut samples, census, Instant::now());
+        let rates = census.totals.iter().filter_map(|totals| {
+            measured(&samples, &totals.enrollment, disturbed).map(|rate| (totals.enrollment.clone(), rate))
         });
-        let rates = Arc::new(rates.collect());
-        let counted = Counted { at: now, time, took: now - begun, progress, held, rates };
-        *last = Some(counted.clone());
-        Ok(counted)
+        rates.collect()
     }
 }
 
-/// Number of the requested page, from 0.
+/// The requested page.
 #[derive(Deserialize)]
 pub(super) struct Which {
+    /// Number of the page, from 0.
     #[serde(default)]
     page: usize,
+    /// Text that the names contain.
+    #[serde(default)]
+    q: String,
+}
+
+impl Which {
+    /// Returns the address of a page with the same text.
+    fn path(&self, path: &str, page: usize) -> String {
+        let fields = [("q", self.q.trim().to_owned()), ("page", page.to_string())];
+        let fields = fields.iter().filter(|(_, value)| !value.is_empty() && value != "0");
+        let fields: Vec<_> = fields.map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        if fields.is_empty() { path.to_owned() } else { format!("{path}?{}", fields.join("&")) }
+    }
 }
 
 pub(super) async fn show(
     State(shared): State<Arc<Shared>>,
     frame: Frame,
     visitor: Visitor,
-    Query(Which { page }): Query<Which>,
+    Query(which): Query<Which>,
 ) -> Response {
     let t = frame.texts;
-    match content(&shared, t, page).await {
+    match content(&shared, t, &which).await {
         Ok(content) => {
-            let live = path("/enrollments/live", page);
-            let body = html! { h1 { (t.say("nav-enrollments")) } (frame.live(&live, EVERY, &content)) };
+            let live = which.path("/enrollments/live", which.page);
+            let has_search = shared.enrollments().len() > PAGE || !which.q.is_empty();
+            let body = html! { h1 { (t.say("nav-enrollments")) } @if has_search { (form(t, &which)) } (frame.live(&live, EVERY, &content)) };
             frame.page(&t.say("nav-enrollments"), Some(&visitor), "/enrollments", &body).into_response()
         }
         Err(error) => frame.store_failed(&visitor, &error),
@@ -177,16 +173,24 @@ pub(super) async fn live(
     State(shared): State<Arc<Shared>>,
     frame: Frame,
     visitor: Visitor,
-    Query(Which { page }): Query<Which>,
+    Query(which): Query<Which>,
 ) -> Response {
-    match content(&shared, frame.texts, page).await {
+    match content(&shared, frame.texts, &which).await {
         Ok(content) => content.into_response(),
         Err(error) => frame.store_failed(&visitor, &error),
     }
 }
 
-fn path(path: &str, page: usize) -> String {
-    if page == 0 { path.to_owned() } else { format!("{path}?page={page}") }
+fn form(t: Texts, which: &Which) -> Markup {
+    html! {
+        form.search.card role="search" action="/enrollments" {
+            label for="q" { (t.say("enrollments-search")) }
+            div.row {
+                input #q name="q" type="search" value=(which.q.trim()) autocapitalize="none" spellcheck="false" autocomplete="off";
+                button type="submit" { (t.say("devices-search-button")) }
+            }
+        }
+    }
 }
 
 /// An enrollment that the configuration, the table or both have.
@@ -212,49 +216,57 @@ impl Enrollment<'_> {
     }
 }
 
-async fn content(shared: &Shared, t: Texts, page: usize) -> Result<Markup, StoreError> {
-    let counted = shared.pages.enrollments.of(shared).await?;
-    let is_registering =
-        |job: &Arc<Job>| job.order.action == Action::Register && job.progress().end.is_none();
-    let has_job = shared.pages.jobs.all().iter().any(is_registering);
+async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, StoreError> {
+    let read = shared.census.last(&shared.sources.store, PATIENCE).await;
+    let census = read.unwrap_or_else(|| {
+        let seconds = PATIENCE.as_secs();
+        Err(StoreError::Busy(format!("it has not answered within {seconds} s; reload this page")))
+    })?;
+    let jobs = shared.pages.jobs.all();
+    let has_job = jobs.iter().any(|job| job.order.action == Action::Register && job.progress().end.is_none());
+    let rates = shared.pages.rates.of(&census, disturbed(census.imported, &jobs, census.at));
+    let mut held: HashMap<&str, Vec<&Held>> = HashMap::new();
+    for group in &census.held {
+        held.entry(&group.enrollment).or_default().push(group);
+    }
     let configured = shared.enrollments();
-    let mut all: Vec<Enrollment<'_>> = Vec::with_capacity(configured.len());
-    let totals_of = |name: &str| counted.progress.iter().find(|totals| totals.enrollment == name);
-    all.extend(configured.iter().map(|enrolled| {
-        let totals = totals_of(&enrolled.name).cloned().unwrap_or_default();
-        of(&counted, &enrolled.name, Some(enrolled), totals)
-    }));
-    let known: std::collections::HashSet<&str> =
-        configured.iter().map(|enrolled| enrolled.name.as_str()).collect();
-    let unknown = counted.progress.iter().filter(|totals| !known.contains(totals.enrollment.as_str()));
-    all.extend(unknown.map(|totals| of(&counted, &totals.enrollment, None, totals.clone())));
+    let known: HashSet<&str> = configured.iter().map(|enrolled| enrolled.name.as_str()).collect();
+    let unknown = census.totals.iter().filter(|totals| !known.contains(totals.enrollment.as_str()));
+    let text = which.q.trim().to_lowercase();
+    let names = configured.iter().map(|enrolled| (enrolled.name.as_str(), Some(enrolled)));
+    let names = names.chain(unknown.map(|totals| (totals.enrollment.as_str(), None)));
+    let mut all: Vec<Enrollment<'_>> = names
+        .filter(|(name, _)| name.to_lowercase().contains(&text))
+        .map(|(name, enrolled)| {
+            let own = held.get(name).map_or(&[][..], |own| own);
+            let (refused, waiting): (Vec<&Held>, Vec<&Held>) =
+                own.iter().partition(|held| held.refusal.is_some());
+            Enrollment {
+                name,
+                enrolled,
+                totals: census.of(name).cloned().unwrap_or_default(),
+                waiting: waiting.iter().map(|held| held.devices).sum(),
+                refused,
+                rate: rates.get(name).copied(),
+            }
+        })
+        .collect();
     all.sort_by_key(Enrollment::rank);
     let pages = all.len().div_ceil(PAGE);
-    let page = page.min(pages.saturating_sub(1));
+    let page = which.page.min(pages.saturating_sub(1));
+    let none = if text.is_empty() { "enrollments-none-text" } else { "enrollments-none-found" };
     Ok(html! {
-        p.hint { (t.rich("enrollments-counted", [("time", moment(counted.time).into())])) }
-        @if all.is_empty() { (page::message(Tone::Note, &t.say("enrollments-none"), &html! { p { (t.say("enrollments-none-text")) } })) }
+        p.hint { (t.rich("enrollments-counted", [("time", moment(census.at).into())])) }
+        @if all.is_empty() { (page::message(Tone::Note, &t.say("enrollments-none"), &html! { p { (t.say(none)) } })) }
         @for enrollment in all.iter().skip(page * PAGE).take(PAGE) { (card(t, enrollment, has_job)) }
         @if pages > 1 {
             p.pages {
-                @if page > 0 { a.button href=(path("/enrollments", page - 1)) rel="prev" { (t.say("devices-previous")) } " " }
-                @if page + 1 < pages { a.button href=(path("/enrollments", page + 1)) rel="next" { (t.say("devices-next")) } }
+                @if page > 0 { a.button href=(which.path("/enrollments", page - 1)) rel="prev" { (t.say("devices-previous")) } " " }
+                span.hint { ((page + 1)) " / " (pages) } " "
+                @if page + 1 < pages { a.button href=(which.path("/enrollments", page + 1)) rel="next" { (t.say("devices-next")) } }
             }
         }
     })
-}
-
-fn of<'e>(
-    counted: &'e Counted,
-    name: &'e str,
-    enrolled: Option<&'e EnrollmentOutline>,
-    totals: Totals,
-) -> Enrollment<'e> {
-    let own = || counted.held.iter().filter(|held| held.enrollment == name);
-    let waiting = own().filter(|held| held.refusal.is_none()).map(|held| held.devices).sum();
-    let refused = own().filter(|held| held.refusal.is_some()).collect();
-    let rate = counted.rates.get(name).copied();
-    Enrollment { name, enrolled, totals, waiting, refused, rate }
 }
 
 /// Returns the catalogue key of the name of a kind of keys.
@@ -390,8 +402,9 @@ mod tests {
             let enrollment = "lamps".to_owned();
             let (devices, registered) = (*devices, *registered);
             let totals = Totals { enrollment, devices, registered, ..Totals::default() };
-            let at = begun + MIN_RATE * number;
-            Sample { at, time: 1000 + i64::from(number) * 10, totals: Arc::new(vec![totals]) }
+            let (at, time) = (begun + MIN_RATE * number, 1000 + i64::from(number) * 10);
+            let census = Census { at: time, totals: vec![totals], ..Census::default() };
+            Sample { at, census: Arc::new(census) }
         };
         (0..).zip(numbers).map(sample).collect()
     }
@@ -411,5 +424,23 @@ mod tests {
         assert_eq!(of(&[(9, 1), (9, 5), (9, 6)], 1000), Some((1, 10)), "since the import");
         assert_eq!(of(&[(9, 1), (9, 5), (9, 6)], 1020), None, "a job removes certificates now");
         assert_eq!(measured(&samples(&[(9, 1), (9, 5)]), "plugs", 0), None);
+    }
+
+    #[test]
+    fn the_samples_are_bounded_and_begin_with_the_longest_period() {
+        let begun = Instant::now();
+        for (enrollments, most) in [(1, SAMPLES), (SAMPLED / 10, 10), (2 * SAMPLED, 3)] {
+            let mut samples = VecDeque::new();
+            for second in (0..3000).step_by(4) {
+                let totals = vec![Totals::default(); enrollments];
+                let census = Arc::new(Census { at: second, totals, ..Census::default() });
+                for _again in 0..2 {
+                    add(&mut samples, &census, begun + Duration::from_secs(second.unsigned_abs()));
+                }
+            }
+            let [first, last] = [samples.front(), samples.back()].map(|sample| sample.unwrap().census.at);
+            assert!(samples.len() <= most && last == 2996, "{} samples to {last}", samples.len());
+            assert!(last - first <= 600 && last - first > 300, "{enrollments}: {first} to {last}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{
-    OperatorForm, Visitor, grouped, imports,
+    OperatorForm, Visitor, devices, grouped, imports,
     language::Texts,
     page::{self, Frame, Tone, encoded, english, moment},
     plain,
@@ -25,6 +25,8 @@ use crate::{
     table_file::{self, BadLines, Enrollments, Feedback, Import, ImportFileError, Imported, Input, Summary},
 };
 
+/// Maximum number of enrollments in the form's list. If there are more, their names are only suggested.
+const MAX_OPTIONS: usize = 200;
 /// Maximum size of a file in bytes; enough for about 500,000 devices.
 const MAX_FILE: usize = 16 << 20;
 /// Maximum size of the form's other fields, in bytes.
@@ -140,12 +142,15 @@ fn form(shared: &Shared, frame: &Frame, visitor: &Visitor, chosen: &str) -> Mark
                 ("columns", code("deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk").into()),
             ])) }
             label for="enrollment" { (t.say("import-enrollment")) }
-            select #enrollment name="enrollment" {
+            @if enrollments.len() > MAX_OPTIONS {
+                input #enrollment name="enrollment" value=(chosen) list="enrollments" placeholder=(t.say("import-each-its-own")) autocomplete="off" autocapitalize="none" spellcheck="false";
+                (devices::choices("enrollments", enrollments.iter().map(|enrolled| enrolled.name.as_str())))
+            } @else { select #enrollment name="enrollment" {
                 @if enrollments.len() > 1 { option value="" selected[chosen.is_empty()] { (t.say("import-each-its-own")) } }
-                @for enrolled in &enrollments {
+                @for enrolled in enrollments.iter() {
                     option value=(enrolled.name) selected[enrolled.name == chosen] { (enrolled.name) " · " (enrolled.product_key) }
                 }
-            }
+            } }
             button type="submit" { (t.say("import-preview")) }
             p.hint { (t.say("import-preview-hint")) }
         }
@@ -354,7 +359,7 @@ fn unreadable(frame: &Frame, visitor: &Visitor, error: &MultipartError) -> Respo
 }
 
 fn enrollments(shared: &Shared, default: &str) -> Result<Enrollments, String> {
-    let known = Enrollments::new(shared.enrollments());
+    let known = Enrollments::new(shared.enrollments().iter().cloned());
     if default.is_empty() {
         Ok(known)
     } else {

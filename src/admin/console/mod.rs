@@ -51,8 +51,7 @@ use crate::{operators::Role, random::random, store::Actor};
 /// State that the pages keep between requests.
 pub(super) struct PageState {
     sign_in: sign_in::Forms,
-    enrollments: enrollments::Counts,
-    counts: devices::Counts,
+    rates: enrollments::Rates,
     jobs: Jobs,
     uploads: uploads::Uploads,
 }
@@ -61,8 +60,7 @@ impl PageState {
     pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             sign_in: sign_in::Forms::new()?,
-            enrollments: enrollments::Counts::default(),
-            counts: devices::Counts::default(),
+            rates: enrollments::Rates::default(),
             jobs: Jobs::new(random()?),
             uploads: uploads::Uploads::default(),
         })

@@ -146,7 +146,7 @@ async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
     let recent = unserved::since(shared, now.at - Range::Day.seconds()).await;
     let (handshakes, _) = handshakes::since(shared, now.at - Range::Hour.seconds());
-    let census = shared.census.last(&sources.store).await;
+    let census = shared.census().await;
     let enrollments = shared.enrollments();
     let ring = shared.ring();
     let hour = ring.total(Range::Hour, now);
@@ -234,8 +234,7 @@ fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> M
     };
     let table = match &looked.census {
         Some(Ok(census)) => {
-            let devices: u64 = census.totals.iter().map(|totals| totals.devices).sum();
-            t.rich("looked-table", [("count", devices.into()), ("time", moment(census.at).into())])
+            t.rich("looked-table", [("count", census.sum.devices.into()), ("time", moment(census.at).into())])
         }
         _ => html! { (t.say("looked-table-not-yet")) },
     };

@@ -30,7 +30,7 @@ fn quiet() -> Situation<'static> {
         unserved: &[],
         handshakes: &[],
         census: None,
-        configured: vec!["lamp"],
+        configured: ["lamp"].into(),
         is_draining: false,
         waiting: 0,
     }
@@ -347,12 +347,13 @@ fn the_rows_of_the_table_are_concerns() {
         refused,
         ..Totals::default()
     };
+    let all = vec![totals("lamp", 2), totals("lost", 1)];
+    let sum = Totals { deleted_at_cloud: 4, disabled_at_cloud: 5, ..Totals::sum(&all) };
     let census = Census {
         at: NOW - 10,
-        totals: vec![totals("lamp", 2), totals("lost", 1)],
+        totals: all,
+        sum,
         held: vec![Held { enrollment: "lamp".into(), refusal: Some("odd".into()), devices: 2 }],
-        deleted_at_cloud: 4,
-        disabled_at_cloud: 5,
         unsealed: 6,
         ..Census::default()
     };
