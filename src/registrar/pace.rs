@@ -21,6 +21,9 @@ const RAISE: f64 = 0.1;
 /// Highest rate at which a pace makes up for late turns, as a fraction of the documented limit. At
 /// a higher rate, two calls that follow each other closely could exceed the limit.
 const CREDIT_UP_TO: f64 = 0.9;
+/// Time for which [`Pace::spare_turn`] leaves a due turn to registrations, as a fraction of the
+/// time between two turns. It also limits spare turns to 80 % of the rate.
+const RESERVE: f64 = 0.25;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.
 #[derive(Debug)]
@@ -81,7 +84,13 @@ impl Pace {
         let interval = Duration::from_secs_f64(1.0 / shared);
         let credit = if shared <= limit * CREDIT_UP_TO { interval } else { Duration::ZERO };
         let state = Mutex::new(State { full: rate, rate, changed: None, next: None });
-        Self { name, turn: Turn { interval, credit }, shared, state, gate: AsyncMutex::default() }
+        Self {
+            name,
+            turn: Turn { interval, credit, reserve: Duration::ZERO },
+            shared,
+            state,
+            gate: AsyncMutex::default(),
+        }
     }
 
     /// Returns the name of the pace in the store.
@@ -99,6 +108,12 @@ impl Pace {
     /// the shared pace. Instead, it also waits for [`own_wait`](Self::own_wait).
     pub(super) fn turn(&self) -> Turn {
         self.turn
+    }
+
+    /// Returns the turn to take for a call that is less urgent than registrations: it gets only the
+    /// turns that no registration of any process takes.
+    pub(super) fn spare_turn(&self) -> Turn {
+        Turn { credit: Duration::ZERO, reserve: self.turn.interval.mul_f64(RESERVE), ..self.turn }
     }
 
     /// Takes a turn at this process's own rate, and returns the time until this turn.

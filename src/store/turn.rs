@@ -17,6 +17,9 @@ pub struct Turn {
     pub interval: Duration,
     /// Time by which a turn may come early, to make up for a turn that was taken late.
     pub credit: Duration,
+    /// Time for which a due turn is left to others. A caller with a reserve gets a turn only if no
+    /// caller without one wants it.
+    pub reserve: Duration,
 }
 
 impl Turn {
@@ -25,8 +28,10 @@ impl Turn {
     /// early for this turn, takes no turn and returns the time to wait as the error.
     pub fn take(self, next: Option<i64>, now: i64) -> Result<i64, Duration> {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-        let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD)).unwrap_or(now);
-        match u64::try_from(next.saturating_sub(now)) {
+        let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD));
+        let due = next.map_or(now, |next| next.saturating_add(micros(self.reserve)));
+        let next = next.unwrap_or(now);
+        match u64::try_from(due.saturating_sub(now)) {
             Ok(ahead @ 1..) => Err(Duration::from_micros(ahead)),
             _ => Ok(next.max(now.saturating_sub(micros(self.credit))).saturating_add(micros(self.interval))),
         }
@@ -44,7 +49,8 @@ pub trait Turns: Send + Sync + 'static {
 mod tests {
     use super::*;
 
-    const TURN: Turn = Turn { interval: Duration::from_millis(40), credit: Duration::ZERO };
+    const TURN: Turn =
+        Turn { interval: Duration::from_millis(40), credit: Duration::ZERO, reserve: Duration::ZERO };
 
     #[test]
     fn a_turn_comes_an_interval_after_the_one_before() {
@@ -59,6 +65,20 @@ mod tests {
         let turn = Turn { credit: Duration::from_millis(40), ..TURN };
         assert_eq!(turn.take(Some(1_040_000), 1_041_000), Ok(1_080_000));
         assert_eq!(turn.take(Some(1_040_000), 9_000_000), Ok(9_000_000));
+    }
+
+    #[test]
+    fn a_turn_with_a_reserve_is_left_to_others_for_that_time() {
+        let spare = Turn { reserve: Duration::from_millis(10), ..TURN };
+        assert_eq!(spare.take(None, 1_000_000), Ok(1_040_000));
+        assert_eq!(spare.take(Some(1_040_000), 1_040_000), Err(Duration::from_millis(10)));
+        assert_eq!(spare.take(Some(1_040_000), 1_050_000), Ok(1_090_000));
+        // As long as others take each turn when it is due, none is left.
+        let mut next = TURN.take(None, 1_000_000).unwrap();
+        for _ in 0..100 {
+            assert_eq!(spare.take(Some(next), next), Err(Duration::from_millis(10)));
+            next = TURN.take(Some(next), next + 3000).unwrap();
+        }
     }
 
     #[test]

@@ -470,7 +470,7 @@ fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
 /// `take_turn` grants one turn per interval to all processes together.
 fn turns_are_shared(store: &(impl Store + Bulk)) {
     let interval = Duration::from_secs(5);
-    let turn = Turn { interval, credit: Duration::ZERO };
+    let turn = Turn { interval, credit: Duration::ZERO, reserve: Duration::ZERO };
     let take = |pace: &str| now(store.take_turn(pace, turn)).unwrap();
     assert_eq!(take("me/RegisterDevice"), None);
     for _ in 0..4 {
