@@ -249,6 +249,12 @@ WHEN NEW.refusal IS NOT NULL
     ON CONFLICT DO UPDATE SET devices = devices + 1;
 END;
 
+-- Devices that have their certificate and have not signed in yet, as far as is known, in order of
+-- their first issue. IoT Platform is asked about these often (docs/cloud.md). An import adds no
+-- entry, because it issues no certificate.
+CREATE INDEX device_unactivated ON device_table (firstIssued, deviceId)
+    WHERE firstIssued IS NOT NULL AND activateTime IS NULL AND cloudState IS NOT 'deleted';
+
 -- Keys of devices in `individual` enrollments. A device has at most one key.
 CREATE TABLE device_key (
     -- PSK identity that the device presents in its handshake, 1 to 128 bytes.

@@ -113,6 +113,12 @@ impl Breakers {
         open.find(|open| now < open.until && !open.trying).map(|open| open.reason.clone())
     }
 
+    /// Returns whether an open breaker forbids calls of this action now, for all products. Unlike
+    /// `admit_action`, starts no probe.
+    pub(super) fn stops(&self, action: Action, now: Instant) -> bool {
+        self.open.get(&Scope::Action(action)).is_some_and(|open| now < open.until)
+    }
+
     /// Records a refusal. Returns the current pause, and whether this refusal has started the
     /// pause.
     pub(super) fn refused(&mut self, scope: Scope, reason: &str, now: Instant) -> (Duration, bool) {

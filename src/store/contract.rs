@@ -9,6 +9,7 @@ mod claims;
 mod finding;
 mod imports;
 mod sealing;
+mod sightings;
 
 use std::ops::ControlFlow;
 

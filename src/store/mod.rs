@@ -25,6 +25,7 @@ pub mod lease;
 pub mod merge;
 pub mod retention;
 pub mod sealed;
+pub mod sighting;
 pub mod sqlite;
 mod staging;
 pub mod turn;
@@ -46,12 +47,14 @@ pub use self::{
         Bulk, Conflict, CountCheck, Each, ImportError, ImportJob, ImportReport, ImportRow, Miscount, Reject,
         Rejection, Rows, SameSecret, Totals, Unreadable,
     },
+    sighting::Sighting,
 };
 use self::{
     audit::{Asked, Asker, AuditEntry, AuditLog},
     claim::Claims,
     lease::Leases,
     sealed::{Keys, Sealed},
+    sighting::Sightings,
     sqlite::Sqlite,
     turn::Turns,
 };
@@ -172,17 +175,6 @@ pub enum CloudState {
     Disabled,
     /// The device was deleted at IoT Platform, so its certificate no longer works.
     Deleted,
-}
-
-/// Data about a device that a query of IoT Platform returned.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sighting {
-    /// Time of the registration, by the cloud's clock.
-    pub registered: Option<UnixSeconds>,
-    /// Time of the first sign-in at IoT Platform.
-    pub activated: Option<UnixSeconds>,
-    /// Abnormal state; `None` if the device is neither disabled nor deleted.
-    pub state: Option<CloudState>,
 }
 
 /// State of a device that the operator sets.
@@ -335,7 +327,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, and not at the first
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
-pub trait Store: Claims + Leases + Turns {
+pub trait Store: Claims + Leases + Turns + Sightings {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
@@ -375,11 +367,6 @@ pub trait Store: Claims + Leases + Turns {
     /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
     /// second may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
-
-    /// Stores the cloud's data about the device of `seen`, if the device still has the certificate
-    /// and the registration time of `seen`. If the cloud omits a time, the stored time stays. A
-    /// stored time of the first sign-in is never overwritten.
-    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()>;
 
     /// Returns up to `limit` rows in order of device ID, beginning after the ID `after`. A caller
     /// reads the whole table by repeated calls, each with the last ID of the previous call.

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashSet,
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     sync::atomic::Ordering,
     task::{Context, Poll, Waker},
     thread,
@@ -16,12 +16,13 @@ use arc_swap::ArcSwap;
 use super::{
     Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
     ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject,
-    Rows, Sighting, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
+    Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
     lease::Leases,
+    sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
     turn::{Turn, Turns},
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
@@ -299,7 +300,6 @@ impl<S: Store + StoredSecrets> Store for Sealed<S> {
         fn enrollment_of(id: &'a DeviceId) -> Option<String>;
         fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
         fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
-        fn store_sighting(seen: &'a DeviceRow, sighting: Sighting) -> ();
         fn set_state(id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> bool;
         fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
         fn clear_refusal(id: &'a DeviceId, refusal: &'a str, by: &'a Actor) -> bool;
@@ -445,6 +445,22 @@ impl<S: Leases> Leases for Sealed<S> {
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Sightings> Sightings for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn registered_after(after: Option<&'a DeviceId>, limit: usize) -> Examined;
+        fn unactivated(
+            issued: Range<UnixSeconds>,
+            after: Option<&'a IssuePlace>,
+            limit: usize
+        ) -> Vec<Watched>;
+    }
+
+    fn store_sightings(&self, sightings: Vec<(Watched, Sighting)>) -> StoreFuture<'_, ()> {
+        self.inner.store_sightings(sightings)
     }
 }
 

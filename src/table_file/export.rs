@@ -169,7 +169,10 @@ mod tests {
     use super::*;
     use crate::{
         device::DeviceId,
-        store::{ImportRow, Sighting, Store},
+        store::{
+            ImportRow, Store,
+            sighting::{Sighting, Sightings},
+        },
         testing::store::{Memory, import},
     };
 

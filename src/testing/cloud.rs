@@ -88,6 +88,13 @@ struct State {
     fates: Fates,
     /// Actions whose calls are all refused, with the `Code` of the refusal.
     refused: HashMap<Action, &'static str>,
+    /// Products for which lists of names are refused, with the `Code` of the refusal.
+    refused_products: HashMap<String, &'static str>,
+    /// Names that the answers to lists of names leave out although they exist, with the number of
+    /// these answers.
+    hidden: HashMap<String, u32>,
+    /// Times at which each name was in a list of names.
+    listed: HashMap<String, Vec<Instant>>,
     /// All calls in order, with their times.
     log: Vec<(Action, Instant)>,
     /// Time that each step of a batch takes.
@@ -97,6 +104,8 @@ struct State {
     started: Option<Instant>,
     /// Number of seconds by which the cloud's clock is ahead of this machine's clock.
     clock_ahead: i64,
+    /// Set if no answer shows the cloud's time.
+    hides_clock: bool,
 }
 
 impl State {
@@ -141,11 +150,15 @@ impl Cloud {
             account: Account::new(seed),
             fates,
             refused: HashMap::new(),
+            refused_products: HashMap::new(),
+            hidden: HashMap::new(),
+            listed: HashMap::new(),
             log: Vec::new(),
             batch_delay: Duration::ZERO,
             epoch_ms: unix_now() * 1000,
             started: None,
             clock_ahead: 0,
+            hides_clock: false,
         }))
     }
 
@@ -171,9 +184,35 @@ impl Cloud {
         self.state().refused.insert(action, code);
     }
 
+    /// Accepts the calls of an action again.
+    pub(crate) fn allow(&self, action: Action) {
+        self.state().refused.remove(&action);
+    }
+
+    /// Refuses lists of names for a product from now on.
+    pub(crate) fn refuse_product(&self, product_key: &str, code: &'static str) {
+        self.state().refused_products.insert(product_key.to_owned(), code);
+    }
+
+    /// Leaves a device out of the next `answers` to lists of names.
+    pub(crate) fn hide(&self, device_name: &str, answers: u32) {
+        self.state().hidden.insert(device_name.to_owned(), answers);
+    }
+
+    /// Returns the number of lists since `start` that contained a name.
+    pub(crate) fn listed(&self, device_name: &str, start: Instant) -> usize {
+        let state = self.state();
+        state.listed.get(device_name).map_or(0, |times| times.iter().filter(|at| **at >= start).count())
+    }
+
     /// Sets how far the cloud's clock is ahead of this machine's clock, in seconds.
     pub(crate) fn set_clock_ahead(&self, seconds: i64) {
         self.state().clock_ahead = seconds;
+    }
+
+    /// Lets no answer show the cloud's time. A store in memory follows virtual time by itself.
+    pub(crate) fn hide_clock(&self) {
+        self.state().hides_clock = true;
     }
 
     /// Sets the time that each step of a batch takes from now on.
@@ -286,7 +325,8 @@ impl IotPlatform for Cloud {
     /// The cloud's clock is virtual, like all time in a test.
     fn clock_offset(&self) -> Option<i64> {
         let mut state = self.state();
-        Some(state.now_ms() / 1000 - unix_now() + state.clock_ahead)
+        let offset = state.now_ms() / 1000 - unix_now() + state.clock_ahead;
+        (!state.hides_clock).then_some(offset)
     }
 
     fn register_device<'a>(
@@ -362,7 +402,18 @@ impl IotPlatform for Cloud {
         device_names: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>> {
         Box::pin(self.call(Action::BatchQueryDeviceDetail, move |state| {
-            Ok(device_names.iter().filter_map(|name| state.find(product_key, name)).collect())
+            if let Some(code) = state.refused_products.get(product_key) {
+                return Err(refused(code));
+            }
+            let mut found = Vec::new();
+            for name in device_names {
+                state.listed.entry(name.clone()).or_default().push(Instant::now());
+                match state.hidden.get_mut(name) {
+                    Some(left @ 1..) => *left -= 1,
+                    _ => found.extend(state.find(product_key, name)),
+                }
+            }
+            Ok(found)
         }))
     }
 }

@@ -3,6 +3,7 @@
 
 mod bulk;
 mod claims;
+mod sightings;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,8 +22,7 @@ use crate::{
     seal,
     store::{
         Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, ImportJob, ImportReport, ImportRow,
-        IndividualKey, Issue, JournalEntry, RegisteredDevice, Sighting, Store, StoreError, StoreFuture,
-        UnixSeconds,
+        IndividualKey, Issue, JournalEntry, RegisteredDevice, Store, StoreError, StoreFuture, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
         claim::{ClaimTime, Owner, Settlement, new_id},
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
@@ -42,6 +42,8 @@ struct Tables {
     /// For each device, the number of the request that was the first to get the device's
     /// certificate.
     issues: HashMap<DeviceId, i64>,
+    /// Number of steps that have stored sightings.
+    sighting_steps: usize,
     audit: Vec<AuditEntry>,
     /// Imports, oldest first, each with the former values of the rows that it changed.
     imports: Vec<(ImportRecord, bulk::Before)>,
@@ -172,6 +174,11 @@ impl Memory {
 
     pub(crate) fn row(&self, id: &DeviceId) -> Option<DeviceRow> {
         self.tables().devices.get(id).cloned()
+    }
+
+    /// Returns the number of steps that have stored sightings.
+    pub(crate) fn sighting_steps(&self) -> usize {
+        self.tables().sighting_steps
     }
 
     /// Loses `of_a_thousand` of a thousand answers from now on. The operations are still carried
@@ -308,23 +315,6 @@ impl Store for Memory {
             Ok(about
                 .map(|(index, entry)| AuditEntry { seq: first + index as u64, ..entry.clone() })
                 .collect())
-        })
-    }
-
-    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()> {
-        self.answer(|tables, _| {
-            let is_same = |row: &&mut DeviceRow| {
-                row.certificate.is_some()
-                    && row.product_key == seen.product_key
-                    && row.name() == seen.name()
-                    && row.registered == seen.registered
-            };
-            if let Some(row) = tables.devices.get_mut(&seen.id).filter(is_same) {
-                row.activated = row.activated.or(sighting.activated);
-                row.registered = sighting.registered.or(row.registered);
-                row.cloud_state = sighting.state;
-            }
-            Ok(())
         })
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -11,13 +12,14 @@ use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
-        IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Sighting, Store, StoreError,
+        IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Store, StoreError,
         StoreFuture, Totals, UnixSeconds,
         audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         filter::{self, Cursor, Found, Held, Tally},
         lease::Leases,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+        sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
     },
@@ -51,7 +53,6 @@ impl<S: Store> Store for Alternating<S> {
         fn individual_key(identity: &'a str) -> Option<IndividualKey>;
         fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
         fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
-        fn store_sighting(seen: &'a DeviceRow, sighting: Sighting) -> ();
         fn rows_after(after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceRow>;
         fn set_state(id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> bool;
         fn reset(id: &'a DeviceId, by: &'a Actor) -> bool;
@@ -114,6 +115,22 @@ impl<S: Leases> Leases for Alternating<S> {
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Sightings> Sightings for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn registered_after(after: Option<&'a DeviceId>, limit: usize) -> Examined;
+        fn unactivated(
+            issued: Range<UnixSeconds>,
+            after: Option<&'a IssuePlace>,
+            limit: usize
+        ) -> Vec<Watched>;
+    }
+
+    fn store_sightings(&self, sightings: Vec<(Watched, Sighting)>) -> StoreFuture<'_, ()> {
+        self.next().store_sightings(sightings)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod lock;
 mod look;
 mod read;
 mod secrets;
+mod sightings;
 mod since_backup;
 mod unfinished;
 mod writer;
@@ -37,8 +38,8 @@ use self::{
     writer::{WriteError, Writer},
 };
 use super::{
-    Actor, Clock, CloudState, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName,
-    Sighting, Store, StoreError, StoreFuture, UnixSeconds,
+    Actor, Clock, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName, Store,
+    StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
 };
 use crate::device::{Certificate, DeviceId};
@@ -416,32 +417,6 @@ impl Store for Sqlite {
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
         self.read(|connection| audit::history(connection, id, limit))
-    }
-
-    fn store_sighting<'a>(&'a self, seen: &'a DeviceRow, sighting: Sighting) -> StoreFuture<'a, ()> {
-        const SQL: &str = "UPDATE device_table SET activateTime = coalesce(activateTime, ?2), \
-                           registerTime = coalesce(?4, registerTime), cloudState = ?3 \
-                           WHERE deviceId = ?1 AND deviceSecret IS NOT NULL AND productKey = ?5 \
-                           AND deviceName = ?6 AND registerTime IS ?7";
-        let (id, product_key, device_name) = (seen.id.clone(), seen.product_key.clone(), seen.name());
-        let seen_registered = seen.registered;
-        self.writer.submit(move |connection| {
-            let state = sighting.state.map(|state| match state {
-                CloudState::Disabled => "disabled",
-                CloudState::Deleted => "deleted",
-            });
-            let Sighting { registered, activated, .. } = sighting;
-            connection.prepare_cached(SQL)?.execute(params![
-                id.as_str(),
-                activated,
-                state,
-                registered,
-                product_key,
-                device_name,
-                seen_registered
-            ])?;
-            Ok(())
-        })
     }
 
     fn rows_after<'a>(

@@ -201,3 +201,7 @@ WHEN NEW.refusal IS NOT NULL
     INSERT INTO refusal_count VALUES (NEW.enrollment, NEW.refusal, 1)
     ON CONFLICT DO UPDATE SET devices = devices + 1;
 END;
+
+-- Devices that have not signed in yet: IoT Platform is asked about these often.
+CREATE INDEX device_unactivated ON device_table (firstIssued, deviceId)
+    WHERE firstIssued IS NOT NULL AND activateTime IS NULL AND cloudState IS NOT 'deleted';
