@@ -530,3 +530,33 @@ fn seen(device: &CloudDevice) -> Sighting {
         state: device.disabled.then_some(CloudState::Disabled),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{device::DeviceId, store::DeviceRow};
+
+    fn devices(product_key: &str, count: usize) -> Vec<Watched> {
+        let id = |number| DeviceId::parse(&format!("{product_key}-{number}")).unwrap();
+        let device = |number| Watched::from(&DeviceRow::imported(id(number), "lamp", product_key));
+        (0..count).map(device).collect()
+    }
+
+    #[test]
+    fn devices_wait_for_a_hundred_of_their_product_in_bounded_memory() {
+        let mut gathered = Gathered::default();
+        gathered.add(devices("a1", 150));
+        gathered.add(devices("a2", 60));
+        let taken = |list: Option<Vec<Watched>>| list.map(|list| (list[0].id.to_string(), list.len()));
+        assert_eq!(taken(gathered.take(false)), Some(("a1-0".into(), 100)));
+        assert_eq!(taken(gathered.take(false)), None);
+        assert_eq!(taken(gathered.take(true)), Some(("a2-0".into(), 60)));
+        assert_eq!(taken(gathered.take(true)), Some(("a1-100".into(), 50)));
+        assert_eq!((taken(gathered.take(true)), gathered.devices, gathered.lists.len()), (None, 0, 0));
+        for product in 0..GATHERED / 10 {
+            gathered.add(devices(&format!("p{product}"), 10));
+        }
+        assert_eq!(taken(gathered.take(false)).unwrap().1, 10, "too many wait");
+        assert_eq!(taken(gathered.take(false)), None);
+    }
+}

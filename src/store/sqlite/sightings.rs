@@ -173,6 +173,26 @@ mod tests {
     }
 
     #[test]
+    fn an_upgraded_database_has_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("certdist.db");
+        let former = Connection::open(&path).unwrap();
+        former.execute_batch(include_str!("tests/version_1.sql")).unwrap();
+        let issued = "INSERT INTO device_table (deviceId, productKey, enrollment, deviceName, deviceSecret, firstIssued) \
+                      VALUES ('SN-2', 'a1', 'lamp', 'SN-2', 's', 7)";
+        former.execute(issued, ()).unwrap();
+        drop(former);
+        drop(Sqlite::open(&path).unwrap());
+        let upgraded = Connection::open(&path).unwrap();
+        assert_eq!(unactivated(&upgraded, 0, (8, ""), 9).unwrap().len(), 1);
+        let index = |connection: &Connection| -> String {
+            let sql = "SELECT sql FROM sqlite_schema WHERE name = 'device_unactivated'";
+            connection.query_row(sql, (), |row| row.get(0)).unwrap()
+        };
+        assert_eq!(index(&upgraded), index(&table(1)), "upgrade_7_to_8.sql and schema.sql");
+    }
+
+    #[test]
     fn a_crowd_that_was_issued_within_one_second_is_read_page_by_page_without_reading_it_again() {
         let connection = table(2000);
         connection.execute("UPDATE device_table SET firstIssued = 7, activateTime = NULL", ()).unwrap();
