@@ -376,7 +376,8 @@ CREATE TABLE lease (
     -- The process that does the work. If NULL, or without a row in registration_owner: no process
     -- does it.
     owner        INTEGER,
-    -- Point that the work has reached, from which the next process continues.
+    -- Point that the work has reached, from which the next process continues. That of the sweep is a
+    -- JSON object with the passes over new, late and all devices.
     cursor       TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 

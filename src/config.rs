@@ -99,7 +99,7 @@ pub struct IotPlatformSettings {
     pub qps: f64,
     /// Set if devices are registered in batches when many are waiting.
     pub batches: bool,
-    /// Pause between two sweeps, which query the activation and state of all devices; `None`
+    /// Pause between two passes that query the activation and state of new devices; `None`
     /// turns sweeps off.
     pub sweep: Option<Duration>,
 }

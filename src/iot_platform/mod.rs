@@ -29,7 +29,8 @@ pub const API_VERSION: &str = "2018-01-20";
 /// Default rate of `RegisterDevice` calls per second. It leaves a part of the account's limit of 30
 /// to other programs.
 pub const QPS: f64 = 25.0;
-/// Default pause between two sweeps, which query the activation and state of all devices.
+/// Default pause between two passes of a sweep over the new devices, which query their activation
+/// and state.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
 /// Maximum number of names in a batch.
 pub const MAX_BATCH: usize = 10_000;

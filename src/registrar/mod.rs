@@ -101,7 +101,8 @@ pub struct Config {
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
     pub refuse_existing: HashSet<String>,
-    /// Pause between two sweeps, which look up all registered devices; `None` disables sweeps.
+    /// Pause between two passes over the new devices, which a sweep looks up at IoT Platform;
+    /// `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
     /// Seed of the jitter. `None` takes a seed from the operating system. Simulations set a seed,
     /// so that they can be repeated.

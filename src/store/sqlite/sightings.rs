@@ -34,7 +34,7 @@ const EXAMINE: &str = concat!(
 const UNACTIVATED: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM device_table INDEXED BY device_unactivated \
+    " FROM main.device_table INDEXED BY device_unactivated \
      WHERE firstIssued IS NOT NULL AND activateTime IS NULL AND cloudState IS NOT 'deleted' \
      AND firstIssued >= ?1 AND (firstIssued, deviceId) < (?2, ?3) AND deviceSecret IS NOT NULL \
      ORDER BY firstIssued DESC, deviceId DESC LIMIT ?4"
