@@ -10,10 +10,10 @@ use std::{
 use nix::{
     cmsg_space, libc,
     sys::socket::{
-        ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg as sendmmsg_from,
+        ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg as sendmmsg_from, sendmsg,
     },
 };
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg, sendto};
 
 use super::local::{self, Local, Met, Numbers, PacketInfo, Source};
 use crate::dtls::{self, LocalAddress, Path};
@@ -199,8 +199,13 @@ impl Sender {
         let Some(first) = run.first() else { return };
         let Local { socket, source } = self.numbers.address(first.from, &mut self.known);
         let Some(socket) = self.sockets.get(usize::from(socket)) else { return };
+        let info = source.map(Source::packet_info);
+        if run.len() == 1 {
+            self.dropped += u64::from(!send_one(socket, first, buffer, info.as_ref()));
+            return;
+        }
         let slices: Vec<[IoSlice<'_>; 1]> = run.iter().map(|datagram| datagram.bytes(buffer)).collect();
-        self.dropped += match source.map(Source::packet_info) {
+        self.dropped += match info {
             None => send(socket, run, &slices),
             Some(PacketInfo::V4(info)) => {
                 let control = [ControlMessage::Ipv4PacketInfo(&info)];
@@ -211,6 +216,30 @@ impl Sender {
                 send_from(socket, run, &slices, &control, &mut self.v6_headers)
             }
         };
+    }
+}
+
+/// Sends one datagram, at a lower cost than a group. Returns whether the system accepted it.
+fn send_one(socket: &UdpSocket, datagram: &Waiting, buffer: &[u8], from: Option<&PacketInfo>) -> bool {
+    let slices = datagram.bytes(buffer);
+    let control = from.map(|info| match info {
+        PacketInfo::V4(info) => ControlMessage::Ipv4PacketInfo(info),
+        PacketInfo::V6(info) => ControlMessage::Ipv6PacketInfo(info),
+    });
+    loop {
+        let sent = match &control {
+            None => sendto(socket, &slices[0], SendFlags::DONTWAIT, &datagram.to).map_err(io::Error::from),
+            Some(control) => {
+                let (control, to) = (std::slice::from_ref(control), SockaddrStorage::from(datagram.to));
+                sendmsg(socket.as_raw_fd(), &slices, control, MsgFlags::MSG_DONTWAIT, Some(&to))
+                    .map_err(io::Error::from)
+            }
+        };
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // For the possible errors, see `send` and `send_from`.
+            sent => return sent.is_ok(),
+        }
     }
 }
 
@@ -279,5 +308,35 @@ impl dtls::Outbox for Outgoing {
         let (start, length) = (self.buffer.len(), datagram.len());
         self.buffer.extend_from_slice(datagram);
         self.datagrams.push(Waiting { to: path.peer, from: path.local, start, length });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtls::Outbox;
+
+    #[test]
+    fn one_datagram_and_several_are_sent_and_those_that_cannot_be_sent_are_counted() {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let mut outgoing = Outgoing::new(vec![sender], Numbers::new(1));
+        // Nothing can be sent to port 0.
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let there = receiver.local_addr().unwrap();
+        for (to, dropped) in [
+            (&[there][..], 0),
+            (&[nowhere][..], 1),
+            (&[there, nowhere, there][..], 2),
+            (&[nowhere, there][..], 3),
+        ] {
+            to.iter().for_each(|&to| outgoing.push(Path::from(to), to.to_string().as_bytes()));
+            outgoing.flush();
+            assert_eq!(outgoing.dropped(), dropped);
+            let mut buffer = [0; 100];
+            let received = std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count();
+            assert_eq!(received, to.iter().filter(|&&to| to == there).count());
+        }
     }
 }

@@ -446,7 +446,7 @@ impl Active {
                 Some(_) => self.stack.forwarded_dropped(),
                 None => self.stack.receive(round.now, path, bytes, &mut self.sides),
             }
-            if round.has_had(4) {
+            if self.incoming.waiting() > 0 && round.has_had(4) {
                 break;
             }
         }

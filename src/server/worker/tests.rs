@@ -125,6 +125,40 @@ fn datagrams_of_one_device_are_no_load() {
 }
 
 #[test]
+fn a_worker_without_datagrams_runs_no_rounds() {
+    let (folder, runtime) = (TempDir::new().unwrap(), Runtime::new().unwrap());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let worker = worker(vec![socket], &folder, &runtime);
+    let (mailbox, metrics, stop) = (worker.mailbox(), worker.metrics(), worker.stop.clone());
+    let thread = std::thread::spawn(move || worker.run(&[]));
+    let device = device(address, 0);
+    device.set_nonblocking(false).unwrap();
+    device.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let rounds = || metrics.rounds.load(Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut answered = 0;
+    for _ in 0..20 {
+        device.send(&hello()).unwrap();
+        device.recv(&mut [0; 2048]).unwrap();
+        answered += 1;
+        for _ in 0..5 {
+            let before = rounds();
+            mailbox.wake();
+            while rounds() == before {
+                assert!(Instant::now() < deadline, "the worker does not wake up");
+                std::thread::yield_now();
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    mailbox.wake();
+    thread.join().unwrap().unwrap();
+    // A datagram takes one round, and so does a wake-up.
+    assert!(rounds() <= answered * (1 + 5) + 1, "{} rounds", rounds());
+}
+
+#[test]
 fn one_busy_address_does_not_delay_the_others() {
     let mut bench = Bench::new(3);
     let _busy = device(bench.addresses[1], 3 * GROUP);
