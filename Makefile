@@ -5,7 +5,7 @@ CARGO ?= cargo
 BOUNCY_CASTLE = /usr/share/java/bctls.jar:/usr/share/java/bcprov.jar
 
 .DEFAULT_GOAL := test
-.PHONY: help check test bench fuzz mutants clients lint workflows deny deb release screenshots
+.PHONY: help check test bench growth fuzz mutants clients lint workflows deny deb release screenshots
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -60,6 +60,11 @@ bench: clients ## The figures of docs/performance.md, beside libcoap's server
 	benches/storm
 	$(CARGO) bench --features testing --bench stack
 	$(CARGO) bench --features testing --bench dtls
+
+# Hours for five million devices; `benches/growth --only import 1000 100000` takes a minute.
+growth: clients ## The cost of each operation at 1,000 to 5,000,000 devices, and how it grows
+	$(CARGO) build --release
+	benches/growth --check
 
 # The console's pictures in docs/, by the tests that go into a browser.
 screenshots: clients ## The console's pictures in docs/

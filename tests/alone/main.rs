@@ -5,6 +5,8 @@ mod abuse;
 mod addresses;
 mod browser;
 mod crash;
+#[cfg(feature = "simulation")]
+mod growth;
 mod incidents;
 mod memory;
 mod newcomer;
