@@ -393,7 +393,8 @@ CREATE TABLE database_key (
 ) STRICT, WITHOUT ROWID;
 
 -- The audit log, in consecutive blocks of entries; read it with `certdist audit`. The oldest blocks
--- may be pruned. `certdist audit verify` checks that the remaining blocks are unchanged.
+-- may be pruned. `certdist audit verify` checks that the remaining blocks are unchanged. Repeated
+-- requests are in audit_repeat instead.
 CREATE TABLE audit_block (
     -- Numbers of the block's last and first entry. Entries are numbered without gaps.
     lastSeq      INTEGER PRIMARY KEY,
@@ -404,9 +405,51 @@ CREATE TABLE audit_block (
     hash         BLOB NOT NULL
 ) STRICT;
 
--- The audit log with one row for each entry.
+-- Requests that change nothing: a device fetches its certificate again, or is refused again. One row
+-- stands for the equal requests of a device on one day (UTC). A device may have several such rows,
+-- for example after a restart; their counts add up. No hash covers these rows, because they change
+-- with each request. The oldest rows may be pruned.
+CREATE TABLE audit_repeat (
+    -- Order in which the rows were added, without gaps.
+    number       INTEGER PRIMARY KEY,
+    -- `reissued` or `refused`.
+    event        TEXT NOT NULL,
+    deviceId     TEXT NOT NULL,
+    enrollment   TEXT,
+    who          TEXT,
+    detail       TEXT,
+    -- Number of requests, and the times of the first and the last one.
+    count        INTEGER NOT NULL,
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    -- Address of the last request, and of the first one; NULL: both are the same.
+    address      TEXT,
+    firstAddress TEXT
+) STRICT;
+
+-- Index from devices to parts of audit_repeat, like audit_device.
+CREATE TABLE audit_repeat_device (
+    lastNumber   INTEGER PRIMARY KEY,
+    firstNumber  INTEGER NOT NULL,
+    devices      BLOB NOT NULL
+) STRICT;
+
+-- Refusals of devices of the table that are in the log: a device that is refused again for the
+-- same reason is in audit_repeat.
+CREATE TABLE audit_refused (
+    -- First 8 bytes of the SHA-256 of deviceId, and of the reason.
+    device       INTEGER NOT NULL,
+    reason       INTEGER NOT NULL,
+    -- Number of the entry. If it was pruned, the next refusal is in the log again.
+    seq          INTEGER NOT NULL,
+    PRIMARY KEY (device, reason)
+) STRICT, WITHOUT ROWID;
+
+-- The audit log with one row for each entry and for each row of audit_repeat.
 CREATE VIEW audit_log AS SELECT
+    -- Number of the entry in the log; NULL: a row of audit_repeat.
     firstSeq + key AS seq,
+    -- Time of the entry, or of the last request.
     value ->> 'at' AS at,
     value ->> 'event' AS event,
     value ->> 'deviceId' AS deviceId,
@@ -414,8 +457,11 @@ CREATE VIEW audit_log AS SELECT
     -- PSK identity of a device, or name of an operator.
     value ->> 'who' AS who,
     value ->> 'address' AS address,
-    value ->> 'detail' AS detail
-FROM audit_block, json_each(entries);
+    value ->> 'detail' AS detail,
+    1 AS count
+FROM audit_block, json_each(entries)
+UNION ALL
+SELECT NULL, last, event, deviceId, enrollment, who, address, detail, count FROM audit_repeat;
 
 -- Index from devices to parts of the log. A part covers about a thousand entries. Its
 -- `devices` contains a hash of 4 bytes (FNV-1a) for each device in these entries,

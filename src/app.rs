@@ -26,9 +26,9 @@ use crate::{
     server::{Pulse, Server, Services, plain::Plain},
     store::{
         Store, StoreError, Table,
-        audit::{AuditLog, Keep},
+        audit::Counts,
         claim::Owner,
-        retention::{self, Retention},
+        retention::{self, Devices, Limits, Retention, Size},
         unix_now,
     },
 };
@@ -60,7 +60,7 @@ pub struct App {
     admin: Option<admin::Admin>,
     drain: Duration,
     store: Arc<dyn Table>,
-    keep: watch::Sender<Keep>,
+    keep: watch::Sender<Limits>,
     /// Task that ends when the database was removed or replaced.
     watching: JoinSet<StoreError>,
     /// Tasks of plain CoAP, which end when the set is dropped.
@@ -254,13 +254,15 @@ fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
 
 /// Removes expired entries of the audit log once a minute and whenever the retention changes. Ends
 /// when the sender of `keep` is dropped.
-async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, registrar: Arc<Registrar>) {
-    let mut retention = Retention::default();
+async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, registrar: Arc<Registrar>) {
+    let (mut retention, mut devices) = (Retention::default(), Devices::default());
     loop {
-        let kept = *keep.borrow_and_update();
-        match prune(&mut retention, &*store, kept, &registrar).await {
-            Ok(0) => {}
-            Ok(pruned) => tracing::info!(entries = pruned, "removed expired entries of the audit log"),
+        let limits = *keep.borrow_and_update();
+        match prune((&mut retention, &mut devices), &store, limits, &registrar).await {
+            Ok(Counts { changes: 0, repeats: 0 }) => {}
+            Ok(Counts { changes, repeats }) => {
+                tracing::info!(entries = changes, repeats, "removed expired entries of the audit log");
+            }
             Err(error) => {
                 tracing::warn!(%error, "could not remove expired entries of the audit log; trying again");
             }
@@ -271,19 +273,25 @@ async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Keep>, reg
     }
 }
 
-/// Prunes once, unless no entry has expired or another process is pruning. Returns the number of
+/// Prunes once, unless no entry has expired or another process is pruning. Returns the numbers of
 /// removed entries.
 async fn prune(
-    retention: &mut Retention,
-    store: &(impl Store + AuditLog + ?Sized),
-    keep: Keep,
+    (retention, devices): (&mut Retention, &mut Devices),
+    store: &Arc<dyn Table>,
+    limits: Limits,
     registrar: &Registrar,
-) -> Result<u64, StoreError> {
+) -> Result<Counts, StoreError> {
     let is_confirmed = registrar.knows_the_time();
-    if !retention.is_due(store, keep, is_confirmed).await? {
-        return Ok(0);
+    if devices.must_be_counted(limits, store.audit_size().await?) {
+        let counted = store.clone();
+        let number = tokio::task::spawn_blocking(move || counted.count()).await;
+        devices.set(number.map_err(|error| StoreError::Failed(error.to_string()))??);
     }
-    let work = async |_| retention.apply(store, keep, is_confirmed).await;
+    let keep = limits.with(devices.number());
+    if !retention.is_due(&**store, keep, is_confirmed).await? {
+        return Ok(Counts::default());
+    }
+    let work = async |_| retention.apply(&**store, keep, is_confirmed).await;
     Ok(registrar.with_lease(retention::LEASE, work).await?.unwrap_or_default())
 }
 
@@ -328,15 +336,17 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
 }
 
 /// Returns the retention of the audit log.
-fn kept(section: config::Audit) -> Keep {
-    Keep { days: section.keep_days, rows: section.max_rows }
+fn kept(section: config::Audit) -> Limits {
+    let size = |rows: Option<u64>| rows.map_or(Size::ByDevices, Size::AtMost);
+    Limits { days: section.keep_days, changes: size(section.max_rows), repeats: size(section.max_repeats) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        store::{DeviceState, ImportRow, claim::Owner, lease::Leases},
+        seal::Keyring,
+        store::{DeviceState, ImportRow, claim::Owner, lease::Leases, sealed::Sealed},
         testing::store::{Memory, import},
     };
 
@@ -373,13 +383,18 @@ mod tests {
             Arc::new(NoCloud),
             Handle::current(),
         );
-        let keep = Keep { days: None, rows: Some(3) };
-        let mut retention = Retention::default();
+        let limits = Limits { days: None, changes: Size::AtMost(3), repeats: Size::AtMost(0) };
+        let table: Arc<dyn Table> = Arc::new(Sealed::new(store.clone(), Keyring::default()));
+        let (mut retention, mut devices) = (Retention::default(), Devices::default());
+        let mut pruned = async || {
+            let counts = prune((&mut retention, &mut devices), &table, limits, &registrar).await.unwrap();
+            counts.changes
+        };
         let other = Owner::new("other").unwrap();
         assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
-        assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 0);
+        assert_eq!(pruned().await, 0);
         store.give_lease_up(other.id, retention::LEASE).await.unwrap();
-        assert_eq!(prune(&mut retention, &store, keep, &registrar).await.unwrap(), 4);
+        assert_eq!(pruned().await, 4);
         // After pruning, the lease is free again.
         assert!(store.take_lease(&other, retention::LEASE).await.unwrap().is_some());
     }

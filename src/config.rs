@@ -104,18 +104,21 @@ pub struct IotPlatformSettings {
     pub sweep: Option<Duration>,
 }
 
-/// Retention of the audit log; `None` means no limit.
+/// Retention of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit {
-    /// Number of days after which entries are removed.
+    /// Number of days after which entries are removed; `None`: never.
     pub keep_days: Option<u32>,
-    /// Number of entries above which the oldest entries are removed.
+    /// Number of entries above which the oldest entries are removed; 0: no limit. `None`: the
+    /// number follows the number of devices.
     pub max_rows: Option<u64>,
+    /// The same for records of repeated requests.
+    pub max_repeats: Option<u64>,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { keep_days: Some(365), max_rows: Some(5_000_000) }
+        Self { keep_days: Some(365), max_rows: None, max_repeats: None }
     }
 }
 
@@ -295,12 +298,13 @@ fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>
     Ok(addresses.clone())
 }
 
-/// Reads the limits of the audit log; 0 means no limit.
+/// Reads the limits of the audit log; 0 days mean no limit.
 fn read_audit(section: &file::Audit) -> Audit {
     let defaults = Audit::default();
     Audit {
         keep_days: section.keep_days.or(defaults.keep_days).filter(|days| *days > 0),
-        max_rows: section.max_rows.or(defaults.max_rows).filter(|rows| *rows > 0),
+        max_rows: section.max_rows.or(defaults.max_rows),
+        max_repeats: section.max_repeats.or(defaults.max_repeats),
     }
 }
 

@@ -122,7 +122,11 @@ impl Provisioner {
         {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let reason = format_args!("{refusal}");
-            self.store.audit(Asked::new(AuditEvent::Refused, self.store.now(), &device, asker, reason));
+            let entry = Asked::new(AuditEvent::Refused, self.store.now(), &device, asker, reason);
+            // A refusal that cannot be recorded is not given: the device asks again.
+            if let Err(error) = self.store.audit(entry) {
+                return Err(self.store_failed(&error));
+            }
         }
         answer
     }
@@ -206,7 +210,8 @@ impl Provisioner {
         if again {
             let asker = (principal.enrollment.name.as_str(), principal.identity(), origin);
             let detail = format_args!("{}/{}", certificate.product_key, certificate.device_name);
-            self.store.audit(Asked::new(AuditEvent::Reissued, self.store.now(), device, asker, detail));
+            let entry = Asked::new(AuditEvent::Reissued, self.store.now(), device, asker, detail);
+            self.store.audit(entry).map_err(|error| self.store_failed(&error))?;
         }
         Ok(certificate)
     }

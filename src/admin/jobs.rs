@@ -51,6 +51,8 @@ const SEARCH: Duration = Duration::from_millis(500);
 /// before, so that the requests of devices get at least half of the store's time.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum number of attempts to write the end of a job to the audit log.
+const MOST_TRIES: u32 = 30;
 /// Maximum wait for the running jobs when the server stops. A job that has not ended then has no
 /// end in the audit log.
 const END: Duration = Duration::from_secs(3);
@@ -267,7 +269,7 @@ pub(super) enum Known {
 }
 
 /// Reason why a job does not begin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum NotBegun {
     /// [`MOST_RUNNING`] jobs are running.
     Busy,
@@ -278,6 +280,8 @@ pub(super) enum NotBegun {
     /// The job with this ID has begun since the preview and is running. It may change the same
     /// devices.
     Meanwhile(String),
+    /// The audit log cannot take the beginning of the job.
+    Unrecorded(StoreError),
 }
 
 /// Returns the time at which a job began, which is part of the job's ID. Returns `None` if the text
@@ -333,12 +337,12 @@ impl Jobs {
         let began = unix_now();
         let random = Sha256::new().chain_update(self.seed).chain_update(last.to_be_bytes()).finalize();
         let id = format!("{began}-{}", hex::encode(&random[..4]));
-        if let Some(token) = preview {
-            previews.began(token, &id);
-        }
         let job = Arc::new(Job::new(id, order, began, Progress::default()));
         // The entry is on the disk before the job changes anything.
-        store.audit(Asked::of(&record::beginning(&job)));
+        store.audit(Asked::of(&record::beginning(&job))).map_err(NotBegun::Unrecorded)?;
+        if let Some(token) = preview {
+            previews.began(token, &job.id);
+        }
         if jobs.len() == REMEMBERED
             && let Some(oldest) = jobs.iter().position(|job| !job.is_running())
         {
@@ -403,10 +407,22 @@ impl Worker {
         };
         let how = how.unwrap_or_else(|error| How::Failed(error.to_string()));
         let now = unix_now();
-        self.store.audit(Asked::of(&record::end(&self.job, now, &how)));
+        self.record_end(now, &how).await;
         self.job.note(|progress| progress.end = Some((now, how.clone())));
         let Progress { changed, unchanged, failed, .. } = self.job.progress();
         tracing::info!(job = self.job.id, changed, unchanged, failed, end = ?how, "a job has ended");
+    }
+
+    /// Writes the end of the job to the audit log. Waits a limited time for room in it.
+    async fn record_end(&self, now: UnixSeconds, how: &How) {
+        let mut tries = 0;
+        while let Err(error) = self.store.audit(Asked::of(&record::end(&self.job, now, how))) {
+            tries += 1;
+            if tries == MOST_TRIES || self.registrar.is_draining() {
+                return tracing::error!(job = self.job.id, %error, "the end of a job is not in the audit log");
+            }
+            tokio::time::sleep(MAX_PAUSE).await;
+        }
     }
 
     /// Returns the reason for which the job must end, if there is one.

@@ -65,6 +65,7 @@ pub(super) fn exposition(sources: &Sources, connections: &Connections, all: Opti
     }
     if let Some(metrics) = sources.store.metrics() {
         table(&mut page, &metrics);
+        audit(&mut page, &metrics);
     }
     admin(&mut page, connections);
     page.0
@@ -226,6 +227,23 @@ fn devices(page: &mut Page, all: &Totals) {
     let states = states.map(|(state, count)| (format!("{{state=\"{state}\"}}"), count));
     let help = "Devices in the table, by state; a device can have several.";
     page.metric("certdist_devices_in_state", "gauge", help, states);
+}
+
+fn audit(page: &mut Page, metrics: &store::Metrics) {
+    let class = |class| format!("{{class=\"{class}\"}}");
+    let dropped = [
+        (class("repeat"), load(&metrics.repeats_dropped)),
+        (class("unreadable"), load(&metrics.lines_unreadable)),
+    ];
+    let help = "Repeated requests that were not written to the audit log because too many entries were waiting, and \
+                lines of ended processes that could not be read.";
+    page.metric("certdist_audit_dropped_total", "counter", help, dropped);
+    let removed = [
+        (class("change"), load(&metrics.changes_removed)),
+        (class("repeat"), load(&metrics.repeats_removed)),
+    ];
+    let help = "Expired entries that this process has removed from the audit log, by class.";
+    page.metric("certdist_audit_removed_total", "counter", help, removed);
 }
 
 fn table(page: &mut Page, metrics: &store::Metrics) {

@@ -12,7 +12,7 @@ use crate::{
     device::DeviceId,
     store::{
         Table, UnixSeconds,
-        audit::{AuditEntry, Filter, Link},
+        audit::{AuditEntry, Filter, Link, Repeats},
     },
 };
 
@@ -22,6 +22,9 @@ use crate::{
 Example: what happened to a device in November, and is the log complete?
   certdist audit export --device SN00000001 --since 2026-11-01 --until 2026-12-01
   certdist audit verify
+
+A record of repeated requests has their number in `count`; its `seq` and `hash` are null,
+because the chain does not cover it.
 
 The chain holds no secret: anyone who can write to the database can remove its last
 entries and recompute the end. Keep the last line that `verify` prints in another place,
@@ -42,7 +45,7 @@ enum Action {
         #[arg(long, value_name = "SEQ:HASH", value_parser = known)]
         has: Option<(u64, Link)>,
     },
-    /// Prints the entries, one JSON object per line, oldest first
+    /// Prints the entries and the records of repeated requests, one JSON object per line, oldest first
     Export {
         /// Only entries about this device: serial number or MAC address, in any spelling
         #[arg(long, value_name = "ID")]
@@ -102,10 +105,9 @@ fn export(store: &dyn Table, filter: &Filter) -> CommandResult {
 }
 
 fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
-    let at = jiff::Timestamp::from_second(entry.at).map(|time| time.to_string());
-    json!({
+    let mut object = json!({
         "seq": (entry.seq > 0).then_some(entry.seq),
-        "at": at.unwrap_or_else(|_| entry.at.to_string()),
+        "at": time_text(entry.at),
         "event": entry.event.name(),
         "deviceId": entry.device.as_ref().map(DeviceId::as_str),
         "enrollment": entry.enrollment,
@@ -113,7 +115,17 @@ fn as_json(entry: &AuditEntry, hash: &Link) -> serde_json::Value {
         "address": entry.address,
         "detail": entry.detail,
         "hash": (entry.seq > 0).then(|| hex::encode(hash)),
-    })
+    });
+    if let Some(Repeats { count, first, first_address }) = &entry.repeats {
+        object["count"] = json!(count);
+        object["first"] = json!(time_text(*first));
+        object["firstAddress"] = json!(first_address);
+    }
+    object
+}
+
+fn time_text(at: UnixSeconds) -> String {
+    jiff::Timestamp::from_second(at).map_or_else(|_| at.to_string(), |time| time.to_string())
 }
 
 fn known(text: &str) -> Result<(u64, Link), String> {

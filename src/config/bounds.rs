@@ -31,9 +31,10 @@ pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 
 /// Ranges of all configuration keys whose values are numbers. [`crate::rate_limit::Rate::new`]
 /// checks the numbers of rate limits (`{ burst, every }`).
-pub(super) const NUMBERS: [Bounds; 19] = [
+pub(super) const NUMBERS: [Bounds; 20] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
+    number("audit", "max_repeats", 0.0, 1_000_000_000.0, "entries"),
     number("iot_platform", "qps", *QPS.start(), *QPS.end(), "calls a second"),
     number("iot_platform", "connect_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),

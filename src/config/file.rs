@@ -90,6 +90,7 @@ impl<'de> Deserialize<'de> for Listen {
 pub(super) struct Audit {
     pub(super) keep_days: Option<u32>,
     pub(super) max_rows: Option<u64>,
+    pub(super) max_repeats: Option<u64>,
 }
 
 impl Section for Audit {

@@ -551,7 +551,10 @@ fn database_keys_are_read_from_files_and_errors_do_not_repeat_the_key() {
 fn how_much_of_the_audit_log_is_kept_can_be_set() {
     let audit = |section: &str| parse(&format!("{MINIMAL}[audit]\n{section}")).unwrap().audit;
     assert_eq!(parse(MINIMAL).unwrap().audit, Audit::default());
-    assert_eq!(audit("keep_days = 30\nmax_rows = 0"), Audit { keep_days: Some(30), max_rows: None });
+    let set = Audit { keep_days: Some(30), max_rows: Some(0), max_repeats: None };
+    assert_eq!(audit("keep_days = 30\nmax_rows = 0"), set);
+    let set = Audit { keep_days: None, max_rows: None, max_repeats: Some(7) };
+    assert_eq!(audit("keep_days = 0\nmax_repeats = 7"), set);
 }
 
 /// A maker with many factories has thousands of enrollments, and each command reads them all.

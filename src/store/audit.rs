@@ -1,7 +1,8 @@
 //! Format of the audit log. Entries are JSON objects, one per line, in consecutive blocks. Each
 //! block carries a SHA-256 hash of the previous block's hash and of its own content, so that a
-//! changed, removed or inserted block is detected. A store keeps the blocks and implements the
-//! trait [`AuditLog`]. The rest of this module performs no I/O.
+//! changed, removed or inserted block is detected. Requests that change nothing are repeats: a store
+//! counts them in records beside the blocks ([`Class`]). A store implements the trait [`AuditLog`].
+//! The rest of this module performs no I/O.
 
 use std::{fmt, ops::ControlFlow, time::Duration};
 
@@ -53,12 +54,73 @@ pub struct AuditEntry {
     /// counts. Never contains a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// The requests that this entry stands for, if it is a record of repeats. The other fields
+    /// describe the last of them.
+    #[serde(skip)]
+    pub repeats: Option<Repeats>,
+}
+
+/// Requests of a device that one record stands for: a device fetches its certificate again, or is
+/// refused again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeats {
+    /// Number of requests.
+    pub count: u64,
+    /// Time of the first request.
+    pub first: UnixSeconds,
+    /// Address of the first request.
+    pub first_address: Option<String>,
 }
 
 impl AuditEntry {
     /// Creates an entry that has only an event and its time.
     pub fn new(event: AuditEvent, at: UnixSeconds) -> Self {
-        Self { seq: 0, at, event, device: None, enrollment: None, who: None, address: None, detail: None }
+        let (device, enrollment, who, address, detail) = (None, None, None, None, None);
+        Self { seq: 0, at, event, device, enrollment, who, address, detail, repeats: None }
+    }
+
+    /// Returns the time by which the entry is sorted: for a record of repeats, the time of the first
+    /// request.
+    pub fn begun(&self) -> UnixSeconds {
+        self.repeats.as_ref().map_or(self.at, |repeats| repeats.first)
+    }
+
+    /// Returns whether a record of repeats may be counted together with `other`: only times, counts
+    /// and addresses differ, and both are of one day.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let key = |entry: &Self| (entry.event, day(entry.at));
+        key(self) == key(other)
+            && (&self.device, &self.enrollment, &self.who, &self.detail)
+                == (&other.device, &other.enrollment, &other.who, &other.detail)
+    }
+
+    /// Adds the requests of another record, or the request of another entry, to this record.
+    pub fn add(&mut self, other: Self) {
+        let ours = self.as_repeats();
+        let theirs = other.as_repeats();
+        let (first, first_address) = match theirs.first < ours.first {
+            true => (theirs.first, theirs.first_address),
+            false => (ours.first, ours.first_address),
+        };
+        self.repeats = Some(Repeats { count: ours.count + theirs.count, first, first_address });
+        if other.at >= self.at {
+            (self.at, self.address) = (other.at, other.address);
+        }
+    }
+
+    /// Returns the requests that this entry stands for; an entry of the log stands for one.
+    pub fn as_repeats(&self) -> Repeats {
+        let one = || Repeats { count: 1, first: self.at, first_address: self.address.clone() };
+        self.repeats.clone().unwrap_or_else(one)
+    }
+
+    /// Adds a record of repeats to `records`, or counts its requests in a record that is equal
+    /// except for times, counts and addresses.
+    pub fn gather(self, records: &mut Vec<Self>) {
+        match records.iter_mut().find(|known| known.is_like(&self)) {
+            Some(known) => known.add(self),
+            None => records.push(Self { repeats: Some(self.as_repeats()), ..self }),
+        }
     }
 
     /// Returns the entry as one line of JSON.
@@ -86,8 +148,47 @@ fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>
     text.map(|text| DeviceId::parse_sn(&text)).transpose().map_err(D::Error::custom)
 }
 
+/// Merges the entries and the records of a device, both newest first. Of the same second, the entry
+/// counts as newer, because it may be about what an operator did after the requests.
+pub fn merged(entries: Vec<AuditEntry>, records: Vec<AuditEntry>, limit: usize) -> Vec<AuditEntry> {
+    let mut records = records.into_iter().peekable();
+    let mut all = Vec::with_capacity(entries.len() + records.len());
+    for entry in entries {
+        while let Some(record) = records.next_if(|record| record.at > entry.at) {
+            all.push(record);
+        }
+        all.push(entry);
+    }
+    all.extend(records);
+    all.truncate(limit);
+    all
+}
+
+/// Returns the number of the day (UTC) of a time, counted from 1970.
+pub fn day(at: UnixSeconds) -> i64 {
+    at.div_euclid(86_400)
+}
+
+/// Returns the part of a refusal's detail by which two refusals count as equal. A message of IoT
+/// Platform, which follows its code, may differ each time.
+pub fn reason(detail: &str) -> &str {
+    let end = detail.match_indices(": ").nth(1).map_or(detail.len(), |(end, _)| end);
+    &detail[..end]
+}
+
+/// Classes of entries. Each has its own limits, so that repeats displace no change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A change of a device or by an operator, and the first refusal of a device for a reason. It
+    /// has an entry of its own, in the chain.
+    Change,
+    /// A request that changes nothing: a device fetches its certificate again, is refused again, or
+    /// is not in the table. It is counted in a record beside the chain.
+    Repeat,
+}
+
 /// Kind of an audit entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuditEvent {
     /// A device was given its certificate for the first time.
@@ -120,7 +221,8 @@ pub enum AuditEvent {
     Ended,
     /// Old audit entries were removed.
     Pruned,
-    /// Audit entries were dropped because too many were waiting to be written.
+    /// Repeats were dropped because too many entries were waiting, or lines of an outbox could not
+    /// be read.
     Dropped,
 }
 
@@ -193,9 +295,12 @@ impl Asker {
     }
 }
 
-/// An audit entry about a device's request. It holds only the line of JSON, because the hot path
-/// creates many entries and needs no other form.
-pub struct Asked(String);
+/// An audit entry about a device's request. It holds only the event and the line of JSON, because
+/// the hot path creates many entries and needs no other form.
+pub struct Asked {
+    event: AuditEvent,
+    line: String,
+}
 
 impl Asked {
     /// Creates an entry from its parts. The tuple contains the client's enrollment, PSK
@@ -208,17 +313,22 @@ impl Asked {
         detail: fmt::Arguments<'_>,
     ) -> Self {
         let device = device.as_str();
-        Self(line(&Parts { at, event, device, enrollment, who, address, detail }))
+        Self { event, line: line(&Parts { at, event, device, enrollment, who, address, detail }) }
     }
 
     /// Takes an entry about an operator's action.
     pub fn of(entry: &AuditEntry) -> Self {
-        Self(entry.line())
+        Self { event: entry.event, line: entry.line() }
+    }
+
+    /// Returns the event.
+    pub fn event(&self) -> AuditEvent {
+        self.event
     }
 
     /// Returns the entry as one line of JSON.
     pub fn into_line(self) -> String {
-        self.0
+        self.line
     }
 }
 
@@ -284,21 +394,26 @@ pub trait AuditLog: Send + Sync + 'static {
     /// Returns whether any entry has expired. Does not write.
     fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool>;
 
-    /// Removes a limited number of expired entries, oldest first, and returns the number removed.
-    /// In the same step, adds an entry that reports the pruning.
-    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64>;
+    /// Removes a limited number of expired entries and records of repeats, oldest first, and returns
+    /// the numbers removed. If it removes entries, it adds an entry that reports the pruning in the
+    /// same step.
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, Counts>;
+
+    /// Returns the numbers of entries in the chain and of records of repeats.
+    fn audit_size(&self) -> StoreFuture<'_, Counts>;
 
     /// Returns the time of the newest entry; `None` if the log is empty.
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>>;
 
-    /// Calls `each` with each entry that the filter selects, oldest first, until `each` returns
-    /// `Break`. This method blocks.
+    /// Calls `each` with each entry and each record of repeats that the filter selects, in order of
+    /// [`AuditEntry::begun`], until `each` returns `Break`. Several records may be about the same
+    /// device and day. This method blocks.
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError>;
 
-    /// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`,
-    /// the entries are older than `since`, or `time` is over. Returns false if the time was over.
-    /// Entries of the last second may be missing. This method blocks. The default implementation is
-    /// for a short log.
+    /// Calls `each` with the entries and records of repeats of these kinds, in the reverse order of
+    /// [`AuditEntry::begun`], until `each` returns `Break`, the entries are older than `since`, or
+    /// `time` is over. Returns false if the time was over. Entries of the last second may be missing.
+    /// This method blocks. The default implementation is for a short log.
     fn review_audit(
         &self,
         kinds: &[AuditEvent],
@@ -325,12 +440,23 @@ pub trait AuditLog: Send + Sync + 'static {
 }
 
 /// Retention of the audit log; `None` means no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keep {
     /// Maximum age of an entry, in days.
     pub days: Option<u32>,
-    /// Maximum number of entries; the oldest are removed first.
+    /// Maximum number of entries in the chain; the oldest are removed first.
     pub rows: Option<u64>,
+    /// Maximum number of records of repeats; the oldest are removed first.
+    pub repeats: Option<u64>,
+}
+
+/// Numbers of both classes: entries in the chain, and records of repeats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Number of entries.
+    pub changes: u64,
+    /// Number of records of repeats.
+    pub repeats: u64,
 }
 
 #[cfg(test)]
@@ -387,6 +513,32 @@ mod tests {
         let asker = ("lamp", "one", "192.0.2.1");
         let asked = Asked::new(AuditEvent::Issued, 5, &device, asker, format_args!("a1/{}", "n"));
         assert_eq!(asked.into_line(), entry().line());
+    }
+
+    #[test]
+    fn records_of_one_day_add_up_and_others_stay_apart() {
+        let at = |at, address: &str| AuditEntry { at, address: Some(address.into()), ..entry() };
+        let mut records = Vec::new();
+        for entry in [at(100, "b"), at(50, "a"), at(70, "c"), at(86_400, "d")] {
+            entry.gather(&mut records);
+        }
+        let other = AuditEntry { detail: Some("a1/m".into()), ..at(60, "e") };
+        other.gather(&mut records);
+        let repeats =
+            |count, first, address: &str| Some(Repeats { count, first, first_address: Some(address.into()) });
+        let expected = [(100, "b", repeats(3, 50, "a")), (86_400, "d", repeats(1, 86_400, "d"))];
+        for (record, (at, address, repeats)) in records.iter().zip(expected) {
+            assert_eq!((record.at, record.address.as_deref()), (at, Some(address)));
+            assert_eq!(record.repeats, repeats);
+        }
+        assert_eq!(records.len(), 3);
+    }
+
+    #[test]
+    fn a_reason_ends_before_the_message_of_the_cloud() {
+        assert_eq!(reason("the device is disabled"), "the device is disabled");
+        assert_eq!(reason("IoT Platform refuses: a.Code: request 5"), "IoT Platform refuses: a.Code");
+        assert_eq!(reason("IoT Platform refuses: a.Code"), "IoT Platform refuses: a.Code");
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn an_issue_needs_the_row_as_it_was_seen(store: &(impl Store + Bulk)) {
 fn the_history_of_a_device_is_its_own_and_begins_with_the_newest(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2")]);
     let refused = Asked::new(AuditEvent::Refused, 7, &id("SN-1"), ("lamps", "x", "y"), format_args!("no"));
-    store.audit(refused);
+    store.audit(refused).unwrap();
     // `audit` returns no answer, and the entry is written in the background.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while events(store, "SN-1").is_empty() {

@@ -322,6 +322,16 @@ pub struct Metrics {
     /// Number of keys that seal secrets of the store and that this process does not have, when it
     /// was last checked.
     pub keys_missing: AtomicU64,
+    /// Number of repeats that were not written to the audit log because too many entries were
+    /// waiting.
+    pub repeats_dropped: AtomicU64,
+    /// Number of lines, which processes that have ended have left for the audit log, that could not
+    /// be read.
+    pub lines_unreadable: AtomicU64,
+    /// Number of expired entries that were removed from the audit log.
+    pub changes_removed: AtomicU64,
+    /// Number of expired records of repeats that were removed from the audit log.
+    pub repeats_removed: AtomicU64,
 }
 
 /// Storage of the device table. A write begins when its method is called, and not at the first
@@ -360,12 +370,14 @@ pub trait Store: Claims + Leases + Turns + Sightings {
     /// Adds an entry to the audit log soon, without waiting for the log. Once this method has
     /// returned, the entry is kept even if the process ends. An entry that is added between
     /// [`hold`](Self::hold) and [`release`](Self::release) is kept only once `release` has
-    /// returned. If too many entries are waiting, the entry is dropped, and the log records the
-    /// number of dropped entries.
-    fn audit(&self, asked: Asked);
+    /// returned. An entry that changes nothing becomes part of a record of repeats. If too many
+    /// entries are waiting, a reissue is dropped, and the log records the number of dropped ones;
+    /// any other entry fails, and the caller must not do what the entry says.
+    fn audit(&self, asked: Asked) -> Result<(), StoreError>;
 
-    /// Returns up to `limit` audit entries about a device, newest first. Entries of the last
-    /// second may be missing.
+    /// Returns up to `limit` audit entries and records of repeats about a device, newest first. The
+    /// repeats of one day are in one record, unless the limit is reached. Entries of the last second
+    /// may be missing.
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>>;
 
     /// Returns up to `limit` rows in order of device ID, beginning after the ID `after`. A caller

@@ -1,11 +1,11 @@
 //! Retention of the audit log: removes expired entries. If the clock is probably wrong, no entry is
-//! removed because of its age.
+//! removed because of its age. By default, the maximum size follows the number of devices.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     StoreError, UnixSeconds,
-    audit::{AuditLog, Keep},
+    audit::{AuditLog, Counts, Keep},
 };
 use crate::store::Store;
 
@@ -15,6 +15,96 @@ pub const LEASE: &str = "prune";
 /// Maximum age of the newest entry, in seconds, with which this machine's clock still counts as
 /// probably right.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
+
+/// Default maximum number of entries of changes: this number, or [`CHANGES_A_DEVICE`] for each
+/// device, whichever is greater.
+pub const MIN_CHANGES: u64 = 5_000_000;
+
+/// Number of changes for each device. The usual device has two, its registration and its first
+/// issue; an operator's job on all devices adds one to each.
+pub const CHANGES_A_DEVICE: u64 = 10;
+
+/// Default maximum number of records of repeats: this number, or [`REPEATS_A_DEVICE`] for each
+/// device, whichever is greater.
+pub const MIN_REPEATS: u64 = 1_000_000;
+
+/// Number of records of repeats for each device: two days on which the whole fleet asks again.
+pub const REPEATS_A_DEVICE: u64 = 2;
+
+/// Time for which a count of the devices is used. A count reads an index of the whole table.
+const COUNT_EVERY: Duration = Duration::from_secs(3600);
+
+/// Maximum number of rows of a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// A number that follows the number of devices.
+    ByDevices,
+    /// At most this many; 0: no limit.
+    AtMost(u64),
+}
+
+impl Size {
+    fn rows(self, least: u64, each: u64, devices: u64) -> Option<u64> {
+        match self {
+            Self::ByDevices => Some(least.max(each.saturating_mul(devices))),
+            Self::AtMost(0) => None,
+            Self::AtMost(rows) => Some(rows),
+        }
+    }
+}
+
+/// Limits of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum age, in days; `None`: no limit.
+    pub days: Option<u32>,
+    /// Maximum number of entries of changes.
+    pub changes: Size,
+    /// Maximum number of records of repeats.
+    pub repeats: Size,
+}
+
+impl Limits {
+    /// Returns the limits for a table with this number of devices.
+    pub fn with(self, devices: u64) -> Keep {
+        Keep {
+            days: self.days,
+            rows: self.changes.rows(MIN_CHANGES, CHANGES_A_DEVICE, devices),
+            repeats: self.repeats.rows(MIN_REPEATS, REPEATS_A_DEVICE, devices),
+        }
+    }
+}
+
+/// Number of devices in the table, which is counted only if a limit depends on it.
+#[derive(Default)]
+pub struct Devices {
+    counted: Option<(u64, Instant)>,
+}
+
+impl Devices {
+    /// Returns whether the devices must be counted: one class has more rows than it may have in a
+    /// table without devices, and the last count is old.
+    pub fn must_be_counted(&self, limits: Limits, size: Counts) -> bool {
+        let Keep { rows, repeats, .. } = limits.with(0);
+        let is_beyond = |limit: Size, most: Option<u64>, size| {
+            limit == Size::ByDevices && most.is_some_and(|most| size > most)
+        };
+        let is_old = self.counted.is_none_or(|(_, at)| at.elapsed() >= COUNT_EVERY);
+        is_old
+            && (is_beyond(limits.changes, rows, size.changes)
+                || is_beyond(limits.repeats, repeats, size.repeats))
+    }
+
+    /// Sets the number of devices.
+    pub fn set(&mut self, devices: u64) {
+        self.counted = Some((devices, Instant::now()));
+    }
+
+    /// Returns the number of devices, or 0 if it was not needed yet.
+    pub fn number(&self) -> u64 {
+        self.counted.map_or(0, |(devices, _)| devices)
+    }
+}
 
 /// Removes expired entries. To judge the clock, remembers the time of the newest entry when the log
 /// was first read.
@@ -59,22 +149,24 @@ impl Retention {
         log.has_expired(keep).await
     }
 
-    /// Removes all entries that may be removed now. Returns the number removed.
+    /// Removes all entries and records of repeats that may be removed now. Returns the numbers
+    /// removed.
     pub async fn apply(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
         keep: Keep,
         is_confirmed: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Counts, StoreError> {
         let keep = self.checked(log, keep, is_confirmed).await;
-        let mut all = 0;
+        let mut all = Counts::default();
         // Each step removes a limited number of entries, so that other writers do not wait for
         // long.
         loop {
-            match log.prune(keep).await? {
-                0 => return Ok(all),
-                some => all += some,
+            let Counts { changes, repeats } = log.prune(keep).await?;
+            if changes + repeats == 0 {
+                return Ok(all);
             }
+            (all.changes, all.repeats) = (all.changes + changes, all.repeats + repeats);
         }
     }
 
@@ -95,5 +187,40 @@ impl Retention {
             let passed = asked.elapsed().as_secs().cast_signed();
             log.now() <= newest.saturating_add(passed).saturating_add(LONGEST_SILENCE)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_size_follows_the_table() {
+        let limits = Limits { days: None, changes: Size::ByDevices, repeats: Size::ByDevices };
+        let rows = |limits: Limits, devices| {
+            let keep = limits.with(devices);
+            (keep.rows, keep.repeats)
+        };
+        assert_eq!(rows(limits, 0), (Some(5_000_000), Some(1_000_000)));
+        assert_eq!(rows(limits, 10_000_000), (Some(100_000_000), Some(20_000_000)));
+        let set = Limits { changes: Size::AtMost(7), repeats: Size::AtMost(0), ..limits };
+        assert_eq!(rows(set, 10_000_000), (Some(7), None));
+    }
+
+    #[test]
+    fn the_devices_are_counted_only_if_a_limit_depends_on_them() {
+        let limits = Limits { days: None, changes: Size::ByDevices, repeats: Size::ByDevices };
+        let mut devices = Devices::default();
+        let (few, changes, repeats) = (
+            Counts { changes: MIN_CHANGES, repeats: MIN_REPEATS },
+            Counts { changes: MIN_CHANGES + 1, repeats: 0 },
+            Counts { changes: 0, repeats: MIN_REPEATS + 1 },
+        );
+        assert!(!devices.must_be_counted(limits, few));
+        assert!(devices.must_be_counted(limits, changes) && devices.must_be_counted(limits, repeats));
+        let set = Limits { changes: Size::AtMost(5), repeats: Size::AtMost(5), ..limits };
+        assert!(!devices.must_be_counted(set, changes) && !devices.must_be_counted(set, repeats));
+        devices.set(10_000_000);
+        assert!(!devices.must_be_counted(limits, changes), "the count is recent");
     }
 }

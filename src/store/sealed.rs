@@ -17,7 +17,7 @@ use super::{
     Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
     ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject,
     Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
-    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
@@ -330,8 +330,8 @@ impl<S: Store + StoredSecrets> Store for Sealed<S> {
         })
     }
 
-    fn audit(&self, asked: Asked) {
-        self.inner.audit(asked);
+    fn audit(&self, asked: Asked) -> Result<(), StoreError> {
+        self.inner.audit(asked)
     }
 
     fn rows_after<'a>(
@@ -475,7 +475,8 @@ impl<S: AuditLog> AuditLog for Sealed<S> {
     pass_on! {
         self to self.inner;
         fn has_expired(keep: Keep) -> bool;
-        fn prune(keep: Keep) -> u64;
+        fn prune(keep: Keep) -> Counts;
+        fn audit_size() -> Counts;
         fn newest_entry() -> Option<UnixSeconds>;
     }
 

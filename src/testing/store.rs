@@ -6,6 +6,7 @@ mod claims;
 mod sightings;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     future::{pending, ready},
     sync::{
@@ -23,7 +24,10 @@ use crate::{
     store::{
         Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, ImportJob, ImportReport, ImportRow,
         IndividualKey, Issue, JournalEntry, RegisteredDevice, Store, StoreError, StoreFuture, UnixSeconds,
-        audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link, link},
+        audit::{
+            Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
+            link, merged, reason,
+        },
         claim::{ClaimTime, Owner, Settlement, new_id},
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         undo::ImportRecord,
@@ -45,6 +49,10 @@ struct Tables {
     /// Number of steps that have stored sightings.
     sighting_steps: usize,
     audit: Vec<AuditEntry>,
+    /// Records of repeats, oldest first.
+    repeats: Vec<AuditEntry>,
+    /// Refusals in `audit`: device, reason, and number.
+    refused: HashMap<(DeviceId, String), u64>,
     /// Imports, oldest first, each with the former values of the rows that it changed.
     imports: Vec<(ImportRecord, bulk::Before)>,
     /// The import that each row comes from. Has no entry for a device that has since been
@@ -74,6 +82,34 @@ impl Tables {
         old.max(usize::try_from(surplus).unwrap_or(usize::MAX))
     }
 
+    /// Returns the number of expired records of repeats.
+    fn expired_repeats(&self, keep: Keep, now: UnixSeconds) -> usize {
+        let surplus = keep.repeats.map_or(0, |most| (self.repeats.len() as u64).saturating_sub(most));
+        let oldest = keep.days.map_or(i64::MIN, |days| now - i64::from(days) * 86_400);
+        let old = self.repeats.iter().take_while(|record| record.at < oldest).count();
+        old.max(usize::try_from(surplus).unwrap_or(usize::MAX))
+    }
+
+    /// Adds an entry about a request: to the chain if it is a change, otherwise to the repeats.
+    fn note_request(&mut self, entry: AuditEntry) {
+        let is_repeat = match (entry.event, &entry.device) {
+            (AuditEvent::Reissued, _) => true,
+            (AuditEvent::Refused, Some(device)) => {
+                let reason = reason(entry.detail.as_deref().unwrap_or_default()).to_owned();
+                let seq = self.pruned.0 + self.audit.len() as u64 + 1;
+                let known = self.refused.get(&(device.clone(), reason.clone()));
+                let is_known = known.is_some_and(|seq| *seq > self.pruned.0);
+                let is_repeat = is_known || !self.devices.contains_key(device);
+                if !is_repeat {
+                    self.refused.insert((device.clone(), reason), seq);
+                }
+                is_repeat
+            }
+            _ => false,
+        };
+        if is_repeat { entry.gather(&mut self.repeats) } else { self.audit.push(entry) }
+    }
+
     fn row(&mut self, id: &DeviceId) -> Result<&mut DeviceRow, StoreError> {
         let absent = || StoreError::Failed(format!("device {id} is not in the table"));
         self.devices.get_mut(id).ok_or_else(absent)
@@ -91,6 +127,7 @@ impl Tables {
     ) -> bool {
         let found = self.devices.get_mut(id).map(change).is_some();
         if found {
+            self.refused.retain(|(device, _), _| device != id);
             self.audit.push(AuditEntry { device: Some(id.clone()), at: now, ..by.entry(event) });
         }
         found
@@ -303,18 +340,24 @@ impl Store for Memory {
         })
     }
 
-    fn audit(&self, asked: Asked) {
-        self.tables().audit.extend(serde_json::from_str::<AuditEntry>(&asked.into_line()));
+    fn audit(&self, asked: Asked) -> Result<(), StoreError> {
+        let entry = serde_json::from_str(&asked.into_line());
+        self.tables().note_request(entry.map_err(|error| StoreError::Failed(error.to_string()))?);
+        Ok(())
     }
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
         self.answer(|tables, _| {
             let about = tables.audit.iter().enumerate().rev();
-            let about = about.filter(|(_, entry)| entry.device.as_ref() == Some(id)).take(limit);
+            let about = about.filter(|(_, entry)| entry.device.as_ref() == Some(id));
             let first = tables.pruned.0 + 1;
-            Ok(about
+            let entries = about
                 .map(|(index, entry)| AuditEntry { seq: first + index as u64, ..entry.clone() })
-                .collect())
+                .collect();
+            let records = tables.repeats.iter().filter(|record| record.device.as_ref() == Some(id));
+            let mut records: Vec<AuditEntry> = records.cloned().collect();
+            records.sort_by_key(|record| Reverse(record.at));
+            Ok(merged(entries, records, limit))
         })
     }
 
@@ -390,29 +433,47 @@ impl Store for Memory {
 
 impl AuditLog for Memory {
     fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool> {
-        self.answer(|tables, now| Ok(tables.expired(keep, now) > 0))
+        self.answer(|tables, now| Ok(tables.expired(keep, now) + tables.expired_repeats(keep, now) > 0))
     }
 
-    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64> {
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, Counts> {
         self.answer(|tables, now| {
+            let repeats = tables.expired_repeats(keep, now);
+            tables.repeats.drain(..repeats);
             let expired = tables.expired(keep, now);
-            let Some((last, _, hash)) = tables.chain().take(expired).last() else { return Ok(0) };
-            tables.pruned = (last, hash);
-            tables.audit.drain(..expired);
-            tables.audit.push(AuditEntry::new(AuditEvent::Pruned, now));
-            Ok(expired as u64)
+            if let Some((last, _, hash)) = tables.chain().take(expired).last() {
+                tables.pruned = (last, hash);
+                tables.audit.drain(..expired);
+                tables.audit.push(AuditEntry::new(AuditEvent::Pruned, now));
+            }
+            Ok(Counts { changes: expired as u64, repeats: repeats as u64 })
+        })
+    }
+
+    fn audit_size(&self) -> StoreFuture<'_, Counts> {
+        self.answer(|tables, _| {
+            Ok(Counts { changes: tables.audit.len() as u64, repeats: tables.repeats.len() as u64 })
         })
     }
 
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
-        self.answer(|tables, _| Ok(tables.audit.last().map(|entry| entry.at)))
+        self.answer(|tables, _| {
+            let newest = tables.audit.last().map(|entry| entry.at);
+            Ok(newest.max(tables.repeats.iter().map(|record| record.at).max()))
+        })
     }
 
     fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
         let tables = self.tables().clone();
-        let mut selected = tables.chain().filter(|(_, entry, _)| filter.admits(entry));
+        let chain = tables.chain().map(|(seq, entry, hash)| (AuditEntry { seq, ..entry.clone() }, hash));
+        let mut all: Vec<(AuditEntry, Link)> = chain.collect();
+        for record in &tables.repeats {
+            let later = all.iter().position(|(entry, _)| entry.begun() > record.begun());
+            all.insert(later.unwrap_or(all.len()), (record.clone(), Link::default()));
+        }
         // `try_for_each` stops early if `each` returns a break.
-        let _ = selected.try_for_each(|(seq, entry, hash)| each(AuditEntry { seq, ..entry.clone() }, hash));
+        let mut selected = all.into_iter().filter(|(entry, _)| filter.admits(entry));
+        let _ = selected.try_for_each(|(entry, hash)| each(entry, hash));
         Ok(())
     }
 

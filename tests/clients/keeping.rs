@@ -272,6 +272,8 @@ fn the_audit_log_says_who_got_what_and_who_was_refused_and_a_cut_is_found() {
     assert!(lamp[0]["address"].as_str().is_some_and(|address| address.starts_with("127.")), "{}", lamp[0]);
     assert!(lamp[2]["who"].as_str().is_some_and(|who| who.contains("uid")), "{}", lamp[2]);
     assert_eq!(lamp[3]["detail"], "the device is disabled");
+    // The second fetch is a record beside the chain.
+    assert_eq!((&lamp[1]["count"], &lamp[1]["seq"]), (&1.into(), &serde_json::Value::Null));
     assert_eq!(entries(&site, &["--device", "OWN-1"])[0]["who"], "one");
     assert_eq!(entries(&site, &["--until", "2020-01-01"]).len(), 0);
     assert!(entries(&site, &["--since", "2020-01-01"]).len() >= 6);

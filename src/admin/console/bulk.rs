@@ -297,6 +297,7 @@ fn begin(
             let page = not_begun(frame, visitor, keys, "/jobs");
             (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
         }
+        Err(NotBegun::Unrecorded(error)) => frame.store_failed(visitor, &error),
         Err(NotBegun::Meanwhile(id)) => {
             let keys = ["jobs-meanwhile", "jobs-meanwhile-text", "jobs-other"];
             let page = not_begun(frame, visitor, keys, &jobs::link(&id));

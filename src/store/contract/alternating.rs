@@ -14,7 +14,9 @@ use crate::{
         Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
         IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Store, StoreError,
         StoreFuture, Totals, UnixSeconds,
-        audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+        audit::{
+            Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
+        },
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         filter::{self, Cursor, Found, Held, Tally},
         lease::Leases,
@@ -61,8 +63,8 @@ impl<S: Store> Store for Alternating<S> {
         fn probe() -> ();
     }
 
-    fn audit(&self, asked: Asked) {
-        self.next().audit(asked);
+    fn audit(&self, asked: Asked) -> Result<(), StoreError> {
+        self.next().audit(asked)
     }
 
     fn now(&self) -> UnixSeconds {
@@ -145,7 +147,8 @@ impl<S: AuditLog> AuditLog for Alternating<S> {
     pass_on! {
         self to self.next();
         fn has_expired(keep: Keep) -> bool;
-        fn prune(keep: Keep) -> u64;
+        fn prune(keep: Keep) -> Counts;
+        fn audit_size() -> Counts;
         fn newest_entry() -> Option<UnixSeconds>;
     }
 

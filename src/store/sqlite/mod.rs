@@ -24,7 +24,11 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
@@ -40,7 +44,7 @@ use self::{
 use super::{
     Actor, Clock, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName, Store,
     StoreError, StoreFuture, UnixSeconds,
-    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, EachEntry, Filter, Keep, Link},
+    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -130,9 +134,10 @@ impl Sqlite {
         // All processes must look for outbox files beside the same file, even if they open the
         // database through different links.
         let real = path.canonicalize().map_or_else(|_| Arc::clone(&path), Arc::from);
-        let (outbox, mut mover) = audit::outbox(real)?;
+        let metrics = Arc::<Metrics>::default();
+        let (outbox, mut mover) = audit::outbox(real, Arc::clone(&metrics))?;
         mover.move_left();
-        let writer = Writer::start(connection, Arc::clone(&path), writer_wait, mover)?;
+        let writer = Writer::start(connection, Arc::clone(&path), writer_wait, mover, metrics)?;
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
         let _recovery = Some(Recovery::start(Arc::clone(&path), bulk_wait)?);
         let access = Access::Full;
@@ -182,6 +187,7 @@ impl Sqlite {
     /// have no connection to the database.
     pub fn remove_unused(path: &Path) -> Result<bool, StoreError> {
         const IS_UNUSED: &str = "SELECT (SELECT headSeq FROM audit_chain) = 0 \
+                                 AND NOT EXISTS (SELECT 1 FROM audit_repeat) \
                                  AND NOT EXISTS (SELECT 1 FROM device_table) AND NOT EXISTS (SELECT 1 FROM audit_outbox)";
         let path = absolute(path)?;
         let lock = Lock::alone(&path)?;
@@ -283,6 +289,7 @@ impl Sqlite {
             let now = clock.now();
             let found = change(connection, &id)?;
             if found {
+                audit::forget_refusals(connection, &id)?;
                 audit::append(connection, &AuditEntry { at: now, device: Some(id), ..by.entry(event) })?;
             }
             Ok(found)
@@ -409,9 +416,12 @@ impl Store for Sqlite {
             .submit(move |connection| first_issue(connection, id, &certificate, issue_id, asker, clock.now()))
     }
 
-    fn audit(&self, asked: Asked) {
-        if let Some(outbox) = &self.outbox {
-            outbox.push(asked);
+    fn audit(&self, asked: Asked) -> Result<(), StoreError> {
+        match &self.outbox {
+            Some(outbox) => outbox.push(asked),
+            None => {
+                Err(StoreError::Failed(format!("{}: it was opened only to be read", self.path.display())))
+            }
         }
     }
 
@@ -530,9 +540,20 @@ impl AuditLog for Sqlite {
         self.read(|connection| audit::has_expired(connection, keep, now))
     }
 
-    fn prune(&self, keep: Keep) -> StoreFuture<'_, u64> {
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, Counts> {
         let now = self.clock.now();
-        self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?))
+        let pruned = self.writer.submit(move |connection| Ok(audit::prune(connection, keep, now)?));
+        let metrics = self.writer.metrics();
+        Box::pin(async move {
+            let pruned = pruned.await?;
+            metrics.changes_removed.fetch_add(pruned.changes, Ordering::Relaxed);
+            metrics.repeats_removed.fetch_add(pruned.repeats, Ordering::Relaxed);
+            Ok(pruned)
+        })
+    }
+
+    fn audit_size(&self) -> StoreFuture<'_, Counts> {
+        self.read(audit::size)
     }
 
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {

@@ -351,7 +351,7 @@ fn bare_writer(directory: &TempDir, pragmas: &str) -> (Writer, Connection) {
     connection.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (value)").unwrap();
     connection.execute_batch(pragmas).unwrap();
     let reader = Connection::open(&path).unwrap();
-    (Writer::start(connection, path.into(), SHORT, Nothing).unwrap(), reader)
+    (Writer::start(connection, path.into(), SHORT, Nothing, Arc::default()).unwrap(), reader)
 }
 
 fn put(value: Vec<u8>, fail: bool) -> impl FnOnce(&Connection) -> Result<(), WriteError> + Send {

@@ -205,3 +205,43 @@ END;
 -- Devices that have not signed in yet: IoT Platform is asked about these often.
 CREATE INDEX device_unactivated ON device_table (firstIssued, deviceId)
     WHERE firstIssued IS NOT NULL AND activateTime IS NULL AND cloudState IS NOT 'deleted';
+
+-- Repeated requests have a table of their own. Entries about earlier ones stay in the log.
+CREATE TABLE audit_repeat (
+    number       INTEGER PRIMARY KEY,
+    event        TEXT NOT NULL,
+    deviceId     TEXT NOT NULL,
+    enrollment   TEXT,
+    who          TEXT,
+    detail       TEXT,
+    count        INTEGER NOT NULL,
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    address      TEXT,
+    firstAddress TEXT
+) STRICT;
+CREATE TABLE audit_repeat_device (
+    lastNumber   INTEGER PRIMARY KEY,
+    firstNumber  INTEGER NOT NULL,
+    devices      BLOB NOT NULL
+) STRICT;
+CREATE TABLE audit_refused (
+    device       INTEGER NOT NULL,
+    reason       INTEGER NOT NULL,
+    seq          INTEGER NOT NULL,
+    PRIMARY KEY (device, reason)
+) STRICT, WITHOUT ROWID;
+DROP VIEW audit_log;
+CREATE VIEW audit_log AS SELECT
+    firstSeq + key AS seq,
+    value ->> 'at' AS at,
+    value ->> 'event' AS event,
+    value ->> 'deviceId' AS deviceId,
+    value ->> 'enrollment' AS enrollment,
+    value ->> 'who' AS who,
+    value ->> 'address' AS address,
+    value ->> 'detail' AS detail,
+    1 AS count
+FROM audit_block, json_each(entries)
+UNION ALL
+SELECT NULL, last, event, deviceId, enrollment, who, address, detail, count FROM audit_repeat;

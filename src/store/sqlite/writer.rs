@@ -99,10 +99,10 @@ impl Writer {
         path: Arc<Path>,
         wait: Duration,
         mut backlog: impl Backlog,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         connection.busy_timeout(Duration::ZERO).map_err(|error| store_error(&path, error))?;
         let (queue, jobs) = sync_channel(QUEUE);
-        let metrics = Arc::<Metrics>::default();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn({

@@ -3,7 +3,7 @@
 //! grows only at its end, like the log. An index by device would instead change a page for nearly
 //! every entry. `verify` and exports do not rely on the index.
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, params};
 
 use super::{BLOCKS, Block, parse};
 use crate::{device::DeviceId, store::audit::AuditEntry};
@@ -18,7 +18,7 @@ const KEY: &str = "\"deviceId\":\"";
 /// Returns the FNV-1a hash (draft-eastlake-fnv). The index stores the hash, so the function must
 /// never change; the hash function of the standard library may change. The bytes are big-endian, so
 /// that they sort like the number.
-fn hash(device: &str) -> [u8; 4] {
+pub(super) fn hash(device: &str) -> [u8; 4] {
     let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     device.bytes().fold(0x811c_9dc5, step).to_be_bytes()
 }
@@ -83,17 +83,12 @@ fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64
     Ok((last, devices))
 }
 
-/// Returns the entries about a device, newest first.
-pub(in crate::store::sqlite) fn history(
-    connection: &Connection,
-    id: &DeviceId,
-    limit: usize,
-) -> rusqlite::Result<Vec<AuditEntry>> {
+/// Returns the entries about a device, newest first. `state` must be a transaction, so that both
+/// tables are in the same state.
+pub(super) fn history(state: &Connection, id: &DeviceId, limit: usize) -> rusqlite::Result<Vec<AuditEntry>> {
     const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
-    // Both tables are read in one transaction, so that they are in the same state.
-    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
-    let [indexed, _] = extent(&state)?;
-    let mut newest = entries_about(&state, id, (indexed + 1).cast_signed(), i64::MAX)?;
+    let [indexed, _] = extent(state)?;
+    let mut newest = entries_about(state, id, (indexed + 1).cast_signed(), i64::MAX)?;
     let mut statement = state.prepare_cached(PARTS)?;
     let mut parts = statement.query(())?;
     while newest.len() < limit
@@ -101,7 +96,7 @@ pub(in crate::store::sqlite) fn history(
     {
         let (devices, _) = part.get_ref(2)?.as_blob()?.as_chunks();
         if devices.binary_search(&hash(id.as_str())).is_ok() {
-            newest.extend(entries_about(&state, id, part.get(0)?, part.get(1)?)?);
+            newest.extend(entries_about(state, id, part.get(0)?, part.get(1)?)?);
         }
     }
     newest.truncate(limit);

@@ -4,6 +4,7 @@
 
 mod index;
 mod outbox;
+mod repeats;
 mod rows;
 
 use std::{
@@ -14,16 +15,19 @@ use std::{
 
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params, types::Type};
 
-use self::outbox::Waiting;
+use self::{outbox::Waiting, repeats::Pages};
 pub(super) use self::{
-    index::history,
     outbox::{Outbox, outbox},
+    repeats::forget_refusals,
     rows::into_blocks,
 };
 use super::store_error;
-use crate::store::{
-    StoreError, UnixSeconds,
-    audit::{AuditEntry, AuditEvent, Chain, EachEntry, Filter, Keep, Link, link},
+use crate::{
+    device::DeviceId,
+    store::{
+        StoreError, UnixSeconds,
+        audit::{AuditEntry, AuditEvent, Chain, Counts, EachEntry, Filter, Keep, Link, day, link, merged},
+    },
 };
 
 /// Maximum number of entries in a block, about 40 KB. With this many entries, a block's row adds
@@ -129,8 +133,12 @@ fn parse((seq, line): (u64, &str)) -> rusqlite::Result<AuditEntry> {
     Ok(AuditEntry { seq, ..serde_json::from_str(line).map_err(unreadable)? })
 }
 
-/// Returns the time of the newest entry.
+/// Returns the time of the newest entry or repeat.
 pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSeconds>> {
+    Ok(newest_entry(connection)?.max(repeats::newest(connection)?))
+}
+
+fn newest_entry(connection: &Connection) -> rusqlite::Result<Option<UnixSeconds>> {
     const SQL: &str =
         "SELECT firstSeq, lastSeq, hash, entries FROM audit_block ORDER BY lastSeq DESC LIMIT 1";
     let mut statement = connection.prepare_cached(SQL)?;
@@ -139,13 +147,29 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSec
     Block::read(row)?.lines().last().map(parse).transpose().map(|entry| entry.map(|entry| entry.at))
 }
 
+/// Returns the entries and the records of repeats about a device, newest first.
+pub(super) fn history(
+    connection: &Connection,
+    id: &DeviceId,
+    limit: usize,
+) -> rusqlite::Result<Vec<AuditEntry>> {
+    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    Ok(merged(index::history(&state, id, limit)?, repeats::history(&state, id, limit)?, limit))
+}
+
+/// Returns the numbers of entries and of records of repeats.
+pub(super) fn size(connection: &Connection) -> rusqlite::Result<Counts> {
+    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    Ok(Counts { changes: head(&state)? - pruned(&state)?, repeats: repeats::size(&state)? })
+}
+
 /// Returns the number of the last entry.
 pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT headSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))
 }
 
-/// Calls `each` with each matching entry and the hash of its block, oldest first, until `each`
-/// returns `Break`. No transaction is open while `each` runs. Entries that are added after the
+/// Calls `each` with each matching entry and the hash of its block, and with each matching record of
+/// repeats and zeros, oldest first, until `each` returns `Break`. No transaction is open while `each` runs. Entries that are added after the
 /// export has begun are left out.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
     let end = head(connection)?;
@@ -183,6 +207,7 @@ fn export_until(
     const SQL: &str = "SELECT firstSeq, lastSeq, hash, entries FROM audit_block \
                        WHERE lastSeq > ?1 AND lastSeq <= ?2 ORDER BY lastSeq LIMIT ?3";
     let mut after = 0;
+    let mut records = Pages::oldest_first(connection)?;
     loop {
         let blocks: Vec<(u64, u64, Link, String)> = connection
             .prepare_cached(SQL)?
@@ -191,11 +216,16 @@ fn export_until(
                 Ok((first, last, row.get(2)?, row.get(3)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        let Some((_, last, ..)) = blocks.last() else { return Ok(ControlFlow::Continue(())) };
+        let Some((_, last, ..)) = blocks.last() else {
+            return export_records(&mut records, UnixSeconds::MAX, filter, each);
+        };
         after = last.cast_signed();
         for (first, last, hash, entries) in &blocks {
             for line in (Block { first: *first, last: *last, hash: *hash, entries }).lines() {
                 let entry = parse(line)?;
+                if export_records(&mut records, entry.at, filter, each)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
                 if filter.admits(&entry) && each(entry, *hash).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -204,8 +234,24 @@ fn export_until(
     }
 }
 
-/// Calls `each` with the entries of these kinds, newest first, until `each` returns `Break`, a
-/// whole block is older than `since`, or `time` is over. Returns false if the time was over.
+/// Exports the matching records of repeats that begin before the time `until`.
+fn export_records(
+    records: &mut Pages<'_>,
+    until: UnixSeconds,
+    filter: &Filter,
+    each: EachEntry<'_>,
+) -> rusqlite::Result<ControlFlow<()>> {
+    while let Some(record) = records.next_if(|record| record.begun() < until)? {
+        if filter.admits(&record) && each(record, Link::default()).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Calls `each` with the entries and the records of repeats of these kinds, newest first, until
+/// `each` returns `Break`, a whole block is older than `since`, or `time` is over. Returns false if
+/// the time was over.
 pub(super) fn review(
     connection: &Connection,
     kinds: &[AuditEvent],
@@ -220,21 +266,48 @@ pub(super) fn review(
     let names: Vec<String> = kinds.iter().map(|kind| format!("\"event\":\"{}\"", kind.name())).collect();
     let mut statement = connection.prepare_cached(SQL)?;
     let mut before = i64::MAX;
+    let is_repeated = |kind: &AuditEvent| matches!(kind, AuditEvent::Reissued | AuditEvent::Refused);
+    let mut records = kinds.iter().any(is_repeated).then(|| Pages::newest_first(connection));
+    // Calls `each` with the records that begin at this time or later. If that ends the review,
+    // returns the result of the review.
+    let mut review_records = |from: UnixSeconds, each: EachEntry<'_>| -> rusqlite::Result<Option<bool>> {
+        let Some(records) = &mut records else { return Ok(None) };
+        while let Some(record) = records.next_if(|record| record.begun() >= from)? {
+            let is_wanted = kinds.contains(&record.event) && record.at >= since;
+            if is_wanted && each(record, Link::default()).is_break() {
+                return Ok(Some(true));
+            }
+            if Instant::now() >= deadline {
+                return Ok(Some(false));
+            }
+        }
+        Ok(None)
+    };
+    // A record is about a single day, so an older one has no request since `since`.
+    let oldest = day(since).saturating_mul(86_400);
     loop {
         let mut rows = statement.query([before])?;
-        let Some(row) = rows.next()? else { return Ok(true) };
+        let Some(row) = rows.next()? else {
+            return Ok(review_records(oldest, each)?.unwrap_or(true));
+        };
         let block = Block::read(row)?;
         before = block.last.cast_signed();
         let lines: Vec<(u64, &str)> = block.lines().collect();
         if lines.last().copied().map(parse).transpose()?.is_some_and(|newest| newest.at < since) {
-            return Ok(true);
+            return Ok(review_records(oldest, each)?.unwrap_or(true));
         }
         let wanted = lines.into_iter().rev().filter(|(_, line)| names.iter().any(|name| line.contains(name)));
         for line in wanted {
             let entry = parse(line)?;
             // The text that was found may be in another field of the entry, so the parsed kind is
             // checked.
-            if kinds.contains(&entry.event) && entry.at >= since && each(entry, block.hash).is_break() {
+            if !kinds.contains(&entry.event) || entry.at < since {
+                continue;
+            }
+            if let Some(is_whole) = review_records(entry.at, each)? {
+                return Ok(is_whole);
+            }
+            if each(entry, block.hash).is_break() {
                 return Ok(true);
             }
         }
@@ -385,15 +458,22 @@ fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::R
     Ok(expired.map(|last| Expired { anchor, last }))
 }
 
-/// Returns whether there are expired blocks.
+/// Returns whether there are expired blocks or records of repeats.
 pub(super) fn has_expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<bool> {
-    Ok(expired(connection, keep, now)?.is_some())
+    Ok(expired(connection, keep, now)?.is_some() || repeats::has_expired(connection, keep, now)?)
 }
 
-/// Removes expired blocks, oldest first, up to a limited number of entries; returns the number of
-/// removed entries. The chain then begins after the removed blocks, and a new entry records the
-/// pruning.
-pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
+/// Removes expired blocks or, if there are none, expired records of repeats, oldest first and up to
+/// a limited number. Returns the numbers of removed entries and records.
+pub(super) fn prune(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<Counts> {
+    let changes = prune_blocks(connection, keep, now)?;
+    let repeats = if changes == 0 { repeats::prune(connection, keep, now)? } else { 0 };
+    Ok(Counts { changes, repeats })
+}
+
+/// Removes expired blocks. The chain then begins after the removed blocks, and a new entry records
+/// the pruning.
+fn prune_blocks(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<u64> {
     let Some(Expired { anchor, last: (last, hash) }) = expired(connection, keep, now)? else {
         return Ok(0);
     };

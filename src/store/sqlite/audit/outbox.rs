@@ -29,21 +29,32 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use thread_local::ThreadLocal;
 
 use self::files::OutboxFile;
-use super::{BLOCK, index, put};
+use super::{
+    BLOCK, index, put,
+    repeats::{self, Recent, Sorter},
+};
 use crate::store::{
-    StoreError,
-    audit::{Asked, AuditEntry, AuditEvent},
+    Metrics, StoreError,
+    audit::{Asked, AuditEntry, AuditEvent, Class},
     sqlite::{connection, store_error, writer::Backlog},
     unix_now,
 };
 
-/// Maximum number of bytes that wait in a process's files. At 10,000 answers a second, the maximum
-/// is reached after ten seconds. Entries cannot be moved while an import locks the database, but an
-/// import locks it for a shorter time.
+/// Maximum number of bytes that wait in a process's files when a repeat is added. Beyond it, repeats
+/// are dropped. At 10,000 answers a second, it is reached after ten seconds.
 const MAX_WAITING: u64 = 16 << 20;
 
-/// Maximum number of bytes that a thread keeps while the disk is full.
+/// Maximum number of bytes that a thread keeps while the disk is full. Beyond it, repeats are
+/// dropped.
 const MAX_KEPT: usize = 1 << 20;
+
+/// Bytes in addition to both maxima that may wait when a refusal is added. Beyond it, the refusal
+/// fails, so its device is asked to retry later.
+const FOR_REFUSALS: u64 = 48 << 20;
+
+/// Bytes in addition to these that may wait when an operator's entry is added; for the end of a job,
+/// twice as many, so that a job that could begin can end.
+const FOR_OPERATORS: u64 = 1 << 20;
 
 /// Size from which a file is replaced with a new one.
 const FULL: u64 = 1 << 20;
@@ -71,8 +82,13 @@ struct Shared {
     making: Mutex<()>,
     /// Number of bytes that are appended but not moved yet.
     waiting: AtomicU64,
+    /// Number of repeats that were dropped and that the log does not mention yet.
     dropped: AtomicU64,
-    has_warned: AtomicBool,
+    /// Number of other entries that were lost because the process ended while the disk was full.
+    lost: AtomicU64,
+    /// Set while entries cannot be appended.
+    is_failing: AtomicBool,
+    metrics: Arc<Metrics>,
 }
 
 /// Entries of one thread that are not in a file yet.
@@ -92,22 +108,41 @@ pub(in crate::store::sqlite) struct Outbox {
 impl Outbox {
     /// Adds an entry. Between [`hold`](Self::hold) and [`release`](Self::release), the entry may
     /// stay in memory until this thread calls `release`. Otherwise, it is written to the file at
-    /// once, if the file can be written.
-    pub(in crate::store::sqlite) fn push(&self, asked: Asked) {
+    /// once. If there is no room for it, a repeat is dropped and counted; any other entry fails, and
+    /// the caller must not do what the entry says.
+    pub(in crate::store::sqlite) fn push(&self, asked: Asked) -> Result<(), StoreError> {
         let mut kept = self.kept.get_or_default().borrow_mut();
-        let line = asked.into_line();
+        let (event, line) = (asked.event(), asked.into_line());
+        let is_repeat = event == AuditEvent::Reissued;
+        let reserve = match event {
+            AuditEvent::Reissued => 0,
+            AuditEvent::Refused => FOR_REFUSALS,
+            AuditEvent::Ended => FOR_REFUSALS + 2 * FOR_OPERATORS,
+            _ => FOR_REFUSALS + FOR_OPERATORS,
+        };
+        // While the file cannot be written, only repeats may wait in memory: they would be lost if
+        // the process were killed.
+        let must_write = !kept.is_held || (!is_repeat && self.shared.is_failing.load(Ordering::Relaxed));
         if kept.lines.len() + line.len() >= MAX_KEPT {
             self.shared.append(&mut kept.lines);
         }
-        if kept.lines.len() + line.len() >= MAX_KEPT {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
+        let waiting = self.shared.waiting.load(Ordering::Relaxed) + (kept.lines.len() + line.len()) as u64;
+        if waiting > MAX_WAITING + reserve || kept.lines.len() + line.len() >= MAX_KEPT {
+            return if is_repeat { self.shared.drop_repeat() } else { Err(self.shared.no_room()) };
         }
         kept.lines.extend_from_slice(line.as_bytes());
         kept.lines.push(b'\n');
-        if !kept.is_held {
-            self.shared.append(&mut kept.lines);
+        if !must_write {
+            return Ok(());
         }
+        self.shared.append(&mut kept.lines);
+        if is_repeat || kept.lines.is_empty() {
+            return Ok(());
+        }
+        // The lines before this one were written, or wait in memory. This one must not wait.
+        let left = kept.lines.len().saturating_sub(line.len() + 1);
+        kept.lines.truncate(left);
+        Err(self.shared.no_room())
     }
 
     /// Keeps this thread's entries in memory until the thread calls [`release`](Self::release).
@@ -127,37 +162,57 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        let mut lost = 0;
+        let mut lost = [0; 2];
         for kept in &mut self.kept {
             let lines = &mut kept.get_mut().lines;
             self.shared.append(lines);
-            lost += entries(lines);
+            lost = [0, 1].map(|class| lost[class] + entries(lines)[class]);
         }
-        if lost > 0 {
+        let [changes, repeats] = lost;
+        if changes + repeats > 0 {
             tracing::error!(
-                entries = lost,
+                entries = changes + repeats,
                 "the last entries of the audit log are lost: they cannot be written to a file"
             );
-            self.shared.dropped.fetch_add(lost, Ordering::Relaxed);
+            self.shared.lost.fetch_add(changes, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(repeats, Ordering::Relaxed);
         }
     }
 }
 
-/// Counts the entries in lines. Each entry is a line that is not empty.
-fn entries(lines: &[u8]) -> u64 {
-    lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count() as u64
+/// Counts the entries in lines: those that are no repeats, and the repeats. Each entry is a line that
+/// is not empty.
+fn entries(lines: &[u8]) -> [u64; 2] {
+    let mut counts = [0; 2];
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let entry = serde_json::from_slice::<AuditEntry>(line);
+        let is_repeat = entry.is_ok_and(|entry| entry.event == AuditEvent::Reissued);
+        counts[usize::from(is_repeat)] += 1;
+    }
+    counts
 }
 
 impl Shared {
+    /// Counts a repeat that is dropped. This is no failure.
+    fn drop_repeat(&self) -> Result<(), StoreError> {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.metrics.repeats_dropped.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns the error for an entry that has no room.
+    fn no_room(&self) -> StoreError {
+        StoreError::Busy(format!(
+            "{}: the audit log cannot take an entry now: too many are waiting, or the disk is full; free some space on \
+             it, or end the process that locks the database",
+            self.database.display()
+        ))
+    }
+
     /// Appends lines to the file, and removes from `lines` those that were written. Lines that
     /// cannot be written now stay in `lines`.
     fn append(&self, lines: &mut Vec<u8>) {
         if lines.is_empty() {
-            return;
-        }
-        if self.waiting.load(Ordering::Relaxed) + lines.len() as u64 > MAX_WAITING {
-            self.dropped.fetch_add(entries(lines), Ordering::Relaxed);
-            lines.clear();
             return;
         }
         let appended = self.file().and_then(|file| {
@@ -167,8 +222,8 @@ impl Shared {
             Ok(())
         });
         match appended {
-            Ok(()) => self.has_warned.store(false, Ordering::Relaxed),
-            Err(error) if self.has_warned.swap(true, Ordering::Relaxed) => {
+            Ok(()) => self.is_failing.store(false, Ordering::Relaxed),
+            Err(error) if self.is_failing.swap(true, Ordering::Relaxed) => {
                 tracing::debug!(%error, "entries of the audit log wait in memory");
             }
             Err(error) => {
@@ -238,8 +293,9 @@ pub(in crate::store::sqlite) struct Mover {
     shared: Arc<Shared>,
     /// This process's own files, the current one last, and files that other processes left behind.
     sources: Vec<Source>,
-    /// Number of dropped entries that the log does not mention yet.
-    dropped: u64,
+    /// Rows of repeats to which requests can be added.
+    recent: Recent,
+    missing: Missing,
     search: Instant,
     /// Set while a file that was left behind cannot be opened.
     has_warned: bool,
@@ -247,8 +303,38 @@ pub(in crate::store::sqlite) struct Mover {
     must_forget: bool,
 }
 
+/// Entries that are not in the log, and that the log does not mention yet.
+#[derive(Default)]
+struct Missing {
+    repeats: u64,
+    /// Other entries, which a process could not write before it ended.
+    others: u64,
+    /// Lines that could not be read, whatever they were about.
+    unreadable: u64,
+}
+
+impl Missing {
+    fn all(&self) -> u64 {
+        self.repeats + self.others + self.unreadable
+    }
+
+    /// Returns the numbers of each kind, as the detail of an entry.
+    fn detail(&self) -> String {
+        let kinds = [
+            (self.repeats, "repeated requests"),
+            (self.others, "other entries"),
+            (self.unreadable, "unreadable lines"),
+        ];
+        let kinds = kinds.iter().filter(|(number, _)| *number > 0);
+        kinds.map(|(number, kind)| format!("{number} {kind}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Creates both ends of the outbox of a database.
-pub(in crate::store::sqlite) fn outbox(database: Arc<Path>) -> Result<(Outbox, Mover), StoreError> {
+pub(in crate::store::sqlite) fn outbox(
+    database: Arc<Path>,
+    metrics: Arc<Metrics>,
+) -> Result<(Outbox, Mover), StoreError> {
     let connection = connection::open_backlog(&database)?;
     let shared = Arc::new(Shared {
         database,
@@ -256,13 +342,16 @@ pub(in crate::store::sqlite) fn outbox(database: Arc<Path>) -> Result<(Outbox, M
         making: Mutex::new(()),
         waiting: AtomicU64::new(0),
         dropped: AtomicU64::new(0),
-        has_warned: AtomicBool::new(false),
+        lost: AtomicU64::new(0),
+        is_failing: AtomicBool::new(false),
+        metrics,
     });
     let mover = Mover {
         connection,
         shared: shared.clone(),
         sources: Vec::new(),
-        dropped: 0,
+        recent: Recent::default(),
+        missing: Missing::default(),
         search: Instant::now(),
         has_warned: false,
         must_forget: false,
@@ -276,7 +365,8 @@ impl Backlog for Mover {
         self.find_sources().map_err(|error| {
             StoreError::Failed(format!("{}: the outbox of the audit log: {error}", database.display()))
         })?;
-        self.dropped += self.shared.dropped.swap(0, Ordering::Relaxed);
+        self.missing.repeats += self.shared.dropped.swap(0, Ordering::Relaxed);
+        self.missing.others += self.shared.lost.swap(0, Ordering::Relaxed);
         let mut has_more = false;
         for number in 0..self.sources.len() {
             has_more |= self.move_some(number).map_err(|error| store_error(&database, error))?;
@@ -362,13 +452,10 @@ impl Mover {
         if chunk.length == 0 {
             return Ok(false);
         }
-        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        for block in chunk.lines.chunks(BLOCK) {
-            put(&transaction, block)?;
-        }
         let moved = source.moved + chunk.length;
-        note_moved(&transaction, source.file.name(), moved)?;
-        transaction.commit()?;
+        // If this fails, `recent` may have rows that were not committed.
+        move_lines(&self.connection, &chunk.lines, &mut self.recent, (source.file.name(), moved))
+            .inspect_err(|_| self.recent.forget())?;
         source.moved = moved;
         if !source.is_left {
             self.shared.waiting.fetch_sub(chunk.length, Ordering::Relaxed);
@@ -377,13 +464,13 @@ impl Mover {
         Ok(chunk.has_more)
     }
 
-    /// Adds a part to the index if it is due. Returns whether another part may be due.
+    /// Adds a part to each index if it is due. Returns whether another part may be due.
     fn add_part(&self) -> rusqlite::Result<bool> {
-        if !index::is_behind(&self.connection)? {
+        if !index::is_behind(&self.connection)? && !repeats::is_behind(&self.connection)? {
             return Ok(false);
         }
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let is_behind = index::add_part(&transaction)?;
+        let is_behind = index::add_part(&transaction)? | repeats::add_part(&transaction)?;
         transaction.commit()?;
         Ok(is_behind)
     }
@@ -391,16 +478,21 @@ impl Mover {
     /// Writes an entry with the number of entries that were dropped. Does nothing if none were
     /// dropped.
     fn move_dropped(&mut self) -> rusqlite::Result<()> {
-        if self.dropped == 0 {
+        if self.missing.all() == 0 {
             return Ok(());
         }
-        let detail = Some(format!("{} entries", self.dropped));
+        let detail = Some(self.missing.detail());
         let entry = AuditEntry { detail, ..AuditEntry::new(AuditEvent::Dropped, unix_now()) };
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         super::append(&transaction, &entry)?;
         transaction.commit()?;
-        tracing::warn!(entries = self.dropped, "the audit log has gaps: too many entries were waiting");
-        self.dropped = 0;
+        let Missing { repeats, others, unreadable } = std::mem::take(&mut self.missing);
+        tracing::warn!(
+            repeats,
+            others,
+            unreadable,
+            "the audit log has gaps: too many entries were waiting, or a process could not write its last ones"
+        );
         Ok(())
     }
 
@@ -437,7 +529,8 @@ impl Mover {
                     lines,
                     "lines in the outbox of the audit log are not readable, for example after a power failure"
                 );
-                self.dropped += lines;
+                self.missing.unreadable += lines;
+                self.shared.metrics.lines_unreadable.fetch_add(lines, Ordering::Relaxed);
             }
             forget(&self.connection, source.file.name())?;
         }
@@ -519,6 +612,33 @@ fn moved(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
         .query_row([name], |row| row.get(0))
         .optional()?;
     Ok(moved.unwrap_or_default().unsigned_abs())
+}
+
+/// Moves lines into the log and into the table of repeats, and notes in the same transaction how far
+/// their file has been moved.
+fn move_lines(
+    connection: &Connection,
+    lines: &[String],
+    recent: &mut Recent,
+    (name, moved): (&str, u64),
+) -> rusqlite::Result<()> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let head = super::head(&transaction)?;
+    let mut changes: Vec<&str> = Vec::new();
+    let mut sorter = Sorter::new(&transaction)?;
+    for line in lines {
+        let seq = head + changes.len() as u64 + 1;
+        if sorter.take(line, seq, recent.hasher())? == Class::Change {
+            changes.push(line);
+        }
+    }
+    let records = sorter.records();
+    for block in changes.chunks(BLOCK) {
+        put(&transaction, block)?;
+    }
+    recent.put(&transaction, &records)?;
+    note_moved(&transaction, name, moved)?;
+    transaction.commit()
 }
 
 fn note_moved(connection: &Connection, name: &str, moved: u64) -> rusqlite::Result<()> {

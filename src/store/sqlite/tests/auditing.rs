@@ -15,14 +15,14 @@ fn lead() -> Actor {
     Actor { name: "console:lead".into(), address: Some("192.0.2.9".into()) }
 }
 
-fn refused(device: &str, at: UnixSeconds) -> Asked {
-    Asked::new(
-        Refused,
-        at,
-        &id(device),
-        ("lamps", "one", "192.0.2.1"),
-        format_args!("the device is disabled"),
-    )
+fn asked(event: AuditEvent, device: &str, at: UnixSeconds) -> Asked {
+    let by = ("lamps", "one", "192.0.2.1");
+    Asked::new(event, at, &id(device), by, format_args!("the device is disabled"))
+}
+
+/// Returns an entry that is no repeat.
+fn entry(device: &str, at: UnixSeconds) -> Asked {
+    asked(Registered, device, at)
 }
 
 fn events(store: &Sqlite, device: &str) -> Vec<AuditEvent> {
@@ -33,11 +33,11 @@ fn verified(store: &Sqlite) -> Chain {
     store.verify_audit(&mut |_, _| ()).unwrap()
 }
 
-/// Appends `count` refusals of SN-1 with the time `at`, and closes the store.
+/// Appends `count` entries about SN-1 with the time `at`, and closes the store.
 fn write(directory: &TempDir, count: usize, at: UnixSeconds) {
     let store = open(directory);
     for _ in 0..count {
-        store.audit(refused("SN-1", at));
+        store.audit(entry("SN-1", at)).unwrap();
     }
 }
 
@@ -84,9 +84,9 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
     for at in 0..5000 {
-        store.audit(refused(&format!("SN-{}", at % 3), at));
+        store.audit(entry(&format!("SN-{}", at % 3), at)).unwrap();
     }
-    // This entry has its own block, between the blocks of the refusals.
+    // This entry has its own block, between the blocks of the others.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);
@@ -109,12 +109,13 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     assert_eq!(history(350), all[..350]);
     assert_eq!(history(7), all[..7]);
     assert_eq!(events(&store, "SN-NOBODY"), []);
-    let pruned = wait(store.prune(Keep { days: None, rows: Some(2000) })).unwrap() as usize;
+    let pruned =
+        wait(store.prune(Keep { days: None, rows: Some(2000), repeats: None })).unwrap().changes as usize;
     assert!((2700..=3300).contains(&pruned), "{pruned}");
     let left = all.iter().filter(|entry| entry.seq > pruned as u64).count();
     assert_eq!(history(10_000), all[..left]);
     // The view `audit_log`, for operators who use sqlite3, shows the same entries.
-    let seen = count("SELECT count(*) FROM audit_log WHERE deviceId = 'SN-1' AND event = 'refused'");
+    let seen = count("SELECT count(*) FROM audit_log WHERE deviceId = 'SN-1' AND event = 'registered'");
     assert_eq!(seen as usize, left);
     assert_eq!(count("SELECT min(seq) FROM audit_log") as usize, pruned + 1);
 }
@@ -131,14 +132,14 @@ fn an_issue_that_is_not_committed_has_no_entry() {
 fn entries_that_nobody_waits_for_are_written_soon_and_before_the_store_is_gone() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
-    store.audit(refused("SN-1", 5));
+    store.audit(entry("SN-1", 5)).unwrap();
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while events(&store, "SN-1").is_empty() {
         assert!(std::time::Instant::now() < deadline, "it is not written");
         std::thread::yield_now();
     }
     for _ in 0..3000 {
-        store.audit(refused("SN-2", 6));
+        store.audit(entry("SN-2", 6)).unwrap();
     }
     drop(store);
     let chain = verified(&open(&directory));
@@ -151,12 +152,12 @@ fn what_another_process_holds_up_is_written_later() {
     let store = open(&directory);
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    store.audit(refused("SN-1", 5));
+    store.audit(entry("SN-1", 5)).unwrap();
     // The lock makes this write fail. The entry that the same thread has written must not be lost.
     assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
-    assert_eq!(events(&open(&directory), "SN-1"), [Refused]);
+    assert_eq!(events(&open(&directory), "SN-1"), [Registered]);
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for _ in 0..sent {
-        store.audit(refused("SN-1", 5));
+        store.audit(asked(Reissued, "SN-1", 5)).unwrap();
     }
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
@@ -176,7 +177,7 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     let counted = store.export_audit(&Filter::default(), &mut |entry, _| {
         match entry.event {
             Dropped => dropped += entry.detail.unwrap().split(' ').next().unwrap().parse::<u64>().unwrap(),
-            _ => written += 1,
+            _ => written += entry.as_repeats().count,
         }
         ControlFlow::Continue(())
     });
@@ -253,9 +254,9 @@ fn what_was_cut_off_is_not_pruned_away() {
     let store = open(&directory);
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("DELETE FROM audit_block WHERE lastSeq = 8").unwrap();
-    let all_old = Keep { days: Some(1), rows: None };
-    assert_eq!(wait(store.prune(all_old)).unwrap(), 4);
-    assert_eq!(wait(store.prune(all_old)).unwrap(), 0);
+    let all_old = Keep { days: Some(1), rows: None, repeats: None };
+    assert_eq!(wait(store.prune(all_old)).unwrap().changes, 4);
+    assert_eq!(wait(store.prune(all_old)).unwrap().changes, 0);
     assert_eq!(verified(&store).fault.as_deref(), Some("entries 5 to 8 are missing"));
 }
 
@@ -265,14 +266,14 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     write(&directory, 300, 5);
     write(&directory, 700, crate::store::unix_now());
     let store = open(&directory);
-    let all = Keep { days: None, rows: None };
-    assert_eq!(wait(store.prune(all)).unwrap(), 0);
-    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap(), 300);
+    let all = Keep { days: None, rows: None, repeats: None };
+    assert_eq!(wait(store.prune(all)).unwrap().changes, 0);
+    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap().changes, 300);
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.last, chain.fault), (701, 300, 1001, None));
-    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap(), 0);
+    assert_eq!(wait(store.prune(Keep { days: Some(30), ..all })).unwrap().changes, 0);
     // Only whole blocks are removed, so more than 200 entries may remain.
-    let pruned = wait(store.prune(Keep { rows: Some(200), ..all })).unwrap();
+    let pruned = wait(store.prune(Keep { rows: Some(200), ..all })).unwrap().changes;
     let chain = verified(&store);
     assert_eq!((chain.entries, chain.pruned, chain.fault), (702 - pruned, 300 + pruned, None));
     assert!((200..=456).contains(&chain.entries), "{}", chain.entries);
@@ -316,13 +317,16 @@ fn a_log_of_version_3_is_taken_over_with_what_is_wrong_with_it() {
             }
         }
         if change.is_empty() {
+            let other = Connection::open(store.path()).unwrap();
+            let shown = other.query_row("SELECT sum(count) FROM audit_log", (), |row| row.get(0));
+            assert_eq!(shown, Ok(3), "the view of the current version has all entries");
             assert_eq!(events(&store, "SN-1"), [Refused, Issued]);
             let expected = AuditEntry { seq: 2, ..asker().entry(Issued, 5, id("SN-1"), "a1/\"n\"".into()) };
             assert_eq!(at_once(store.history(&id("SN-1"), 9)).unwrap()[1], expected);
         }
         // The migrated log accepts new entries.
         wait(store.probe()).unwrap();
-        store.audit(refused("SN-1", 7));
+        store.audit(entry("SN-1", 7)).unwrap();
         drop(store);
         assert_eq!(verified(&open(&directory)).fault.is_none(), expected.is_none(), "{change}");
     }
@@ -340,7 +344,7 @@ fn entries_of_a_process_that_ends_while_another_has_the_table_are_not_lost() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for _ in 0..1000 {
-        store.audit(refused("SN-1", 5));
+        store.audit(entry("SN-1", 5)).unwrap();
     }
     drop(store);
     other.execute_batch("COMMIT").unwrap();
@@ -367,10 +371,10 @@ fn a_clock_that_is_a_year_ahead_removes_nothing_for_its_age() {
     write(&directory, 300, today - 40 * DAY);
     write(&directory, 300, today);
     let store = open(&directory);
-    let keep = Keep { days: Some(30), rows: None };
+    let keep = Keep { days: Some(30), rows: None, repeats: None };
     let mut retention = Retention::default();
     let prune = |confirmed, retention: &mut Retention| {
-        wait(Box::pin(retention.apply(&store, keep, confirmed))).unwrap()
+        wait(Box::pin(retention.apply(&store, keep, confirmed))).unwrap().changes
     };
     store.clock().set_ahead(400 * DAY);
     assert_eq!(prune(false, &mut retention), 0);

@@ -162,13 +162,14 @@ fn audit_entries_of_a_killed_process_are_shown_once_and_stay_in_their_file() {
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for device in ["SN-1", "SN-2"] {
-        store.audit(Asked::new(
+        let refused = Asked::new(
             AuditEvent::Refused,
             5,
             &id(device),
             ("lamps", "one", "127.0.0.1"),
             format_args!("no"),
-        ));
+        );
+        store.audit(refused).unwrap();
     }
     // The copy has the files that a killed process would leave.
     let copy = tempfile::tempdir().unwrap();
