@@ -44,18 +44,30 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         create: impl FnOnce() -> (K, V),
         update: impl FnOnce(&mut V),
     ) {
+        self.note_many((now, now, 1), key, create, update);
+    }
+
+    /// Notes several events with the same map key: the times of the first and the last one, and
+    /// their number.
+    pub fn note_many<Q: Hash + Equivalent<K>>(
+        &mut self,
+        (first, last, count): (UnixSeconds, UnixSeconds, u64),
+        key: &Q,
+        create: impl FnOnce() -> (K, V),
+        update: impl FnOnce(&mut V),
+    ) {
         if let Some(known) = self.events.get_mut(key) {
-            // `now` may be earlier than the known times: the clock may have been set back, or
+            // The times may be earlier than the known ones: the clock may have been set back, or
             // another thread may have used the record before.
-            (known.first, known.last) = (known.first.min(now), known.last.max(now));
-            known.count += 1;
+            (known.first, known.last) = (known.first.min(first), known.last.max(last));
+            known.count += count;
             return update(&mut known.value);
         }
         if self.events.len() >= self.most {
             self.make_room();
         }
         let (key, value) = create();
-        self.events.insert(key, Counted { first: now, last: now, count: 1, value });
+        self.events.insert(key, Counted { first, last, count, value });
     }
 
     /// Returns the events with this map key.

@@ -9,7 +9,7 @@ use crate::{
     resource::failures::{Failures, reason_of},
     store::{
         StoreError,
-        audit::{AuditEntry, AuditEvent},
+        audit::{AuditEntry, AuditEvent, Repeats},
         unix_now,
     },
 };
@@ -32,8 +32,9 @@ pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
             refusals.push(entry);
             if refusals.len() < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        // The newest came first, and the last one that is noted gives the origin and the message.
-        refusals.iter().rev().for_each(|refusal| note(&failures, refusal, ahead));
+        // The last one that is noted gives the origin and the message.
+        refusals.sort_by_key(|refusal| refusal.at);
+        refusals.iter().for_each(|refusal| note(&failures, refusal, ahead));
         Ok::<_, StoreError>(refusals.len())
     });
     if let Err(error) = read.await {
@@ -48,7 +49,9 @@ fn note(failures: &Failures, refusal: &AuditEntry, ahead: i64) {
     };
     let Some((reason, message)) = reason_of(detail) else { return };
     let Some(origin) = refusal.address.as_deref().and_then(origin) else { return };
-    failures.note_at(refusal.at.saturating_sub(ahead), reason, device, enrollment, origin, message);
+    let Repeats { count, first, .. } = refusal.as_repeats();
+    let [first, last] = [first, refusal.at].map(|at| at.saturating_sub(ahead));
+    failures.note_at((first, last, count), reason, device, enrollment, origin, message);
 }
 
 /// Parses an origin as the log has it: an IPv4 address, or an IPv6 network.
@@ -75,6 +78,10 @@ mod tests {
         for refusal in [
             refusal(3700, "192.0.2.7", "the device is invalid"),
             refusal(3800, "2001:db8::/64", "IoT Platform refuses: iot.prod.NotExistedProduct: no"),
+            AuditEntry {
+                repeats: Some(Repeats { count: 17, first: 3650, first_address: None }),
+                ..refusal(3850, "192.0.2.8", "the device is invalid")
+            },
             refusal(3900, "192.0.2.7", "a text of another version"),
             refusal(3900, "nowhere", "the device is invalid"),
         ] {
@@ -88,10 +95,11 @@ mod tests {
         assert_eq!(
             seen,
             [
+                (Reason::Invalid, 250, "192.0.2.8".into(), ""),
                 (Reason::Operator, 200, "2001:db8::/64".into(), "iot.prod.NotExistedProduct: no"),
-                (Reason::Invalid, 100, "192.0.2.7".into(), ""),
             ]
         );
+        assert_eq!((all[0].first, all[0].count), (50, 18));
         assert_eq!(failures.counts().iter().sum::<u64>(), 0);
     }
 }

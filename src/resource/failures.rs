@@ -151,7 +151,7 @@ impl Default for Part {
 impl Part {
     fn remember(
         &mut self,
-        now: UnixSeconds,
+        times: (UnixSeconds, UnixSeconds, u64),
         reason: Reason,
         device: &DeviceId,
         enrollment: &str,
@@ -163,7 +163,7 @@ impl Part {
             let (enrollment, message) = (enrollment.to_owned(), message.to_owned());
             (device.clone(), Details { enrollment, origin, message })
         };
-        self.failures[reason as usize].note(now, device, create, |known| {
+        self.failures[reason as usize].note_many(times, device, create, |known| {
             known.origin = origin;
             if known.enrollment != enrollment {
                 enrollment.clone_into(&mut known.enrollment);
@@ -191,21 +191,22 @@ impl Failures {
     ) {
         let mut part = self.part();
         part.counts[reason as usize] += 1;
-        part.remember(unix_now(), reason, device, &principal.enrollment.name, origin, message);
+        let now = unix_now();
+        part.remember((now, now, 1), reason, device, &principal.enrollment.name, origin, message);
     }
 
-    /// Remembers a request without counting it. The caller uses this for requests before the start
-    /// of the process.
+    /// Remembers requests without counting them among those since the start, because they were
+    /// before it. `times` are the times of the first and the last one, and their number.
     pub fn note_at(
         &self,
-        now: UnixSeconds,
+        times: (UnixSeconds, UnixSeconds, u64),
         reason: Reason,
         device: &DeviceId,
         enrollment: &str,
         origin: Origin,
         message: &str,
     ) {
-        self.part().remember(now, reason, device, enrollment, origin, message);
+        self.part().remember(times, reason, device, enrollment, origin, message);
     }
 
     /// Locks the part of this thread.
@@ -278,13 +279,25 @@ mod tests {
         Origin::of([192, 0, 2, 1].into())
     }
 
+    fn note(
+        failures: &Failures,
+        at: UnixSeconds,
+        reason: Reason,
+        device: &DeviceId,
+        enrollment: &str,
+        origin: Origin,
+        message: &str,
+    ) {
+        failures.note_at((at, at, 1), reason, device, enrollment, origin, message);
+    }
+
     #[test]
     fn requests_for_the_same_reason_are_one_failure_with_its_first_and_last_time() {
         let failures = Failures::default();
         let sn = device("SN-1");
-        failures.note_at(100, Reason::Later, &sn, "lamp", origin(), "");
-        failures.note_at(160, Reason::Later, &sn, "lamp", origin(), "");
-        failures.note_at(130, Reason::Operator, &sn, "lamp", origin(), "no such product");
+        note(&failures, 100, Reason::Later, &sn, "lamp", origin(), "");
+        note(&failures, 160, Reason::Later, &sn, "lamp", origin(), "");
+        note(&failures, 130, Reason::Operator, &sn, "lamp", origin(), "no such product");
         let (all, forgotten) = failures.since(0);
         assert!(!forgotten);
         let seen: Vec<_> = all
@@ -308,7 +321,7 @@ mod tests {
             for second in [10, 20, 30] {
                 let failures = &failures;
                 scope.spawn(move || {
-                    failures.note_at(second, Reason::Invalid, &device("SN-1"), "lamp", origin(), "");
+                    note(failures, second, Reason::Invalid, &device("SN-1"), "lamp", origin(), "");
                 });
             }
         });
@@ -322,7 +335,7 @@ mod tests {
         let failures = Failures::default();
         for number in 0..3 * MOST {
             let id = device(&format!("SN-{number}"));
-            failures.note_at(number as i64 / 7, Reason::Invalid, &id, "plug", origin(), "");
+            note(&failures, number as i64 / 7, Reason::Invalid, &id, "plug", origin(), "");
         }
         let (all, forgotten) = failures.since(0);
         assert!(forgotten && all.len() <= MOST && all.len() >= MOST / 2, "{}", all.len());
@@ -348,11 +361,11 @@ mod tests {
     #[test]
     fn a_flood_for_one_reason_displaces_no_device_with_another() {
         let failures = Failures::default();
-        failures.note_at(1, Reason::Operator, &device("SN-1"), "lamp", origin(), "no such product");
-        failures.note_at(1, Reason::Invalid, &device("SN-2"), "plug", origin(), "");
+        note(&failures, 1, Reason::Operator, &device("SN-1"), "lamp", origin(), "no such product");
+        note(&failures, 1, Reason::Invalid, &device("SN-2"), "plug", origin(), "");
         for number in 0..4 * MOST {
             let id = device(&format!("QQ-{number}"));
-            failures.note_at(2, Reason::TooMany, &id, "plug", origin(), "");
+            note(&failures, 2, Reason::TooMany, &id, "plug", origin(), "");
         }
         let (all, forgotten) = failures.since(0);
         assert!(forgotten && all.len() <= FEWER + 2, "{}", all.len());
@@ -363,7 +376,7 @@ mod tests {
     fn all_failures_of_one_second_leave_room_too() {
         let failures = Failures::default();
         for number in 0..=MOST {
-            failures.note_at(5, Reason::Invalid, &device(&format!("SN-{number}")), "plug", origin(), "");
+            note(&failures, 5, Reason::Invalid, &device(&format!("SN-{number}")), "plug", origin(), "");
         }
         assert_eq!(failures.since(0).0.len(), MOST - MOST / 2 + 1);
     }
@@ -371,7 +384,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_between_characters() {
         let failures = Failures::default();
-        failures.note_at(5, Reason::Operator, &device("SN-1"), "plug", origin(), &"器".repeat(200));
+        note(&failures, 5, Reason::Operator, &device("SN-1"), "plug", origin(), &"器".repeat(200));
         let message = failures.last_of(&device("SN-1")).unwrap().message;
         assert!(message.len() <= MAX_MESSAGE && message.ends_with('器'));
     }

@@ -24,6 +24,8 @@ struct Event<'e> {
     detail: Option<&'e str>,
     who: Option<&'e str>,
     address: Option<&'e str>,
+    /// Number of requests, and the time of the first one, if the event stands for several.
+    times: Option<(u64, UnixSeconds)>,
 }
 
 /// Renders the history, newest event first, or nothing if it is empty.
@@ -35,6 +37,7 @@ pub(super) fn show(t: Texts, entries: &[AuditEntry], imports: &[ImportRecord]) -
         detail: Some(&import.file),
         who: Some(&import.who),
         address: None,
+        times: None,
     }));
     // The sort is stable, so entries of the same second keep their order.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
@@ -57,6 +60,11 @@ fn of_entry(entry: &AuditEntry) -> Event<'_> {
         detail: entry.detail.as_deref(),
         who: entry.who.as_deref(),
         address: entry.address.as_deref(),
+        times: entry
+            .repeats
+            .as_ref()
+            .filter(|repeats| repeats.count > 1)
+            .map(|repeats| (repeats.count, repeats.first)),
     }
 }
 
@@ -93,6 +101,9 @@ fn sentence(t: Texts, event: &Event<'_>) -> Markup {
         @if let Some(text) = some(event.detail) { ": " bdi { (detail(t, event.kind, &text)) } }
         @if let Some(who) = some(event.who) { " · " (t.rich(who_key(event.kind), [("who", (&who).into())])) }
         @if let Some(address) = some(event.address) { " · " (t.rich("history-from", [("address", (&address).into())])) }
+        @if let Some((count, first)) = event.times {
+            " · " (t.rich("history-times", [("count", count.into()), ("time", moment(first).into())]))
+        }
     }
 }
 
@@ -121,7 +132,11 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admin::console::language::Language, provision::Refusal, store::undo::ImportId};
+    use crate::{
+        admin::console::language::Language,
+        provision::Refusal,
+        store::{audit::Repeats, undo::ImportId},
+    };
 
     #[test]
     fn a_sentence_has_only_the_fields_of_its_entry() {
@@ -137,6 +152,20 @@ mod tests {
         let expected =
             "<b>issued</b>: <bdi>a1/&lt;b&gt;</bdi> · identity <bdi>SN-1</bdi> · from <bdi>192.0.2.7</bdi>";
         assert_eq!(said(&whole), expected);
+    }
+
+    #[test]
+    fn repeated_requests_are_one_sentence_with_their_number() {
+        let t = Texts(Language::English);
+        let repeated = |count| AuditEntry {
+            address: Some("192.0.2.7".into()),
+            repeats: Some(Repeats { count, first: 60, first_address: None }),
+            ..AuditEntry::new(AuditEvent::Reissued, 90)
+        };
+        let said = |count| sentence(t, &of_entry(&repeated(count))).into_string();
+        assert!(!said(1).contains("1970"), "{}", said(1));
+        let many = said(17);
+        assert!(many.contains("17 times since") && many.contains("1970-01-01"), "{many}");
     }
 
     #[test]

@@ -332,6 +332,7 @@ history-by = by {$who}
 history-identity = identity {$who}
 history-invalid = not in the table, or in another enrollment than its key
 history-from = from {$address}
+history-times = {$count} times since {$time}
 history-more = Only the newest {$most} entries are shown; certdist audit export --device has all.
 history-imports = Imports are remembered for 30 days, the last thousand at most. Older ones are only in the audit log, without their devices.
 event-issued = issued

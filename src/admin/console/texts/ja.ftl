@@ -293,6 +293,7 @@ history-by = 操作者 {$who}
 history-identity = アイデンティティ {$who}
 history-invalid = テーブルにないか、鍵と別の登録グループ
 history-from = {$address} から
+history-times = {$time} 以降 {$count} 回
 history-more = 最新の {$most} 件だけを表示しています。すべては certdist audit export --device で得られます。
 history-imports = インポートの記録は 30 日間、最大 1000 件まで残ります。それより古いものは監査ログにだけあり、デバイスは含まれません。
 event-issued = 発行

@@ -293,6 +293,7 @@ history-by = 操作者 {$who}
 history-identity = 身份标识 {$who}
 history-invalid = 不在设备表中，或不属于其密钥的注册组
 history-from = 来自 {$address}
+history-times = 自 {$time} 起 {$count} 次
 history-more = 只显示最新的 {$most} 条；全部内容见 certdist audit export --device。
 history-imports = 导入记录保留 30 天，最多一千次。更早的导入只在审计日志中，且不含设备。
 event-issued = 已发放
