@@ -357,6 +357,21 @@ async fn a_disabled_device_is_forbidden_until_it_is_enabled() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_cannot_be_recorded_is_not_given() {
+    let bench = Bench::new();
+    let id = DeviceId::parse("SN-KNOWN").unwrap();
+    bench.store.set_state(&id, DeviceState::Disabled, &Actor::system_user()).await.unwrap();
+    // No file can be created while the folder has another name. The table is open already.
+    bench.principal("SN-KNOWN").await;
+    let away = bench.folder.path().with_extension("away");
+    std::fs::rename(bench.folder.path(), &away).unwrap();
+    let answer = bench.ask_itself("SN-KNOWN").await;
+    std::fs::rename(&away, bench.folder.path()).unwrap();
+    assert_eq!((answer.code, answer.max_age), (Code::ServiceUnavailable, Some(30)));
+    assert_eq!(bench.ask_itself("SN-KNOWN").await.code, Code::Forbidden);
+}
+
+#[tokio::test]
 async fn a_certificate_issued_once_is_issued_again_only_after_a_reset() {
     let bench = Bench::new();
     let ask = || bench.ask("once-identity", get().query("sn=ONCE-1"));
