@@ -31,7 +31,7 @@ fn a_server_with_all_maxima_serves() {
     let simulator = cloud.simulator(&["--product", "a1plug"]);
     let endpoint = format!("http://{}", simulator.address);
     let maxima = maxima();
-    assert_eq!(maxima.values().map(|keys| keys.lines().count()).sum::<usize>(), 19, "{maxima:?}");
+    assert_eq!(maxima.values().map(|keys| keys.lines().count()).sum::<usize>(), 20, "{maxima:?}");
     let (every, key) = ("{ burst = 1000000, every = 86400 }", hex::encode(SHARED_KEY));
     let site = Site::configured(&format!(
         "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n\
