@@ -251,7 +251,7 @@ impl Import<'_> {
             std::mem::take(changed).write(self.writer).map_err(failed)?;
             self.commit()?;
             slice.written += 1;
-            if slice.written % LOGGED == 0 {
+            if slice.written.is_multiple_of(LOGGED) {
                 connection::move_log(self.writer);
             }
             thread::sleep(PAUSE);
@@ -383,7 +383,7 @@ pub(super) struct Table<'c> {
     /// What the rows so far have changed in the numbers of devices: the devices that were added,
     /// which are not counted before they are visible, and the others.
     added: Counts,
-    changed: Counts,
+    pub(super) changed: Counts,
 }
 
 impl<'c> Table<'c> {
