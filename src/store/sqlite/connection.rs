@@ -476,6 +476,18 @@ pub(super) fn is_log_empty(connection: &Connection) -> rusqlite::Result<bool> {
         .map(|is_busy: bool| !is_busy)
 }
 
+/// Returns a database of an older version in memory, with the rows of `tests/version_1.sql`.
+#[cfg(test)]
+pub(super) fn of_version(version: usize) -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    connection.execute_batch(include_str!("tests/version_1.sql")).unwrap();
+    for Upgrade { script, then } in &UPGRADES[..version - 1] {
+        connection.execute_batch(script).unwrap();
+        then.map_or(Ok(()), |step| step(&connection)).unwrap();
+    }
+    connection
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
