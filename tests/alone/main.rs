@@ -3,6 +3,7 @@
 
 mod abuse;
 mod addresses;
+mod beside;
 mod browser;
 mod crash;
 #[cfg(feature = "simulation")]

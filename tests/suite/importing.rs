@@ -308,7 +308,7 @@ fn an_import_that_is_killed_leaves_nothing() {
                 "SELECT count(*) FROM device_table WHERE importId = (SELECT importId FROM import_unfinished)";
             database.query_row(sql, (), |row| row.get(0)).expect("a number")
         };
-        while written(&other) < 1 + round * 6000 && unfinished(&other) > 0 {
+        while written(&other) < 1 + round * 2000 && unfinished(&other) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         import.kill().expect("killed");

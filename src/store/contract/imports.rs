@@ -215,7 +215,81 @@ fn the_devices_that_an_undo_leaves_are_known(store: &(impl Store + Bulk)) {
     assert_eq!(left(9), (2, expected[1..].to_vec()));
 }
 
+/// Returns the columns of the rows that an import rejects, each with the index of its row.
+fn rejected(store: &impl Bulk, rows: Vec<ImportRow>) -> Vec<(u64, &'static str)> {
+    let mut columns = Vec::new();
+    let outcome = store.import(job(&by()), &mut rows.into_iter().map(Ok), &mut |index, rejection| {
+        columns.push((
+            index,
+            match rejection {
+                Rejection::Conflict(conflict) => conflict.column,
+                Rejection::Differs { .. } => "deviceId",
+                Rejection::SameIdentity { .. } => "identity",
+                other => panic!("{index}: {other:?}"),
+            },
+        ));
+    });
+    assert!(matches!(outcome, Err(ImportError::Rejected(_))), "{outcome:?}");
+    columns
+}
+
+/// A row of an import may take the name, the `IotId` or the identity that an earlier row gives up,
+/// whatever the order of their device IDs, but not what a later row gives up.
+fn a_row_may_take_what_an_earlier_row_gives_up(store: &(impl Store + Bulk)) {
+    let with_iot_id = |row, iot_id: &str| ImportRow { iot_id: Some(iot_id.into()), ..row };
+    let first =
+        [renamed("SN-2", "bbbb"), with_iot_id(row("SN-4"), "iot-4"), with_key("SN-6", "id-6", "00ff")];
+    import(store, first);
+    let given_up =
+        [renamed("SN-2", "cccc"), with_iot_id(row("SN-4"), "iot-9"), with_key("SN-6", "id-9", "00ff")];
+    let taken =
+        [renamed("SN-1", "bbbb"), with_iot_id(row("SN-3"), "iot-4"), with_key("SN-5", "id-6", "11ee")];
+    let before = now(store.rows_after(None, 9)).unwrap();
+    let reversed = [taken.clone(), given_up.clone()].concat();
+    assert_eq!(rejected(store, reversed), [(0, "deviceName"), (1, "iotId"), (2, "pskIdentity")]);
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+
+    let report = import(store, [given_up, taken].concat());
+    assert_eq!((report.added, report.changed), (3, 3));
+    assert_eq!(device(store, "SN-1").unwrap().name(), "bbbb");
+    assert_eq!(device(store, "SN-3").unwrap().iot_id.as_deref(), Some("iot-4"));
+    assert_eq!(now(store.individual_key("id-6")).unwrap().unwrap().device, id("SN-5"));
+    // A device that moves to an enrollment without individual keys gives its identity up.
+    let moved = ImportRow::new(id("SN-6"), "plugs", "a1plug");
+    assert_eq!(import(store, [moved, with_key("SN-0", "id-9", "22dd")]).added, 1);
+}
+
+/// Rows of one import that ask for the same thing are rejected, except the first one. A row that
+/// repeats another one with the same values is left out.
+fn rows_that_ask_for_the_same_are_rejected_but_the_first(store: &(impl Store + Bulk)) {
+    let with_iot_id = |device| ImportRow { iot_id: Some("iot-1".into()), ..row(device) };
+    let rows = vec![
+        renamed("SN-9", "aaaa"),
+        with_iot_id("SN-8"),
+        with_key("SN-7", "id-1", "00ff"),
+        row("SN-6"),
+        renamed("SN-5", "aaaa"),
+        with_iot_id("SN-4"),
+        with_key("SN-3", "id-1", "00ff"),
+        renamed("SN-6", "other"),
+        row("aaaa"),
+    ];
+    let expected = [(4, "deviceName"), (5, "iotId"), (6, "identity"), (7, "deviceId"), (8, "deviceName")];
+    assert_eq!(rejected(store, rows.clone()), expected);
+    assert_eq!(store.count().unwrap(), 0);
+    let twice = [&rows[..4], &rows[..4]].concat();
+    let mut repeated = Vec::new();
+    let reject = &mut |index, rejection| match rejection {
+        Rejection::Repeated { .. } => repeated.push(index),
+        other => panic!("{index}: {other:?}"),
+    };
+    let report = store.import(job(&by()), &mut twice.into_iter().map(Ok), reject).unwrap();
+    assert_eq!((report.added, repeated), (4, vec![4, 5, 6, 7]));
+}
+
 contract! {
+    a_row_may_take_what_an_earlier_row_gives_up
+    rows_that_ask_for_the_same_are_rejected_but_the_first
     the_imports_of_a_device_are_known
     the_devices_that_an_undo_leaves_are_known
     an_import_that_is_undone_leaves_nothing
