@@ -1,6 +1,7 @@
 //! Checks the rows of an import against the table and against one another before anything is
-//! written. The check takes no lock, and the table may change meanwhile; a store therefore applies
-//! the rules of [`merge`] again when it writes. The rules are the same for every store.
+//! written. The check takes no lock, so the table may change before the rows are written; a store
+//! therefore applies the rules of [`merge`] again when it writes. The rules are the same for every
+//! store.
 
 use std::collections::BTreeSet;
 
@@ -17,16 +18,16 @@ use crate::{
 
 /// The table, as the check of an import reads it.
 pub trait Standing {
-    /// Returns the row of a device, with its secret as it is stored.
+    /// Returns the row of a device. The device secret is as it is stored, sealed or in clear text.
     fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError>;
 
     /// Returns the identity of a device's key.
     fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError>;
 
-    /// Returns the device that has a PSK identity, and its stored key.
+    /// Returns the device to which a PSK identity belongs, and the stored key.
     fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError>;
 
-    /// Returns another device that has this name in this product.
+    /// Returns a device other than `device` that has this name in this product.
     fn holder_of_name(
         &self,
         device: &DeviceId,
@@ -34,7 +35,7 @@ pub trait Standing {
         name: &str,
     ) -> Result<Option<DeviceId>, StoreError>;
 
-    /// Returns another device that has this `IotId`.
+    /// Returns a device other than `device` that has this `IotId`.
     fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Result<Option<DeviceId>, StoreError>;
 }
 
@@ -65,8 +66,9 @@ impl Marks {
 }
 
 impl Checked {
-    /// Calls `each` with all rows that change the table: in order of device ID, and at the end, in
-    /// the order of the file, those that need a value of a row before them.
+    /// Calls `each` with every row that changes the table. The rows come in order of device ID.
+    /// Only the rows that need a value which an earlier row of the file gives up come last, in the
+    /// order of the file.
     pub fn each_change<E: From<StoreError>>(
         &self,
         mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,
@@ -90,7 +92,8 @@ impl Checked {
     }
 }
 
-/// Checks all rows of an import. Passes every rejected row to `reject`, and fails if there is one.
+/// Checks all rows of an import. Passes every rejected row to `reject`. Fails if a row is rejected
+/// for any reason except that it repeats an earlier row.
 pub fn check(
     job: &ImportJob<'_>,
     rows: Rows<'_>,
@@ -173,7 +176,8 @@ struct Check<'a, T> {
 }
 
 impl<T: Standing> Check<'_, T> {
-    /// Returns the effect of a row, and whether it needs a value that a row before it gives up.
+    /// Returns how a row changes the table, and whether the row needs a value that an earlier row
+    /// of the file gives up.
     fn row(&self, at: u64, row: &ImportRow) -> Result<(Merged, bool), Unmerged<StoreError>> {
         let stored = self.table.device(&row.device).map_err(Unmerged::Failed)?;
         let mut is_late = false;
@@ -201,7 +205,9 @@ impl<T: Standing> Check<'_, T> {
         Ok((merged, is_late))
     }
 
-    /// Checks that the name and the `IotId` of a row belong to no other device.
+    /// Checks that the device name and the `IotId` of a row belong to no other device, or only to
+    /// one that gives them up in an earlier row of the file. Returns whether the row needs such an
+    /// earlier row.
     fn values(&self, at: u64, row: &ImportRow, columns: &Columns<'_>) -> Result<bool, Unmerged<StoreError>> {
         let name = merge::name_of(&row.device, columns);
         let Columns { product_key, iot_id, .. } = *columns;
@@ -234,8 +240,8 @@ impl<T: Standing> Check<'_, T> {
         Ok(is_late)
     }
 
-    /// Returns whether a row before row `at` changes the device `holder` so that `gives_up` is true
-    /// for its new columns.
+    /// Returns whether a row before row `at` changes the device `holder` in such a way that
+    /// `gives_up` returns true for the device's new columns.
     fn is_given_up(
         &self,
         at: u64,
@@ -251,8 +257,8 @@ impl<T: Standing> Check<'_, T> {
         Ok(before < at && matches!(change, Ok(Some(change)) if gives_up(&change.columns)))
     }
 
-    /// Checks the key of a row. Returns how the device's key changes, and whether another row gives
-    /// up the identity first.
+    /// Checks the key of a row. Returns how the device's key changes, and whether the row needs an
+    /// identity that an earlier row of the file gives up.
     fn key(
         &self,
         at: u64,
@@ -289,8 +295,8 @@ impl<T: Standing> Check<'_, T> {
         Ok((if had_key { KeyChange::Lost } else { KeyChange::Added }, is_late))
     }
 
-    /// Returns whether a row before row `at` gives its device another identity than `identity`, or
-    /// takes its key away.
+    /// Returns whether the device `owner` gives up `identity` in a row before row `at`, because
+    /// that row contains another identity or takes the device's key away.
     fn gives_identity_up(&self, at: u64, owner: &str, identity: &str) -> Result<bool, Unmerged<StoreError>> {
         let Ok(owner) = DeviceId::parse_sn(owner) else { return Ok(false) };
         let found = self.staging.find(&owner).map_err(Unmerged::Failed)?;

@@ -1,7 +1,8 @@
-//! Rows of an import in a temporary database of their own. There they are put in order of device
-//! ID, so that an import of any size needs little memory, and writes the table page by page. The
-//! temporary database has no name and ends with the process. Secrets in it are sealed under a
-//! random key that never leaves this process.
+//! Rows of an import in a temporary database, where they wait until they are written to the table.
+//! The temporary database puts the rows in order of device ID. An import of any size therefore
+//! needs little memory, and writes the table page by page. The temporary database has no name and
+//! ends with the process. Secrets in it are sealed under a random database key that never leaves
+//! this process.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -13,9 +14,10 @@ use crate::{
     seal::{DatabaseKey, Keyring, Place, SealError, key_of},
 };
 
-/// Tables of the temporary database. `row` has the rows that came in order of device ID, and
-/// `unsorted` the others, until [`Staging::sort`] moves them. `claimed` has names, `IotId`s and
-/// identities that rows ask for. `late` has rows that are written after all others.
+/// Tables of the temporary database. `row` contains the rows that came in order of device ID.
+/// `unsorted` contains all other rows, until [`Staging::sort`] moves them to `row`. `claimed`
+/// contains the names, `IotId`s and identities that rows ask for. `late` lists the rows that are
+/// written after all others.
 const SCHEMA: &str = "
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
@@ -36,7 +38,7 @@ macro_rules! columns {
     };
 }
 
-/// A value of which each device needs its own.
+/// A value that no two devices may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim<'a> {
     /// Device name in a product.
@@ -46,7 +48,7 @@ pub(super) enum Claim<'a> {
         /// The name.
         name: &'a str,
     },
-    /// The cloud's own identifier.
+    /// `IotId`, by which IoT Platform identifies a device.
     IotId(&'a str),
     /// PSK identity.
     Identity(&'a str),
@@ -59,14 +61,15 @@ pub(super) struct Clash {
     pub(super) at: u64,
     /// Index and device of the first row that asks for the value.
     pub(super) first: (u64, DeviceId),
-    /// The value, as [`Claim`] writes it: its kind, and the text.
+    /// The value, as [`Claim::text`] returns it: a letter for the kind of value, and the value
+    /// itself.
     pub(super) what: String,
 }
 
 impl Claim<'_> {
     fn text(self) -> String {
         match self {
-            // A product key has no zero byte.
+            // The zero byte marks the end of the product key, which contains none.
             Self::Name { product_key, name } => format!("n{product_key}\0{name}"),
             Self::IotId(iot_id) => format!("i{iot_id}"),
             Self::Identity(identity) => format!("k{identity}"),
@@ -87,10 +90,11 @@ impl Clash {
     }
 }
 
-/// Enrollment of a row, in the form that all of its rows share.
+/// Enrollment of a row: its name, its product, and whether each device has a key of its own. All
+/// rows of the enrollment share one entry in [`Staging::groups`].
 type Group = (String, String, bool);
 
-/// The rows of an import, and what is found out about them. Each row has an index, its position in
+/// The rows of an import, and the results of their check. Each row has an index, its position in
 /// the file from 0.
 pub(super) struct Staging {
     scratch: Connection,
@@ -98,11 +102,12 @@ pub(super) struct Staging {
     groups: Vec<Group>,
     index_of: HashMap<Group, i64>,
     last: Option<DeviceId>,
-    /// Set if a row names a device, an `IotId` or an identity.
+    /// Set if a row contains a device name, an `IotId` or an identity.
     pub(super) has_claims: bool,
 }
 
-/// Converts an error of the temporary database, whose messages contain no values.
+/// Converts an error of the temporary database. The message of such an error contains no values of
+/// rows.
 pub(super) fn scratch_error(error: rusqlite::Error) -> StoreError {
     let remedy = match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "free some space there, or name another folder in SQLITE_TMPDIR",
@@ -116,8 +121,8 @@ fn unsealed(error: SealError) -> StoreError {
 }
 
 impl Staging {
-    /// Reads all rows. Passes each unreadable row to `reject`, before it reads the next one.
-    /// Returns the rows, and the number of unreadable rows.
+    /// Reads all rows. Passes each unreadable row to `reject` before the next row is read. Returns
+    /// the rows, and the number of unreadable rows.
     pub(super) fn read(rows: Rows<'_>, reject: Reject<'_>) -> Result<(Self, u64), StoreError> {
         let mut staging = Self::create()?;
         let mut unreadable = 0;
@@ -193,7 +198,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Moves the rows that did not come in order to their place.
+    /// Moves the rows of `unsorted` to `row`, which is in order of device ID.
     fn sort(&mut self) -> rusqlite::Result<()> {
         self.index_of.clear();
         self.scratch.execute_batch(concat!(
@@ -205,8 +210,8 @@ impl Staging {
         ))
     }
 
-    /// Calls `each` with all rows and their indexes, in order of device ID, and of the index for
-    /// equal devices.
+    /// Calls `each` with all rows and their indexes, in order of device ID. Several rows of one
+    /// device come in order of their indexes.
     pub(super) fn each<E: From<StoreError>>(
         &self,
         mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,
@@ -241,7 +246,8 @@ impl Staging {
         let (enrollment, enrollment_product, individual) = group.cloned().unwrap_or_default();
         let open = |place: Place<'_>, stored: String| {
             let mut value = Secret::new(stored);
-            // A value that came sealed stays sealed, under a key that is not here.
+            // A value that was sealed before it was added here stays sealed: its database key is
+            // not in `keys`.
             if key_of(value.expose()) == self.keys.first().map(|key| key.to_string()).as_deref() {
                 self.keys.open_in_place(place, &mut value).map_err(unsealed)?;
             }
@@ -287,7 +293,7 @@ impl Staging {
         insert().map(drop).map_err(scratch_error)
     }
 
-    /// Calls `each` for each row that asks for a value for which an earlier row has asked.
+    /// Calls `each` for every row that asks for the same value as an earlier row.
     pub(super) fn clashes(
         &self,
         mut each: impl FnMut(Clash) -> Result<(), StoreError>,
@@ -311,7 +317,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Notes that a row is written after all other rows.
+    /// Notes that a row is late: it is written after all rows that are not late.
     pub(super) fn is_late(&self, at: u64, device: &DeviceId) -> Result<(), StoreError> {
         let parameters = params![at.cast_signed(), device.as_str()];
         self.scratch
@@ -345,7 +351,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Notes that a row is rejected. Of several reasons, the first one counts.
+    /// Notes that a row is rejected. If the row was rejected before, the first reason stays.
     pub(super) fn reject(&self, at: u64, rejection: &Rejection) -> Result<(), StoreError> {
         let (kind, column, reason, first) = match rejection {
             Rejection::Unreadable => return Ok(()),
@@ -366,8 +372,8 @@ impl Staging {
         insert().map(drop).map_err(scratch_error)
     }
 
-    /// Passes the noted rejections to `reject`, in the order of the file. Returns their number,
-    /// without the repeated rows.
+    /// Passes the noted rejections to `reject`, in the order of the file. Returns the number of
+    /// rejected rows, not counting repeated rows.
     pub(super) fn rejections(&self, reject: Reject<'_>) -> Result<u64, StoreError> {
         let mut rejected = 0;
         let mut pass = || {

@@ -1,7 +1,7 @@
-//! Writes the rows of an import. They are checked beforehand, without a lock. A small import is
-//! one transaction. A large one is written in slices, between which devices and other processes
-//! have their turn. Until its last slice, the devices that it adds are hidden from every reader,
-//! and what it has written can be taken back ([`unfinished`]).
+//! Writes the rows of an import, after a check that does not lock the database. A small import is
+//! one transaction. A large import is written in slices, and devices and other processes can write
+//! between two slices. Until the last slice is written, the devices that the import adds are hidden
+//! from every reader, and all its changes can be taken back ([`unfinished`]).
 
 use std::{
     cell::Cell,
@@ -36,22 +36,22 @@ use crate::{
 /// Page cache of an import: 32 MiB (SQLite takes a negative number as KiB).
 const CACHE: i64 = -32_768;
 
-/// Maximum number of rows that are written in one transaction without slices.
+/// Maximum number of changed rows of an import that is written in one transaction, not in slices.
 const SMALL: u64 = 1000;
 
-/// Time after which a slice ends. Its commit comes on top.
+/// Time after which a slice ends and its commit begins.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// Minimum pause between two slices, in which a waiting writer takes its turn. A server's writer
-/// tries every millisecond.
+/// Minimum pause between two slices, in which a waiting process can begin to write. A server that
+/// waits tries again every millisecond, and so finds the pause.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Number of slices after which the log is moved into the database. Without this, the log would
-/// become as large as the import, or a server would move it while devices wait.
+/// Number of slices after which the write-ahead log is moved into the database. Otherwise, the log
+/// would become as large as the import, or a server would move it while devices wait.
 const LOGGED: u32 = 8;
 
 /// Number of rows that are checked in one read transaction. A longer transaction would keep the
-/// log from being moved into the database.
+/// write-ahead log from being moved into the database.
 const CHECKED: u64 = 1000;
 
 /// Maximum number of enrollments that an audit entry names.
@@ -78,7 +78,8 @@ pub(super) fn run(
         let reason = format!("{}: it was opened only to be read", store.path.display());
         return Err(StoreError::Failed(reason).into());
     }
-    // One import at a time, so that the check of the second sees the rows of the first.
+    // Only one import runs at a time, so that the check of an import sees all rows of the import
+    // before it.
     let _lock = ImportLock::wait(&store.path, store.bulk_wait)?;
     let writer = connection::open_again(&store.path, store.bulk_wait)?;
     let set_up = || {
@@ -118,7 +119,7 @@ pub(super) fn run(
 
 /// Reason why checked rows were not written.
 enum Failure {
-    /// The table has changed since the check, so that this row contradicts it.
+    /// The table has changed since the check, and now contradicts this row.
     Rejected(u64, crate::store::Conflict),
     /// The database failed.
     Store(StoreError),
@@ -148,7 +149,8 @@ impl<'c> View<'c> {
         })
     }
 
-    /// Lets `CHECKED` rows share a read transaction, unless the caller has begun one.
+    /// Begins another read transaction after every [`CHECKED`] rows. The first rows are read in the
+    /// caller's transaction if the caller has begun one.
     fn renew(&self) -> rusqlite::Result<()> {
         let reads = self.reads.get();
         self.reads.set(reads + 1);
@@ -219,7 +221,7 @@ impl Import<'_> {
 
     fn roll_back(&self) {
         if !self.writer.is_autocommit() {
-            // If this fails, the transaction ends with its connection.
+            // If the rollback fails, the transaction ends when its connection is closed.
             let _ = self.writer.execute_batch("ROLLBACK");
         }
     }
@@ -240,8 +242,8 @@ impl Import<'_> {
         let failed = |error| self.failed(error);
         let (at, by, file) = (self.store.clock.now(), self.job.by, self.job.file);
         unfinished::begin(self.writer, id, at, &by.name, file).map_err(failed)?;
-        // A slice that a power cut loses is taken back anyway. The last commit is durable again,
-        // and with it all slices.
+        // A slice need not survive a power cut, because the unfinished import is taken back anyway.
+        // The commit that ends the import is durable again, and makes all slices durable.
         self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
         let mut slice = Slice { begun: Instant::now(), written: 0 };
         let next = |changed: &mut Counts| {
@@ -277,8 +279,9 @@ impl Import<'_> {
         })
     }
 
-    /// Merges all rows that change the table, and calls `next` after each of them with the changes of
-    /// counts that are not written yet. Returns the counts of the devices that were added.
+    /// Merges all rows that change the table. After each row, calls `next` with the changes of the
+    /// device counts that are not written yet. Returns the report, and the counts of the added
+    /// devices, which the caller must write.
     fn write(
         &self,
         checked: &Checked,
@@ -359,16 +362,16 @@ impl<E: Into<WriteError>> From<E> for Unmerged {
     }
 }
 
-/// Prepared statements of an import. A new device, the usual case, takes a single statement. For a
-/// device that is already in the table, the stored row is read, and written only if the imported
-/// row changes it.
+/// Prepared statements of an import. Most rows add a device, which takes a single statement. If the
+/// device is already in the table, its stored row is read, and is written only if the imported row
+/// changes it.
 pub(super) struct Table<'c> {
     connection: &'c Connection,
     id: Option<ImportId>,
     same_secret: SameSecret<'c>,
-    /// ID of the database key of the last secret that was written, as noted in the table
-    /// `database_key`; the inner `None` is for an unsealed secret, and the outer `None` applies
-    /// before the first secret.
+    /// ID of the database key under which the last written secret is sealed; the table
+    /// `database_key` contains this ID. `Some(None)`: the last secret is not sealed. `None`: no
+    /// secret was written yet.
     noted: Option<Option<String>>,
     insert: Statement<'c>,
     update: Statement<'c>,
@@ -380,9 +383,9 @@ pub(super) struct Table<'c> {
     former_key: Statement<'c>,
     /// Set if former keys are kept, so that the import can be taken back.
     keeps_keys: bool,
-    /// What the rows so far have changed in the numbers of devices: the devices that were added,
-    /// which are not counted before they are visible, and the others.
+    /// Counts of the devices that were added. They are written when the devices become visible.
     added: Counts,
+    /// Changes of the counts by devices that were already in the table.
     pub(super) changed: Counts,
 }
 
@@ -477,7 +480,7 @@ impl<'c> Table<'c> {
         Ok(added)
     }
 
-    /// Checks that no other device has the name or the `IotId`.
+    /// Checks that no other device has the name or the `IotId` of the row's device.
     fn is_unique(&self, row: &ImportRow, columns: &Columns<'_>) -> Result<(), Unmerged> {
         let name = merge::name_of(&row.device, columns);
         let Columns { product_key, iot_id, .. } = *columns;
@@ -521,7 +524,7 @@ impl<'c> Table<'c> {
             self.note(psk)?;
             return Ok(KeyChange::Added);
         }
-        // No row was added. Either a row already has this identity, or the device already has
+        // No key was added: either the identity is already in the table, or the device already has
         // another identity.
         let owner = self
             .owner_of_key
