@@ -1,7 +1,8 @@
-//! Numbers of devices by enrollment and product, and of refused devices by reason. Triggers of the
-//! schema keep them for every change, so that reading them takes the same time for any number of
-//! devices. An import counts its own rows, because a trigger doubles the cost of an inserted row.
-//! This module also compares the numbers with the rows, and corrects them beside other writers.
+//! Numbers of devices by enrollment and product, and numbers of refused devices by reason. Triggers
+//! of the schema update the stored numbers at every change, so that reading them takes the same
+//! time for any number of devices. An import updates the numbers itself, because a trigger doubles
+//! the cost of an inserted row. This module also compares the numbers with the rows of the device
+//! table, and corrects the numbers while other processes write.
 
 use std::{collections::BTreeMap, hash::RandomState};
 
@@ -16,7 +17,7 @@ use crate::store::{
     merge::Columns,
 };
 
-/// Maximum number of differences that are named.
+/// Maximum number of differences that the result of a comparison lists.
 const NAMED: usize = 20;
 
 /// Beginning of a sealed secret.
@@ -40,7 +41,7 @@ const COLUMNS: [&str; 11] = [
 /// One number for each of [`COLUMNS`].
 type Numbers = [i64; COLUMNS.len()];
 
-/// The values of a row that are counted.
+/// Properties of a row that decide in which numbers it is counted.
 #[derive(Clone, Copy)]
 pub(super) struct Counted<'r> {
     enrollment: &'r str,
@@ -112,7 +113,7 @@ impl<'r> Counted<'r> {
     }
 }
 
-/// Numbers by two texts: an enrollment, and a product or a reason.
+/// Numbers for each pair of texts: an enrollment, and a product or a reason.
 type Groups<N> = Map<Map<N>>;
 
 type Map<V> = hashbrown::HashMap<String, V, RandomState>;
@@ -122,7 +123,7 @@ fn entry<'g, N>(groups: &'g mut Groups<N>, of: &str, second: &str, none: N) -> &
     groups.entry_ref(of).or_default().entry_ref(second).or_insert(none)
 }
 
-/// Numbers of devices, or changes of them.
+/// Numbers of devices, or amounts by which the stored numbers change.
 #[derive(Default)]
 pub(super) struct Counts {
     devices: Groups<Numbers>,
@@ -150,7 +151,7 @@ impl Counts {
         }
     }
 
-    /// Adds these numbers to those in the table, in the open transaction.
+    /// Adds these numbers to the stored numbers, in the open transaction.
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
         for table in TABLES {
             let keys = table.keys.join(" = ? AND ");
@@ -179,7 +180,7 @@ impl Counts {
         Ok(())
     }
 
-    /// Counts the rows of the table.
+    /// Counts the rows of the device table.
     fn of_rows(connection: &Connection) -> rusqlite::Result<Self> {
         const SQL: &str = "SELECT enrollment, productKey, deviceSecret IS NOT NULL, \
                            coalesce(deviceSecret NOT GLOB 'sealed *', 0), firstIssued IS NOT NULL, \
@@ -204,7 +205,7 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Reads the numbers in the table.
+    /// Reads the stored numbers.
     fn kept(connection: &Connection) -> rusqlite::Result<Self> {
         let mut counts = Self::default();
         let mut statement = connection.prepare("SELECT * FROM device_count")?;
@@ -225,7 +226,7 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Subtracts other numbers, and keeps the groups that differ.
+    /// Subtracts the numbers of `other`. Keeps only the groups in which a difference is left.
     fn minus(mut self, other: &Self) -> Self {
         for (of, group) in &other.devices {
             for (product, theirs) in group {
@@ -253,7 +254,7 @@ impl Counts {
 /// The two texts of a group, and its numbers.
 type Group<'g> = ([&'g str; 2], &'g [i64]);
 
-/// A table of numbers.
+/// A table of the database that stores numbers.
 struct Table {
     name: &'static str,
     keys: [&'static str; 2],
@@ -285,8 +286,8 @@ fn flat<N>(groups: &Groups<N>, numbers: fn(&N) -> &[i64]) -> Vec<Group<'_>> {
     groups.iter().flat_map(inner).collect()
 }
 
-/// Lets a connection change rows without triggers. Its user counts the changes with [`Counts`]. The
-/// keys and claims of a deleted device are still deleted.
+/// Disables the triggers for a connection, whose user must then count the changes with [`Counts`].
+/// The keys and claims of a deleted device are still deleted, because foreign keys do that.
 pub(super) fn without_triggers(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map(drop)
 }
@@ -296,12 +297,12 @@ pub(super) fn with_triggers(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true).map(drop)
 }
 
-/// Comparison of the numbers with the rows of one state of the table.
+/// Result of comparing the stored numbers with the rows of the device table in one snapshot.
 struct Compared {
     check: CountCheck,
-    /// What must be added to the numbers.
+    /// Amounts that must be added to the stored numbers to correct them.
     difference: Counts,
-    /// Number of corrections before.
+    /// Number of corrections before the comparison.
     corrections: i64,
 }
 
@@ -344,13 +345,14 @@ pub(super) fn check(connection: &Connection) -> rusqlite::Result<CountCheck> {
     compare(connection).map(|compared| compared.check)
 }
 
-/// Implements [`Bulk::recount`](crate::store::Bulk::recount). `reader` does not see the devices of an
-/// unfinished import, which are counted when it ends. Returns `None` if another process has
-/// corrected the numbers meanwhile.
+/// Implements [`Bulk::recount`](crate::store::Bulk::recount). `reader` does not see the devices of
+/// an unfinished import, because they are counted only when the import ends. Returns `None` if
+/// another process has corrected the numbers meanwhile.
 ///
-/// The rows are counted in a snapshot, and then the difference to the numbers of the same snapshot is
-/// added. The triggers have kept this difference the same, whatever other processes have written
-/// meanwhile. Therefore the write lock is held only for the addition.
+/// The stored numbers are compared with the rows in one snapshot, and the difference is added to
+/// the stored numbers later. What other processes write in between does not change the difference,
+/// because the triggers update the numbers together with the rows. Therefore the write lock is held
+/// only for the repair of triggers and for the addition.
 pub(super) fn recount(connection: &Connection, reader: &Connection) -> rusqlite::Result<Option<CountCheck>> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let damaged = damaged_triggers(&transaction)?;
@@ -363,7 +365,8 @@ pub(super) fn recount(connection: &Connection, reader: &Connection) -> rusqlite:
     Ok(correct(connection, &compared)?.then_some(compared.check))
 }
 
-/// Corrects the numbers by a difference. Returns false if they were corrected since the comparison.
+/// Adds the difference to the stored numbers. Returns false if another process has corrected the
+/// numbers since the comparison.
 fn correct(connection: &Connection, compared: &Compared) -> rusqlite::Result<bool> {
     let Compared { check, difference, corrections } = compared;
     if check.different == 0 {
@@ -394,7 +397,7 @@ fn damaged_triggers(connection: &Connection) -> rusqlite::Result<BTreeMap<String
     Ok(wanted)
 }
 
-/// Reads a number. A number that a change by hand has made negative counts as 0.
+/// Reads a stored number. A negative number, which only a change by hand can cause, is read as 0.
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(|number| u64::try_from(number).unwrap_or(0))
 }
@@ -425,7 +428,7 @@ pub(super) fn totals(connection: &Connection) -> rusqlite::Result<Vec<Totals>> {
     connection.prepare(&sql)?.query_map((), totals)?.collect()
 }
 
-/// Sums a column of `device_count`, for one enrollment and one product or for all of them.
+/// Sums a column of `device_count`. `None` stands for all enrollments or all products.
 fn sum(
     connection: &Connection,
     column: &str,
@@ -449,13 +452,13 @@ pub(super) fn count_unregistered(connection: &Connection, enrollment: Option<&st
     sum(connection, "unregistered", enrollment, None)
 }
 
-/// Returns the columns whose sum is the number of devices that meet the filter's conditions on the
-/// state, or a number that this number cannot exceed. The conditions are those on the state, the
-/// certificate, the refusal and the time of the first issue.
+/// Returns an SQL expression over the columns of `device_count`. Its sum is the number of devices
+/// that meet the filter's conditions on the state, the certificate, the refusal and the time of the
+/// first issue, or an upper bound of this number.
 fn columns(filter: &Filter) -> &'static str {
     let is_timed = filter.issued_from.is_some() || filter.issued_before.is_some();
     match filter.state {
-        // Also counts the devices whose registration has begun.
+        // An upper bound: it also counts the devices whose registration has begun.
         Some(State::Imported) => "devices - registered - refused",
         Some(State::Registered) => "registered",
         Some(State::Unissued) => "unissued",
@@ -475,7 +478,8 @@ fn columns(filter: &Filter) -> &'static str {
     }
 }
 
-/// Returns the number of devices that a filter admits, if the numbers in the table contain it.
+/// Returns the number of devices that a filter admits, or `None` if the stored numbers do not
+/// determine it.
 pub(super) fn number(connection: &Connection, filter: &Filter) -> rusqlite::Result<Option<u64>> {
     let Filter { enrollment, product_key, state, is_registered, refusal, issued_from, issued_before, text } =
         filter;
@@ -497,13 +501,13 @@ pub(super) fn number(connection: &Connection, filter: &Filter) -> rusqlite::Resu
     }
 }
 
-/// Returns a number that the devices that a filter admits cannot exceed.
+/// Returns an upper bound of the number of devices that a filter admits.
 pub(super) fn at_most(connection: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
     sum(connection, columns(filter), filter.enrollment.as_deref(), filter.product_key.as_deref())
 }
 
-/// Returns the only enrollment that can have devices that a filter admits, if it is the only one and
-/// has at most half of all devices.
+/// Returns the enrollment of all devices that a filter can admit. Returns `None` if they can belong
+/// to several enrollments, or if the enrollment has more than half of all devices.
 pub(super) fn only_enrollment(connection: &Connection, filter: &Filter) -> rusqlite::Result<Option<String>> {
     let columns = columns(filter);
     let sql = format!(

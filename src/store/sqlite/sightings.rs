@@ -1,4 +1,4 @@
-//! Registered devices as a sweep reads them, and the data from IoT Platform that it stores.
+//! Reads registered devices for a sweep, and stores the data about them from IoT Platform.
 
 use std::ops::Range;
 
@@ -23,7 +23,8 @@ macro_rules! columns {
 /// Number of columns that [`watched`] reads.
 const COLUMNS: usize = 7;
 
-/// Reads rows without a certificate too, so that `LIMIT` bounds the work.
+/// Query that also returns the rows without a certificate, so that `LIMIT` bounds the number of
+/// rows that are read.
 const EXAMINE: &str = concat!(
     "SELECT ",
     columns!(),
@@ -102,7 +103,8 @@ impl Sightings for Sqlite {
         after: Option<&'a IssuePlace>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<Watched>> {
-        // All IDs come after the empty text, so this place excludes the end of the range.
+        // The end of the range as a place. All IDs come after the empty text, so a device that was
+        // issued at the end of the range does not come before this place.
         let end = (issued.end, "");
         let after = after.map(|place| (place.issued, place.device.as_str()));
         let before = after.map_or(end, |place| place.min(end));
@@ -138,8 +140,8 @@ mod tests {
 
     use super::*;
 
-    /// Fills a table with devices that were issued one second apart. Every hundredth device has not
-    /// signed in.
+    /// Fills a table with devices whose certificates were issued one second apart. Every hundredth
+    /// device has not signed in.
     fn table(devices: i64) -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("../../../schema.sql")).unwrap();
@@ -161,7 +163,7 @@ mod tests {
                 assert_eq!(statement.get_status(StatementStatus::FullscanStep), 0, "{sql}");
                 statement.reset_status(StatementStatus::VmStep)
             };
-            // The 10 newest such devices, and then the next 10.
+            // Read the 10 newest devices that have not signed in, and then the next 10.
             for before in [(devices, ""), (devices - 1000, "SN-9")] {
                 assert_eq!(unactivated(&connection, 0, before, 10).unwrap().len(), 10);
             }

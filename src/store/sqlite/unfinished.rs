@@ -1,8 +1,8 @@
-//! Imports that are written in slices, and their remains. While an import is unfinished, every
-//! reader sees the table without the devices that it has added ([`HIDE`]). If it cannot end,
-//! because of a failure or because its process was killed, its rows are taken back: by the import
-//! itself, by the next import, or by a process that has the database open for long. All work is
-//! done in short transactions.
+//! Imports that are written in slices, and the recovery from those that did not end. While an
+//! import is unfinished, every reader sees the table without the devices that the import has added
+//! ([`HIDE`]). If the import fails or its process is killed, its changes are taken back: by the
+//! import itself, by the next import, or by another process that keeps the database open. All work
+//! is done in short transactions.
 
 use std::{
     path::Path,
@@ -23,8 +23,9 @@ use crate::store::{
     undo::ImportId,
 };
 
-/// Condition for the rows `d` of the table that are not hidden. A row that was there before the
-/// unfinished import has an entry in `import_before`, and is not hidden.
+/// SQL condition that is true for the rows `d` of the table that are not hidden. Hidden rows are
+/// those that the unfinished import has added. A row that the import has only changed has an entry
+/// in `import_before`, and is not hidden.
 macro_rules! shown {
     () => {
         "CASE WHEN d.importId IS (SELECT coalesce(max(importId), 0) FROM main.import_unfinished) THEN EXISTS \
@@ -32,7 +33,8 @@ macro_rules! shown {
     };
 }
 
-/// The condition, for queries that name an index and so cannot use the view.
+/// Condition for the rows that are not hidden. It is for queries that name an index, because such a
+/// query cannot use the view of [`HIDE`].
 pub(super) const SHOWN: &str = shown!();
 
 /// Statement that hides the devices of an unfinished import from a connection that reads. The view
@@ -43,13 +45,13 @@ pub(super) const HIDE: &str =
 /// Maximum number of rows that one transaction changes.
 const ROWS: i64 = 500;
 
-/// Maximum number of rows that one step searches for those of an import.
+/// Maximum number of rows of the table that one step reads to find the devices of an import.
 const SEARCHED: i64 = 10_000;
 
-/// Pause between two transactions, in which a waiting writer takes its turn.
+/// Pause between two transactions, in which a waiting process can begin to write.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Time between two looks at the database for an import that was cut off.
+/// Interval at which a process searches the database for an import that was cut off.
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Notes that an import begins. Its devices are hidden from now on.
@@ -69,16 +71,17 @@ pub(super) fn end(connection: &Connection, id: ImportId) -> rusqlite::Result<()>
     connection.execute("DELETE FROM import_unfinished WHERE importId = ?1", [id.0]).map(drop)
 }
 
-/// Takes back what a former import has left, and removes what no import needs any more: values of
-/// rows before imports that can no longer be undone, and former keys. The caller holds the lock of
-/// imports.
+/// Takes back the changes of imports that were cut off. Then removes data that is no longer needed:
+/// former keys, and the former values of rows whose import can no longer be undone. The caller
+/// holds the lock of imports.
 pub(super) fn take_back(connection: &Connection) -> rusqlite::Result<()> {
     while let Some((id, file)) = first(connection)? {
         counts::with_triggers(connection)?;
         while restore(connection, id)? > 0 {
             thread::sleep(PAUSE);
         }
-        // The devices that the import has added are not counted yet.
+        // The devices that the import has added are not counted yet, so their removal must not
+        // change the counts.
         counts::without_triggers(connection)?;
         let mut after = String::new();
         while let Some(last) = remove(connection, id, &after)? {
@@ -101,8 +104,8 @@ fn first(connection: &Connection) -> rusqlite::Result<Option<(ImportId, String)>
     connection.query_row(SQL, (), |row| Ok((ImportId(row.get(0)?), row.get(1)?))).optional()
 }
 
-/// Gives some of the rows that an import has changed their former values and keys. Leaves rows that
-/// have changed since. Returns the number of rows.
+/// Restores the former values and keys of up to [`ROWS`] rows that an import has changed, except of
+/// rows that were changed again since then. Returns the number of rows processed.
 fn restore(connection: &Connection, id: ImportId) -> rusqlite::Result<usize> {
     const BEFORE: &str = "SELECT deviceId, keyChange, formerIdentity, formerPsk, EXISTS (SELECT 1 FROM main.device_table d \
                           WHERE d.deviceId = b.deviceId AND d.importId = ?1) FROM import_before b \
@@ -140,8 +143,8 @@ fn restore(connection: &Connection, id: ImportId) -> rusqlite::Result<usize> {
     Ok(rows.len())
 }
 
-/// Removes the devices of an import among the rows after `after`. Returns the last row that was
-/// examined, or `None` at the end of the table.
+/// Examines some of the rows after the device `after`, and removes the devices that an import has
+/// added. Returns the last device that was examined, or `None` if no device comes after `after`.
 fn remove(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<String>> {
     const SEARCH: &str = "SELECT deviceId, importId IS ?1 FROM main.device_table WHERE deviceId > ?2 \
                           ORDER BY deviceId LIMIT ?3";
@@ -171,7 +174,7 @@ fn remove(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Resul
     Ok(last)
 }
 
-/// Removes former keys, and former values of rows whose import is forgotten.
+/// Removes all former keys, and the former values of rows whose import has no record any more.
 fn clean(connection: &Connection) -> rusqlite::Result<()> {
     const WIPE: &str = "UPDATE import_before SET formerIdentity = NULL, formerPsk = NULL \
                         WHERE (importId, deviceId) IN (SELECT importId, deviceId FROM import_before \
@@ -204,7 +207,7 @@ fn has_former_keys(connection: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Thread that takes back imports that were cut off, for as long as a process has the database
-/// open. Dropping it ends the thread after its current transaction.
+/// open. Dropping this value ends the thread, and first waits for a recovery in progress.
 pub(super) struct Recovery {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -240,7 +243,7 @@ impl Drop for Recovery {
     }
 }
 
-/// Takes back an import that was cut off, unless it still runs.
+/// Takes back imports that were cut off and removes former keys, unless an import is running.
 fn recover(path: &Path, wait: Duration) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
     let is_any = |connection: &Connection| Ok(first(connection)?.is_some() || has_former_keys(connection)?);

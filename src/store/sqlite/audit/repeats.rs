@@ -1,7 +1,8 @@
-//! Repeats: requests that change nothing, in the table `audit_repeat`. A row stands for the equal
-//! requests of a device on one day. Rows are only appended and counted up, so that a crowd of
-//! devices touches pages at the end of the table and not one page for each device. The same is
-//! true of their index, which has the form of the index of the log.
+//! Records of repeats, which are requests that change nothing, in the table `audit_repeat`. A row
+//! stands for equal requests of one device on one day. A request appends a row or increments the
+//! count of a recent row, so that a crowd of devices changes pages at the end of the table and not
+//! one page for each device. The index of the rows also grows only at its end, and has the form of
+//! the index of the log.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,8 +21,8 @@ use crate::{
     },
 };
 
-/// Maximum number of rows in which this process counts up. A device whose row is not among them
-/// gets another row. They take about 3 MB.
+/// Maximum number of rows that this process remembers in order to add requests to them. A device
+/// whose row is not remembered gets another row. The memory for all of them is about 3 MB.
 const RECENT: usize = 1 << 16;
 
 /// Number of rows in a part of the index.
@@ -41,9 +42,9 @@ pub(super) struct Sorter<'c> {
     connection: &'c Connection,
     /// Number of the last entry that was pruned.
     pruned: u64,
-    /// Entries about repeats, added up.
+    /// Records of the repeats that were taken; equal requests share a record.
     records: Vec<AuditEntry>,
-    /// Positions in `records`, by the hash of what is equal in the requests of a record.
+    /// Positions in `records`, by the hash of the properties that the requests of a record share.
     places: HashMap<u64, usize>,
 }
 
@@ -54,8 +55,8 @@ impl<'c> Sorter<'c> {
         Ok(Self { connection, pruned, records: Vec::new(), places: HashMap::new() })
     }
 
-    /// Takes the entry of a line if it is a repeat. Otherwise, returns [`Class::Change`], and the
-    /// entry gets the number `seq` in the log.
+    /// Adds the entry in `line` to the records if it is a repeat. Otherwise returns
+    /// [`Class::Change`], and the caller must write the entry to the log with the number `seq`.
     pub(super) fn take(&mut self, line: &str, seq: u64, hasher: &RandomState) -> rusqlite::Result<Class> {
         let Ok(entry) = serde_json::from_str::<AuditEntry>(line) else { return Ok(Class::Change) };
         let is_repeat = match entry.event {
@@ -83,21 +84,23 @@ impl<'c> Sorter<'c> {
     }
 }
 
-/// Returns the hash of what is equal in the requests that one record stands for.
+/// Returns the hash of the properties that all requests of one record share.
 fn key(hasher: &RandomState, entry: &AuditEntry) -> u64 {
     let AuditEntry { at, event, device, enrollment, who, detail, .. } = entry;
     hasher.hash_one((event, day(*at), device.as_ref().map(DeviceId::as_str), enrollment, who, detail))
 }
 
-/// Returns the first 8 bytes of a SHA-256. A device chooses its ID, so the hash must be one for
-/// which it cannot find the ID of another device.
+/// Returns the first 8 bytes of the SHA-256 of a text. A client can choose the device ID that it
+/// sends, so it must be infeasible to find an ID that has the same hash as the ID of another
+/// device.
 fn short_hash(text: &str) -> i64 {
     let hash: [u8; 32] = Sha256::digest(text).into();
     hash.first_chunk().map_or(0, |first| i64::from_be_bytes(*first))
 }
 
-/// Returns whether the refusal of a device of the table belongs into the log, because the log has
-/// none for this reason. If so, notes that it is the entry `seq`.
+/// Returns whether a refusal belongs in the log: its device is in the device table, and the log has
+/// no refusal of the device for this reason. If so, notes `seq` as the entry of the refusal. A
+/// refusal without a device always belongs in the log.
 fn is_first(connection: &Connection, entry: &AuditEntry, seq: u64, pruned: u64) -> rusqlite::Result<bool> {
     const KNOWN: &str = "SELECT seq FROM audit_refused WHERE device = ?1 AND reason = ?2";
     const IS_IN_TABLE: &str = "SELECT 1 FROM device_table WHERE deviceId = ?1";
@@ -108,7 +111,8 @@ fn is_first(connection: &Connection, entry: &AuditEntry, seq: u64, pruned: u64) 
     if known.is_some_and(|seq| seq.cast_unsigned() > pruned) {
         return Ok(false);
     }
-    // Whoever has a shared key can invent any number of IDs. These must displace no change.
+    // A client that has a shared key can invent any number of device IDs. The refusals of such IDs
+    // must not displace changes in the log.
     if !connection.prepare_cached(IS_IN_TABLE)?.exists([device])? {
         return Ok(false);
     }
@@ -116,7 +120,8 @@ fn is_first(connection: &Connection, entry: &AuditEntry, seq: u64, pruned: u64) 
     Ok(true)
 }
 
-/// Forgets the refusals of a device, because an operator has changed it: its next refusal is news.
+/// Forgets the refusals of a device that an operator has changed, so that the log gets the next
+/// refusal of the device again.
 pub(in crate::store::sqlite) fn forget_refusals(
     connection: &Connection,
     id: &DeviceId,
@@ -125,8 +130,8 @@ pub(in crate::store::sqlite) fn forget_refusals(
     connection.prepare_cached(SQL)?.execute([short_hash(id.as_str())]).map(drop)
 }
 
-/// The rows to which this process has lately added requests. When they are too many, the older half
-/// is forgotten.
+/// The rows to which this process has recently added requests. When there are too many, the older
+/// half is forgotten.
 #[derive(Default)]
 pub(super) struct Recent {
     hasher: RandomState,
@@ -135,13 +140,13 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Returns the hasher of the keys.
+    /// Returns the hasher by which equal requests are found.
     pub(super) fn hasher(&self) -> &RandomState {
         &self.hasher
     }
 
-    /// Adds records to the table, in the open transaction. If the transaction fails, the caller must
-    /// call [`forget`](Self::forget).
+    /// Adds records to the table `audit_repeat`, in the open transaction. If the transaction fails,
+    /// the caller must call [`forget`](Self::forget).
     pub(super) fn put(&mut self, connection: &Connection, records: &[AuditEntry]) -> rusqlite::Result<()> {
         const COUNT_UP: &str = "UPDATE audit_repeat SET count = count + ?2, \
              firstAddress = CASE WHEN firstAddress IS NULL AND address IS NOT ?4 THEN address ELSE firstAddress END, \
@@ -322,8 +327,8 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(last - indexed(connection)?.max(first - 1) >= PART)
 }
 
-/// Adds the next part in the open transaction, if there are enough rows for it. Returns whether a
-/// part was added.
+/// Adds the next part of the index in the open transaction, if there are enough rows for it.
+/// Returns whether a part was added.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const DEVICES: &str = "SELECT deviceId FROM audit_repeat WHERE number BETWEEN ?1 AND ?2";
     const PUT: &str =
@@ -343,8 +348,8 @@ pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(true)
 }
 
-/// Returns the records about a device, newest day first and one for each day. Reads at most `limit`
-/// rows of the device, and so may miss a part of the last record.
+/// Returns the records about a device, the newest first. Rows about equal requests become one
+/// record. Reads at most `limit` rows of the device, so a part of the oldest record may be missing.
 pub(super) fn history(
     connection: &Connection,
     id: &DeviceId,
@@ -370,7 +375,7 @@ pub(super) fn history(
     Ok(records)
 }
 
-/// Adds the rows of a range that are about a device to `records`.
+/// Adds to `records` the rows about a device whose numbers are in `range`, but at most `left` rows.
 fn add_rows(
     connection: &Connection,
     id: &DeviceId,
@@ -391,11 +396,13 @@ fn add_rows(
     Ok(())
 }
 
-/// Returns the number of the last expired row among the oldest ones.
+/// Returns the numbers of the first and the last expired row, or `None` if no row is expired.
+/// Considers only the [`PRUNED_AT_ONCE`] oldest rows.
 fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<Option<[i64; 2]>> {
     const OLDEST: &str = "SELECT number, last FROM audit_repeat ORDER BY number LIMIT ?1";
     let Some([first, last]) = extent(connection)? else { return Ok(None) };
-    // One percent more than necessary is removed, so that not every new row causes pruning.
+    // More rows are removed than necessary, by one percent of the limit. Otherwise, every new row
+    // would cause pruning.
     let surplus = |most: u64| {
         let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
         let has = last + 1 - first;
