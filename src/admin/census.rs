@@ -1,6 +1,6 @@
 //! Reads the numbers of devices that the store keeps, for the overview, the enrollments and the
-//! metrics. Requests at the same time share one reading. It runs in the background, so that a page
-//! appears even if the database does not answer.
+//! metrics. Simultaneous requests share one reading. A reading runs in the background, so that a
+//! page appears even if the database does not answer.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,13 +23,13 @@ const GROUPS: usize = 10_000;
 pub(super) struct Census {
     /// Time of the reading.
     pub(super) at: UnixSeconds,
-    /// Devices of each enrollment, in order of the enrollments' names.
+    /// Numbers of devices of each enrollment, in order of the enrollments' names.
     pub(super) totals: Vec<Totals>,
-    /// Devices of all enrollments.
+    /// Numbers of devices of all enrollments together.
     pub(super) sum: Totals,
-    /// Devices that IoT Platform refuses, and those whose registration has begun.
+    /// Numbers of devices that IoT Platform refuses, and of devices whose registration has begun.
     pub(super) held: Vec<Held>,
-    /// Secrets that are stored in clear text.
+    /// Number of secrets that are stored in clear text.
     pub(super) unsealed: u64,
     /// Products of the devices, in order.
     pub(super) products: Vec<String>,
@@ -53,7 +53,7 @@ impl Census {
         })
     }
 
-    /// Returns the devices of an enrollment.
+    /// Returns the numbers of devices of an enrollment.
     pub(super) fn of(&self, enrollment: &str) -> Option<&Totals> {
         let at = self.totals.binary_search_by(|totals| totals.enrollment.as_str().cmp(enrollment));
         at.ok().and_then(|at| self.totals.get(at))
@@ -64,18 +64,18 @@ impl Census {
 struct Last {
     /// Result of the last reading, or the error with which it failed.
     result: Option<Result<Arc<Census>, StoreError>>,
-    /// Set during a reading. Its sender is dropped when the reading ends.
+    /// Present during a reading. The sender of this receiver is dropped when the reading ends.
     reading: Option<watch::Receiver<()>>,
 }
 
-/// Reads the numbers on demand, once at a time.
+/// Reads the numbers of devices on demand. At most one reading is in progress.
 #[derive(Default)]
 pub(super) struct Reader(Arc<Mutex<Last>>);
 
 impl Reader {
-    /// Waits for a reading, but no longer than `patience`: for the one in progress, or for another
-    /// one, which begins in the background. Returns the last reading that has ended; `None` if there
-    /// is none, or if it is too old to be shown.
+    /// Begins a reading in the background unless one is in progress, and waits at most `patience`
+    /// for its end. Returns the result of the last reading that has ended; `None` if no reading has
+    /// ended yet, or if the last one is too old to be shown.
     pub(super) async fn last(
         &self,
         store: &Arc<dyn Table>,
@@ -141,7 +141,7 @@ mod tests {
         import(&memory, [ImportRow::new(DeviceId::parse("SN-2").unwrap(), "lamp", "a1")]);
         assert_eq!(reader.last(&store, PATIENCE).await.unwrap().unwrap().sum.devices, 2);
 
-        // A reading that does not end is not begun again, and the last result is shown meanwhile.
+        // While a reading does not end, no other reading begins, and the last result is shown.
         let (sender, receiver) = watch::channel(());
         lock(&reader.0).reading = Some(receiver);
         import(&memory, [ImportRow::new(DeviceId::parse("SN-3").unwrap(), "lamp", "a1")]);

@@ -1,13 +1,13 @@
-//! Log lines about single devices and batches. A crowd of devices causes one line for each at the
-//! level debug only. At the default level, the first few of a minute have lines of their own, and
-//! the others are counted in one line. This module knows nothing about the causes of the lines.
+//! Log lines about single devices and batches. At the level debug, a crowd of devices causes one
+//! line for each device. At the default level, the first few lines of a minute are written, and all
+//! further ones are counted in one line. This module knows nothing about the causes of the lines.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time in which at most [`MAX_LINES`] lines of one kind are written, and one line that counts the
-/// others.
+/// Period in which at most [`MAX_LINES`] lines of one kind are written. One more line gives the
+/// number of lines that were not written.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Maximum number of lines of one kind in a period.
 const MAX_LINES: u32 = 10;
@@ -36,7 +36,7 @@ struct Limit {
     /// Beginning of the current period.
     since: Option<Instant>,
     written: u32,
-    /// Number of lines that were not written since the last line that counts them.
+    /// Number of lines that were not written since such a number was last reported.
     others: u64,
 }
 
@@ -53,9 +53,9 @@ impl Lines {
         is_admitted
     }
 
-    /// Writes a line for each kind that has lines to count and whose period is over. If `is_idle`
-    /// is set, no more lines are expected soon, so that the period need not be over. Returns the
-    /// numbers that were written.
+    /// Reports the number of lines that were not written, in one line for each kind that has such
+    /// lines and whose period is over. If `is_idle` is set, no more lines are expected soon, so the
+    /// end of the period is not awaited. Returns the numbers that were reported.
     pub(super) fn write_counts(&mut self, now: Instant, is_idle: bool) -> Vec<(Kind, u64)> {
         let mut written = Vec::new();
         for (kind, limit) in KINDS.into_iter().zip(&mut self.0) {
@@ -99,7 +99,7 @@ impl Kind {
     }
 }
 
-/// Writes a line at this level if `$admitted` is true, and at the level debug otherwise.
+/// Writes a line at the level `$level` if `$admitted` is true, and at the level debug otherwise.
 macro_rules! limited {
     ($admitted:expr, $level:ident, $($line:tt)+) => {
         if $admitted { tracing::$level!($($line)+) } else { tracing::debug!($($line)+) }

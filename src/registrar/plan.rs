@@ -1,7 +1,7 @@
-//! Plan of a crowd. Single calls and batches have limits of their own, so a crowd is registered
-//! soonest if both go on at the same time: single calls product by product, and each check of a
-//! batch for the product that gains most by it. docs/cloud.md describes the model. This module is
-//! pure: rates, counts and times are arguments.
+//! Plans how a crowd of devices is registered. Single calls and batches have separate rate limits,
+//! so a crowd is registered soonest if both are used at the same time. Single calls are shared by
+//! all products. The next batch is for the product that gains most by it. docs/cloud.md describes
+//! the model. This module is pure: rates, counts and times are arguments.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,16 +9,16 @@ use tokio::time::Instant;
 
 use crate::iot_platform::{Action, BatchStatus, PAGE_SIZE};
 
-/// Minimum number of registrations in a batch. A batch takes at least five calls, but other calls
-/// than `RegisterDevice`, so it pays off even for a few devices.
+/// Minimum number of registrations in a batch. A batch takes at least five calls, but none of them
+/// is `RegisterDevice`, so a batch saves time even for a few devices.
 const MIN_BATCH: usize = 2;
-/// Number of looks at the status of a batch for which the plan allows. The plan needs two, one for
-/// each step.
+/// Number of status queries that the plan assumes for each batch. A batch needs at least two, one
+/// for each of its steps.
 const LOOKS: f64 = 3.0;
-/// Fraction of the expected duration of a step at which its status is queried the next time, if the
-/// step was over at the first look. It was perhaps over for a while.
+/// Factor by which the expected duration of a step is reduced if the first status query finds that
+/// the step is over. The step may have ended some time before that query.
 const EARLIER: f64 = 0.9;
-/// Maximum time until the first look at a step.
+/// Maximum time from the beginning of a step to the first query of its status.
 const LATEST_FIRST_LOOK: Duration = Duration::from_secs(30);
 
 /// Rates of this process, in calls a second, by which the plan estimates times.
@@ -43,9 +43,9 @@ impl Rates {
         }
     }
 
-    /// Returns the time that the limits allow for registering a crowd of `waiting` devices of
-    /// `products` products, without the time that a batch takes at the cloud. Assumes products of
-    /// equal size.
+    /// Returns the minimum time in which the rate limits let `waiting` devices of `products`
+    /// products be registered. The time that IoT Platform takes for a batch is not included.
+    /// Assumes products of equal size.
     pub(super) fn time_of(self, waiting: usize, products: usize) -> Duration {
         let devices = waiting as f64;
         let each = devices / products.max(1) as f64;
@@ -55,7 +55,7 @@ impl Rates {
     }
 }
 
-/// The registrations of one product that wait.
+/// Waiting registrations of one product.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Line {
     pub(super) waiting: usize,
@@ -66,16 +66,16 @@ pub(super) struct Line {
     pub(super) age: Duration,
 }
 
-/// What a decision about the next batch depends on.
+/// Values on which the decision about the next batch depends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
     /// Rate of `RegisterDevice`, in calls a second.
     pub(super) single_calls: f64,
     /// Number of products with waiting registrations.
     pub(super) products: usize,
-    /// Time for which a product gathers registrations.
+    /// Time for which the registrations of a product are gathered before they may form a batch.
     pub(super) gather: Duration,
-    /// Maximum number of batches of one product.
+    /// Maximum number of batches that one product may have in progress.
     pub(super) max_batches: usize,
 }
 
@@ -86,10 +86,12 @@ impl Plan {
         (time.as_secs_f64() * self.single_calls) as usize / self.products.max(1)
     }
 
-    /// Returns how much a batch is worth to a product now, where a batch is expected to take
-    /// `takes`. Returns `None` if single calls serve the product before that time. The worth grows with the number of
-    /// devices in the batch, because each batch costs one check. It also grows with the time that
-    /// the product has waited, so that no product waits forever behind larger ones.
+    /// Returns the worth of a batch that begins now, for the product with the registrations `line`.
+    /// The batch is expected to take the time `takes`. Returns `None` if no batch may begin yet, or
+    /// if single calls leave too few devices for a batch in that time. The worth grows with the
+    /// number of devices in the batch, because each batch costs one check, whatever its size. The
+    /// worth also grows with the time that the product has waited, so that no product waits forever
+    /// behind larger ones.
     pub(super) fn worth(&self, line: Line, takes: Duration) -> Option<f64> {
         let in_batch = line.waiting.saturating_sub(self.singly(takes));
         let is_due = line.age >= self.gather && line.batches < self.max_batches;
@@ -103,7 +105,8 @@ pub(super) struct Experience {
     /// Moving average of the time from a batch's first call to its end, for products without
     /// experience of their own.
     takes: Duration,
-    /// Time before which no batch of any product is made, set when the cloud refuses all.
+    /// Time before which no batch of any product is made. Set when the cloud refuses the batches of
+    /// every product.
     not_before: Option<Instant>,
     products: HashMap<String, OfProduct>,
     check: Step,
@@ -115,7 +118,7 @@ pub(super) struct Experience {
 struct Step {
     /// Time after which the step is probably over.
     expected: Duration,
-    /// Time at which an earlier look was last tried.
+    /// Time at which `expected` was last reduced, so that later batches look earlier.
     tried: Option<Instant>,
 }
 
@@ -123,7 +126,7 @@ struct Step {
 #[derive(Debug, Clone, Copy)]
 struct OfProduct {
     takes: Duration,
-    /// Time before which no batch of this product is made, set after a batch has failed.
+    /// Time before which no batch of this product is made. Set after a batch has failed.
     not_before: Option<Instant>,
 }
 
@@ -150,18 +153,20 @@ impl Experience {
     pub(super) fn learn(&mut self, product_key: &str, took: Duration) {
         let own = self.own(product_key);
         own.takes = (own.takes + took) / 2;
-        // The batch of one product that hangs says nothing about other products.
+        // If batches of the product are stopped, this batch has failed. Its duration says nothing
+        // about other products.
         if own.not_before.is_none() {
             self.takes = (self.takes * 3 + took) / 4;
         }
     }
 
-    /// Notes that a batch of a product has come to its end.
+    /// Notes that a batch of a product has succeeded, so that its batches are no longer stopped.
     pub(super) fn succeeded(&mut self, product_key: &str) {
         self.own(product_key).not_before = None;
     }
 
-    /// Notes that no batch is to be made before `at`: of this product, or of any product.
+    /// Notes that no batch of this product may be made before `at`, or no batch of any product if
+    /// `of_all` is set.
     pub(super) fn stop(&mut self, product_key: &str, of_all: bool, at: Instant) {
         self.own(product_key).not_before = Some(at);
         if of_all {
@@ -179,9 +184,9 @@ impl Experience {
         if step == BatchStatus::Check { self.check.expected } else { self.create.expected }
     }
 
-    /// Notes the result of a look at a step that began `since` ago. If the first look finds that
-    /// the step is over, the next looks come a bit earlier. Many batches look at the same time, so
-    /// this is tried only once in the duration of a step.
+    /// Notes the result of a look at the status of a step that began `since` ago. If the first look
+    /// finds that the step is over, later batches look a bit earlier. Many batches may look at the
+    /// same time, so the expected duration is reduced only once in the duration of a step.
     pub(super) fn looked(
         &mut self,
         step: BatchStatus,
@@ -212,7 +217,7 @@ impl Experience {
 mod tests {
     use super::*;
 
-    /// Rates at which every action uses 25 of 30 parts of its limit.
+    /// Rates at which every action uses 25/30 of its limit.
     fn rates() -> Rates {
         Rates::new(|action| f64::from(action.calls_per_second()) * 25.0 / 30.0)
     }
@@ -233,7 +238,8 @@ mod tests {
     fn single_calls_and_batches_add_up() {
         let times = [(1, 10_000), (20, 500), (200, 50), (2000, 5), (10_000, 1)]
             .map(|(products, each)| rates().time_of(products * each, products).as_secs_f64());
-        // 10,000 / (25 + 10,000 / 200 pages x 41.7), and so on; 8.3 checks a second.
+        // One product: 10,000 devices / (25 single calls + 10,000 devices x 41.7 pages / 200 pages
+        // a batch). Many products: the limit is 8.3 batches a second.
         let expected = [4.74, 4.74, 22.6, 150.0, 300.0];
         for (time, expected) in times.into_iter().zip(expected) {
             assert!((time / expected - 1.0).abs() < 0.01, "{times:?}");
@@ -245,7 +251,8 @@ mod tests {
         assert_eq!(plan(1).singly(seconds(12)), 300);
         assert_eq!(plan(1).worth(line(1000, 1), seconds(12)), Some(700.0));
         assert_eq!(plan(1).worth(line(1000, 1), seconds(40)), None);
-        // Few products share the single calls, so these devices are served within two seconds.
+        // Four products share the single calls, so 12 devices of each are served within two
+        // seconds.
         assert_eq!(plan(4).worth(line(12, 1), seconds(2)), None);
         assert_eq!(plan(2000).worth(line(5, 1), seconds(2)), Some(5.0));
         assert_eq!(plan(10_000).worth(line(1, 1), seconds(2)), None, "one device alone");
@@ -290,7 +297,7 @@ mod tests {
         experience.looked(step, false, seconds(4), false, now);
         experience.looked(step, false, seconds(6), true, now);
         assert_eq!(experience.first_look(step), seconds(6));
-        // Batches that look at the same time try an earlier look once.
+        // Of the batches that look at the same time, only one reduces the expected duration.
         for _ in 0..10 {
             experience.looked(step, true, seconds(6), true, now);
         }

@@ -1,7 +1,7 @@
-//! Looks up registered devices at IoT Platform, up to a hundred in a call. A sweep updates the stored
-//! `activateTime` and `registerTime`, and notices devices that were disabled or deleted at IoT
-//! Platform. `plan` decides which devices are due. The calls of a sweep take only the turns that
-//! registrations leave.
+//! Looks up registered devices at IoT Platform, up to a hundred in a call. A sweep updates the
+//! stored `activateTime` and `registerTime`, and notices devices that were disabled or deleted at
+//! IoT Platform. `plan` decides which devices are due. The calls of a sweep take only the turns
+//! that registrations leave.
 
 mod plan;
 mod report;
@@ -35,7 +35,7 @@ const ROWS: usize = 500;
 /// Maximum number of devices of one part that wait until a hundred devices of their product can be
 /// looked up together.
 const GATHERED: usize = 20_000;
-/// Number of turns of a sweep of which one is for the pass over all devices.
+/// One in this number of a sweep's turns is for the pass over all devices.
 const TURNS_OF_ALL: u32 = 5;
 /// Longest pause until a process asks again whether it should sweep.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ impl Gathered {
     fn add(&mut self, devices: Vec<Watched>) {
         for device in devices {
             self.devices += 1;
-            // The product is known already, except for the first of its devices.
+            // Only the first device of a product needs a copy of the product key.
             match self.lists.get_mut(&device.product_key) {
                 Some(list) => list.push(device),
                 None => _ = self.lists.insert(device.product_key.clone(), vec![device]),
@@ -86,7 +86,7 @@ impl Gathered {
     }
 }
 
-/// Work of the pass over one part that is in memory.
+/// State of the pass over one part that is only in memory.
 #[derive(Default)]
 struct Pass {
     gathered: Gathered,
@@ -102,7 +102,8 @@ struct Pass {
 /// A sweep, as one process knows it. The plan is also in the store.
 struct Sweep {
     plan: Plan,
-    /// Cursor that this process has stored. Another process has swept if the store has another one.
+    /// Cursor that this process stored last. If the store has a different cursor, another process
+    /// has swept since then.
     written: String,
     /// One pass for each part.
     passes: [Pass; 3],
@@ -122,7 +123,8 @@ impl Sweep {
         }
     }
 
-    /// Continues at a cursor of the store.
+    /// Continues at the cursor of the store. If another process has stored it, what this process
+    /// has gathered is dropped.
     fn resume(&mut self, cursor: String) {
         if cursor != self.written {
             self.plan = Plan::from_cursor(&cursor);
@@ -140,7 +142,8 @@ impl Sweep {
 enum Step {
     /// The step has looked up devices.
     LookedUp,
-    /// The step has read devices of the table. `true`: a hundred of one product can be looked up.
+    /// The step has read devices of the table. The value is true if a hundred devices of one
+    /// product can now be looked up together.
     Read(bool),
     /// The pass is over.
     Ended(Swept),
@@ -164,8 +167,8 @@ impl From<StoreError> for Fault {
 }
 
 impl Registrar {
-    /// Starts a task that looks up the devices that are due, after a pause and until the registrar is
-    /// dropped.
+    /// Starts a task that first waits for a pause, and then looks up devices whenever they are due.
+    /// The task ends when the registrar is dropped.
     pub fn start_sweeps(self: &Arc<Self>) {
         let Some(pause) = self.config.sweep_pause else { return };
         let registrar: Weak<Self> = Arc::downgrade(self);
@@ -180,8 +183,8 @@ impl Registrar {
         });
     }
 
-    /// Looks up the devices that are due, unless another process does. Returns the time after which
-    /// this function should be called again.
+    /// Looks up the devices that are due, unless another process is sweeping. Returns the time
+    /// after which this function should be called again.
     async fn sweep_due(&self, sweep: &mut Sweep, pause: Duration) -> Duration {
         let look = async |cursor: String| {
             sweep.resume(cursor);
@@ -211,7 +214,8 @@ impl Registrar {
                     continue;
                 }
                 let wait = Part::ALL.map(|part| sweep.plan.wait(part, now, pause)).into_iter().min();
-                // The store has another clock than the timers, so the wait may end a little early.
+                // The store's clock and the timers differ, so a wait may end shortly before a
+                // device is due. The minimum prevents many short waits after that.
                 return Ok(wait.unwrap_or(pause).max(Duration::from_secs(1)));
             };
             let step = self.sweep_step(sweep, part).await?;
@@ -231,7 +235,7 @@ impl Registrar {
                         "looked up devices at IoT Platform"
                     );
                 }
-                // A breaker is open, and its pause is the shorter one.
+                // A breaker is open. After its pause, IoT Platform can be asked again.
                 Step::Halted(None) => return Ok(self.config.breaker_pause),
                 Step::Halted(Some(error)) => {
                     let wait = pause.max(self.config.breaker_pause);
@@ -354,8 +358,9 @@ impl Registrar {
         Ok(())
     }
 
-    /// Stores the plan. It is already beyond the devices that are gathered but not yet looked up. If
-    /// this process ends now, these devices are looked up only in the next pass.
+    /// Stores the plan. Its passes are already beyond the devices that are gathered but not yet
+    /// looked up. If this process ends now, the gathered devices are looked up only in the next
+    /// pass.
     async fn note_plan(&self, sweep: &mut Sweep) -> Result<(), StoreError> {
         let cursor = sweep.plan.cursor();
         self.store.set_cursor(self.owner.id, LEASE, &cursor).await?;
@@ -372,7 +377,8 @@ impl Registrar {
             !found.contains_key(&device.device_name) && device.cloud_state != Some(CloudState::Deleted)
         };
         let missing: Vec<&Watched> = list.iter().filter(missing).collect();
-        // If it is not certain that the missing devices were deleted, they stay as they are.
+        // Names of missing devices that were perhaps not deleted. Their stored states stay as they
+        // are.
         let unsure: HashSet<&str> = match self.find_missing(product_key, &missing, &mut found).await {
             Ok(()) => HashSet::new(),
             Err(Fault::These(error)) => {
@@ -411,7 +417,7 @@ impl Registrar {
         Ok(())
     }
 
-    /// Looks up devices of one product. Leaves out names that IoT Platform does not list.
+    /// Looks up devices of one product. Returns the devices that IoT Platform lists, by name.
     async fn find_all(
         &self,
         product_key: &str,
@@ -424,12 +430,12 @@ impl Registrar {
         Ok(found.into_iter().map(|device| (device.certificate.device_name.clone(), device)).collect())
     }
 
-    /// Looks up devices that were missing when IoT Platform was asked for a list of names, and adds
-    /// those that exist to `found`. A list that leaves a name out is not proof that the device was
-    /// deleted. Therefore one device is looked up by itself, which has a definite answer, and then
-    /// all missing devices are looked up once more.
+    /// Looks up again the devices that were missing in IoT Platform's answer to a list of names,
+    /// and adds those that exist to `found`. A missing name is no proof that the device was
+    /// deleted. Therefore the first missing device is looked up by itself, which gives a definite
+    /// answer. If that device does not exist, the others are looked up together once more.
     ///
-    /// Fails with [`Fault::These`] if it is not certain that the devices were deleted.
+    /// Fails with [`Fault::These`] if it is not certain that the missing devices were deleted.
     async fn find_missing(
         &self,
         product_key: &str,
@@ -442,7 +448,8 @@ impl Registrar {
             self.ask(Action::QueryDeviceDetail, || self.cloud.query_device_detail(product_key, name)).await;
         match one {
             Err(Fault::These(error)) if error.class == ErrorClass::NotFound => {}
-            // The list was not complete, so it says nothing about the other names.
+            // The first device exists, so the earlier answer was incomplete and says nothing about
+            // the other names.
             Ok(device) if !others.is_empty() => {
                 found.insert(name.clone(), device);
                 return Err(Fault::These(ApiError {
@@ -496,8 +503,7 @@ impl Registrar {
         Err(Fault::All(None))
     }
 
-    /// Returns whether IoT Platform refuses calls of this action, or all registrations, until the
-    /// operator acts.
+    /// Returns whether a breaker stops the calls of this action, or all registrations.
     fn is_stopped(&self, action: Action) -> bool {
         let breakers = lock(&self.breakers);
         [action, Action::RegisterDevice].into_iter().any(|action| breakers.stops(action, Instant::now()))

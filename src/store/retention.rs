@@ -12,29 +12,31 @@ use crate::store::Store;
 /// Name of the lease that lets only one process at a time remove entries.
 pub const LEASE: &str = "prune";
 
-/// Maximum age of the newest entry, in seconds, with which this machine's clock still counts as
-/// probably right.
+/// Maximum age of the newest entry, in seconds, by this machine's clock. If the newest entry seems
+/// to be older, the clock is probably wrong.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
 /// Default maximum number of entries of changes: this number, or [`CHANGES_A_DEVICE`] for each
 /// device, whichever is greater.
 pub const MIN_CHANGES: u64 = 5_000_000;
 
-/// Number of changes for each device. The usual device has two, its registration and its first
-/// issue; an operator's job on all devices adds one to each.
+/// Entries of changes in the default limit, for each device. The usual device has two: its
+/// registration and its first issue. An operator's job on all devices adds one for each device.
 pub const CHANGES_A_DEVICE: u64 = 10;
 
 /// Default maximum number of records of repeats: this number, or [`REPEATS_A_DEVICE`] for each
 /// device, whichever is greater.
 pub const MIN_REPEATS: u64 = 1_000_000;
 
-/// Number of records of repeats for each device: two days on which the whole fleet asks again.
+/// Records of repeats in the default limit, for each device: enough for two days on which the whole
+/// fleet asks again.
 pub const REPEATS_A_DEVICE: u64 = 2;
 
-/// Time for which a count of the devices is used. A count reads an index of the whole table.
+/// Time after which the number of devices is counted again. Counting reads an index of the whole
+/// table.
 const COUNT_EVERY: Duration = Duration::from_secs(3600);
 
-/// Maximum number of rows of a class.
+/// Maximum number of rows of one class of entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// A number that follows the number of devices.
@@ -82,8 +84,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Returns whether the devices must be counted: one class has more rows than it may have in a
-    /// table without devices, and the last count is old.
+    /// Returns whether the devices must be counted: the limit of a class follows the number of
+    /// devices, the class has more rows than the limit of a table without devices, and the last
+    /// count is old.
     pub fn must_be_counted(&self, limits: Limits, size: Counts) -> bool {
         let Keep { rows, repeats, .. } = limits.with(0);
         let is_beyond = |limit: Size, most: Option<u64>, size| {

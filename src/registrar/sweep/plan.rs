@@ -1,8 +1,9 @@
-//! Order in which a sweep looks up devices. A device that has its certificate and has not signed in
-//! yet is looked up often at first, because it will probably sign in soon, and more rarely later. All
-//! registered devices are looked up rarely. This module performs no I/O: the caller passes the
-//! current time. The plan keeps no state for each device. It consists of the passes over parts of
-//! the table, and is stored as the cursor of the sweep's lease, so that it survives restarts.
+//! Order in which a sweep looks up devices. A device that has its certificate but has not signed in
+//! yet is looked up often at first, because it will probably sign in soon, and less often later.
+//! Besides, all registered devices are looked up one after another, with a fixed part of the calls.
+//! This module performs no I/O: the caller passes the current time. The plan keeps no state for
+//! each device, but only the progress of the passes over parts of the table. The plan is stored as
+//! the cursor of the sweep's lease, so that it survives restarts.
 
 use std::{ops::Range, time::Duration};
 
@@ -14,13 +15,15 @@ use crate::{
 };
 
 const DAY: i64 = 86_400;
-/// Time after its first issue for which a device is looked up in each pass over the new devices.
+/// Maximum time since the first issue to a device that counts as new.
 const NEW: i64 = DAY;
-/// Time after its first issue for which a device is looked up in each pass over the late devices.
+/// Maximum time since the first issue to a device that counts as late.
 const LATE: i64 = 7 * DAY;
-/// Time by which a first issue may be later than the current time, because the clock was corrected.
+/// Maximum time by which a first issue may seem to be in the future, because the clock was
+/// corrected.
 const AHEAD: i64 = 3600;
-/// Pause between the starts of two passes over the late devices, in pauses of the new ones.
+/// Time between the starts of two passes over the late devices, as a multiple of the time between
+/// the starts of two passes over the new devices.
 const LATE_PAUSES: i64 = 48;
 
 /// Part of the registered devices that one pass looks up.
@@ -60,7 +63,7 @@ struct Pass {
     /// Last device that the pass has read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     device: Option<String>,
-    /// Time of the first issue of this device.
+    /// Time of the first issue of `device`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     issued: Option<UnixSeconds>,
 }
@@ -88,14 +91,14 @@ impl Plan {
 
     /// Returns the plan as a cursor.
     pub(super) fn cursor(&self) -> String {
-        // A plan consists of numbers and of texts that are device IDs, which are always JSON.
+        // A plan has only numbers, flags and device IDs, so the conversion to JSON cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
     /// Returns the most urgent part that is due, if any. `pause` is the pause between the starts of
-    /// two passes over the new devices. All devices come first if it is their turn (`turn_of_all`),
-    /// so that a crowd of new devices does not stop them, and only then, so that they take a fixed
-    /// part of the calls.
+    /// two passes over the new devices. If `turn_of_all` is set, [`Part::All`] comes first, so that
+    /// a crowd of new devices does not stop the pass over all devices. Otherwise, [`Part::All`] is
+    /// not returned, so that its pass takes only a fixed part of the calls.
     pub(super) fn due(&self, now: UnixSeconds, pause: Duration, turn_of_all: bool) -> Option<Part> {
         let is_due = |part: &Part| self.wait(*part, now, pause).is_zero();
         match turn_of_all && is_due(&Part::All) {
@@ -110,7 +113,8 @@ impl Plan {
         let pause = i64::try_from(pause.as_secs()).unwrap_or(i64::MAX);
         let pause = if part == Part::Late { pause.saturating_mul(LATE_PAUSES) } else { pause };
         match pass.began {
-            // A pass that began in the future began before the clock was set back.
+            // If the pass began later than now, the clock was set back since then. The part is then
+            // due.
             Some(began) if !pass.runs && began <= now => {
                 let left = began.saturating_add(pause).saturating_sub(now);
                 Duration::from_secs(u64::try_from(left).unwrap_or(0))
@@ -127,7 +131,8 @@ impl Plan {
         }
     }
 
-    /// Returns the times of the first issues of a part's devices, for the pass in progress.
+    /// Returns the range of the times of first issue that belong to a part, for the pass in
+    /// progress.
     pub(super) fn issued(&self, part: Part, now: UnixSeconds) -> Range<UnixSeconds> {
         let began = self.pass(part).began.unwrap_or(now);
         match part {
@@ -142,8 +147,8 @@ impl Plan {
         self.pass(part).device.as_deref().and_then(|device| DeviceId::parse_sn(device).ok())
     }
 
-    /// Returns the place of the last device that the pass has read, for a part in order of the
-    /// first issues.
+    /// Returns the place of the last device that the pass has read. A pass that does not read in
+    /// order of the first issues has no place.
     pub(super) fn place(&self, part: Part) -> Option<IssuePlace> {
         let (issued, device) = (self.pass(part).issued?, self.device(part)?);
         Some(IssuePlace { issued, device })
@@ -185,8 +190,8 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(300);
     const START: i64 = 1_700_000_000;
 
-    /// Carries out whole passes for a time, each in no time. Returns the number of passes over each
-    /// part.
+    /// Begins every pass that is due in this range of seconds, and ends it within the same second.
+    /// Returns the number of passes over each part.
     fn passes(plan: &mut Plan, seconds: Range<i64>) -> [usize; 3] {
         let mut count = [0; 3];
         for now in seconds.map(|second| START + second) {
