@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Period in which at most [`MAX_LINES`] lines of one kind are written. One more line gives the
-/// number of lines that were not written.
+/// Period in which at most [`MAX_LINES`] lines of one kind are written. The others are suppressed,
+/// and one more line gives their number.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Maximum number of lines of one kind in a period.
 const MAX_LINES: u32 = 10;
@@ -36,7 +36,7 @@ struct Limit {
     /// Beginning of the current period.
     since: Option<Instant>,
     written: u32,
-    /// Number of lines that were not written since such a number was last reported.
+    /// Number of lines that were suppressed since the last report of this number.
     others: u64,
 }
 
@@ -53,9 +53,9 @@ impl Lines {
         is_admitted
     }
 
-    /// Reports the number of lines that were not written, in one line for each kind that has such
-    /// lines and whose period is over. If `is_idle` is set, no more lines are expected soon, so the
-    /// end of the period is not awaited. Returns the numbers that were reported.
+    /// Reports the number of suppressed lines, in one line for each kind that has suppressed lines
+    /// and whose period is over. If `is_idle` is set, no more lines are expected soon, so the end
+    /// of the period is not awaited. Returns the numbers that were reported.
     pub(super) fn write_counts(&mut self, now: Instant, is_idle: bool) -> Vec<(Kind, u64)> {
         let mut written = Vec::new();
         for (kind, limit) in KINDS.into_iter().zip(&mut self.0) {

@@ -238,8 +238,8 @@ mod tests {
     fn single_calls_and_batches_add_up() {
         let times = [(1, 10_000), (20, 500), (200, 50), (2000, 5), (10_000, 1)]
             .map(|(products, each)| rates().time_of(products * each, products).as_secs_f64());
-        // One product: 10,000 devices / (25 single calls + 10,000 devices x 41.7 pages / 200 pages
-        // a batch). Many products: the limit is 8.3 batches a second.
+        // One product: 10,000 devices / (25 single calls a second + 10,000 devices x 41.7 pages a
+        // second / 200 pages a batch). Many products: the limit is 8.3 batches a second.
         let expected = [4.74, 4.74, 22.6, 150.0, 300.0];
         for (time, expected) in times.into_iter().zip(expected) {
             assert!((time / expected - 1.0).abs() < 0.01, "{times:?}");

@@ -35,7 +35,7 @@ const ROWS: usize = 500;
 /// Maximum number of devices of one part that wait until a hundred devices of their product can be
 /// looked up together.
 const GATHERED: usize = 20_000;
-/// One in this number of a sweep's turns is for the pass over all devices.
+/// The pass over all devices gets one of this many turns of a sweep.
 const TURNS_OF_ALL: u32 = 5;
 /// Longest pause until a process asks again whether it should sweep.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ impl Gathered {
     }
 }
 
-/// State of the pass over one part that is only in memory.
+/// State of the pass over one part. This state is only in memory, in contrast to the plan.
 #[derive(Default)]
 struct Pass {
     gathered: Gathered,
@@ -203,8 +203,8 @@ impl Registrar {
         }
     }
 
-    /// Looks up devices until none is due, until IoT Platform cannot be asked, or until this process
-    /// stops. Returns the time until devices are due again.
+    /// Looks up devices until none is due, until IoT Platform cannot be asked, or until this
+    /// process stops. Returns the time until devices are due again.
     async fn look_up_due(&self, sweep: &mut Sweep, pause: Duration) -> Result<Duration, StoreError> {
         while !self.is_draining() {
             let now = self.store.now();
@@ -215,7 +215,7 @@ impl Registrar {
                 }
                 let wait = Part::ALL.map(|part| sweep.plan.wait(part, now, pause)).into_iter().min();
                 // The store's clock and the timers differ, so a wait may end shortly before a
-                // device is due. The minimum prevents many short waits after that.
+                // device is due. The minimum of one second prevents a series of short waits.
                 return Ok(wait.unwrap_or(pause).max(Duration::from_secs(1)));
             };
             let step = self.sweep_step(sweep, part).await?;

@@ -67,8 +67,8 @@ impl Marks {
 
 impl Checked {
     /// Calls `each` with every row that changes the table. The rows come in order of device ID.
-    /// Only the rows that need a value which an earlier row of the file gives up come last, in the
-    /// order of the file.
+    /// Late rows come last, in the order of the file: each of them needs a value that an earlier
+    /// row of the file gives up.
     pub fn each_change<E: From<StoreError>>(
         &self,
         mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,

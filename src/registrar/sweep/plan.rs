@@ -15,9 +15,9 @@ use crate::{
 };
 
 const DAY: i64 = 86_400;
-/// Maximum time since the first issue to a device that counts as new.
+/// Age of its first issue up to which a device counts as new.
 const NEW: i64 = DAY;
-/// Maximum time since the first issue to a device that counts as late.
+/// Age of its first issue up to which a device counts as late.
 const LATE: i64 = 7 * DAY;
 /// Maximum time by which a first issue may seem to be in the future, because the clock was
 /// corrected.

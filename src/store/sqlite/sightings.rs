@@ -103,8 +103,8 @@ impl Sightings for Sqlite {
         after: Option<&'a IssuePlace>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<Watched>> {
-        // The end of the range as a place. All IDs come after the empty text, so a device that was
-        // issued at the end of the range does not come before this place.
+        // The end of the range as a place. All IDs come after the empty text, so a device whose
+        // first issue is at the end of the range does not come before this place.
         let end = (issued.end, "");
         let after = after.map(|place| (place.issued, place.device.as_str()));
         let before = after.map_or(end, |place| place.min(end));
