@@ -69,16 +69,14 @@ impl Checked {
     /// Calls `each` with every row that changes the table. The rows come in order of device ID.
     /// Late rows come last, in the order of the file: each of them needs a value that an earlier
     /// row of the file gives up.
+    ///
+    /// For every other row, calls `each` with `None`, so that the caller can look at the clock.
     pub fn each_change<E: From<StoreError>>(
         &self,
-        mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,
+        mut each: impl FnMut(Option<(u64, ImportRow)>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut number = 0;
-        self.staging.each(|at, row| {
-            number += 1;
-            if self.writes.has(number - 1) { each(at, row) } else { Ok(()) }
-        })?;
-        self.staging.each_late(each)
+        self.staging.each_wanted(|number| self.writes.has(number), &mut each)?;
+        self.staging.each_late(|at, row| each(Some((at, row))))
     }
 
     /// Returns the names of the enrollments of all rows.

@@ -216,13 +216,25 @@ impl Staging {
         &self,
         mut each: impl FnMut(u64, ImportRow) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.each_wanted(|_| true, |row| row.map_or(Ok(()), |(at, row)| each(at, row)))
+    }
+
+    /// Calls `each` with the rows whose number `is_wanted`, like [`each`](Self::each). Rows are
+    /// numbered from 0 in this order. For each other row, calls `each` with `None`.
+    pub(super) fn each_wanted<E: From<StoreError>>(
+        &self,
+        is_wanted: impl Fn(usize) -> bool,
+        mut each: impl FnMut(Option<(u64, ImportRow)>) -> Result<(), E>,
+    ) -> Result<(), E> {
         const ALL: &str = concat!("SELECT ", columns!(), " FROM row ORDER BY device, at");
         let failed = |error| E::from(scratch_error(error));
         let mut statement = self.scratch.prepare_cached(ALL).map_err(failed)?;
         let mut rows = statement.query(()).map_err(failed)?;
+        let mut number = 0;
         while let Some(row) = rows.next().map_err(failed)? {
-            let (at, row) = self.row(row)?;
-            each(at, row)?;
+            let wanted = if is_wanted(number) { Some(self.row(row)?) } else { None };
+            number += 1;
+            each(wanted)?;
         }
         Ok(())
     }

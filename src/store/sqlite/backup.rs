@@ -305,7 +305,8 @@ fn unwritten_copy(to: &Path, error: rusqlite::Error) -> StoreError {
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
     let count = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0)).map(i64::unsigned_abs);
     Ok(Contents {
-        devices: count("SELECT count(*) FROM device_table")?,
+        // The copy has the hidden devices of an unfinished import, too.
+        devices: count("SELECT count(*) FROM main.device_table")?,
         psks: count("SELECT count(*) FROM device_key")?,
         keys: secrets::keys_in_use(connection)?,
         clear: secrets::count_clear(connection)?,

@@ -88,7 +88,7 @@ pub(super) fn run(
         writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
     };
     set_up().map_err(failed)?;
-    unfinished::take_back(&writer).map_err(failed)?;
+    unfinished::take_back(&writer, &|| false).map_err(failed)?;
     let checked = {
         let reader = connection::open_reader(&store.path)?;
         check::check(&job, rows, &View::new(&reader), reject)?
@@ -103,7 +103,7 @@ pub(super) fn run(
         _ => import.in_slices(&checked),
     };
     if outcome.is_ok()
-        && let Err(error) = unfinished::take_back(&writer)
+        && let Err(error) = unfinished::take_back(&writer, &|| false)
     {
         tracing::debug!(%error, "former values of an import are removed later");
     }
@@ -199,6 +199,9 @@ impl Standing for View<'_> {
     }
 }
 
+/// Receives each row that changes the table with its index, and `None` for each other row.
+type Each<'e> = &'e mut dyn FnMut(Option<(u64, ImportRow)>) -> Result<(), Failure>;
+
 /// An import whose rows are checked.
 struct Import<'a> {
     store: &'a Sqlite,
@@ -228,9 +231,17 @@ impl Import<'_> {
 
     /// Writes all rows in one transaction.
     fn at_once(&self, checked: &Checked) -> Result<ImportReport, Failure> {
+        // All rows are read before the transaction begins, because the few rows that change the
+        // table may be spread over a file of millions.
+        let mut rows = Vec::new();
+        checked.each_change(|row| {
+            rows.extend(row);
+            Ok::<_, Failure>(())
+        })?;
         self.begin()?;
         let write = || {
-            let (report, added) = self.write(checked, self.job.id, false, |_| Ok(()))?;
+            let all = |each: Each<'_>| rows.into_iter().try_for_each(|row| each(Some(row)));
+            let (report, added) = self.write(checked, all, self.job.id, false, |_| Ok(()))?;
             self.finish(checked, report, &added, self.job.id)
         };
         write().inspect_err(|_| self.roll_back())
@@ -263,7 +274,8 @@ impl Import<'_> {
         };
         let write = || {
             self.begin()?;
-            let (report, added) = self.write(checked, Some(id), true, next)?;
+            let all = |each: Each<'_>| checked.each_change(each);
+            let (report, added) = self.write(checked, all, Some(id), true, next)?;
             self.commit()?;
             self.writer.pragma_update(None, "synchronous", "full").map_err(failed)?;
             self.begin()?;
@@ -272,7 +284,7 @@ impl Import<'_> {
         };
         write().inspect_err(|_| {
             self.roll_back();
-            if let Err(error) = unfinished::take_back(self.writer) {
+            if let Err(error) = unfinished::take_back(self.writer, &|| false) {
                 let error = self.failed(error);
                 tracing::warn!(%error, "an import has failed, and what it has written is not taken back yet; a server, or the next import, takes it back");
             }
@@ -285,6 +297,7 @@ impl Import<'_> {
     fn write(
         &self,
         checked: &Checked,
+        all: impl FnOnce(Each<'_>) -> Result<(), Failure>,
         id: Option<ImportId>,
         keeps_keys: bool,
         mut next: impl FnMut(&mut Counts) -> Result<(), StoreError>,
@@ -293,11 +306,15 @@ impl Import<'_> {
         let same_secret = self.job.same_secret;
         let mut table = Table::prepare(self.writer, id, same_secret, keeps_keys).map_err(failed)?;
         let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
-        checked.each_change(|at, row| {
-            match table.merge(&row) {
-                Ok(merged) => report.count(merged),
-                Err(Unmerged::Conflict(conflict)) => return Err(Failure::Rejected(at, conflict)),
-                Err(Unmerged::Failed(error)) => return Err(error.into_store_error(&self.store.path).into()),
+        all(&mut |row| {
+            if let Some((at, row)) = row {
+                match table.merge(&row) {
+                    Ok(merged) => report.count(merged),
+                    Err(Unmerged::Conflict(conflict)) => return Err(Failure::Rejected(at, conflict)),
+                    Err(Unmerged::Failed(error)) => {
+                        return Err(error.into_store_error(&self.store.path).into());
+                    }
+                }
             }
             next(&mut table.changed).map_err(Failure::Store)
         })?;

@@ -237,7 +237,7 @@ pub(super) fn forget_before(connection: &Connection, id: ImportId, device: &str)
 
 /// Returns the reason why a device cannot keep its name or `IotId`, if another device has the same
 /// name or `IotId`.
-fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };
     let (name, iot_id) = (row.name(), row.iot_id.as_deref());

@@ -287,6 +287,9 @@ impl Sqlite {
         let (id, by, clock) = (id.clone(), by.clone(), self.clock.clone());
         self.writer.submit(move |connection| {
             let now = clock.now();
+            if unfinished::is_hidden(connection, &id)? {
+                return Ok(false);
+            }
             let found = change(connection, &id)?;
             if found {
                 audit::forget_refusals(connection, &id)?;

@@ -185,8 +185,12 @@ pub(super) fn individual_key(
     identity: &str,
 ) -> rusqlite::Result<Option<IndividualKey>> {
     connection.prepare_cached(INDIVIDUAL_KEY)?.query_row([identity, NO_KEY, NO_DEVICE], |row| {
-        let found = IndividualKey { device: id(row, 0)?, enrollment: row.get(1)?, psk: secret(row, 2)? };
-        Ok(row.get::<_, bool>(3)?.then_some(found))
+        // The device of an unfinished import is hidden, and so has no enrollment here.
+        let enrollment: Option<String> = row.get(1)?;
+        let is_shown = enrollment.is_some();
+        let enrollment = enrollment.unwrap_or_else(|| NO_DEVICE.to_owned());
+        let found = IndividualKey { device: id(row, 0)?, enrollment, psk: secret(row, 2)? };
+        Ok((row.get(3)? && is_shown).then_some(found))
     })
 }
 

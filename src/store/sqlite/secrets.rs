@@ -162,7 +162,7 @@ impl StoredSecrets for Sqlite {
         // An import remembers which keys it has noted, and keeps former keys until it has ended.
         let _lock = ImportLock::wait(&self.path, self.bulk_wait)?;
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
-        unfinished::take_back(&connection).map_err(failed)?;
+        unfinished::take_back(&connection, &|| false).map_err(failed)?;
         if self.is_only_key(&connection, key, sealed, by)? {
             connection.execute_batch("VACUUM").map_err(failed)?;
             // If a value was written in clear text meanwhile, its note stays.

@@ -254,6 +254,93 @@ fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
     assert_eq!(count("SELECT count(*) FROM import_before WHERE importId = 7"), 0);
 }
 
+/// An import that has written all its rows and was cut off before its end.
+fn cut_off(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
+    let other = connection::open_again(store.path(), Duration::from_secs(9)).unwrap();
+    unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
+    counts::without_triggers(&other).unwrap();
+    let by = Actor::system_user();
+    let job = ImportJob::new(&by, "cut.csv");
+    let mut table = import::Table::prepare(&other, Some(ImportId(7)), job.same_secret, true).unwrap();
+    for row in rows {
+        table.merge(&row).ok().unwrap();
+    }
+    table.changed.write(&other).unwrap();
+}
+
+#[test]
+fn names_and_identities_that_an_import_has_passed_on_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
+    let first = [
+        with_key("SN-1", "id-1", "00ff"),
+        with_key("SN-2", "id-2", "11ee"),
+        named("SN-3", "name-3"),
+        named("SN-4", "name-4"),
+    ];
+    import(&store, first);
+    let before = at_once(store.rows_after(None, 9)).unwrap();
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    // Each former value belongs to another device now: to one that was there, or to a new one.
+    let passed_on = [
+        with_key("SN-1", "id-9", "22dd"),
+        with_key("SN-2", "id-1", "33cc"),
+        with_key("SN-8", "id-2", "44bb"),
+        named("SN-3", "name-9"),
+        named("SN-4", "name-3"),
+        named("SN-5", "name-4"),
+    ];
+    cut_off(&store, passed_on);
+    // The key of a hidden device is not known, and an operator's change does not reach the device.
+    assert!(at_once(store.individual_key("id-2")).unwrap().is_none());
+    let by = Actor::system_user();
+    assert!(!wait(store.set_state(&id("SN-8"), DeviceState::Disabled, &by)).unwrap());
+    assert!(!wait(store.delete(&id("SN-5"), &by)).unwrap());
+    drop(lock);
+    import(&store, [row("SN-7")]);
+    wait(store.delete(&id("SN-7"), &by)).unwrap();
+    assert_eq!(at_once(store.rows_after(None, 9)).unwrap(), before);
+    for (identity, psk) in [("id-1", "00ff"), ("id-2", "11ee")] {
+        assert_eq!(at_once(store.individual_key(identity)).unwrap().unwrap().psk.expose(), psk, "{identity}");
+    }
+    assert_eq!(store.check_counts().unwrap().different, 0);
+}
+
+#[test]
+fn a_device_that_is_being_registered_keeps_what_an_import_that_was_cut_off_gave_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
+    import(&store, [named("SN-1", "name-1"), named("SN-2", "name-2")]);
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    cut_off(&store, [named("SN-1", "name-9"), named("SN-2", "name-1")]);
+    let entry =
+        JournalEntry { device: id("SN-2"), product_key: "a1lamp".into(), device_name: "name-1".into() };
+    let owner = Owner { id: 1, name: "test".into() };
+    wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
+    drop(lock);
+    import(&store, [row("SN-7")]);
+    // SN-2 is registered under the name that it has been claimed with, so SN-1 cannot have this
+    // name again.
+    let names = at_once(store.rows_after(None, 2)).unwrap().into_iter().map(|row| row.name());
+    assert_eq!(names.collect::<Vec<_>>(), ["name-9", "name-1"]);
+    assert_eq!(store.check_counts().unwrap().different, 0);
+}
+
+#[test]
+fn a_backup_beside_an_unfinished_import_is_complete() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("SN-1")]);
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    cut_off(&store, [row("SN-2"), row("SN-3")]);
+    let copy = directory.path().join("copy.db");
+    store.back_up(&copy, &mut |_, _| ()).unwrap();
+    assert_eq!(Sqlite::look(&copy, |_| Ok(())).unwrap().count().unwrap(), 1);
+    drop(lock);
+}
+
 #[test]
 fn every_one_of_many_writers_is_answered_and_what_was_answered_is_durable() {
     const THREADS: usize = 8;

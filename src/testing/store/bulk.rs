@@ -238,7 +238,8 @@ impl Bulk for Memory {
         let mut before = Before::new();
         let checked = check::check(&job, rows, &tables.clone(), reject)?;
         let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
-        checked.each_change(|at, row| {
+        checked.each_change(|row| {
+            let Some((at, row)) = row else { return Ok(()) };
             match tables.merge(&row, job.id, job.same_secret, &mut before) {
                 Ok(merged) => report.count(merged),
                 Err(Unmerged::Failed(error)) => return Err(error),
