@@ -221,7 +221,8 @@ fn the_clusters_manifests_hold_together() {
         .iter()
         .filter_map(|mount| mount["mountPath"].as_str())
         .collect();
-    assert_eq!(mounts, ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist"]);
+    // The root is read-only, so temporary files need a place of their own.
+    assert_eq!(mounts, ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist", "/tmp"]);
     assert!(configuration.contains("file:/etc/certdist-keys/lamp-2026.key"));
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("lamp-2026.key"), "00".repeat(32)).expect("a key");
