@@ -28,7 +28,7 @@ use crate::{
         Store, StoreError, Table,
         audit::Counts,
         claim::Owner,
-        retention::{self, Devices, Limits, Retention, Size},
+        retention::{self, Limits, Retention, Size},
         unix_now,
     },
 };
@@ -255,10 +255,10 @@ fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
 /// Removes expired entries of the audit log once a minute and whenever the retention changes. Ends
 /// when the sender of `keep` is dropped.
 async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, registrar: Arc<Registrar>) {
-    let (mut retention, mut devices) = (Retention::default(), Devices::default());
+    let mut retention = Retention::default();
     loop {
         let limits = *keep.borrow_and_update();
-        match prune((&mut retention, &mut devices), &store, limits, &registrar).await {
+        match prune(&mut retention, &store, limits, &registrar).await {
             Ok(Counts { changes: 0, repeats: 0 }) => {}
             Ok(Counts { changes, repeats }) => {
                 tracing::info!(entries = changes, repeats, "removed expired entries of the audit log");
@@ -276,18 +276,16 @@ async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, r
 /// Prunes once, unless no entry has expired or another process is pruning. Returns the numbers of
 /// removed entries.
 async fn prune(
-    (retention, devices): (&mut Retention, &mut Devices),
+    retention: &mut Retention,
     store: &Arc<dyn Table>,
     limits: Limits,
     registrar: &Registrar,
 ) -> Result<Counts, StoreError> {
     let is_confirmed = registrar.knows_the_time();
-    if devices.must_be_counted(limits, store.audit_size().await?) {
-        let counted = store.clone();
-        let number = tokio::task::spawn_blocking(move || counted.count()).await;
-        devices.set(number.map_err(|error| StoreError::Failed(error.to_string()))??);
-    }
-    let keep = limits.with(devices.number());
+    let counted = store.clone();
+    let devices = tokio::task::spawn_blocking(move || counted.count()).await;
+    let devices = devices.map_err(|error| StoreError::Failed(error.to_string()))??;
+    let keep = limits.with(devices);
     if !retention.is_due(&**store, keep, is_confirmed).await? {
         return Ok(Counts::default());
     }
@@ -385,9 +383,9 @@ mod tests {
         );
         let limits = Limits { days: None, changes: Size::AtMost(3), repeats: Size::AtMost(0) };
         let table: Arc<dyn Table> = Arc::new(Sealed::new(store.clone(), Keyring::default()));
-        let (mut retention, mut devices) = (Retention::default(), Devices::default());
+        let mut retention = Retention::default();
         let mut pruned = async || {
-            let counts = prune((&mut retention, &mut devices), &table, limits, &registrar).await.unwrap();
+            let counts = prune(&mut retention, &table, limits, &registrar).await.unwrap();
             counts.changes
         };
         let other = Owner::new("other").unwrap();

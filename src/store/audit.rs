@@ -399,9 +399,6 @@ pub trait AuditLog: Send + Sync + 'static {
     /// same step.
     fn prune(&self, keep: Keep) -> StoreFuture<'_, Counts>;
 
-    /// Returns the numbers of entries in the chain and of records of repeats.
-    fn audit_size(&self) -> StoreFuture<'_, Counts>;
-
     /// Returns the time of the newest entry; `None` if the log is empty.
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>>;
 

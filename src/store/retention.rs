@@ -1,7 +1,7 @@
 //! Retention of the audit log: removes expired entries. If the clock is probably wrong, no entry is
 //! removed because of its age. By default, the maximum size follows the number of devices.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{
     StoreError, UnixSeconds,
@@ -31,10 +31,6 @@ pub const MIN_REPEATS: u64 = 1_000_000;
 /// Records of repeats in the default limit, for each device: enough for two days on which the whole
 /// fleet asks again.
 pub const REPEATS_A_DEVICE: u64 = 2;
-
-/// Time after which the number of devices is counted again. Counting reads an index of the whole
-/// table.
-const COUNT_EVERY: Duration = Duration::from_secs(3600);
 
 /// Maximum number of rows of one class of entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,38 +70,6 @@ impl Limits {
             rows: self.changes.rows(MIN_CHANGES, CHANGES_A_DEVICE, devices),
             repeats: self.repeats.rows(MIN_REPEATS, REPEATS_A_DEVICE, devices),
         }
-    }
-}
-
-/// Number of devices in the table, which is counted only if a limit depends on it.
-#[derive(Default)]
-pub struct Devices {
-    counted: Option<(u64, Instant)>,
-}
-
-impl Devices {
-    /// Returns whether the devices must be counted: the limit of a class follows the number of
-    /// devices, the class has more rows than the limit of a table without devices, and the last
-    /// count is old.
-    pub fn must_be_counted(&self, limits: Limits, size: Counts) -> bool {
-        let Keep { rows, repeats, .. } = limits.with(0);
-        let is_beyond = |limit: Size, most: Option<u64>, size| {
-            limit == Size::ByDevices && most.is_some_and(|most| size > most)
-        };
-        let is_old = self.counted.is_none_or(|(_, at)| at.elapsed() >= COUNT_EVERY);
-        is_old
-            && (is_beyond(limits.changes, rows, size.changes)
-                || is_beyond(limits.repeats, repeats, size.repeats))
-    }
-
-    /// Sets the number of devices.
-    pub fn set(&mut self, devices: u64) {
-        self.counted = Some((devices, Instant::now()));
-    }
-
-    /// Returns the number of devices, or 0 if it was not needed yet.
-    pub fn number(&self) -> u64 {
-        self.counted.map_or(0, |(devices, _)| devices)
     }
 }
 
@@ -208,22 +172,5 @@ mod tests {
         assert_eq!(rows(limits, 10_000_000), (Some(100_000_000), Some(20_000_000)));
         let set = Limits { changes: Size::AtMost(7), repeats: Size::AtMost(0), ..limits };
         assert_eq!(rows(set, 10_000_000), (Some(7), None));
-    }
-
-    #[test]
-    fn the_devices_are_counted_only_if_a_limit_depends_on_them() {
-        let limits = Limits { days: None, changes: Size::ByDevices, repeats: Size::ByDevices };
-        let mut devices = Devices::default();
-        let (few, changes, repeats) = (
-            Counts { changes: MIN_CHANGES, repeats: MIN_REPEATS },
-            Counts { changes: MIN_CHANGES + 1, repeats: 0 },
-            Counts { changes: 0, repeats: MIN_REPEATS + 1 },
-        );
-        assert!(!devices.must_be_counted(limits, few));
-        assert!(devices.must_be_counted(limits, changes) && devices.must_be_counted(limits, repeats));
-        let set = Limits { changes: Size::AtMost(5), repeats: Size::AtMost(5), ..limits };
-        assert!(!devices.must_be_counted(set, changes) && !devices.must_be_counted(set, repeats));
-        devices.set(10_000_000);
-        assert!(!devices.must_be_counted(limits, changes), "the count is recent");
     }
 }

@@ -476,7 +476,6 @@ impl<S: AuditLog> AuditLog for Sealed<S> {
         self to self.inner;
         fn has_expired(keep: Keep) -> bool;
         fn prune(keep: Keep) -> Counts;
-        fn audit_size() -> Counts;
         fn newest_entry() -> Option<UnixSeconds>;
     }
 

@@ -450,12 +450,6 @@ impl AuditLog for Memory {
         })
     }
 
-    fn audit_size(&self) -> StoreFuture<'_, Counts> {
-        self.answer(|tables, _| {
-            Ok(Counts { changes: tables.audit.len() as u64, repeats: tables.repeats.len() as u64 })
-        })
-    }
-
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
         self.answer(|tables, _| {
             let newest = tables.audit.last().map(|entry| entry.at);

@@ -148,7 +148,6 @@ impl<S: AuditLog> AuditLog for Alternating<S> {
         self to self.next();
         fn has_expired(keep: Keep) -> bool;
         fn prune(keep: Keep) -> Counts;
-        fn audit_size() -> Counts;
         fn newest_entry() -> Option<UnixSeconds>;
     }
 

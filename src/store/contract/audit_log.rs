@@ -156,6 +156,12 @@ fn ask(
     }
 }
 
+/// Returns the numbers of entries in the chain and of records of repeats.
+fn size(store: &(impl Store + Bulk + AuditLog)) -> Counts {
+    let (chain, records): (Vec<_>, Vec<_>) = entries(store).into_iter().partition(|entry| entry.seq > 0);
+    Counts { changes: chain.len() as u64, repeats: records.len() as u64 }
+}
+
 fn entries(store: &(impl Store + Bulk + AuditLog)) -> Vec<AuditEntry> {
     let mut all = Vec::new();
     let each = &mut |entry: AuditEntry, _: Link| {
@@ -223,7 +229,7 @@ fn a_crowd_of_repeats_displaces_no_change(store: &(impl Store + Bulk + AuditLog)
     for number in 0..8 {
         ask(store, AuditEvent::Reissued, &format!("SN-{number}"), (unix_now(), "192.0.2.1"), (3, number + 1));
     }
-    assert_eq!(now(store.audit_size()).unwrap(), Counts { changes: 3, repeats: 8 });
+    assert_eq!(size(store), Counts { changes: 3, repeats: 8 });
     let few = Keep { rows: Some(3), repeats: Some(5), ..Keep::default() };
     assert!(now(store.has_expired(few)).unwrap());
     let pruned = now(store.prune(few)).unwrap();
@@ -241,7 +247,7 @@ fn a_crowd_of_repeats_displaces_no_change(store: &(impl Store + Bulk + AuditLog)
     let month = Keep { days: Some(30), ..Keep::default() };
     let removed = now(Box::pin(retention.apply(store, month, true))).unwrap();
     assert_eq!((removed.changes, removed.repeats), (3, 8 - pruned.repeats));
-    assert_eq!(now(store.audit_size()).unwrap().repeats, 0);
+    assert_eq!(size(store).repeats, 0);
     verified(store);
     // New records follow.
     ask(store, AuditEvent::Reissued, "SN-1", (unix_now(), "192.0.2.1"), (1, 1));

@@ -555,10 +555,6 @@ impl AuditLog for Sqlite {
         })
     }
 
-    fn audit_size(&self) -> StoreFuture<'_, Counts> {
-        self.read(audit::size)
-    }
-
     fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
         self.read(audit::newest)
     }

@@ -157,12 +157,6 @@ pub(super) fn history(
     Ok(merged(index::history(&state, id, limit)?, repeats::history(&state, id, limit)?, limit))
 }
 
-/// Returns the numbers of entries and of records of repeats.
-pub(super) fn size(connection: &Connection) -> rusqlite::Result<Counts> {
-    let state = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
-    Ok(Counts { changes: head(&state)? - pruned(&state)?, repeats: repeats::size(&state)? })
-}
-
 /// Returns the number of the last entry.
 pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT headSeq FROM audit_chain", (), |row| row.get(0).map(i64::cast_unsigned))

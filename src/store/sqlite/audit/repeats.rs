@@ -238,11 +238,6 @@ fn extent(connection: &Connection) -> rusqlite::Result<Option<[i64; 2]>> {
     Ok(first.zip(last).map(|(first, last)| [first, last]))
 }
 
-/// Returns the number of rows.
-pub(super) fn size(connection: &Connection) -> rusqlite::Result<u64> {
-    Ok(extent(connection)?.map_or(0, |[first, last]| (last + 1 - first).unsigned_abs()))
-}
-
 /// Returns the time of the last request in the newest row.
 pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Option<UnixSeconds>> {
     const SQL: &str = "SELECT last FROM audit_repeat ORDER BY number DESC LIMIT 1";
