@@ -6,7 +6,6 @@
 use std::{
     cell::Cell,
     collections::BTreeSet,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -17,7 +16,8 @@ use super::{
     counts::{self, Counted, Counts},
     imports,
     lock::ImportLock,
-    look, read, secrets, store_error, unfinished,
+    look, read, secrets, store_error,
+    unfinished::{self, Turns},
     writer::WriteError,
 };
 use crate::{
@@ -41,14 +41,6 @@ const SMALL: u64 = 1000;
 
 /// Time after which a slice ends and its commit begins.
 const SLICE: Duration = Duration::from_millis(20);
-
-/// Minimum pause between two slices, in which a waiting process can begin to write. A server that
-/// waits tries again every millisecond, and so finds the pause.
-const PAUSE: Duration = Duration::from_millis(4);
-
-/// Number of slices after which the write-ahead log is moved into the database. Otherwise, the log
-/// would become as large as the import, or a server would move it while devices wait.
-const LOGGED: u32 = 8;
 
 /// Number of rows that are checked in one read transaction. A longer transaction would keep the
 /// write-ahead log from being moved into the database.
@@ -149,14 +141,13 @@ impl<'c> View<'c> {
         })
     }
 
-    /// Begins another read transaction after every [`CHECKED`] rows. The first rows are read in the
-    /// caller's transaction if the caller has begun one.
+    /// Begins a read transaction for every [`CHECKED`] rows.
     fn renew(&self) -> rusqlite::Result<()> {
         let reads = self.reads.get();
         self.reads.set(reads + 1);
-        match (reads % CHECKED, self.connection.is_autocommit()) {
-            (0, true) => self.connection.execute_batch("BEGIN"),
-            (0, false) if reads > 0 => self.connection.execute_batch("COMMIT; BEGIN"),
+        match reads {
+            0 => self.connection.execute_batch("BEGIN"),
+            _ if reads.is_multiple_of(CHECKED) => self.connection.execute_batch("COMMIT; BEGIN"),
             _ => Ok(()),
         }
     }
@@ -256,20 +247,16 @@ impl Import<'_> {
         // A slice need not survive a power cut, because the unfinished import is taken back anyway.
         // The commit that ends the import is durable again, and makes all slices durable.
         self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
-        let mut slice = Slice { begun: Instant::now(), written: 0 };
+        let (mut turns, mut begun) = (Turns::new(self.writer, &|| false), Instant::now());
         let next = |changed: &mut Counts| {
-            if slice.begun.elapsed() < SLICE {
+            if begun.elapsed() < SLICE {
                 return Ok(());
             }
             std::mem::take(changed).write(self.writer).map_err(failed)?;
             self.commit()?;
-            slice.written += 1;
-            if slice.written.is_multiple_of(LOGGED) {
-                connection::move_log(self.writer);
-            }
-            thread::sleep(PAUSE);
+            turns.end();
             self.begin()?;
-            slice.begun = Instant::now();
+            begun = Instant::now();
             Ok(())
         };
         let write = || {
@@ -347,11 +334,6 @@ impl Import<'_> {
         self.commit()?;
         Ok(report)
     }
-}
-
-struct Slice {
-    begun: Instant,
-    written: u32,
 }
 
 /// Returns the audit entry about an import. The entry names the enrollments of the imported rows.

@@ -23,6 +23,16 @@ macro_rules! untouched {
     };
 }
 
+/// Condition for a row of `import_before` (`b`) whose device has not changed since the import ?1,
+/// and is not being registered.
+macro_rules! is_untouched {
+    () => {
+        "EXISTS (SELECT 1 FROM main.device_table d WHERE d.deviceId = b.deviceId AND d.importId = ?1) \
+         AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = b.deviceId)"
+    };
+}
+pub(super) use is_untouched;
+
 /// Query for the columns that [`import_record`] reads.
 macro_rules! records {
     () => {
@@ -149,10 +159,8 @@ pub(super) fn undo(
     const RECORD: &str = concat!(records!(), " WHERE importId = ?1");
     const UNTOUCHED: &str = concat!("SELECT count(*) FROM device_table WHERE ", untouched!());
     const LOST_KEYS: &str = concat!(
-        "SELECT count(*) FROM import_before WHERE importId = ?1 AND keyChange = 'lost' AND deviceId IN \
-         (SELECT deviceId FROM device_table WHERE ",
-        untouched!(),
-        ")"
+        "SELECT count(*) FROM import_before b WHERE importId = ?1 AND keyChange = 'lost' AND ",
+        is_untouched!()
     );
     const ADDED: &str = concat!(
         untouched!(),
@@ -189,10 +197,8 @@ pub(super) fn undo(
 /// Gives the changed rows of an import their former values. Returns the number of restored rows.
 fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndone>, WriteError> {
     const BEFORE: &str = concat!(
-        "SELECT deviceId, keyChange IS NOT NULL FROM import_before WHERE importId = ?1 \
-         AND deviceId IN (SELECT deviceId FROM device_table WHERE ",
-        untouched!(),
-        ")"
+        "SELECT deviceId, keyChange IS NOT NULL FROM import_before b WHERE importId = ?1 AND ",
+        is_untouched!()
     );
     let (mut restored, mut read) = (Vec::new(), connection.prepare(BEFORE)?);
     let mut rows = read.query([id.0])?;

@@ -2,10 +2,11 @@
 //! connection, failing jobs. The tests of all stores are in `store/contract.rs`.
 
 mod auditing;
+mod importing;
 mod looking;
 mod sealing;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
@@ -16,14 +17,11 @@ use crate::{
         Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, JournalEntry, RegisteredDevice,
         Rejection,
         claim::{ClaimTime, Claims, Owner, Settlement},
-        filter::{Cursor, Filter as Devices},
-        undo::ImportId,
     },
     testing::store::import,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
-const SOON: Duration = Duration::from_secs(9);
 
 fn open(directory: &TempDir) -> Sqlite {
     Sqlite::open_waiting(&directory.path().join("certdist.db"), |_| Ok(()), SHORT, SHORT).unwrap()
@@ -150,195 +148,6 @@ fn a_lock_of_another_process_is_busy_and_loses_nothing() {
 
     other.execute_batch("COMMIT").unwrap();
     assert!(wait(issue(&store, &device)).unwrap().is_first);
-}
-
-#[test]
-fn an_import_holds_nobody_up_and_its_devices_appear_at_once() {
-    const ROWS: usize = 20_000;
-    let directory = tempfile::tempdir().unwrap();
-    // The store has the usual long waits.
-    let store = Sqlite::open(&directory.path().join("certdist.db")).unwrap();
-    import(&store, (0..2000).map(|number| with_certificate(&format!("SN-{number}"), "s3cret")));
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let importing = scope.spawn(|| {
-            let report = import(&store, (0..ROWS).map(|number| row(&format!("new-{number:05}"))));
-            is_over.store(true, Ordering::SeqCst);
-            report
-        });
-        let mut issued = 0;
-        while !is_over.load(Ordering::SeqCst) {
-            // While the rows are read, checked and written, devices get their certificates.
-            let device = id(&format!("SN-{}", issued % 2000));
-            assert!(wait(issue(&store, &device)).is_ok());
-            issued += 1;
-            // If the first device is there, then so are the last one and all others.
-            let is_there = at_once(store.device(&id("new-00000"))).unwrap().is_some();
-            let last = at_once(store.device(&id("new-19999"))).unwrap();
-            assert!(!is_there || last.is_some());
-            if !is_there {
-                let listed = store.find(&Devices::default(), &Cursor::After(id("SN-999")), 9, SOON).unwrap();
-                let is_complete = at_once(store.device(&id("new-00000"))).unwrap().is_some();
-                assert!(listed.devices.is_empty() || is_complete, "{listed:?}");
-            }
-        }
-        assert_eq!(importing.join().unwrap().added, ROWS as u64);
-        assert!(issued > 10, "{issued}");
-    });
-    assert_eq!(store.count().unwrap(), 2000 + ROWS as u64);
-    assert_eq!(store.check_counts().unwrap().different, 0);
-    assert!(!directory.path().join("certdist.db-import").exists());
-}
-
-#[test]
-fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(
-        &store,
-        [with_key("SN-1", "id-1", "00ff"), row("SN-2"), row("SN-3"), with_key("SN-4", "id-4", "00ff")],
-    );
-    let before = at_once(store.rows_after(None, 9)).unwrap();
-    // An import as it stands before its end. While it has its lock, nobody takes it back.
-    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-    let other = connection::open_again(store.path(), Duration::from_secs(1)).unwrap();
-    unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
-    counts::without_triggers(&other).unwrap();
-    let by = Actor::system_user();
-    let job = ImportJob::new(&by, "cut.csv");
-    let mut table = import::Table::prepare(&other, Some(ImportId(7)), job.same_secret, true).unwrap();
-    let named = ImportRow { device_name: Some("other".into()), ..row("SN-2") };
-    let moved = ImportRow::new(id("SN-4"), "plugs", "a1plug");
-    let touched = ImportRow { device_name: Some("third".into()), ..row("SN-3") };
-    for row in [
-        with_key("SN-1", "id-9", "11ee"),
-        named,
-        row("SN-5"),
-        with_key("SN-6", "id-6", "22dd"),
-        moved,
-        touched,
-    ] {
-        table.merge(&row).ok().unwrap();
-    }
-    table.changed.write(&other).unwrap();
-    drop(table);
-    let differences = |store: &Sqlite| store.check_counts().unwrap().different;
-    assert_eq!(differences(&store), 0);
-    // The devices that it adds are not there for anybody. The devices that it changes are.
-    let ids = |store: &Sqlite| {
-        let rows = at_once(store.rows_after(None, 9)).unwrap();
-        rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>()
-    };
-    assert_eq!(ids(&store), ["SN-1", "SN-2", "SN-3", "SN-4"]);
-    assert_eq!(at_once(store.device(&id("SN-5"))).unwrap(), None);
-    assert_eq!(at_once(store.device(&id("SN-2"))).unwrap().unwrap().device_name.as_deref(), Some("other"));
-    let looking = Sqlite::look(store.path(), |_| Ok(())).unwrap();
-    assert_eq!((looking.count().unwrap(), store.count().unwrap()), (4, 4));
-    let found = store.find(&Devices::default(), &Cursor::First, 9, SOON).unwrap().devices.len();
-    assert_eq!(found, 4);
-    // SN-3 has changed since, so it stays as it is.
-    wait(store.set_state(&id("SN-3"), DeviceState::Disabled, &Actor::system_user())).unwrap();
-    drop(lock);
-    import(&store, [row("SN-7")]);
-    assert_eq!(ids(&store), ["SN-1", "SN-2", "SN-3", "SN-4", "SN-7"]);
-    assert_eq!((differences(&store), store.count().unwrap()), (0, 5));
-    let after = at_once(store.rows_after(None, 9)).unwrap();
-    assert_eq!([&after[0], &after[1], &after[3]], [&before[0], &before[1], &before[3]]);
-    assert_eq!((after[2].state, after[2].device_name.as_deref()), (DeviceState::Disabled, Some("third")));
-    for (identity, psk) in [("id-1", Some("00ff")), ("id-4", Some("00ff")), ("id-6", None), ("id-9", None)] {
-        let key = at_once(store.individual_key(identity)).unwrap();
-        assert_eq!(key.as_ref().map(|key| key.psk.expose()), psk, "{identity}");
-    }
-    let count = |sql: &str| other.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(count("SELECT count(*) FROM import_unfinished"), 0);
-    assert_eq!(count("SELECT count(*) FROM import_before WHERE importId = 7"), 0);
-}
-
-/// An import that has written all its rows and was cut off before its end.
-fn cut_off(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
-    let other = connection::open_again(store.path(), Duration::from_secs(9)).unwrap();
-    unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
-    counts::without_triggers(&other).unwrap();
-    let by = Actor::system_user();
-    let job = ImportJob::new(&by, "cut.csv");
-    let mut table = import::Table::prepare(&other, Some(ImportId(7)), job.same_secret, true).unwrap();
-    for row in rows {
-        table.merge(&row).ok().unwrap();
-    }
-    table.changed.write(&other).unwrap();
-}
-
-#[test]
-fn names_and_identities_that_an_import_has_passed_on_come_back() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
-    let first = [
-        with_key("SN-1", "id-1", "00ff"),
-        with_key("SN-2", "id-2", "11ee"),
-        named("SN-3", "name-3"),
-        named("SN-4", "name-4"),
-    ];
-    import(&store, first);
-    let before = at_once(store.rows_after(None, 9)).unwrap();
-    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-    // Each former value belongs to another device now: to one that was there, or to a new one.
-    let passed_on = [
-        with_key("SN-1", "id-9", "22dd"),
-        with_key("SN-2", "id-1", "33cc"),
-        with_key("SN-8", "id-2", "44bb"),
-        named("SN-3", "name-9"),
-        named("SN-4", "name-3"),
-        named("SN-5", "name-4"),
-    ];
-    cut_off(&store, passed_on);
-    // The key of a hidden device is not known, and an operator's change does not reach the device.
-    assert!(at_once(store.individual_key("id-2")).unwrap().is_none());
-    let by = Actor::system_user();
-    assert!(!wait(store.set_state(&id("SN-8"), DeviceState::Disabled, &by)).unwrap());
-    assert!(!wait(store.delete(&id("SN-5"), &by)).unwrap());
-    drop(lock);
-    import(&store, [row("SN-7")]);
-    wait(store.delete(&id("SN-7"), &by)).unwrap();
-    assert_eq!(at_once(store.rows_after(None, 9)).unwrap(), before);
-    for (identity, psk) in [("id-1", "00ff"), ("id-2", "11ee")] {
-        assert_eq!(at_once(store.individual_key(identity)).unwrap().unwrap().psk.expose(), psk, "{identity}");
-    }
-    assert_eq!(store.check_counts().unwrap().different, 0);
-}
-
-#[test]
-fn a_device_that_is_being_registered_keeps_what_an_import_that_was_cut_off_gave_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    let named = |device: &str, name: &str| ImportRow { device_name: Some(name.into()), ..row(device) };
-    import(&store, [named("SN-1", "name-1"), named("SN-2", "name-2")]);
-    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-    cut_off(&store, [named("SN-1", "name-9"), named("SN-2", "name-1")]);
-    let entry =
-        JournalEntry { device: id("SN-2"), product_key: "a1lamp".into(), device_name: "name-1".into() };
-    let owner = Owner { id: 1, name: "test".into() };
-    wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
-    drop(lock);
-    import(&store, [row("SN-7")]);
-    // SN-2 is registered under the name that it has been claimed with, so SN-1 cannot have this
-    // name again.
-    let names = at_once(store.rows_after(None, 2)).unwrap().into_iter().map(|row| row.name());
-    assert_eq!(names.collect::<Vec<_>>(), ["name-9", "name-1"]);
-    assert_eq!(store.check_counts().unwrap().different, 0);
-}
-
-#[test]
-fn a_backup_beside_an_unfinished_import_is_complete() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(&directory);
-    import(&store, [row("SN-1")]);
-    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-    cut_off(&store, [row("SN-2"), row("SN-3")]);
-    let copy = directory.path().join("copy.db");
-    store.back_up(&copy, &mut |_, _| ()).unwrap();
-    assert_eq!(Sqlite::look(&copy, |_| Ok(())).unwrap().count().unwrap(), 1);
-    drop(lock);
 }
 
 #[test]

@@ -52,10 +52,12 @@ const ROWS: i64 = 500;
 /// Maximum number of rows of the table that one step reads to find the devices of an import.
 const SEARCHED: i64 = 10_000;
 
-/// Pause between two transactions, in which a waiting process can begin to write.
+/// Pause between two transactions, in which a waiting process can begin to write. A server that
+/// waits tries again every millisecond, and so finds the pause.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Number of transactions after which the log is moved into the database.
+/// Number of transactions after which the write-ahead log is moved into the database. Otherwise, the
+/// log would become as large as the import, or a server would move it while devices wait.
 const LOGGED: u32 = 8;
 
 /// Interval at which a process searches the database for an import that was cut off.
@@ -83,7 +85,7 @@ pub(super) fn end(connection: &Connection, id: ImportId) -> rusqlite::Result<()>
 /// holds the lock of imports. Returns early, between two transactions, once `is_stopped`; a later
 /// call continues.
 pub(super) fn take_back(connection: &Connection, is_stopped: &dyn Fn() -> bool) -> rusqlite::Result<()> {
-    let mut turns = Turns { connection, is_stopped, taken: 0 };
+    let mut turns = Turns::new(connection, is_stopped);
     while let Some((id, file)) = first(connection)? {
         // The added devices go first, because they may have the names and identities that the
         // changed devices had before. They are not counted yet, so their removal must not change
@@ -135,17 +137,22 @@ pub(super) fn take_back(connection: &Connection, is_stopped: &dyn Fn() -> bool) 
     clean(connection, &mut turns)
 }
 
-/// Turns of other writers between the transactions of this module.
-struct Turns<'a> {
+/// Short transactions of long work, with pauses in which other processes can write.
+pub(super) struct Turns<'a> {
     connection: &'a Connection,
     is_stopped: &'a dyn Fn() -> bool,
     taken: u32,
 }
 
-impl Turns<'_> {
-    /// Ends a turn: pauses, and from time to time moves the log into the database. Returns whether
-    /// the work must stop.
-    fn end(&mut self) -> bool {
+impl<'a> Turns<'a> {
+    /// Begins work over this connection. The work ends early once `is_stopped`.
+    pub(super) fn new(connection: &'a Connection, is_stopped: &'a dyn Fn() -> bool) -> Self {
+        Self { connection, is_stopped, taken: 0 }
+    }
+
+    /// Pauses after a transaction, and from time to time moves the log into the database. Returns
+    /// whether the work must stop.
+    pub(super) fn end(&mut self) -> bool {
         self.taken += 1;
         if self.taken.is_multiple_of(LOGGED) {
             connection::move_log(self.connection);
@@ -160,21 +167,12 @@ fn first(connection: &Connection) -> rusqlite::Result<Option<(ImportId, String)>
     connection.query_row(SQL, (), |row| Ok((ImportId(row.get(0)?), row.get(1)?))).optional()
 }
 
-/// Condition for a row of `import_before` (`b`) whose device has not changed since the import ?1,
-/// and is not being registered.
-macro_rules! untouched {
-    () => {
-        "EXISTS (SELECT 1 FROM main.device_table d WHERE d.deviceId = b.deviceId AND d.importId = ?1) \
-         AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = b.deviceId)"
-    };
-}
-
 /// Removes the new keys of some devices after the device `after` that an import has changed. Returns
 /// the last of these devices, or `None` if there are no more.
 fn remove_keys(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<String>> {
     const CHANGED: &str = concat!(
         "SELECT deviceId FROM import_before b WHERE importId = ?1 AND deviceId > ?2 AND keyChange IS NOT NULL AND ",
-        untouched!(),
+        imports::is_untouched!(),
         " ORDER BY deviceId LIMIT ?3"
     );
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
@@ -196,7 +194,7 @@ fn remove_keys(connection: &Connection, id: ImportId, after: &str) -> rusqlite::
 fn restore(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<(String, u64)>> {
     const BEFORE: &str = concat!(
         "SELECT deviceId, ",
-        untouched!(),
+        imports::is_untouched!(),
         " FROM import_before b WHERE importId = ?1 AND deviceId > ?2 ORDER BY deviceId LIMIT ?3"
     );
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
