@@ -452,6 +452,19 @@ impl Registrar {
         }
     }
 
+    /// Makes a call whose turn has come, and tells the pace of its action whether IoT Platform has
+    /// taken it or throttles.
+    pub(super) async fn paced<T>(&self, action: Action, call: ApiFuture<'_, T>) -> Result<T, ApiError> {
+        let left = Instant::now();
+        let answer = call.await;
+        match &answer {
+            Ok(_) => self.paces.of(action).taken(),
+            Err(error) if error.class == ErrorClass::Throttled => self.throttled(action, left, error),
+            Err(_) => {}
+        }
+        answer
+    }
+
     /// Repeats a call until it succeeds or fails for a permanent reason. Makes at most
     /// [`max_attempts`](super::Config::max_attempts) attempts.
     pub(super) async fn persist<'a, T>(
@@ -463,17 +476,15 @@ impl Registrar {
         loop {
             attempt += 1;
             self.turn(action).await?;
-            let left = Instant::now();
-            let error = match call().await {
-                Ok(answer) => {
-                    self.paces.of(action).taken();
-                    return Ok(answer);
-                }
+            let error = match self.paced(action, call()).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match error.class {
-                ErrorClass::Throttled => self.throttled(action, left, &error),
-                ErrorClass::TryAgain | ErrorClass::TimedOut | ErrorClass::SignAgain => {}
+                ErrorClass::Throttled
+                | ErrorClass::TryAgain
+                | ErrorClass::TimedOut
+                | ErrorClass::SignAgain => {}
                 _ => return Err(error),
             }
             if attempt >= self.config.max_attempts.max(1) {

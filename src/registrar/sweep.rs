@@ -479,17 +479,15 @@ impl Registrar {
                 return Err(Fault::All(None));
             }
             self.spare_turn(action).await?;
-            let left = Instant::now();
-            let error = match call().await {
-                Ok(answer) => {
-                    self.paces.of(action).taken();
-                    return Ok(answer);
-                }
+            let error = match self.paced(action, call()).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match error.class {
-                ErrorClass::Throttled => self.throttled(action, left, &error),
-                ErrorClass::TryAgain | ErrorClass::TimedOut | ErrorClass::SignAgain => {}
+                ErrorClass::Throttled
+                | ErrorClass::TryAgain
+                | ErrorClass::TimedOut
+                | ErrorClass::SignAgain => {}
                 ErrorClass::Operator if !error.is_about_product() => return Err(Fault::All(Some(error))),
                 _ => return Err(Fault::These(error)),
             }
