@@ -1,4 +1,4 @@
--- certdist's database, version 8.
+-- certdist's database, version 9.
 --
 -- `certdist serve` and `certdist import` create it automatically. To create it by hand:
 --     sqlite3 certdist.db < schema.sql
@@ -11,7 +11,7 @@
 
 -- Mark the file as certdist's ("cert"), and set the version of its schema.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 8;
+PRAGMA user_version = 9;
 
 -- One row for each device that may ask for a certificate. The first seven columns are
 -- those of the Tablestore table of the same name.

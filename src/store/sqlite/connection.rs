@@ -37,6 +37,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_5_to_6.sql"), then: None },
     Upgrade { script: include_str!("upgrade_6_to_7.sql"), then: None },
     Upgrade { script: include_str!("upgrade_7_to_8.sql"), then: None },
+    Upgrade { script: include_str!("upgrade_8_to_9.sql"), then: None },
 ];
 
 /// Migration from one version to the next.

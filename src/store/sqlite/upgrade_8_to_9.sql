@@ -1,0 +1,1 @@
+-- From version 8 of schema.sql to version 9.
