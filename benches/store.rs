@@ -81,7 +81,7 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
         time_entries(store, &ids)?;
         let start = Instant::now();
         store.set_keys(self::keys()?)?;
-        let sealed = store.seal_all(&by, &mut |_, _| ())?.sealed;
+        let sealed = store.seal_all(&by, &mut |_| ())?.sealed;
         println!("  seal(): {:.2} s ({sealed} values)", start.elapsed().as_secs_f64());
     }
     Ok(())

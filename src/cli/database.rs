@@ -3,8 +3,11 @@
 
 use serde_json::json;
 
-use super::{CommandResult, ConfigArgs, Failure, look_at_store, open_existing, print, progress::Progress};
-use crate::store::{Actor, CountCheck, Miscount};
+use super::{
+    CommandResult, ConfigArgs, Failure, look_at_store, open_existing, print,
+    progress::{Progress, Stages},
+};
+use crate::store::{Actor, CountCheck, Miscount, seal_step::SealStep};
 
 /// Seals the database's secrets, shows which database keys seal them, and checks the kept counts
 #[derive(clap::Args)]
@@ -28,7 +31,8 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Action {
     /// Seals every secret under database_key: those in clear text and those under a former database
-    /// key. Can be interrupted and repeated; rewrites the file at the end
+    /// key. Then removes the traces of the former values from the file. Works in short steps beside a
+    /// server, and holds up no device; can be interrupted and repeated
     Seal,
     /// Compares the kept counts of devices with the table, which it reads as a whole; exit code 1 if
     /// they differ. Runs beside a server, and holds up no one
@@ -58,10 +62,20 @@ pub(super) fn run(args: &Args) -> CommandResult {
     };
     match args.action {
         Action::Seal => {
-            let template = "{bar:40} {percent}% {pos}/{len} secrets {eta} left";
-            let report = Progress::showing(template, |mut progress| {
-                store.seal_all(&Actor::system_user(), &mut progress)
-            })?;
+            let mut stages = Stages::default();
+            let report = store.seal_all(&Actor::system_user(), &mut |step| match step {
+                SealStep::Sealing(done, total) => {
+                    stages.set("{bar:40} {percent}% {pos}/{len} secrets {eta} left", done, total);
+                }
+                SealStep::Wiping(done, total) => {
+                    stages.set("{bar:40} {percent}% traces removed {eta} left", done, total);
+                }
+                SealStep::Checking(done, total) => {
+                    stages.set("{bar:40} {percent}% searched for traces {eta} left", done, total);
+                }
+            });
+            drop(stages);
+            let report = report?;
             print(|out| writeln!(out, "{} secrets sealed; all are under key {}", report.sealed, report.key))?;
         }
         Action::Check => {

@@ -118,6 +118,28 @@ impl Progress {
     }
 }
 
+/// Progress bars of work in several stages, each removed when the next one begins.
+#[derive(Default)]
+pub(super) struct Stages(Option<(&'static str, Progress)>);
+
+impl Stages {
+    /// Sets the amount of work that is done in a stage, and its total. A stage is known by its
+    /// template.
+    pub(super) fn set(&mut self, template: &'static str, done: u64, total: u64) {
+        let is_same = |(shown, progress): &(&'static str, Progress)| {
+            *shown == template && progress.bar.position() <= done
+        };
+        if !self.0.as_ref().is_some_and(is_same) {
+            // The former bar leaves the terminal before the next one comes.
+            self.0 = None;
+            self.0 = Some((template, Progress::new(template)));
+        }
+        if let Some((_, progress)) = &mut self.0 {
+            progress.set(done, total);
+        }
+    }
+}
+
 /// A writer that counts the bytes that it writes.
 pub(super) struct Counting<'p, W> {
     writer: W,

@@ -24,6 +24,7 @@ pub mod filter;
 pub mod lease;
 pub mod merge;
 pub mod retention;
+pub mod seal_step;
 pub mod sealed;
 pub mod sighting;
 pub mod sqlite;

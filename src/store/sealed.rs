@@ -22,6 +22,7 @@ use super::{
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
     lease::Leases,
+    seal_step::SealStep,
     sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
     turn::{Turn, Turns},
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -144,7 +145,13 @@ pub trait StoredSecrets: Send + Sync + 'static {
     /// Removes all traces of replaced values, and forgets all noted database keys except `key`.
     /// Fails if any value is not sealed under `key`. If anything changes, writes an audit entry
     /// with the number of values that were `sealed`.
-    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError>;
+    fn keep_only_key(
+        &self,
+        key: &str,
+        sealed: u64,
+        by: &Actor,
+        progress: &mut dyn FnMut(SealStep),
+    ) -> Result<(), StoreError>;
 
     /// Shows other processes the database key under which this process seals. The default
     /// implementation does nothing.
@@ -175,10 +182,9 @@ pub trait Keys {
     /// Seals under the first database key all values that are unsealed or sealed under another key.
     /// Meanwhile, other processes can read and write. Fails before the first value if another
     /// process does not seal under the first key, because that process might not be able to read
-    /// the values. An interrupted run keeps the work that it has done. `progress` receives the
-    /// number of sealed values and the total. After a complete run, the other keys are no longer
-    /// needed, and the store has no trace of the former values.
-    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError>;
+    /// the values. An interrupted run keeps the work that it has done. After a complete run, the
+    /// other keys are no longer needed, and the store has no trace of the former values.
+    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(SealStep)) -> Result<SealReport, StoreError>;
 }
 
 /// Iterates over the keys in use that are not among `keys`.
@@ -655,7 +661,7 @@ impl<S: Store + StoredSecrets> Keys for Sealed<S> {
         self.inner.count_clear()
     }
 
-    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(u64, u64)) -> Result<SealReport, StoreError> {
+    fn seal_all(&self, by: &Actor, progress: &mut dyn FnMut(SealStep)) -> Result<SealReport, StoreError> {
         let keys = self.keys.load_full();
         let key = keys.first().ok_or_else(|| {
             StoreError::Failed(
@@ -680,11 +686,11 @@ impl<S: Store + StoredSecrets> Keys for Sealed<S> {
                 let anew: Vec<_> = anew.collect::<Result<_, _>>().map_err(failed)?;
                 self.inner.replace_secrets(column, &anew)?;
                 done += anew.len() as u64;
-                progress(done, total);
+                progress(SealStep::Sealing(done, total));
                 thread::sleep(PAUSE);
             }
         }
-        self.inner.keep_only_key(&under_key, done, by)?;
+        self.inner.keep_only_key(&under_key, done, by, progress)?;
         Ok(SealReport { key, sealed: done })
     }
 }

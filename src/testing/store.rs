@@ -29,6 +29,7 @@ use crate::{
             link, merged, reason,
         },
         claim::{ClaimTime, Owner, Settlement, new_id},
+        seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         undo::ImportRecord,
         unix_now,
@@ -570,7 +571,13 @@ impl StoredSecrets for Memory {
         Ok(())
     }
 
-    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
+    fn keep_only_key(
+        &self,
+        key: &str,
+        sealed: u64,
+        by: &Actor,
+        _progress: &mut dyn FnMut(SealStep),
+    ) -> Result<(), StoreError> {
         let mut tables = self.tables();
         let left = UnderKey::others(&tables.counts(), key);
         if left > 0 {

@@ -100,6 +100,7 @@ fn no_operation_puts_a_device_off() {
         let mut seal = site.certdist(&["database", "seal"]);
         let mut seal = seal.stdout(Stdio::null()).spawn().expect("certdist runs");
         loads.next("database seal");
+        assert_eq!(http_get(address, "/readyz").trim(), idle, "beside database seal");
         is_sealed = seal.wait().expect("it ended").success();
         if is_sealed {
             break;

@@ -20,6 +20,7 @@ use crate::{
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         filter::{self, Cursor, Found, Held, Tally},
         lease::Leases,
+        seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
@@ -286,7 +287,13 @@ impl<S: StoredSecrets> StoredSecrets for Alternating<S> {
         self.next().replace_secrets(column, values)
     }
 
-    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
-        self.next().keep_only_key(key, sealed, by)
+    fn keep_only_key(
+        &self,
+        key: &str,
+        sealed: u64,
+        by: &Actor,
+        progress: &mut dyn FnMut(SealStep),
+    ) -> Result<(), StoreError> {
+        self.next().keep_only_key(key, sealed, by, progress)
     }
 }

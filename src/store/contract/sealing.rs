@@ -2,7 +2,10 @@
 //! `StoredSecrets`, and of `Keys` as [`Sealed`] implements it.
 
 use super::*;
-use crate::store::sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey};
+use crate::store::{
+    seal_step::SealStep,
+    sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+};
 
 const PSK: &str = "00112233445566778899aabbccddeeff";
 
@@ -93,7 +96,7 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
     store.replace_secrets(SecretColumn::Psk, &[anew(first), anew(other)]).unwrap();
     assert_eq!(primaries(&page("", 9)), ["id-1", "id-2"]);
     assert_eq!(store.keys_in_use().unwrap(), [key_id(1)]);
-    let error = sentence(store.keep_only_key(&key_id(1), 1, &by()));
+    let error = sentence(store.keep_only_key(&key_id(1), 1, &by(), &mut |_| ()));
     assert!(error.contains("2 values were written under another key"), "{error}");
 }
 
@@ -103,15 +106,20 @@ fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + A
     fill(&store, 0..700);
     add_certificates(&store, 0..700);
     let store = with_keys(store, &[]);
-    assert!(sentence(store.seal_all(&by(), &mut |_, _| ())).contains("expected database_key"));
+    assert!(sentence(store.seal_all(&by(), &mut |_| ())).contains("expected database_key"));
     for keys in [&[1][..], &[2, 1]] {
         store.set_keys(ring(keys)).unwrap();
         let mut told = Vec::new();
-        let report = store.seal_all(&by(), &mut |done, total| told.push((done, total))).unwrap();
+        let told_of = &mut |step| {
+            if let SealStep::Sealing(done, total) = step {
+                told.push((done, total));
+            }
+        };
+        let report = store.seal_all(&by(), told_of).unwrap();
         assert_eq!((report.key.to_string(), report.sealed), (key_id(keys[0]), 1400));
         assert!(told.is_sorted() && told.len() >= 4 && told.last() == Some(&(1400, 1400)), "{told:?}");
         assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(keys[0])]);
-        assert_eq!(store.seal_all(&by(), &mut |_, _| ()).unwrap().sealed, 0, "once more changes nothing");
+        assert_eq!(store.seal_all(&by(), &mut |_| ()).unwrap().sealed, 0, "once more changes nothing");
     }
     assert!(sentence(store.set_keys(ring(&[1]))).contains(&key_id(2)), "it keeps the keys that fit");
     assert_eq!(now(store.individual_key("id-699")).unwrap().unwrap().psk.expose(), PSK);

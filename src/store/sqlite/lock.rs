@@ -270,8 +270,9 @@ impl ImportLock {
                 None if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
                 None => {
                     let database = database.display();
-                    let reason =
-                        format!("{database}: another import is running; try again when it has ended");
+                    let reason = format!(
+                        "{database}: another import, or `database seal`, is running; try again when it has ended"
+                    );
                     return Err(StoreError::Busy(reason));
                 }
             }

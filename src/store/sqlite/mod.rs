@@ -14,11 +14,13 @@ mod import;
 mod imports;
 pub mod lock;
 mod look;
+mod page;
 mod read;
 mod secrets;
 mod sightings;
 mod since_backup;
 mod unfinished;
+mod wipe;
 mod writer;
 
 #[cfg(test)]

@@ -8,13 +8,19 @@ use std::{
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Sqlite, audit, connection, counts, lock::ImportLock, look, store_error, unfinished};
+use super::{
+    Sqlite, audit, connection, counts,
+    lock::ImportLock,
+    look, store_error, unfinished,
+    wipe::{self, Wiped},
+};
 use crate::{
     device::Secret,
     new_file, seal,
     store::{
         Actor, StoreError, Totals,
         audit::{AuditEntry, AuditEvent},
+        seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         unix_now,
     },
@@ -157,14 +163,22 @@ impl StoredSecrets for Sqlite {
         write().map_err(|error| store_error(&self.path, error))
     }
 
-    fn keep_only_key(&self, key: &str, sealed: u64, by: &Actor) -> Result<(), StoreError> {
+    fn keep_only_key(
+        &self,
+        key: &str,
+        sealed: u64,
+        by: &Actor,
+        progress: &mut dyn FnMut(SealStep),
+    ) -> Result<(), StoreError> {
         let failed = |error| store_error(&self.path, error);
         // An import remembers which keys it has noted, and keeps former keys until it has ended.
         let _lock = ImportLock::wait(&self.path, self.bulk_wait)?;
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         unfinished::take_back(&connection, &|| false).map_err(failed)?;
         if self.is_only_key(&connection, key, sealed, by)? {
-            connection.execute_batch("VACUUM").map_err(failed)?;
+            let Wiped { pages, searches, .. } =
+                wipe::wipe(&self.path, &connection, self.bulk_wait, progress)?;
+            tracing::debug!(pages, searches, "removed the traces of former values");
             // If a value was written in clear text meanwhile, its note stays.
             const DONE: &str = "DELETE FROM database_key WHERE keyId = ?1 AND writes = 0";
             connection.execute(DONE, [CLEAR]).map_err(failed)?;

@@ -9,6 +9,7 @@ use crate::{
     seal::{DatabaseKey, Keyring, OPENED, Place},
     store::{
         filter::{Cursor, Filter, State},
+        seal_step::SealStep,
         sealed::{self, Keys, Sealed, UnderKey},
     },
 };
@@ -237,17 +238,17 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     drop(other);
     let clear = UnderKey { key: None, device_secrets: 2000, psks: 2000 };
     assert_eq!(server.key_counts().unwrap(), [clear]);
-    assert!(
-        sentence(server.seal_all(&Actor::system_user(), &mut |_, _| ())).contains("expected database_key")
-    );
+    assert!(sentence(server.seal_all(&Actor::system_user(), &mut |_| ())).contains("expected database_key"));
 
     // The server loads the new database key first, as on SIGHUP, and keeps serving requests.
     server.set_keys(ring(&[1])).unwrap();
     let operator = open_with(&directory, &[1]).unwrap();
     let mut seen = Vec::new();
     let report = operator
-        .seal_all(&Actor::system_user(), &mut |done, total| {
-            seen.push((done, total));
+        .seal_all(&Actor::system_user(), &mut |step| {
+            if let SealStep::Sealing(done, total) = step {
+                seen.push((done, total));
+            }
             assert_eq!(secret_of(&server, "SN-0").unwrap(), SECRET);
             assert_eq!(psk_of(&server, "identity-1999").unwrap(), PSK);
         })
@@ -261,7 +262,7 @@ fn a_clear_database_is_sealed_beside_a_reader_and_no_trace_is_left() {
     assert!(contains(&bytes, "SN-7"));
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
     assert_eq!(
-        operator.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed,
+        operator.seal_all(&Actor::system_user(), &mut |_| ()).unwrap().sealed,
         0,
         "once more changes nothing"
     );
@@ -275,10 +276,10 @@ fn sealing_does_not_succeed_while_a_reader_keeps_former_values_in_the_log() {
     store.set_keys(ring(&[1])).unwrap();
     let reader = Connection::open(store.inner().path()).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM device_table").unwrap();
-    let error = store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap_err();
+    let error = store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap_err();
     assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("run this again")), "{error}");
     drop(reader);
-    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap();
     let bytes = bytes_of(&directory);
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
 }
@@ -291,7 +292,7 @@ fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() 
     drop(store);
     let store = open_with(&directory, &[2, 1]).unwrap();
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        store.seal_all(&Actor::system_user(), &mut |_, _| std::panic::resume_unwind(Box::new("stopped")))
+        store.seal_all(&Actor::system_user(), &mut |_| std::panic::resume_unwind(Box::new("stopped")))
     }));
     assert!(stopped.is_err());
     let halfway = store.key_counts().unwrap();
@@ -301,7 +302,7 @@ fn a_rotation_goes_on_where_it_was_stopped_and_then_the_old_key_is_not_needed() 
 
     let left = halfway.iter().find(|sealed| sealed.key == Some(key_id(1))).unwrap();
     assert_eq!(
-        store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed,
+        store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap().sealed,
         left.device_secrets + left.psks
     );
     drop(store);
@@ -316,15 +317,17 @@ fn a_server_that_still_writes_under_the_old_key_is_told_of() {
     let server = open_with(&directory, &[1]).unwrap();
     import(&server, [own("SN-1", "one"), row("SN-2")]);
     let operator = open_with(&directory, &[2, 1]).unwrap();
-    let error = sentence(operator.seal_all(&Actor::system_user(), &mut |done, total| {
-        if done == total {
+    let error = sentence(operator.seal_all(&Actor::system_user(), &mut |step| {
+        if let SealStep::Sealing(done, total) = step
+            && done == total
+        {
             wait(Box::pin(register(&server, &id("SN-2"), registration("SN-2", "registered-secret"))))
                 .unwrap();
         }
     }));
     assert!(error.contains("1 values were written under another key") && error.contains("SIGHUP"), "{error}");
     server.set_keys(ring(&[2, 1])).unwrap();
-    assert_eq!(operator.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 1);
+    assert_eq!(operator.seal_all(&Actor::system_user(), &mut |_| ()).unwrap().sealed, 1);
     server.set_keys(ring(&[2])).unwrap();
     assert_eq!(secret_of(&server, "SN-2").unwrap(), "registered-secret");
 }
@@ -343,10 +346,10 @@ fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
     other.execute_batch(&format!("UPDATE device_table SET refusal = NULL, IotId = '{SECRET}'")).unwrap();
     other.execute_batch("UPDATE device_table SET IotId = NULL").unwrap();
     assert!(contains(&bytes_of(&directory), SECRET));
-    let error = store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap_err();
+    let error = store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap_err();
     assert!(matches!(&error, StoreError::Busy(reason) if reason.contains("run this again")), "{error}");
     drop(reader);
-    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 0);
+    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap().sealed, 0);
     assert!(!contains(&bytes_of(&directory), SECRET), "a trace of the clear values");
 }
 
@@ -362,10 +365,10 @@ fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
                    BEGIN INSERT INTO database_key VALUES ('clear', 0, 1); END";
     other.execute_batch(trigger).unwrap();
-    let error = sentence(store.seal_all(&Actor::system_user(), &mut |_, _| ()));
+    let error = sentence(store.seal_all(&Actor::system_user(), &mut |_| ()));
     assert!(error.contains("written under another key meanwhile") && error.contains("SIGHUP"), "{error}");
     other.execute_batch("DROP TRIGGER late").unwrap();
-    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap();
 }
 
 #[test]
@@ -378,20 +381,50 @@ fn copies_that_a_killed_command_has_left_are_removed_with_the_clear_values() {
         std::fs::write(left, SECRET).unwrap();
     }
     store.set_keys(ring(&[1])).unwrap();
-    store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap();
     assert!(!contains(&bytes_of(&directory), SECRET), "a trace of the clear values");
 }
 
 #[test]
-fn a_run_that_was_stopped_before_the_file_was_rewritten_rewrites_it_when_repeated() {
+fn a_run_that_is_stopped_while_it_removes_traces_removes_the_others_when_repeated() {
+    for step in 0.. {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open_with(&directory, &[]).unwrap();
+        import(&store, (0..500).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
+        store.set_keys(ring(&[1])).unwrap();
+        let mut left = step;
+        let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            store.seal_all(&Actor::system_user(), &mut |_| match left {
+                0 => std::panic::resume_unwind(Box::new("stopped")),
+                _ => left -= 1,
+            })
+        }));
+        let is_complete = stopped.is_ok();
+        drop(store);
+        let store = open_with(&directory, &[1]).unwrap();
+        store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap();
+        let bytes = bytes_of(&directory);
+        assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
+        if is_complete {
+            // One step at least for each column, for removing traces and for searching more.
+            assert!(step >= 4, "{step}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_run_that_was_stopped_before_traces_were_removed_removes_them_when_repeated() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[]).unwrap();
     import(&store, (0..100).map(|number| own(&format!("SN-{number}"), &format!("identity-{number}"))));
     store.set_keys(ring(&[1])).unwrap();
     // The process is killed after all values are sealed and noted.
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        store.seal_all(&Actor::system_user(), &mut |done, total| {
-            if done == total {
+        store.seal_all(&Actor::system_user(), &mut |step| {
+            if let SealStep::Sealing(done, total) = step
+                && done == total
+            {
                 std::panic::resume_unwind(Box::new("stopped"));
             }
         })
@@ -404,7 +437,7 @@ fn a_run_that_was_stopped_before_the_file_was_rewritten_rewrites_it_when_repeate
     assert!(contains(&bytes_of(&directory), SECRET));
     drop(store);
     let store = open_with(&directory, &[1]).unwrap();
-    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap().sealed, 0);
+    assert_eq!(store.seal_all(&Actor::system_user(), &mut |_| ()).unwrap().sealed, 0);
     let bytes = bytes_of(&directory);
     assert!(!contains(&bytes, SECRET) && !contains(&bytes, PSK), "a trace of the clear values");
 }
@@ -416,7 +449,7 @@ fn a_process_notices_that_another_has_sealed_under_a_key_that_it_does_not_have()
     import(&server, [own("SN-1", "one")]);
     server.check_keys().unwrap();
     wait(server.probe()).unwrap();
-    open_with(&directory, &[1]).unwrap().seal_all(&Actor::system_user(), &mut |_, _| ()).unwrap();
+    open_with(&directory, &[1]).unwrap().seal_all(&Actor::system_user(), &mut |_| ()).unwrap();
     for told in [sentence(server.check_keys()), sentence(wait(server.probe()))] {
         assert!(told.contains(&key_id(1)) && told.contains("SIGHUP"), "{told}");
     }
