@@ -281,6 +281,12 @@ CREATE TABLE import (
     undone       INTEGER
 ) STRICT;
 
+-- Numbers of all imports, so that no number is given twice: rows keep the number of their import for
+-- good.
+CREATE TABLE import_number (
+    importId     INTEGER PRIMARY KEY
+) STRICT;
+
 -- Rows as they were before an import changed them, as long as the import can be undone.
 CREATE TABLE import_before (
     importId     INTEGER NOT NULL,
@@ -299,19 +305,35 @@ CREATE TABLE import_before (
     -- The lost key, until the import has ended.
     formerIdentity TEXT,
     formerPsk    TEXT,
+    -- Order of the rows that were not changed in order of their device IDs. Each of them may have
+    -- taken a name that a row before it gave up, so they are changed back in reverse order.
+    late         INTEGER,
     PRIMARY KEY (importId, deviceId)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX import_former_key ON import_before (importId) WHERE formerPsk IS NOT NULL;
+CREATE INDEX import_late ON import_before (importId, late) WHERE late IS NOT NULL;
 
--- The import that runs, or that was cut off, and writes in many transactions: at most one. The
--- devices that it adds have its importId and are hidden until it ends. If it was cut off, certdist
--- takes its changes back.
+-- The import that writes in many transactions, or that is being undone in many transactions: at most
+-- one. The devices that it has added have its importId and are hidden until the import ends, or until
+-- they are removed. If the import was cut off, certdist takes its changes back; if the undo was cut
+-- off, certdist completes it.
 CREATE TABLE import_unfinished (
     importId     INTEGER PRIMARY KEY,
+    -- Time of the import, or of the undo.
     at           INTEGER NOT NULL,
     -- The operator, and the name of the file.
     who          TEXT NOT NULL,
-    file         TEXT NOT NULL
+    file         TEXT NOT NULL,
+    -- `import`: the import writes. `undo`: it is being undone.
+    kind         TEXT NOT NULL DEFAULT 'import' CHECK (kind IN ('import', 'undo')),
+    -- Address of the operator.
+    address      TEXT,
+    -- Numbers of devices so far: removed ones, those of them that had a certificate, restored ones,
+    -- and those whose former names belong to other devices now.
+    removed      INTEGER NOT NULL DEFAULT 0,
+    certificates INTEGER NOT NULL DEFAULT 0,
+    restored     INTEGER NOT NULL DEFAULT 0,
+    taken        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Processes that claim registrations. Each process updates its row every few seconds. If a row

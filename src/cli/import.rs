@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     new_file::NewFile,
     psk::Enrollment,
-    store::{self, Actor, Condition, ImportReport, Table},
+    store::{self, Actor, Condition, ImportReport, ImportStage, Table},
     table_file::{self, Enrollments, Feedback, Import, Imported, LineError, Source},
 };
 
@@ -125,16 +125,33 @@ fn run_all(
             broken = Some(error);
         }
     };
-    let template = "{bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left";
-    let outcome = Progress::showing(template, |progress| {
-        table_file::import(store, inputs, how, Feedback { progress, bad_line: &mut bad_line })
-    });
+    let mut shown = (ImportStage::Reading, Progress::new(template(ImportStage::Reading)));
+    let mut progress = |stage, done, all| {
+        let (shown, bar) = &mut shown;
+        if *shown != stage {
+            *shown = stage;
+            bar.next(template(stage));
+        }
+        bar.set(done, all);
+    };
+    let feedback = Feedback { progress: &mut progress, bad_line: &mut bad_line };
+    let outcome = table_file::import(store, inputs, how, feedback);
+    drop(shown);
     match (outcome, broken) {
         // The bad lines are still printed if they could not be written to the file.
         (Err(failure), Some(error)) => {
             Err(anyhow!("{failure}\ncould not write the bad lines: {error}").into())
         }
         (outcome, _) => Ok(outcome?),
+    }
+}
+
+/// Returns the template of the progress bar for a stage of an import.
+fn template(stage: ImportStage) -> &'static str {
+    match stage {
+        ImportStage::Reading => "reading {bar:40} {percent}% {binary_bytes}/{binary_total_bytes} {eta} left",
+        ImportStage::Checking => "checking {bar:40} {percent}% {human_pos}/{human_len} rows {eta} left",
+        ImportStage::Writing => "writing {bar:40} {percent}% {human_pos}/{human_len} rows {eta} left",
     }
 }
 

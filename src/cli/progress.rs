@@ -55,6 +55,12 @@ impl Write for Stderr {
     }
 }
 
+/// Returns the style of a bar with a spinner, followed by an indicatif template.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(&format!("{{spinner}} {template}"))
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
 /// A progress bar, removed when dropped.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -65,10 +71,15 @@ pub(super) struct Progress {
 impl Progress {
     /// Creates a bar with a spinner, followed by an indicatif template.
     pub(super) fn new(template: &str) -> Self {
-        let style = ProgressStyle::with_template(&format!("{{spinner}} {template}"));
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
-            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        let bar =
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style(template));
         Self { bar, since: Instant::now(), shown: None }
+    }
+
+    /// Begins the next stage of the work, with a template of its own.
+    pub(super) fn next(&mut self, template: &str) {
+        self.bar.reset();
+        self.bar.set_style(style(template));
     }
 
     /// Increases the amount of work that is done.
@@ -81,7 +92,7 @@ impl Progress {
     }
 
     /// Sets the amount of work that is done, and the total.
-    fn set(&mut self, done: u64, total: u64) {
+    pub(super) fn set(&mut self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.add(done.saturating_sub(self.bar.position()));
     }
@@ -163,6 +174,15 @@ mod tests {
     use indicatif::{InMemoryTerm, TermLike};
 
     use super::*;
+
+    #[test]
+    fn each_stage_of_a_bar_begins_at_its_beginning() {
+        let mut progress = Progress::new("reading {pos}/{len}");
+        progress.set(8, 10);
+        progress.next("writing {pos}/{len}");
+        progress.set(3, 20);
+        assert_eq!((progress.bar.position(), progress.bar.length()), (3, Some(20)));
+    }
 
     /// The test draws a bar on a terminal in memory, and writes a line to this terminal while the
     /// bar is suspended.

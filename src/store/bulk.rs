@@ -44,6 +44,13 @@ pub trait Bulk: Send + Sync {
         reject: Reject<'_>,
     ) -> Result<ImportReport, ImportError>;
 
+    /// Returns a number for a new import: a random one that no import of this store has had.
+    fn new_import(&self) -> Result<ImportId, StoreError>;
+
+    /// Returns whether an import or an undo is unfinished, and which was the last. If this changes
+    /// while a caller reads the table, the caller may have seen a part of an import's changes.
+    fn import_activity(&self) -> Result<ImportActivity, StoreError>;
+
     /// Returns the imports that had a number and changed something, newest first. Returns at most
     /// [`undo::REMEMBERED`](super::undo::REMEMBERED) imports.
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError>;
@@ -56,11 +63,16 @@ pub trait Bulk: Send + Sync {
     /// its devices that are still in the table. Reads the whole table.
     fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError>;
 
-    /// Undoes an import in one step: removes the devices that the import added, with their keys,
-    /// and restores the former values of the devices that it changed. Writes an audit entry. Unless
-    /// [`Undo::rest`] is set, fails if one of these devices is being registered or if, since the
-    /// import, it was registered, issued, disabled, enabled, deleted or changed by another import.
-    /// The rules are in [`undo`](super::undo).
+    /// Undoes an import: removes the devices that the import added, with their keys, and restores the
+    /// former values of the devices that it changed. Writes an audit entry. Unless [`Undo::rest`] is
+    /// set, fails if one of these devices is being registered or if, since the import, it was
+    /// registered, issued, disabled, enabled, deleted or changed by another import. The rules are in
+    /// [`undo`](super::undo).
+    ///
+    /// Does not hold up other writers. All checks come first, and change nothing. Then the devices to
+    /// remove disappear at once, and the changes are taken back in many short steps. A device that
+    /// changes meanwhile, or is being registered, is left as it is, and counted as left. If the process
+    /// is killed, another one completes the undo. A dry run takes no lock.
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
     /// Calls `each` with every row until `each` returns `Break`. The rows are in order of device
@@ -193,6 +205,9 @@ pub struct ImportJob<'a> {
     pub dry_run: bool,
     /// Comparison of an imported secret with the stored secret.
     pub same_secret: SameSecret<'a>,
+    /// Receives the number of rows that are checked or written, and the number of all rows, now and
+    /// then.
+    pub progress: &'a dyn Fn(ImportStage, u64, u64),
 }
 
 impl ImportReport {
@@ -213,7 +228,14 @@ impl ImportReport {
 impl<'a> ImportJob<'a> {
     /// Creates a job that compares secrets by their text.
     pub fn new(by: &'a Actor, file: &'a str) -> Self {
-        Self { by, file, id: None, dry_run: false, same_secret: &|_, stored, other| Ok(stored == other) }
+        Self {
+            by,
+            file,
+            id: None,
+            dry_run: false,
+            same_secret: &|_, stored, other| Ok(stored == other),
+            progress: &|_, _, _| (),
+        }
     }
 }
 
@@ -240,6 +262,28 @@ pub struct ImportReport {
     pub moved: u64,
     /// Changed rows whose device has lost its former key, so that the import cannot be undone.
     pub lost_keys: u64,
+}
+
+/// Imports and undos of a store, as far as two readings of the table can differ because of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImportActivity {
+    /// Set if an import, or an undo, is running or was cut off.
+    pub is_unfinished: bool,
+    /// Number of imports so far.
+    pub imports: u64,
+    /// Number of remembered imports that were undone.
+    pub undone: u64,
+}
+
+/// Part of an import, for a progress bar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImportStage {
+    /// The files are read; progress is in bytes.
+    Reading,
+    /// The rows are checked against the table and one another; progress is in rows.
+    Checking,
+    /// The rows that change the table are written; progress is in rows.
+    Writing,
 }
 
 /// Number of devices of one enrollment, in total and by state.

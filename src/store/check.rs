@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows, StoreError,
+    DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection, Rows,
+    StoreError,
     merge::{self, Columns, Merged, Unmerged},
     staging::{Claim, Staging},
     undo::KeyChange,
@@ -15,6 +16,9 @@ use crate::{
     device::{DeviceId, Secret},
     seal::Place,
 };
+
+/// Number of rows after which the check reports its progress.
+const PROGRESS_EVERY: usize = 1000;
 
 /// The table, as the check of an import reads it.
 pub trait Standing {
@@ -90,20 +94,36 @@ impl Checked {
     }
 }
 
+/// Rows of an import that were read and are not checked yet.
+pub struct Staged {
+    staging: Staging,
+    unreadable: u64,
+}
+
+impl Staged {
+    /// Reads all rows. Passes each unreadable row to `reject` before the next row is read.
+    pub fn read(rows: Rows<'_>, reject: Reject<'_>) -> Result<Self, StoreError> {
+        let (staging, unreadable) = Staging::read(rows, reject)?;
+        Ok(Self { staging, unreadable })
+    }
+}
+
 /// Checks all rows of an import. Passes every rejected row to `reject`. Fails if a row is rejected
 /// for any reason except that it repeats an earlier row.
 pub fn check(
     job: &ImportJob<'_>,
-    rows: Rows<'_>,
+    Staged { staging, unreadable }: Staged,
     table: &impl Standing,
     reject: Reject<'_>,
 ) -> Result<Checked, ImportError> {
-    let (staging, unreadable) = Staging::read(rows, reject)?;
     let (mut writes, mut report) = (Marks::default(), ImportReport::default());
     let (mut number, mut first): (usize, Option<(u64, ImportRow)>) = (0, None);
     let check = Check { job, staging: &staging, table };
     staging.each(|at, row| {
         number += 1;
+        if number.is_multiple_of(PROGRESS_EVERY) {
+            (job.progress)(ImportStage::Checking, number as u64, staging.rows);
+        }
         if let Some((first, same)) = first.as_ref().filter(|(_, first)| first.device == row.device) {
             let first = *first;
             let is_same = is_repeated(same, &row, job)?;

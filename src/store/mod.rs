@@ -12,6 +12,15 @@ macro_rules! pass_on {
     };
 }
 
+/// Defines methods like [`pass_on`], for methods that return their result at once.
+macro_rules! pass_results_on {
+    ($this:ident to $store:expr; $(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(fn $name(&$this, $($argument: $type),*) -> Result<$answer, StoreError> {
+            $store.$name($($argument),*)
+        })*
+    };
+}
+
 mod actor;
 pub mod audit;
 pub mod backup;
@@ -45,8 +54,8 @@ use std::{
 pub use self::{
     actor::Actor,
     bulk::{
-        Bulk, Conflict, CountCheck, Each, ImportError, ImportJob, ImportReport, ImportRow, Miscount, Reject,
-        Rejection, Rows, SameSecret, Totals, Unreadable,
+        Bulk, Conflict, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, ImportRow,
+        ImportStage, Miscount, Reject, Rejection, Rows, SameSecret, Totals, Unreadable,
     },
     sighting::Sighting,
 };

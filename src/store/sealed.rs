@@ -14,9 +14,9 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
-    ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry, RegisteredDevice, Reject,
-    Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
+    Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError, ImportJob,
+    ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry,
+    RegisteredDevice, Reject, Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
@@ -533,16 +533,13 @@ impl<S: Bulk> Bulk for Sealed<S> {
         }
     }
 
-    fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
-        self.inner.imports()
-    }
-
-    fn imports_of(&self, device: &DeviceId) -> Result<Vec<ImportRecord>, StoreError> {
-        self.inner.imports_of(device)
-    }
-
-    fn left_of(&self, id: ImportId, limit: usize) -> Result<Left, StoreError> {
-        self.inner.left_of(id, limit)
+    pass_results_on! {
+        self to self.inner;
+        fn new_import() -> ImportId;
+        fn import_activity() -> ImportActivity;
+        fn imports() -> Vec<ImportRecord>;
+        fn imports_of(device: &DeviceId) -> Vec<ImportRecord>;
+        fn left_of(id: ImportId, limit: usize) -> Left;
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {

@@ -102,6 +102,8 @@ pub(super) struct Staging {
     groups: Vec<Group>,
     index_of: HashMap<Group, i64>,
     last: Option<DeviceId>,
+    /// Number of rows.
+    pub(super) rows: u64,
     /// Set if a row contains a device name, an `IotId` or an identity.
     pub(super) has_claims: bool,
 }
@@ -153,6 +155,7 @@ impl Staging {
             groups: Vec::new(),
             index_of: HashMap::new(),
             last: None,
+            rows: 0,
             has_claims: false,
         })
     }
@@ -192,6 +195,7 @@ impl Staging {
             ])
         };
         insert().map_err(scratch_error)?;
+        self.rows += 1;
         if is_next {
             self.last = Some(row.device);
         }

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Actor, Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, Rejection, StoreError,
-        Unreadable, undo::ImportId,
+        Actor, Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Rejection,
+        StoreError, Unreadable, undo::ImportId,
     },
 };
 
@@ -28,6 +28,10 @@ const PROGRESS_EVERY: u64 = 1000;
 
 /// Maximum number of files that an entry of the audit log names.
 const NAMED: usize = 10;
+
+/// Remark about a dry run that may have seen a part of another import's changes.
+const NOT_AT_REST: &str = "another import or undo was running, so these numbers may count a part of its changes; \
+                           repeat the dry run when it has ended";
 
 /// Settings of an import of files.
 #[derive(Debug, Clone, Copy)]
@@ -110,8 +114,9 @@ impl Summary {
 
 /// Functions that an import calls while it runs.
 pub struct Feedback<'a> {
-    /// Receives the number of bytes read and the size of all files, at regular intervals.
-    pub progress: &'a mut dyn FnMut(u64, u64),
+    /// Receives, at regular intervals, how much of a stage is done, and the total: the number of bytes
+    /// read and the size of all files, or numbers of rows.
+    pub progress: &'a mut dyn FnMut(ImportStage, u64, u64),
     /// Receives every bad line and its file, including the lines that the import's error does not
     /// list.
     pub bad_line: &'a mut dyn FnMut(&Path, &LineError),
@@ -121,7 +126,7 @@ pub struct Feedback<'a> {
 pub fn import_file(store: &dyn Bulk, path: &Path, how: Import<'_>) -> Result<Imported, ImportFileError> {
     let unread = |error| ImportFileError::Read { path: path.to_owned(), error };
     let source = Source::open(path).map_err(unread)?;
-    let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () };
+    let feedback = Feedback { progress: &mut |_, _, _| (), bad_line: &mut |_, _| () };
     import(store, vec![source.input().map_err(unread)?], how, feedback)
 }
 
@@ -135,12 +140,14 @@ pub fn import(
 ) -> Result<Imported, ImportFileError> {
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let shown: Vec<String> = names.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
+    let before = store.import_activity()?;
     let mut tables = Tables::new(inputs, how, store.spelled_macs()?);
+    let progress = RefCell::new(progress);
     let (places, unreadable) = (RefCell::new(Places::default()), Cell::new(None));
     let (mut failed, summary) = (None, RefCell::new(Summary::default()));
     let mut items = std::iter::from_fn(|| {
         let row = tables.next();
-        tables.report(row.is_none(), progress);
+        tables.report(row.is_none(), *progress.borrow_mut());
         let row = row?;
         places.borrow_mut().push(tables.place());
         let mut row = row.map_err(|error| {
@@ -161,8 +168,11 @@ pub fn import(
     let mut bad_lines = BadFiles::new(&names, bad_line);
     let mut repeated: Vec<Noted> = names.iter().map(|_| Noted::default()).collect();
     let mut broken = None;
-    let (id, file) = (ImportId::random()?, file_names(&names));
-    let job = ImportJob { dry_run: how.dry_run, id: Some(id), ..ImportJob::new(how.by, &file) };
+    let id = if how.dry_run { ImportId::random()? } else { store.new_import()? };
+    let file = file_names(&names);
+    let report = |stage, done, all| (progress.borrow_mut())(stage, done, all);
+    let job =
+        ImportJob { dry_run: how.dry_run, id: Some(id), progress: &report, ..ImportJob::new(how.by, &file) };
     let outcome = store.import(job, &mut items, &mut |at, rejection| {
         let places = places.borrow();
         let (file, line) = places.of(at);
@@ -211,6 +221,9 @@ pub fn import(
             }
             remarks.extend(moved(report.moved));
             remarks.extend(lost_keys(report.lost_keys));
+            if how.dry_run && (before.is_unfinished || store.import_activity()? != before) {
+                remarks.push(NOT_AT_REST.to_owned());
+            }
             let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
             let id = Some(id).filter(|_| !how.dry_run && can_be_undone);
             Ok(Imported { id, report, remarks, summary: summary.into_inner() })
@@ -351,11 +364,11 @@ impl<'a> Tables<'a> {
         (self.begun.saturating_sub(1), self.current.as_ref().map_or(0, Rows::line))
     }
 
-    fn report(&mut self, is_last: bool, progress: &mut dyn FnMut(u64, u64)) {
+    fn report(&mut self, is_last: bool, progress: &mut dyn FnMut(ImportStage, u64, u64)) {
         let (line, bytes) = self.current.as_ref().map_or((0, 0), |rows| (rows.line(), rows.bytes()));
         if is_last || line >= self.reported + PROGRESS_EVERY {
             self.reported = line;
-            progress(self.bytes + bytes, self.size);
+            progress(ImportStage::Reading, self.bytes + bytes, self.size);
         }
     }
 

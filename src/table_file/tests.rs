@@ -385,7 +385,7 @@ fn attempt(store: &Memory, texts: &[&str], enrollments: &Enrollments) -> Result<
     let names = names.into_iter().map(|name| &*name.leak());
     let texts = texts.iter().map(|text| (*text).to_owned());
     let inputs = std::iter::zip(names, texts).map(input).collect();
-    import(store, inputs, how, Feedback { progress: &mut |_, _| (), bad_line: &mut |_, _| () })
+    import(store, inputs, how, Feedback { progress: &mut |_, _, _| (), bad_line: &mut |_, _| () })
 }
 
 /// Returns the bad lines of texts.

@@ -7,7 +7,7 @@ mod sightings;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     future::{pending, ready},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -31,7 +31,7 @@ use crate::{
         claim::{ClaimTime, Owner, Settlement, new_id},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
-        undo::ImportRecord,
+        undo::{ImportId, ImportRecord},
         unix_now,
     },
 };
@@ -56,6 +56,8 @@ struct Tables {
     refused: HashMap<(DeviceId, String), u64>,
     /// Imports, oldest first, each with the former values of the rows that it changed.
     imports: Vec<(ImportRecord, bulk::Before)>,
+    /// Numbers of all imports.
+    numbers: HashSet<ImportId>,
     /// The import that each row comes from. Has no entry for a device that has since been
     /// registered, issued, disabled, enabled or deleted.
     labels: HashMap<DeviceId, bulk::Label>,

@@ -343,6 +343,68 @@ fn an_import_that_is_killed_leaves_nothing() {
     assert_eq!(count(&site), 30_000);
 }
 
+/// Kills undos while they take an import back, and expects that a server, or the next import, completes
+/// them in the name of the operator who began them.
+#[test]
+fn an_undo_that_is_killed_is_completed() {
+    let site = Site::new();
+    let rows = |name: &str, numbers: std::ops::Range<usize>| -> String {
+        let row = |number| format!("SN{number:08},lamp,{name}-{number}\n");
+        format!("deviceId,enrollment,deviceName\n{}", numbers.map(row).collect::<String>())
+    };
+    // The file changes the devices that are there, and adds as many.
+    site.import(&rows("former", 0..10_000));
+    site.write("large.csv", &rows("name", 0..20_000));
+    let export = || stdout(&site.run(&["export"]));
+    let before = export();
+    let database = Connection::open(site.path("certdist.db")).expect("opened");
+    let number_of = |sql: &str| database.query_row(sql, (), |row| row.get::<_, i64>(0)).expect("a number");
+    let unfinished = || number_of("SELECT count(*) FROM import_unfinished");
+    let done = || number_of("SELECT coalesce(max(removed + restored), 0) FROM import_unfinished");
+    let undone = || number_of("SELECT count(*) FROM import WHERE undone IS NOT NULL");
+    let preview = || stderr(&site.run(&["import", "large.csv", "--dry-run"]));
+    assert!(!preview().contains("another import"), "{}", preview());
+    for (round, killed_after) in [0, 4000, 12_000].into_iter().enumerate() {
+        let large = number(&site.run(&["import", "large.csv"]));
+        assert_eq!(count(&site), 20_000);
+        let mut undo = site.certdist(&["import", "undo", &large, "--yes"]).spawn().expect("certdist runs");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while unfinished() == 0 || done() < killed_after {
+            assert!(Instant::now() < deadline, "it does not begin");
+            assert_eq!(undo.try_wait().expect("its status"), None, "it has ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        undo.kill().expect("killed");
+        undo.wait().expect("ended");
+        assert_eq!((unfinished(), undone()), (1, round as i64), "it had ended before it was killed");
+        // The added devices are gone for everyone, although their rows may be there.
+        assert!(!export().contains("SN00019999"));
+        assert!(preview().contains("another import or undo was running"), "{}", preview());
+        let refused = site.run(&["import", "undo", &large, "--dry-run"]);
+        assert!(stderr(&refused).contains("is being undone"), "{}", stderr(&refused));
+        if round == 1 {
+            site.write("one.csv", "deviceId,enrollment\nSN00000000,lamp\n");
+            assert!(stdout(&site.run(&["import", "one.csv"])).contains("1 unchanged"));
+        } else {
+            let server = site.serve();
+            while unfinished() > 0 {
+                assert!(Instant::now() < deadline, "it is not completed");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            server.stop();
+        }
+        assert_eq!(undone(), round as i64 + 1);
+        assert!(export() == before, "round {round}: the table is not as it was before the import");
+        let check = site.run(&["database", "check"]);
+        assert!(check.status.success(), "{}{}", stdout(&check), stderr(&check));
+        let entries = stdout(&site.run(&["audit", "export"]));
+        let detail = format!("import {large} of large.csv: 10000 devices removed, 10000 restored, 0 left");
+        assert!(entries.contains(&detail), "{entries}");
+        let again = site.run(&["import", "undo", &large, "--yes"]);
+        assert!(stderr(&again).contains("was undone already"), "{}", stderr(&again));
+    }
+}
+
 #[test]
 fn devices_of_a_file_are_changed_together_or_not_at_all() {
     let site = Site::new();

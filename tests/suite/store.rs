@@ -12,7 +12,7 @@ use certdist::{
     psk::{Enrollment, Key, Kind, Reissue},
     seal::Keyring,
     store::{
-        self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, Store, StoreError, StoreFuture,
+        self, Actor, Bulk, DeviceRow, DeviceState, ImportReport, ImportStage, Store, StoreError, StoreFuture,
         audit::Asker, sqlite::Sqlite,
     },
     table_file::{
@@ -312,13 +312,20 @@ fn a_dry_run_tells_what_would_happen_and_progress_reaches_the_end() {
             dry_run: true,
             ignores_unknown: false,
         },
-        Feedback { progress: &mut |read, total| seen.push((read, total)), bad_line: &mut |_, _| () },
+        Feedback {
+            progress: &mut |stage, done, total| seen.push((stage, done, total)),
+            bad_line: &mut |_, _| (),
+        },
     );
     assert_eq!(report.unwrap().report.added, 3000);
     assert_eq!(operator.store.count().unwrap(), 0);
     let total = text.len() as u64;
-    assert_eq!(seen.last(), Some(&(total, total)));
-    assert!(seen.len() >= 3 && seen.is_sorted(), "{seen:?}");
+    // The rows are checked after they are read.
+    let (read, checked): (Vec<_>, Vec<_>) =
+        seen.into_iter().partition(|(stage, ..)| *stage == ImportStage::Reading);
+    assert_eq!(read.last(), Some(&(ImportStage::Reading, total, total)));
+    assert!(read.len() >= 3 && read.is_sorted_by_key(|(_, done, _)| *done), "{read:?}");
+    assert_eq!(checked.last(), Some(&(ImportStage::Checking, 3000, 3000)));
 }
 
 #[test]

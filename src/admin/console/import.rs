@@ -386,7 +386,7 @@ async fn run(
             reader: Box::new(&file.bytes[..]),
         };
         let mut note = |path: &std::path::Path, error: &table_file::LineError| errors.add(path, error);
-        let feedback = Feedback { progress: &mut |_, _| (), bad_line: &mut note };
+        let feedback = Feedback { progress: &mut |_, _, _| (), bad_line: &mut note };
         let outcome = table_file::import(&*store, vec![input], how, feedback);
         (file, errors, outcome)
     };

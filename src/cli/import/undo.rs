@@ -1,6 +1,6 @@
 //! `certdist import undo` and `certdist import list`: undo an import, and list the recent imports.
 
-use super::super::{CommandResult, Failure, aligned, ask, print};
+use super::super::{CommandResult, Failure, aligned, ask, print, progress::Progress};
 use crate::{
     device_view::time,
     store::{
@@ -19,7 +19,10 @@ Example: the wrong file was imported
 
 Works for 30 days, while none of the devices was registered or issued, disabled, deleted,
 or changed by another import. Former keys are not kept, so an import that replaced some cannot be
-undone. Reads the whole table, and locks it meanwhile: a second for a million devices.")]
+undone. Works beside a running server, and holds up no device. First checks everything, and then
+takes the changes back in many short steps; a device that changes meanwhile is left as it is. Once
+it has begun, it ends even if this command is killed: a running server, or the next import,
+completes it.")]
     Undo {
         /// Number of the import
         #[arg(value_name = "ID")]
@@ -50,12 +53,14 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
         Action::Undo { id, rest, dry_run, yes } => {
             let by = Actor::system_user();
             let how = Undo { id: *id, by: &by, dry_run: true, rest: *rest };
-            let would = store.undo_import(how).map_err(failure)?;
+            let would = Progress::during("reading the table", || store.undo_import(how)).map_err(failure)?;
             if *dry_run {
                 return Ok(print(|out| writeln!(out, "import {id}: {}", sentence(would, "would be ")))?);
             }
             ask::sure(*yes, &format!("Undo import {id}? {}.", sentence(would, "would be ")))?;
-            let undone = store.undo_import(Undo { dry_run: false, ..how }).map_err(failure)?;
+            let how = Undo { dry_run: false, ..how };
+            let undone =
+                Progress::during("undoing the import", || store.undo_import(how)).map_err(failure)?;
             Ok(print(|out| writeln!(out, "import {id}: {}", sentence(undone, "")))?)
         }
         Action::List => {

@@ -11,9 +11,9 @@ use std::{
 use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     store::{
-        Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
-        IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows, Store, StoreError,
-        StoreFuture, Totals, UnixSeconds,
+        Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError,
+        ImportJob, ImportReport, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows,
+        Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{
             Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
         },
@@ -183,6 +183,14 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         self.next().export(each)
+    }
+
+    fn new_import(&self) -> Result<ImportId, StoreError> {
+        self.next().new_import()
+    }
+
+    fn import_activity(&self) -> Result<ImportActivity, StoreError> {
+        self.next().import_activity()
     }
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {

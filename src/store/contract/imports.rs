@@ -287,7 +287,45 @@ fn rows_that_ask_for_the_same_are_rejected_but_the_first(store: &(impl Store + B
     assert_eq!((report.added, repeated), (4, vec![4, 5, 6, 7]));
 }
 
+/// A number is given to one import only, even if that import was undone.
+fn no_number_is_given_twice(store: &(impl Store + Bulk)) {
+    import_as(store, 7, [row("SN-1")]);
+    undo(store, 7).unwrap();
+    let by = by();
+    let again = ImportJob { id: Some(ID), ..job(&by) };
+    let outcome = store.import(again, &mut [Ok(row("SN-2"))].into_iter(), &mut |_, _| panic!("it is good"));
+    assert!(matches!(outcome, Err(ImportError::Store(StoreError::Conflict(_)))), "{outcome:?}");
+    assert_eq!(store.count().unwrap(), 0);
+    assert_ne!(store.new_import().unwrap(), ID);
+}
+
+/// `import_activity` changes with each import and each undo.
+fn each_import_and_each_undo_is_seen(store: &(impl Store + Bulk)) {
+    let mut seen = vec![store.import_activity().unwrap()];
+    assert_eq!(seen[0], ImportActivity::default());
+    import_as(store, 7, [row("SN-1")]);
+    seen.push(store.import_activity().unwrap());
+    undo(store, 7).unwrap();
+    seen.push(store.import_activity().unwrap());
+    assert!(seen.iter().all(|activity| !activity.is_unfinished), "{seen:?}");
+    assert!(seen[0] != seen[1] && seen[1] != seen[2], "{seen:?}");
+}
+
+/// A chain of devices, each of which took the name of the one before it, is undone as a whole.
+fn names_that_were_passed_along_come_back(store: &(impl Store + Bulk)) {
+    let order = ["SN-3", "SN-1", "SN-4", "SN-2", "SN-5"];
+    import(store, order.map(|device| renamed(device, &format!("of-{device}"))));
+    let before = now(store.rows_after(None, 9)).unwrap();
+    let names = ["new", "of-SN-3", "of-SN-1", "of-SN-4", "of-SN-2"];
+    import_as(store, 7, std::iter::zip(order, names).map(|(device, name)| renamed(device, name)));
+    assert_eq!(undo(store, 7), Ok(Undone { restored: 5, ..Undone::default() }));
+    assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
+}
+
 contract! {
+    no_number_is_given_twice
+    each_import_and_each_undo_is_seen
+    names_that_were_passed_along_come_back
     a_row_may_take_what_an_earlier_row_gives_up
     rows_that_ask_for_the_same_are_rejected_but_the_first
     the_imports_of_a_device_are_known

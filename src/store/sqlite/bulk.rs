@@ -3,11 +3,14 @@
 
 use std::{collections::HashSet, path::Path, time::Duration};
 
-use super::{Access, Sqlite, backup, connection, counts, find, import, imports, look, read, store_error};
+use super::{
+    Access, Sqlite, backup, connection, counts, find, import, imports, look, read, store_error, undo,
+};
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Bulk, CountCheck, Each, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
+        Bulk, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows,
+        StoreError, Totals,
         backup::Contents,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -28,6 +31,18 @@ impl Bulk for Sqlite {
         self.query(|connection| read::export(connection, each))
     }
 
+    fn new_import(&self) -> Result<ImportId, StoreError> {
+        let connection = connection::open_reader(&self.path)?;
+        imports::unused(&connection).map_err(|error| error.into_store_error(&self.path))
+    }
+
+    fn import_activity(&self) -> Result<ImportActivity, StoreError> {
+        match self.access {
+            Access::PreviewsNew => Ok(ImportActivity::default()),
+            Access::Full | Access::Looks => self.query(imports::activity),
+        }
+    }
+
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
         self.read_now(imports::all)
     }
@@ -41,12 +56,7 @@ impl Bulk for Sqlite {
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
-        let connection = match self.access {
-            Access::Looks if how.dry_run => connection::open_preview(&self.path, self.bulk_wait)?,
-            _ => connection::open_again(&self.path, self.bulk_wait)?,
-        };
-        let outcome = imports::undo(&connection, how, self.clock.now());
-        Ok(outcome.map_err(|error| error.into_store_error(&self.path))??)
+        undo::run(self, how)
     }
 
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {

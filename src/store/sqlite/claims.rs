@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    Sqlite, audit, difference, read, secrets,
+    Sqlite, audit, difference, read, secrets, unfinished,
     writer::{WriteError, Writer},
 };
 use crate::{
@@ -217,7 +217,9 @@ fn claim(
         return Ok(Claimed::Held);
     }
     if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
-        return Ok(Claimed::NameTaken(holder));
+        // Whether the name is taken is known when the import has ended.
+        let is_hidden = unfinished::is_hidden(connection, &holder)?;
+        return Ok(if is_hidden { Claimed::Held } else { Claimed::NameTaken(holder) });
     }
     if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
         tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
@@ -307,6 +309,14 @@ fn settle(
             if let Some(iot_id) = &registered.iot_id
                 && let Some(holder) = holder_of_iot_id(connection, device, iot_id)?
             {
+                // Whether the IotId is taken is known when the import has ended, so no refusal is
+                // stored before.
+                if unfinished::is_hidden(connection, &holder)? {
+                    return Ok(Err(StoreError::Busy(format!(
+                        "device {holder}, which an unfinished import adds or an undo removes, has the IotId of device \
+                         {device}; its registration is stored when that has ended"
+                    ))));
+                }
                 let reason = format!(
                     "{IOT_ID_IS_TAKEN}: device {holder} has the IotId of this device; correct or delete one of them"
                 );

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, config::DbConfig};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::Access;
 
 use super::{
@@ -72,10 +72,6 @@ const WRITER_CACHE: i64 = 2048;
 /// Page cache of the connection for the audit log, in KiB: enough for the pages of one append,
 /// which are not needed again.
 const BACKLOG_CACHE: i64 = 128;
-
-/// Maximum size of a database that is copied into memory for a preview, in bytes: some millions of
-/// devices.
-const MAX_COPY: u64 = 1 << 30;
 
 /// Maximum number of bytes of the file to map: SQLite's own limit (2 GiB less 64 KiB). Mapping
 /// uses addresses, not memory, and saves a system call per page.
@@ -151,33 +147,6 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         connection.pragma_update(None, "cache_size", -READER_CACHE)
     };
     set_up().map_err(|error| store_error(path, error))?;
-    Ok(connection)
-}
-
-/// Opens a connection to a database of the current version, for an import that is always rolled
-/// back. Creates and changes no file, except that pages may pass through the log of a database in
-/// use. Copies a database that is not in use into memory, unless it is too large.
-pub(super) fn open_preview(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
-    look::is_there(path)?;
-    let failed = |error| store_error(path, error);
-    let joins = look::can_join(path);
-    let connection = if joins || look::length(path) > MAX_COPY {
-        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
-        // When the last connection closes, SQLite normally moves the log into the database and
-        // removes the log. A preview must leave even the log of a killed process as it is.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, joins).map_err(failed)?;
-        if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
-            return Err(look::unusable(
-                path,
-                "the file is write-protected; a preview needs the rights of an import",
-            ));
-        }
-        is_current(&connection, path)?;
-        connection
-    } else {
-        look::copied(path)?
-    };
-    connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
     Ok(connection)
 }
 
@@ -391,6 +360,8 @@ pub(super) fn patiently<T>(
 ) -> rusqlite::Result<T> {
     let deadline = Instant::now() + wait;
     loop {
+        #[cfg(test)]
+        ATTEMPTS.set(ATTEMPTS.get() + 1);
         match work() {
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
@@ -401,6 +372,31 @@ pub(super) fn patiently<T>(
             done => return done,
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of attempts of this thread in [`patiently`].
+    static ATTEMPTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Pause between two attempts to begin a transaction while another process is writing.
+pub(super) const TURN_PAUSE: Duration = Duration::from_millis(1);
+
+/// Begins a transaction that writes. Waits for other writers as long as the connection's busy timeout
+/// says, but looks every [`TURN_PAUSE`]. Other processes write in short transactions with short
+/// pauses. SQLite's own waiting would miss the pauses, because it looks less and less often.
+pub(super) fn begin(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
+    let wait: u64 = connection
+        .pragma_query_value(None, "busy_timeout", |row| row.get::<_, i64>(0))
+        .map(|wait| u64::try_from(wait).unwrap_or(0))?;
+    let wait = Duration::from_millis(wait);
+    connection.busy_timeout(Duration::ZERO)?;
+    let begun = patiently(wait, TURN_PAUSE, || {
+        Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+    });
+    connection.busy_timeout(wait)?;
+    begun
 }
 
 /// Lets SQLite overwrite deleted and replaced content. An unsealed secret therefore does not stay in
@@ -537,6 +533,41 @@ mod tests {
         let shared = claims::shared_names(&old, 9).unwrap();
         let [SharedName { device_name, devices: 2, device, .. }] = &shared[..] else { panic!("{shared:?}") };
         assert_eq!((device_name.as_str(), device.as_str()), ("twin", "TWIN-1"));
+    }
+
+    #[test]
+    fn a_transaction_waits_by_trying_again_and_not_longer_than_the_busy_timeout() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("certdist.db");
+        let [one, other] = [(); 2].map(|()| open(&path, READER_WAIT, |_| Ok(())).unwrap());
+        let transaction = begin(&one).unwrap();
+        ATTEMPTS.set(0);
+        let busy = begin(&other).unwrap_err();
+        assert_eq!(busy.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
+        // SQLite's own waiting would be one attempt.
+        assert!(ATTEMPTS.get() > 1);
+        drop(transaction);
+        begin(&other).unwrap().commit().unwrap();
+        let wait: i64 = other.pragma_query_value(None, "busy_timeout", |row| row.get(0)).unwrap();
+        assert_eq!(Duration::from_millis(wait.unsigned_abs()), READER_WAIT);
+    }
+
+    #[test]
+    fn the_numbers_of_imports_that_are_forgotten_stay_taken() {
+        let database = of_version(8);
+        let rows = "INSERT INTO device_table (deviceId, productKey, enrollment, importId) VALUES \
+                    ('A', 'a1', 'x', 7), ('B', 'a1', 'x', -8), ('C', 'a1', 'x', 7), ('D', 'a1', 'x', NULL); \
+                    INSERT INTO import (importId, at, who, file, added, changed) VALUES (9, 0, 'w', 'f', 1, 0); \
+                    INSERT INTO import_unfinished (importId, at, who, file) VALUES (10, 0, 'w', 'f'); \
+                    INSERT INTO import_before (importId, deviceId, former, enrollment, productKey, hadSecret) \
+                    VALUES (11, 'D', -12, 'x', 'a1', 0)";
+        database.execute_batch(rows).unwrap();
+        database.pragma_update(None, "user_version", 8).unwrap();
+        migrate(&database, Path::new("memory"), |_| Ok(())).unwrap();
+        let numbers =
+            "SELECT group_concat(importId, ' ') FROM (SELECT importId FROM import_number ORDER BY 1)";
+        let numbers: String = database.query_row(numbers, (), |row| row.get(0)).unwrap();
+        assert_eq!(numbers, "7 8 9 10 11 12");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rusqlite::{
     Connection, Row, ToSql, Transaction, TransactionBehavior, config::DbConfig, params, params_from_iter,
 };
 
-use super::{connection, read};
+use super::{connection, read, unfinished};
 use crate::store::{
     CloudState, CountCheck, DeviceRow, DeviceState, Miscount, Totals,
     filter::{Filter, Held, State},
@@ -180,13 +180,14 @@ impl Counts {
         Ok(())
     }
 
-    /// Counts the rows of the device table.
+    /// Counts the rows of the device table that must be counted.
     fn of_rows(connection: &Connection) -> rusqlite::Result<Self> {
         const SQL: &str = "SELECT enrollment, productKey, deviceSecret IS NOT NULL, \
                            coalesce(deviceSecret NOT GLOB 'sealed *', 0), firstIssued IS NOT NULL, \
-                           activateTime IS NOT NULL, state = 'disabled', refusal, cloudState FROM device_table";
+                           activateTime IS NOT NULL, state = 'disabled', refusal, cloudState \
+                           FROM main.device_table d WHERE ";
         let mut counts = Self::default();
-        let mut statement = connection.prepare(SQL)?;
+        let mut statement = connection.prepare(&format!("{SQL}{}", unfinished::COUNTED))?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let text = |column| row.get_ref(column).and_then(|value| Ok(value.as_str()?));
@@ -312,8 +313,9 @@ fn compare(connection: &Connection) -> rusqlite::Result<Compared> {
     let kept = Counts::kept(&snapshot)?;
     let triggers = damaged_triggers(&snapshot)?.into_keys().collect();
     let difference = Counts::of_rows(&snapshot)?.minus(&kept);
+    let devices = format!("SELECT count(*) FROM main.device_table d WHERE {}", unfinished::COUNTED);
     let mut check = CountCheck {
-        devices: snapshot.query_row("SELECT count(*) FROM device_table", (), |row| unsigned(row, 0))?,
+        devices: snapshot.query_row(&devices, (), |row| unsigned(row, 0))?,
         triggers,
         ..CountCheck::default()
     };
@@ -345,8 +347,7 @@ pub(super) fn check(connection: &Connection) -> rusqlite::Result<CountCheck> {
     compare(connection).map(|compared| compared.check)
 }
 
-/// Implements [`Bulk::recount`](crate::store::Bulk::recount). `reader` does not see the devices of
-/// an unfinished import, because they are counted only when the import ends. Returns `None` if
+/// Implements [`Bulk::recount`](crate::store::Bulk::recount). `reader` is another connection. Returns `None` if
 /// another process has corrected the numbers meanwhile.
 ///
 /// The stored numbers are compared with the rows in one snapshot, and the difference is added to

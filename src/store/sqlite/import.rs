@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OptionalExtension, Statement, params};
+use rusqlite::{Connection, DropBehavior, OptionalExtension, Statement, params};
 
 use super::{
     Access, Sqlite, audit, claims, connection,
     counts::{self, Counted, Counts},
-    imports,
+    imports::{self, ChangeOf},
     lock::ImportLock,
     look, read, secrets, store_error,
     unfinished::{self, Turns},
@@ -24,10 +24,10 @@ use crate::{
     device::{DeviceId, Secret},
     seal::{self, Place},
     store::{
-        Actor, DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, Reject, Rejection, Rows,
-        SameSecret, StoreError,
+        Actor, DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection,
+        Rows, SameSecret, StoreError,
         audit::{AuditEntry, AuditEvent},
-        check::{self, Checked, Standing},
+        check::{self, Checked, Staged, Standing},
         merge::{self, Change, Columns, Merged},
         undo::{ImportId, ImportRecord, KeyChange},
     },
@@ -58,7 +58,8 @@ pub(super) fn run(
 ) -> Result<ImportReport, ImportError> {
     let failed = |error| store_error(&store.path, error);
     if job.dry_run {
-        let mut check = |connection: &Connection| check::check(&job, rows, &View::new(connection), reject);
+        let staged = Staged::read(rows, reject)?;
+        let check = |connection: &Connection| check::check(&job, staged, &View::new(connection), reject);
         return match store.access {
             Access::Full => check(&connection::open_reader(&store.path)?),
             Access::Looks => look::check(&store.path, |connection| Ok(check(connection)))?,
@@ -70,6 +71,8 @@ pub(super) fn run(
         let reason = format!("{}: it was opened only to be read", store.path.display());
         return Err(StoreError::Failed(reason).into());
     }
+    // The rows are read before the lock is taken, because another program may write them slowly.
+    let staged = Staged::read(rows, reject)?;
     // Only one import runs at a time, so that the check of an import sees all rows of the import
     // before it.
     let _lock = ImportLock::wait(&store.path, store.bulk_wait)?;
@@ -83,7 +86,7 @@ pub(super) fn run(
     unfinished::take_back(&writer, &|| false).map_err(failed)?;
     let checked = {
         let reader = connection::open_reader(&store.path)?;
-        check::check(&job, rows, &View::new(&reader), reject)?
+        check::check(&job, staged, &View::new(&reader), reject)?
     };
     if checked.changes() == 0 {
         return Ok(checked.report);
@@ -206,7 +209,10 @@ impl Import<'_> {
     }
 
     fn begin(&self) -> Result<(), StoreError> {
-        self.writer.execute_batch("BEGIN IMMEDIATE").map_err(|error| self.failed(error))
+        let mut transaction = connection::begin(self.writer).map_err(|error| self.failed(error))?;
+        // The transaction ends in `commit` or `roll_back`.
+        transaction.set_drop_behavior(DropBehavior::Ignore);
+        Ok(())
     }
 
     fn commit(&self) -> Result<(), StoreError> {
@@ -218,6 +224,17 @@ impl Import<'_> {
             // If the rollback fails, the transaction ends when its connection is closed.
             let _ = self.writer.execute_batch("ROLLBACK");
         }
+    }
+
+    /// Notes the number of this import. Fails if another import has taken it since it was chosen.
+    fn note_number(&self, id: ImportId) -> Result<(), StoreError> {
+        if imports::note_number(self.writer, id).map_err(|error| self.failed(error))? {
+            return Ok(());
+        }
+        let path = self.store.path.display();
+        let reason =
+            format!("{path}: another import has the number {id}, so nothing was imported; try again");
+        Err(StoreError::Conflict(reason))
     }
 
     /// Writes all rows in one transaction.
@@ -232,7 +249,8 @@ impl Import<'_> {
         self.begin()?;
         let write = || {
             let all = |each: Each<'_>| rows.into_iter().try_for_each(|row| each(Some(row)));
-            let (report, added) = self.write(checked, all, self.job.id, false, |_| Ok(()))?;
+            self.job.id.map_or(Ok(()), |id| self.note_number(id))?;
+            let (report, added) = self.write(checked, all, self.job.id, false, |_, _| Ok(()))?;
             self.finish(checked, report, &added, self.job.id)
         };
         write().inspect_err(|_| self.roll_back())
@@ -240,21 +258,31 @@ impl Import<'_> {
 
     /// Writes the rows in slices. After a failure, takes back what is written.
     fn in_slices(&self, checked: &Checked) -> Result<ImportReport, Failure> {
-        let id = self.job.id.map_or_else(ImportId::random, Ok)?;
         let failed = |error| self.failed(error);
+        let id = match self.job.id {
+            Some(id) => id,
+            None => imports::unused(self.writer).map_err(|error| error.into_store_error(&self.store.path))?,
+        };
         let (at, by, file) = (self.store.clock.now(), self.job.by, self.job.file);
-        unfinished::begin(self.writer, id, at, &by.name, file).map_err(failed)?;
+        let begin = || {
+            self.begin()?;
+            self.note_number(id)?;
+            unfinished::begin(self.writer, id, at, &by.name, file).map_err(failed)?;
+            self.commit()
+        };
+        begin().inspect_err(|_| self.roll_back())?;
         // A slice need not survive a power cut, because the unfinished import is taken back anyway.
         // The commit that ends the import is durable again, and makes all slices durable.
         self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
         let (mut turns, mut begun) = (Turns::new(self.writer, &|| false), Instant::now());
-        let next = |changed: &mut Counts| {
+        let next = |changed: &mut Counts, done| {
             if begun.elapsed() < SLICE {
                 return Ok(());
             }
             std::mem::take(changed).write(self.writer).map_err(failed)?;
             self.commit()?;
             turns.end();
+            (self.job.progress)(ImportStage::Writing, done, checked.changes());
             self.begin()?;
             begun = Instant::now();
             Ok(())
@@ -264,6 +292,7 @@ impl Import<'_> {
             let all = |each: Each<'_>| checked.each_change(each);
             let (report, added) = self.write(checked, all, Some(id), true, next)?;
             self.commit()?;
+            (self.job.progress)(ImportStage::Writing, checked.changes(), checked.changes());
             self.writer.pragma_update(None, "synchronous", "full").map_err(failed)?;
             self.begin()?;
             unfinished::end(self.writer, id).map_err(failed)?;
@@ -279,15 +308,15 @@ impl Import<'_> {
     }
 
     /// Merges all rows that change the table. After each row, calls `next` with the changes of the
-    /// device counts that are not written yet. Returns the report, and the counts of the added
-    /// devices, which the caller must write.
+    /// device counts that are not written yet, and the number of merged rows. Returns the report, and
+    /// the counts of the added devices, which the caller must write.
     fn write(
         &self,
         checked: &Checked,
         all: impl FnOnce(Each<'_>) -> Result<(), Failure>,
         id: Option<ImportId>,
         keeps_keys: bool,
-        mut next: impl FnMut(&mut Counts) -> Result<(), StoreError>,
+        mut next: impl FnMut(&mut Counts, u64) -> Result<(), StoreError>,
     ) -> Result<(ImportReport, Counts), Failure> {
         let failed = |error| self.failed(error);
         let same_secret = self.job.same_secret;
@@ -303,7 +332,7 @@ impl Import<'_> {
                     }
                 }
             }
-            next(&mut table.changed).map_err(Failure::Store)
+            next(&mut table.changed, report.added + report.changed).map_err(Failure::Store)
         })?;
         table.changed.write(self.writer).map_err(failed)?;
         Ok((report, table.added))
@@ -382,6 +411,10 @@ pub(super) struct Table<'c> {
     former_key: Statement<'c>,
     /// Set if former keys are kept, so that the import can be taken back.
     keeps_keys: bool,
+    /// The last changed device, and the number of changed devices since the first one that did not
+    /// come in order of device ID.
+    last: Option<DeviceId>,
+    late: i64,
     /// Counts of the devices that were added. They are written when the devices become visible.
     added: Counts,
     /// Changes of the counts by devices that were already in the table.
@@ -397,6 +430,8 @@ impl<'c> Table<'c> {
     ) -> rusqlite::Result<Self> {
         Ok(Self {
             keeps_keys,
+            last: None,
+            late: 0,
             added: Counts::default(),
             changed: Counts::default(),
             connection,
@@ -451,9 +486,20 @@ impl<'c> Table<'c> {
         };
         if device_changed || key_change != KeyChange::None {
             let former_key = former_key.filter(|_| key_change == KeyChange::Lost);
-            imports::note_before(self.connection, self.id, &stored, key_change, former_key.as_ref())?;
+            let late = self.late(&row.device);
+            let change = ChangeOf { key: key_change, former_key: former_key.as_ref(), late };
+            imports::note_before(self.connection, self.id, &stored, &change)?;
         }
         Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_change))
+    }
+
+    /// Returns the position of a changed device among those that come after the first one that is
+    /// out of order, or `None` before.
+    fn late(&mut self, device: &DeviceId) -> Option<i64> {
+        let is_late = self.late > 0 || self.last.as_ref().is_some_and(|last| last > device);
+        self.last = Some(device.clone());
+        self.late += i64::from(is_late);
+        is_late.then_some(self.late)
     }
 
     /// Returns the identity and the stored key of a device.

@@ -2,26 +2,16 @@
 //! values. A row that has changed since its import has the import's number with a minus sign. The
 //! rules are in [`undo`](crate::store::undo).
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{audit, claims, read, writer::WriteError};
+use super::{claims, read, writer::WriteError};
 use crate::{
     device::{DeviceId, Secret},
     store::{
-        Actor, DeviceRow, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
-        undo::{
-            ImportId, ImportRecord, KeyChange, Left, NotUndone, REMEMBERED, UNDOABLE, Undo, Undone, may_undo,
-        },
+        DeviceRow, ImportActivity, StoreError, UnixSeconds,
+        undo::{ImportId, ImportRecord, KeyChange, Left, REMEMBERED, UNDOABLE},
     },
 };
-
-/// SQL condition for the rows of import ?1 that were neither changed nor claimed since the import.
-macro_rules! untouched {
-    () => {
-        "importId = ?1 AND deviceId NOT IN (SELECT deviceId FROM registration_claim)"
-    };
-}
 
 /// Condition for a row of `import_before` (`b`) whose device has not changed since the import ?1,
 /// and is not being registered.
@@ -38,6 +28,45 @@ macro_rules! records {
     () => {
         "SELECT importId, at, who, file, added, changed, undone FROM import"
     };
+}
+
+/// Maximum number of attempts to find an unused number. One attempt is enough except by the rarest
+/// accident.
+const ATTEMPTS: usize = 16;
+
+/// Returns a random number that no import has had.
+pub(super) fn unused(connection: &Connection) -> Result<ImportId, WriteError> {
+    first_unused(connection, ImportId::random)
+}
+
+fn first_unused(
+    connection: &Connection,
+    mut random: impl FnMut() -> Result<ImportId, StoreError>,
+) -> Result<ImportId, WriteError> {
+    let mut is_used = connection.prepare("SELECT 1 FROM import_number WHERE importId = ?1")?;
+    for _ in 0..ATTEMPTS {
+        let id = random()?;
+        if !is_used.exists([id.0])? {
+            return Ok(id);
+        }
+    }
+    let reason = "no unused number was found for an import; try again";
+    Err(StoreError::Failed(reason.into()).into())
+}
+
+/// Notes the number of an import. Returns false if another import has had this number.
+pub(super) fn note_number(connection: &Connection, id: ImportId) -> rusqlite::Result<bool> {
+    const SQL: &str = "INSERT INTO import_number VALUES (?1) ON CONFLICT DO NOTHING";
+    Ok(connection.execute(SQL, [id.0])? > 0)
+}
+
+/// Returns whether an import or an undo is unfinished, and the numbers of both so far.
+pub(super) fn activity(connection: &Connection) -> rusqlite::Result<ImportActivity> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM import_unfinished), coalesce(max(number), 0), count(undone) FROM import";
+    connection.query_row(SQL, (), |row| {
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        Ok(ImportActivity { is_unfinished: row.get(0)?, imports: number(1)?, undone: number(2)? })
+    })
 }
 
 /// Writes the record of an import. Deletes the records of imports that are too old to be undone; the
@@ -58,22 +87,31 @@ pub(super) fn record(
     Ok(())
 }
 
+/// How an import has changed a row, apart from its values.
+pub(super) struct ChangeOf<'k> {
+    /// How the device's key has changed.
+    pub(super) key: KeyChange,
+    /// Former identity and key, which are kept only until the import has ended.
+    pub(super) former_key: Option<&'k (String, Secret)>,
+    /// Position among the rows that were not changed in order of their device IDs; `None` for a row
+    /// that was.
+    pub(super) late: Option<i64>,
+}
+
 /// Notes a row's values before an import, and notes that the row now comes from this import. For an
-/// import without a number, which cannot be undone, only notes that the row has changed. The former
-/// key is kept only until the import has ended.
+/// import without a number, which cannot be undone, only notes that the row has changed.
 pub(super) fn note_before(
     connection: &Connection,
     id: Option<ImportId>,
     before: &DeviceRow,
-    key_change: KeyChange,
-    former_key: Option<&(String, Secret)>,
+    change: &ChangeOf<'_>,
 ) -> rusqlite::Result<()> {
     const BEFORE: &str = "INSERT INTO import_before (importId, deviceId, former, enrollment, productKey, deviceName, \
-                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk) \
-                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 FROM device_table \
+                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk, late) \
+                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 FROM device_table \
                           WHERE deviceId = ?2";
     const LABEL: &str = "UPDATE device_table SET importId = coalesce(?1, -abs(importId)) WHERE deviceId = ?2";
-    let key_change = match key_change {
+    let key_change = match change.key {
         KeyChange::None => None,
         KeyChange::Added => Some("added"),
         KeyChange::Lost => Some("lost"),
@@ -90,8 +128,9 @@ pub(super) fn note_before(
         before.refusal,
         before.certificate.is_some(),
         key_change,
-        former_key.map(|(identity, _)| identity),
-        former_key.map(|(_, psk)| psk.expose())
+        change.former_key.map(|(identity, _)| identity),
+        change.former_key.map(|(_, psk)| psk.expose()),
+        change.late
     ])?;
     label(Some(id)).map(drop)
 }
@@ -126,6 +165,12 @@ pub(super) fn left_of(connection: &Connection, id: ImportId, limit: usize) -> ru
     Ok(Left { devices, first: first.collect::<rusqlite::Result<_>>()? })
 }
 
+/// Returns the record of an import.
+pub(super) fn one(connection: &Connection, id: ImportId) -> rusqlite::Result<Option<ImportRecord>> {
+    const SQL: &str = concat!(records!(), " WHERE importId = ?1");
+    connection.query_row(SQL, [id.0], import_record).optional()
+}
+
 /// Returns the imports, newest first.
 pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<ImportRecord>> {
     let mut statement = connection.prepare(concat!(records!(), " ORDER BY number DESC"))?;
@@ -148,81 +193,6 @@ fn import_record(row: &Row<'_>) -> rusqlite::Result<ImportRecord> {
 /// to the [`record`] of the import.
 pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
     format!("{file}: {added} devices added, {changed} changed, ")
-}
-
-/// Undoes an import in one transaction.
-pub(super) fn undo(
-    connection: &Connection,
-    how: Undo<'_>,
-    now: UnixSeconds,
-) -> Result<Result<Undone, NotUndone>, WriteError> {
-    const RECORD: &str = concat!(records!(), " WHERE importId = ?1");
-    const UNTOUCHED: &str = concat!("SELECT count(*) FROM device_table WHERE ", untouched!());
-    const LOST_KEYS: &str = concat!(
-        "SELECT count(*) FROM import_before b WHERE importId = ?1 AND keyChange = 'lost' AND ",
-        is_untouched!()
-    );
-    const ADDED: &str = concat!(
-        untouched!(),
-        " AND deviceId NOT IN (SELECT deviceId FROM import_before WHERE importId = ?1)"
-    );
-    let certificates = format!("SELECT count(deviceSecret) FROM device_table WHERE {ADDED}");
-    let remove = format!("DELETE FROM device_table WHERE {ADDED}");
-    // Every return before the commit rolls back.
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let id = how.id;
-    let record = transaction.query_row(RECORD, [id.0], import_record).optional()?;
-    let Some(record) = record else { return Ok(Err(NotUndone::Unknown(id))) };
-    let count =
-        |sql: &str| transaction.query_row(sql, [id.0], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
-    let left = match may_undo(&record, how, count(UNTOUCHED)?, count(LOST_KEYS)?) {
-        Ok(left) => left,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    let certificates = count(&certificates)?;
-    let removed = transaction.execute(&remove, [id.0])? as u64;
-    let restored = match restore(&transaction, id)? {
-        Ok(restored) => restored,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    let undone = Undone { removed, certificates, restored, left };
-    if !how.dry_run {
-        transaction.execute("UPDATE import SET undone = ?2 WHERE importId = ?1", params![id.0, now])?;
-        audit::append(&transaction, &entry(how.by, &record, undone))?;
-        transaction.commit()?;
-    }
-    Ok(Ok(undone))
-}
-
-/// Gives the changed rows of an import their former values. Returns the number of restored rows.
-fn restore(connection: &Connection, id: ImportId) -> Result<Result<u64, NotUndone>, WriteError> {
-    const BEFORE: &str = concat!(
-        "SELECT deviceId, keyChange IS NOT NULL FROM import_before b WHERE importId = ?1 AND ",
-        is_untouched!()
-    );
-    let (mut restored, mut read) = (Vec::new(), connection.prepare(BEFORE)?);
-    let mut rows = read.query([id.0])?;
-    while let Some(row) = rows.next()? {
-        let device: String = row.get(0)?;
-        restore_row(connection, id, &device)?;
-        if row.get(1)? {
-            connection.prepare_cached("DELETE FROM device_key WHERE deviceId = ?1")?.execute([&device])?;
-        }
-        restored.push(device);
-    }
-    // Former values are deleted only for restored devices. The import's other devices keep their
-    // former values, so that the import of these devices remains known.
-    for device in &restored {
-        forget_before(connection, id, device)?;
-    }
-    // Names are checked only after all rows are restored, because two devices may have exchanged
-    // their names.
-    for device in &restored {
-        if let Some(reason) = shared(connection, device)? {
-            return Ok(Err(NotUndone::Conflict { device: device.clone(), reason }));
-        }
-    }
-    Ok(Ok(restored.len() as u64))
 }
 
 /// Gives a row the values that it had before an import, except for its key.
@@ -251,10 +221,18 @@ pub(super) fn shared(connection: &Connection, device: &str) -> rusqlite::Result<
     Ok(unique.err().map(|conflict| conflict.reason))
 }
 
-fn entry(by: &Actor, record: &ImportRecord, undone: Undone) -> AuditEntry {
-    let Undone { removed, restored, left, .. } = undone;
-    let (id, file) = (record.id, &record.file);
-    let detail =
-        format!("import {id} of {file}: {removed} devices removed, {restored} restored, {left} left");
-    AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::connection;
+
+    #[test]
+    fn a_number_that_an_import_has_had_is_not_chosen_again() {
+        let database = connection::open_empty().unwrap();
+        assert!(note_number(&database, ImportId(7)).unwrap());
+        assert!(!note_number(&database, ImportId(7)).unwrap());
+        let mut random = [7, 7, 9].into_iter().map(|id| Ok(ImportId(id)));
+        assert_eq!(first_unused(&database, || random.next().unwrap()).ok(), Some(ImportId(9)));
+        assert!(first_unused(&database, || Ok(ImportId(7))).is_err());
+    }
 }

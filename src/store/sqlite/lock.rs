@@ -271,7 +271,7 @@ impl ImportLock {
                 None => {
                     let database = database.display();
                     let reason = format!(
-                        "{database}: another import, or `database seal`, is running; try again when it has ended"
+                        "{database}: another import or undo, or `database seal`, is running; try again when it has ended"
                     );
                     return Err(StoreError::Busy(reason));
                 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
-use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use rustix::fs::Access;
 
 use super::{
@@ -26,9 +26,6 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// Period in which two changes of a file may get the same time stamp from the file system.
 const TICK: Duration = Duration::from_millis(50);
-
-/// Number of pages that are copied in one step.
-const PAGES: i32 = 2048;
 
 /// Kind of object at the path of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,26 +171,11 @@ impl State {
     }
 }
 
-/// Returns whether a preview can join the processes that have a database open: the log and its
-/// shared memory are there, and this process may write them.
-pub(super) fn can_join(path: &Path) -> bool {
-    let Ok(file) = path.canonicalize() else { return false };
-    State::of(&file).is_ok_and(|state| state.way() == Way::Shared)
-        && ["", "-wal", "-shm"].iter().all(|ending| {
-            rustix::fs::access(&*beside(&file, ending), Access::READ_OK | Access::WRITE_OK).is_ok()
-        })
-}
-
 /// Returns whether the database has a rollback journal: a change is in progress, or was
 /// interrupted.
 pub(super) fn has_journal(path: &Path) -> bool {
     let Ok(file) = path.canonicalize() else { return false };
     metadata(&beside(&file, "-journal")).is_ok_and(|found| found.is_some_and(|journal| journal.len() > 0))
-}
-
-/// Returns the length of a database in bytes, without its log; 0 if it cannot be examined.
-pub(super) fn length(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |file| file.len())
 }
 
 /// A database that is only read.
@@ -316,18 +298,6 @@ pub(super) fn at_any<T>(
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     Look::open_file(path)?.run(path, query)
-}
-
-/// Copies a database of the current version into memory, where the copy can be changed.
-pub(super) fn copied(path: &Path) -> Result<Connection, StoreError> {
-    check(path, |source| {
-        let copy = || {
-            let mut copy = Connection::open_in_memory()?;
-            Backup::new(source, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
-            Ok(copy)
-        };
-        copy().map_err(|error| store_error(path, error))
-    })
 }
 
 /// Returns the kind of database in a file, which must exist ([`is_there`]).

@@ -5,6 +5,7 @@ mod auditing;
 mod importing;
 mod looking;
 mod sealing;
+mod undoing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,8 +15,8 @@ use super::*;
 use crate::{
     device::Secret,
     store::{
-        Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, JournalEntry, RegisteredDevice,
-        Rejection,
+        Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, JournalEntry,
+        RegisteredDevice, Rejection,
         claim::{ClaimTime, Claims, Owner, Settlement},
     },
     testing::store::import,

@@ -1,8 +1,8 @@
-//! Imports that are written in slices, and the recovery from those that did not end. While an
-//! import is unfinished, every reader sees the table without the devices that the import has added
-//! ([`HIDE`]). If the import fails or its process is killed, its changes are taken back: by the
-//! import itself, by the next import, or by another process that keeps the database open. All work
-//! is done in short transactions.
+//! Imports that are written, or undone, in slices, and the recovery from those that did not end.
+//! While an import is unfinished, every reader sees the table without the devices that the import
+//! has added ([`HIDE`]). If an import fails or its process is killed, its changes are taken back; if
+//! an undo is cut off, it is completed: by the process itself, by the next import, or by another
+//! process that keeps the database open. All work is done in short transactions.
 
 use std::{
     path::Path,
@@ -15,42 +15,49 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{audit, connection, counts, imports, lock::ImportLock, store_error};
+use super::{audit, connection, lock::ImportLock, reversal, store_error, undo};
 use crate::{
     device::DeviceId,
     store::{
         Actor, StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        undo::ImportId,
+        undo::{ImportId, Undone},
     },
 };
 
-/// SQL condition that is true for the rows `d` of the table that are not hidden. Hidden rows are
-/// those that the unfinished import has added. A row that the import has only changed has an entry
-/// in `import_before`, and is not hidden.
+/// SQL condition that is true for the rows `d` of the table that are not hidden by the unfinished
+/// import, which `$of` may restrict to a kind. Hidden rows are those that this import has added. A
+/// row that the import has only changed has an entry in `import_before`, and is not hidden. A device
+/// that is being registered is not hidden either, because an undo leaves it as it is.
 macro_rules! shown {
-    () => {
-        "CASE WHEN d.importId IS (SELECT coalesce(max(importId), 0) FROM main.import_unfinished) THEN EXISTS \
-         (SELECT 1 FROM main.import_before b WHERE b.importId = d.importId AND b.deviceId = d.deviceId) ELSE 1 END"
+    ($of:literal) => {
+        concat!(
+            "CASE WHEN d.importId IS (SELECT coalesce(max(importId), 0) FROM main.import_unfinished",
+            $of,
+            ") THEN EXISTS (SELECT 1 FROM main.import_before b WHERE b.importId = d.importId \
+             AND b.deviceId = d.deviceId) OR EXISTS (SELECT 1 FROM main.registration_claim r \
+             WHERE r.deviceId = d.deviceId) ELSE 1 END"
+        )
     };
 }
 
 /// Condition for the rows that are not hidden. It is for queries that name an index, because such a
 /// query cannot use the view of [`HIDE`].
-pub(super) const SHOWN: &str = shown!();
+pub(super) const SHOWN: &str = shown!("");
+
+/// Condition for the rows that `device_count` counts. The devices that an import has added are counted
+/// when they appear. Those that an undo removes are hidden before, but counted until they are removed.
+pub(super) const COUNTED: &str = shown!(" WHERE kind = 'import'");
 
 /// Statement that hides the devices of an unfinished import from a connection that reads. The view
 /// takes the place of the table, so that no query can forget the condition.
 pub(super) const HIDE: &str =
-    concat!("CREATE TEMP VIEW device_table AS SELECT * FROM main.device_table d WHERE ", shown!());
+    concat!("CREATE TEMP VIEW device_table AS SELECT * FROM main.device_table d WHERE ", shown!(""));
 
 /// Maximum number of rows that one transaction changes.
-const ROWS: i64 = 500;
-
-/// Maximum number of rows of the table that one step reads to find the devices of an import.
-const SEARCHED: i64 = 10_000;
+pub(super) const ROWS: i64 = 500;
 
 /// Pause between two transactions, in which a waiting process can begin to write. A server that
 /// waits tries again every millisecond, and so finds the pause.
@@ -62,6 +69,25 @@ const LOGGED: u32 = 8;
 
 /// Interval at which a process searches the database for an import that was cut off.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// What is done with an unfinished import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It writes, or was cut off while it wrote.
+    Import,
+    /// It is being undone.
+    Undo,
+}
+
+/// The unfinished import.
+pub(super) struct Mark {
+    pub(super) id: ImportId,
+    pub(super) kind: Kind,
+    /// Time and operator of the import, or of the undo.
+    pub(super) at: UnixSeconds,
+    pub(super) by: Actor,
+    pub(super) file: String,
+}
 
 /// Notes that an import begins. Its devices are hidden from now on.
 pub(super) fn begin(
@@ -75,66 +101,86 @@ pub(super) fn begin(
     connection.execute(SQL, params![id.0, at, who, file]).map(drop)
 }
 
-/// Notes, in the open transaction, that an import has ended. Its devices appear with the commit.
+/// Notes that the undo of an import begins. The devices that the import has added are hidden from
+/// now on.
+pub(super) fn begin_undo(
+    connection: &Connection,
+    id: ImportId,
+    at: UnixSeconds,
+    by: &Actor,
+    file: &str,
+) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO import_unfinished (importId, at, who, address, file, kind) \
+                       VALUES (?1, ?2, ?3, ?4, ?5, 'undo')";
+    connection.execute(SQL, params![id.0, at, by.name, by.address, file]).map(drop)
+}
+
+/// Removes the mark of an import, in the open transaction. The devices that it has added, and that
+/// were not removed, appear with the commit.
 pub(super) fn end(connection: &Connection, id: ImportId) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM import_unfinished WHERE importId = ?1", [id.0]).map(drop)
 }
 
-/// Takes back the changes of imports that were cut off. Then removes data that is no longer needed:
-/// former keys, and the former values of rows whose import can no longer be undone. The caller
-/// holds the lock of imports. Returns early, between two transactions, once `is_stopped`; a later
-/// call continues.
-pub(super) fn take_back(connection: &Connection, is_stopped: &dyn Fn() -> bool) -> rusqlite::Result<()> {
+/// Returns the unfinished import, if any.
+pub(super) fn mark(connection: &Connection) -> rusqlite::Result<Option<Mark>> {
+    const SQL: &str = "SELECT importId, kind, at, who, address, file FROM import_unfinished LIMIT 1";
+    connection
+        .query_row(SQL, (), |row| {
+            let kind = if row.get_ref(1)?.as_str()? == "undo" { Kind::Undo } else { Kind::Import };
+            let by = Actor { name: row.get(3)?, address: row.get(4)? };
+            Ok(Mark { id: ImportId(row.get(0)?), kind, at: row.get(2)?, by, file: row.get(5)? })
+        })
+        .optional()
+}
+
+/// Takes back the changes of imports that were cut off, and completes undos. Then removes data that
+/// is no longer needed: former keys, and the former values of rows whose import can no longer be
+/// undone. The caller holds the lock of imports. Returns early, between two transactions, once
+/// `is_stopped`; a later call continues. Returns the result of the last undo that was completed.
+pub(super) fn take_back(
+    connection: &Connection,
+    is_stopped: &dyn Fn() -> bool,
+) -> rusqlite::Result<Option<(ImportId, Undone)>> {
     let mut turns = Turns::new(connection, is_stopped);
-    while let Some((id, file)) = first(connection)? {
-        // The added devices go first, because they may have the names and identities that the
-        // changed devices had before. They are not counted yet, so their removal must not change
-        // the counts.
-        counts::without_triggers(connection)?;
-        let mut after = String::new();
-        while let Some(last) = remove(connection, id, &after)? {
-            after = last;
-            if turns.end() {
-                return Ok(());
-            }
+    let mut undone = None;
+    while let Some(mark) = mark(connection)? {
+        // A slice need not survive a power cut, because the mark survives it. The last commit is
+        // durable again, and makes all slices durable.
+        connection.pragma_update(None, "synchronous", "normal")?;
+        let is_complete = reversal::run(connection, &mark, &mut turns);
+        connection.pragma_update(None, "synchronous", "full")?;
+        if !is_complete? {
+            return Ok(None);
         }
-        counts::with_triggers(connection)?;
-        // For the same reason, the new keys of all changed devices go before the first former key
-        // comes back.
-        let mut after = String::new();
-        while let Some(last) = remove_keys(connection, id, &after)? {
-            after = last;
-            if turns.end() {
-                return Ok(());
-            }
+        match mark.kind {
+            Kind::Import => note_taken_back(connection, &mark)?,
+            Kind::Undo => undone = Some((mark.id, undo::complete(connection, &mark)?)),
         }
-        // A device whose former name is still taken is tried again after the others.
-        let mut restored = 1;
-        while restored > 0 {
-            (restored, after) = (0, String::new());
-            while let Some((last, count)) = restore(connection, id, &after)? {
-                restored += count;
-                after = last;
-                if turns.end() {
-                    return Ok(());
-                }
-            }
-        }
-        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-        let left = leave(&transaction, id)?;
-        end(&transaction, id)?;
-        let mut detail = format!("import {id} of {file} was cut off; its changes were taken back");
-        if left > 0 {
-            detail.push_str(&format!(
-                ", except those of {left} devices whose former names now belong to other devices"
-            ));
-        }
-        let by = Actor::system_user();
-        audit::append(&transaction, &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) })?;
-        transaction.commit()?;
-        tracing::warn!(import = %id, file, left, "an import was cut off; its changes were taken back");
     }
-    clean(connection, &mut turns)
+    clean(connection, &mut turns)?;
+    #[cfg(test)]
+    turns.count_rows();
+    Ok(undone)
+}
+
+/// Notes that all changes of an import that was cut off are taken back.
+fn note_taken_back(connection: &Connection, mark: &Mark) -> rusqlite::Result<()> {
+    const LEFT: &str = "SELECT taken FROM import_unfinished WHERE importId = ?1";
+    let Mark { id, file, .. } = mark;
+    let transaction = connection::begin(connection)?;
+    let left: i64 = transaction.query_row(LEFT, [id.0], |row| row.get(0))?;
+    end(&transaction, *id)?;
+    let mut detail = format!("import {id} of {file} was cut off; its changes were taken back");
+    if left > 0 {
+        detail.push_str(&format!(
+            ", except those of {left} devices whose former names now belong to other devices"
+        ));
+    }
+    let by = Actor::system_user();
+    audit::append(&transaction, &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) })?;
+    transaction.commit()?;
+    tracing::warn!(import = %id, file, left, "an import was cut off; its changes were taken back");
+    Ok(())
 }
 
 /// Short transactions of long work, with pauses in which other processes can write.
@@ -147,136 +193,42 @@ pub(super) struct Turns<'a> {
 impl<'a> Turns<'a> {
     /// Begins work over this connection. The work ends early once `is_stopped`.
     pub(super) fn new(connection: &'a Connection, is_stopped: &'a dyn Fn() -> bool) -> Self {
+        #[cfg(test)]
+        CHANGED.with(|changed| changed.set((connection.total_changes(), changed.get().1)));
         Self { connection, is_stopped, taken: 0 }
+    }
+
+    /// Notes how many rows the last transaction has changed.
+    #[cfg(test)]
+    fn count_rows(&self) {
+        let ((before, most), now) = (CHANGED.get(), self.connection.total_changes());
+        CHANGED.set((now, most.max(now.saturating_sub(before))));
     }
 
     /// Pauses after a transaction, and from time to time moves the log into the database. Returns
     /// whether the work must stop.
     pub(super) fn end(&mut self) -> bool {
+        #[cfg(test)]
+        self.count_rows();
         self.taken += 1;
         if self.taken.is_multiple_of(LOGGED) {
             connection::move_log(self.connection);
         }
         thread::sleep(PAUSE);
+        self.is_stopped()
+    }
+
+    /// Returns whether the work must stop.
+    pub(super) fn is_stopped(&self) -> bool {
         (self.is_stopped)()
     }
 }
 
-fn first(connection: &Connection) -> rusqlite::Result<Option<(ImportId, String)>> {
-    const SQL: &str = "SELECT importId, file FROM import_unfinished LIMIT 1";
-    connection.query_row(SQL, (), |row| Ok((ImportId(row.get(0)?), row.get(1)?))).optional()
-}
-
-/// Removes the new keys of some devices after the device `after` that an import has changed. Returns
-/// the last of these devices, or `None` if there are no more.
-fn remove_keys(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<String>> {
-    const CHANGED: &str = concat!(
-        "SELECT deviceId FROM import_before b WHERE importId = ?1 AND deviceId > ?2 AND keyChange IS NOT NULL AND ",
-        imports::is_untouched!(),
-        " ORDER BY deviceId LIMIT ?3"
-    );
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let devices: Vec<String> = transaction
-        .prepare_cached(CHANGED)?
-        .query_map(params![id.0, after, ROWS], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    for device in &devices {
-        transaction.prepare_cached("DELETE FROM device_key WHERE deviceId = ?1")?.execute([device])?;
-    }
-    transaction.commit()?;
-    Ok(devices.into_iter().next_back())
-}
-
-/// Restores the former values and keys of some devices after the device `after` that an import has
-/// changed. Forgets the former values of devices that have changed again since then, or are being
-/// registered. Skips a device if another device now has its former name or `IotId`. Returns the
-/// last device and the number of devices that were not skipped, or `None` if there are no more.
-fn restore(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<(String, u64)>> {
-    const BEFORE: &str = concat!(
-        "SELECT deviceId, ",
-        imports::is_untouched!(),
-        " FROM import_before b WHERE importId = ?1 AND deviceId > ?2 ORDER BY deviceId LIMIT ?3"
-    );
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let devices: Vec<(String, bool)> = transaction
-        .prepare_cached(BEFORE)?
-        .query_map(params![id.0, after, ROWS], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let step = |sql| transaction.prepare_cached(sql)?.execute(());
-    let mut restored = 0;
-    for (device, is_untouched) in &devices {
-        if *is_untouched {
-            step("SAVEPOINT device")?;
-            imports::restore_row(&transaction, id, device)?;
-            let is_shared = imports::shared(&transaction, device)?.is_some();
-            if is_shared {
-                step("ROLLBACK TO device")?;
-            }
-            step("RELEASE device")?;
-            if is_shared {
-                continue;
-            }
-            restore_key(&transaction, id, device)?;
-        }
-        imports::forget_before(&transaction, id, device)?;
-        restored += 1;
-    }
-    transaction.commit()?;
-    Ok(devices.into_iter().next_back().map(|(last, _)| (last, restored)))
-}
-
-/// Gives a device the key that it had before an import, if the import has replaced or removed it.
-fn restore_key(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
-    const KEY: &str = "INSERT INTO device_key (pskIdentity, deviceId, psk) \
-                       SELECT formerIdentity, deviceId, formerPsk FROM import_before \
-                       WHERE importId = ?1 AND deviceId = ?2 AND formerPsk IS NOT NULL ON CONFLICT DO NOTHING";
-    connection.prepare_cached(KEY)?.execute(params![id.0, device]).map(drop)
-}
-
-/// Leaves the devices that could not be restored as they are, with their former keys. Returns their
-/// number.
-fn leave(connection: &Connection, id: ImportId) -> rusqlite::Result<u64> {
-    const LEFT: &str = "SELECT deviceId FROM import_before WHERE importId = ?1";
-    let devices: Vec<String> =
-        connection.prepare(LEFT)?.query_map([id.0], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    for device in &devices {
-        restore_key(connection, id, device)?;
-        imports::forget_before(connection, id, device)?;
-    }
-    Ok(devices.len() as u64)
-}
-
-/// Examines some of the rows after the device `after`, and removes the devices that an import has
-/// added. Returns the last device that was examined, or `None` if no device comes after `after`.
-fn remove(connection: &Connection, id: ImportId, after: &str) -> rusqlite::Result<Option<String>> {
-    const SEARCH: &str = "SELECT deviceId, importId IS ?1 FROM main.device_table WHERE deviceId > ?2 \
-                          ORDER BY deviceId LIMIT ?3";
-    const REMOVE: &str = "DELETE FROM main.device_table WHERE deviceId = ?1 AND importId = ?2 \
-                          AND deviceId NOT IN (SELECT deviceId FROM import_before WHERE importId = ?2) \
-                          AND deviceId NOT IN (SELECT deviceId FROM registration_claim)";
-    let (mut found, mut last) = (Vec::new(), None);
-    {
-        let mut statement = connection.prepare_cached(SEARCH)?;
-        let mut rows = statement.query(params![id.0, after, SEARCHED])?;
-        while let Some(row) = rows.next()? {
-            let device: String = row.get(0)?;
-            if row.get(1)? {
-                found.push(device.clone());
-            }
-            last = Some(device);
-            if found.len() as i64 >= ROWS {
-                break;
-            }
-        }
-    }
-    if !found.is_empty() {
-        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-        for device in &found {
-            transaction.prepare_cached(REMOVE)?.execute(params![device, id.0])?;
-        }
-        transaction.commit()?;
-    }
-    Ok(last)
+#[cfg(test)]
+thread_local! {
+    /// Number of rows that a connection of this thread has changed until its last turn, and the most
+    /// rows that were changed in one turn.
+    pub(super) static CHANGED: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
 }
 
 /// Removes all former keys, and the former values of rows whose import has no record any more.
@@ -319,14 +271,14 @@ fn has_former_keys(connection: &Connection) -> rusqlite::Result<bool> {
 pub(super) fn is_hidden(connection: &Connection, device: &DeviceId) -> rusqlite::Result<bool> {
     const SQL: &str = concat!(
         "SELECT EXISTS (SELECT 1 FROM main.device_table d WHERE deviceId = ?1 AND NOT ",
-        shown!(),
+        shown!(""),
         ")"
     );
     connection.prepare_cached(SQL)?.query_row([device.as_str()], |row| row.get(0))
 }
 
-/// Thread that takes back imports that were cut off, for as long as a process has the database
-/// open. Dropping this value ends the thread after its current transaction.
+/// Thread that takes back imports and completes undos that were cut off, for as long as a process has
+/// the database open. Dropping this value ends the thread after its current transaction.
 pub(super) struct Recovery {
     is_stopped: Arc<AtomicBool>,
     end: Option<Sender<()>>,
@@ -364,14 +316,19 @@ impl Drop for Recovery {
     }
 }
 
-/// Takes back imports that were cut off and removes former keys, unless an import is running.
+/// Takes back imports and completes undos that were cut off, and removes former keys, unless an import
+/// is running.
 fn recover(path: &Path, wait: Duration, is_stopped: &AtomicBool) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
-    let is_any = |connection: &Connection| Ok(first(connection)?.is_some() || has_former_keys(connection)?);
+    let is_any = |connection: &Connection| Ok(mark(connection)?.is_some() || has_former_keys(connection)?);
     if !is_any(&connection::open_reader(path)?).map_err(failed)? {
         return Ok(());
     }
     let Some(_lock) = ImportLock::attempt(path)? else { return Ok(()) };
     let is_stopped = || is_stopped.load(Ordering::Relaxed);
-    take_back(&connection::open_again(path, wait)?, &is_stopped).map_err(failed)
+    let completed = take_back(&connection::open_again(path, wait)?, &is_stopped).map_err(failed)?;
+    if let Some((id, Undone { removed, restored, left, .. })) = completed {
+        tracing::warn!(import = %id, removed, restored, left, "the undo of an import was cut off; it was completed");
+    }
+    Ok(())
 }

@@ -1,1 +1,22 @@
 -- From version 8 of schema.sql to version 9.
+
+-- Numbers of imports, which are not given twice.
+CREATE TABLE import_number (
+    importId     INTEGER PRIMARY KEY
+) STRICT;
+INSERT INTO import_number
+    SELECT abs(importId) FROM device_table WHERE importId IS NOT NULL
+    UNION SELECT importId FROM import
+    UNION SELECT importId FROM import_unfinished
+    UNION SELECT importId FROM import_before
+    UNION SELECT abs(former) FROM import_before WHERE former IS NOT NULL;
+
+-- Imports that are undone in many transactions.
+ALTER TABLE import_before ADD COLUMN late INTEGER;
+CREATE INDEX import_late ON import_before (importId, late) WHERE late IS NOT NULL;
+ALTER TABLE import_unfinished ADD COLUMN kind TEXT NOT NULL DEFAULT 'import' CHECK (kind IN ('import', 'undo'));
+ALTER TABLE import_unfinished ADD COLUMN address TEXT;
+ALTER TABLE import_unfinished ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE import_unfinished ADD COLUMN certificates INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE import_unfinished ADD COLUMN restored INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE import_unfinished ADD COLUMN taken INTEGER NOT NULL DEFAULT 0;

@@ -42,9 +42,6 @@ const LAST_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between two writes of the backlog.
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
-/// Pause between two attempts to begin a transaction while another process is writing.
-const TURN_PAUSE: Duration = Duration::from_millis(1);
-
 /// Queue of writes for which no caller waits. The writes run between the groups of jobs, in their
 /// own transactions. They can therefore delay a job's answer, but cannot make the job fail.
 pub(super) trait Backlog: Send + 'static {
@@ -244,10 +241,9 @@ fn commit(
     group: &mut [Box<dyn Job>],
 ) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
-    // Other processes write in short transactions with short pauses. SQLite's own waiting would
-    // miss the pauses, because it looks less and less often.
+    // Like `connection::begin`, but this connection has no busy timeout.
     let begin = || Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
-    let transaction = connection::patiently(wait, TURN_PAUSE, begin).map_err(failed)?;
+    let transaction = connection::patiently(wait, connection::TURN_PAUSE, begin).map_err(failed)?;
     let step = |sql| transaction.prepare_cached(sql)?.execute(());
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;

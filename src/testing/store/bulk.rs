@@ -10,10 +10,10 @@ use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     seal::Place,
     store::{
-        Bulk, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportError, ImportJob, ImportReport,
-        ImportRow, Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
+        Bulk, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportActivity, ImportError, ImportJob,
+        ImportReport, ImportRow, Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        check::{self, Standing},
+        check::{self, Staged, Standing},
         filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
         merge::{self, Columns, Merged, Unmerged},
         undo::{
@@ -236,7 +236,8 @@ impl Bulk for Memory {
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
         let mut before = Before::new();
-        let checked = check::check(&job, rows, &tables.clone(), reject)?;
+        let staged = Staged::read(rows, reject)?;
+        let checked = check::check(&job, staged, &tables.clone(), reject)?;
         let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
         checked.each_change(|row| {
             let Some((at, row)) = row else { return Ok(()) };
@@ -252,6 +253,11 @@ impl Bulk for Memory {
                 let detail = Some(format!("{}: {report:?}", job.file));
                 tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported) });
                 if let Some(id) = job.id {
+                    if !tables.numbers.insert(id) {
+                        return Err(
+                            StoreError::Conflict(format!("another import has the number {id}")).into()
+                        );
+                    }
                     let ImportReport { added, changed, .. } = report;
                     let (at, who, file) = (self.clock.now(), job.by.name.clone(), job.file.to_owned());
                     let record = ImportRecord { id, at, who, file, added, changed, undone: None };
@@ -275,6 +281,22 @@ impl Bulk for Memory {
             each(row, key)
         });
         Ok(())
+    }
+
+    fn new_import(&self) -> Result<ImportId, StoreError> {
+        loop {
+            let id = ImportId::random()?;
+            if !self.tables().numbers.contains(&id) {
+                return Ok(id);
+            }
+        }
+    }
+
+    fn import_activity(&self) -> Result<ImportActivity, StoreError> {
+        let tables = self.tables();
+        let undone = tables.imports.iter().filter(|(record, _)| record.undone.is_some()).count() as u64;
+        let imports = tables.numbers.len() as u64;
+        Ok(ImportActivity { is_unfinished: false, imports, undone })
     }
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {

@@ -68,6 +68,65 @@ fn an_import_holds_nobody_up_and_its_devices_appear_at_once() {
 }
 
 #[test]
+fn an_import_reports_how_far_it_has_checked_and_written() {
+    const ROWS: u64 = 5000;
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let reports = std::cell::RefCell::new(Vec::new());
+    let report = |stage, done, all| reports.borrow_mut().push((stage, done, all));
+    let by = Actor::system_user();
+    let job = ImportJob { progress: &report, ..ImportJob::new(&by, "file.csv") };
+    let rows = &mut (0..ROWS).map(|number| Ok(row(&format!("SN-{number:05}"))));
+    store.import(job, rows, &mut |at, why| panic!("{at}: {why:?}")).unwrap();
+    let reports = reports.into_inner();
+    assert!(
+        reports.is_sorted_by_key(|(stage, done, _)| (*stage == ImportStage::Writing, *done)),
+        "{reports:?}"
+    );
+    assert!(reports.iter().all(|(.., all)| *all == ROWS));
+    for stage in [ImportStage::Checking, ImportStage::Writing] {
+        assert!(reports.contains(&(stage, ROWS, ROWS)), "{reports:?}");
+    }
+}
+
+#[test]
+fn rows_that_come_slowly_hold_no_other_import_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let mut count = 0;
+    let slow = std::iter::from_fn(|| {
+        count += 1;
+        match count {
+            1 => Some(row("SN-1")),
+            // Another import begins and ends before the next row comes.
+            2 => {
+                assert_eq!(import(&store, [row("SN-3")]).added, 1);
+                Some(row("SN-2"))
+            }
+            _ => None,
+        }
+    });
+    assert_eq!(import(&store, slow).added, 2);
+}
+
+#[test]
+fn a_device_that_changes_while_an_import_is_taken_back_has_a_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [with_key("SN-1", "id-1", "00ff")]);
+    let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    cut_off(&store, [with_key("SN-1", "id-9", "11ee")]);
+    let writer = connection::open_again(store.path(), SOON).unwrap();
+    // The new key is removed in the first transaction, and the former one comes back in another.
+    let has_lost_key = || at_once(store.individual_key("id-9")).unwrap().is_none();
+    unfinished::take_back(&writer, &has_lost_key).unwrap();
+    assert!(has_lost_key() && at_once(store.individual_key("id-1")).unwrap().is_none());
+    wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &Actor::system_user())).unwrap();
+    unfinished::take_back(&writer, &|| false).unwrap();
+    assert_eq!(at_once(store.individual_key("id-1")).unwrap().unwrap().psk.expose(), "00ff");
+}
+
+#[test]
 fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
