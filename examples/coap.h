@@ -49,16 +49,22 @@ static inline void exchange_attempt(struct exchange *e) {
   e->attempts++;
 }
 
-/* GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial number
- * has up to 23 characters. If it is empty, the request has no payload, and the server uses
- * the PSK identity as the device ID. */
+/* GET /cert with {"sn": sn, "host": true} as CBOR: a confirmable message of token 0xc3. The
+ * serial number has up to 23 characters. If it is empty, the map has only "host", and the server
+ * uses the PSK identity as the device ID. A server that does not know "host" ignores it. */
 static inline void exchange_start(struct exchange *e, const char *sn) {
-  size_t length = strlen(sn);
+  size_t length = strlen(sn), at = 13;
   memset(e, 0, sizeof *e);
-  memcpy(e->request, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff\xa1\x62sn", 17);
-  e->request[17] = (unsigned char)(0x60 | length);
-  memcpy(e->request + 18, sn, length);
-  e->request_length = length ? 18 + length : 10;
+  memcpy(e->request, "\x41\x01\x12\x34\xc3\xb4" "cert\x11\x3c\xff", at);
+  e->request[at++] = length ? 0xa2 : 0xa1;
+  if (length) {
+    memcpy(e->request + at, "\x62sn", 3);
+    e->request[at + 3] = (unsigned char)(0x60 | length);
+    memcpy(e->request + at + 4, sn, length);
+    at += 4 + length;
+  }
+  memcpy(e->request + at, "\x64host\xf5", 6);
+  e->request_length = at + 6;
   exchange_attempt(e);
   e->until = exchange_now();
 }

@@ -1,5 +1,5 @@
 //! A minimal device: it powers on, fetches its certificate over PSK-DTLS and CoAP, and prints
-//! its identity at IoT Platform.
+//! its identity at IoT Platform and the MQTT host at which it would sign in.
 //!
 //! ```text
 //! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f
@@ -22,11 +22,15 @@ async fn main() -> Result<()> {
         identity: identity.clone(),
         psk: hex::decode(psk).context("PSK-HEX")?,
         sn: rest.first().cloned(),
+        asks_host: true,
         patience: Duration::from_secs(60),
     };
     match device.fetch().await? {
-        Answer::Certificate(certificate) => {
+        Answer::Certificate { certificate, host } => {
             println!("I am {} of product {}", certificate.device_name, certificate.product_key);
+            if let Some(host) = host {
+                println!("I sign in at {host}");
+            }
             Ok(())
         }
         Answer::Refused { code, title, .. } => bail!("{code} {title}"),

@@ -12,20 +12,21 @@ use tokio::{net::UdpSocket, runtime::Handle, sync::watch, task::JoinSet};
 
 use crate::{
     admin,
-    config::{self, Config},
+    config::{self, Config, IotPlatformSettings},
     iot_platform::{
         IotPlatform, NoCloud,
         calls::{Calls, Recorded},
         client::Client,
+        host::{MqttHost, mqtt_host},
     },
-    provision::Provisioner,
+    provision::{Hosts, Provisioner},
     psk::Enrollments,
     random::random,
     registrar::{self, Registrar},
     resource::Service,
     server::{Pulse, Server, Services, plain::Plain},
     store::{
-        Store, StoreError, Table,
+        DeviceRow, Store, StoreError, Table,
         audit::Counts,
         claim::Owner,
         retention::{self, Limits, Retention, Size},
@@ -79,10 +80,14 @@ impl App {
         let calls = Arc::<Calls>::default();
         let cloud = Arc::new(Recorded::new(cloud, calls.clone()));
         let registrar = Registrar::new(limits, Owner::new("serve")?, store.clone(), cloud, Handle::current());
-        let provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
+        let mut provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
+        if let Some(settings) = &config.iot_platform {
+            provisioner = provisioner.with_hosts(Arc::new(Target::new(settings)));
+        }
+        let service = Service::new(Instant::now(), provisioner, config.limits.requests.clone());
         let services = Services {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(Service::new(Instant::now(), provisioner, config.limits.requests.clone())),
+            service: Arc::new(service.telling_host(config.tell_host.clone())),
             store,
         };
         let server = Server::start(&config.listen, &config.limits, &services, &Handle::current())?;
@@ -183,9 +188,10 @@ impl App {
             admin.reload(config.admin.as_ref(), &config.enrollments);
         }
         self.keep.send_replace(kept(config.audit));
+        let service = self.services.service.with_limits(config.limits.requests.clone());
         self.server.reload(&Services {
             enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
-            service: Arc::new(self.services.service.with_limits(config.limits.requests.clone())),
+            service: Arc::new(service.telling_host(config.tell_host.clone())),
             store: self.services.store.clone(),
         });
         Ok(())
@@ -207,6 +213,26 @@ impl App {
         }
         // `stop` waits for threads, so it runs on a thread for blocking work.
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
+    }
+}
+
+/// The cloud that all devices are registered in, as far as their MQTT hosts follow from it.
+struct Target {
+    host: Option<MqttHost>,
+    instance_id: String,
+    region: String,
+}
+
+impl Target {
+    fn new(settings: &IotPlatformSettings) -> Self {
+        let IotPlatformSettings { client, host, .. } = settings;
+        Self { host: host.clone(), instance_id: client.instance_id.clone(), region: client.region.clone() }
+    }
+}
+
+impl Hosts for Target {
+    fn host_of(&self, _: &DeviceRow, product_key: &str) -> Option<String> {
+        Some(mqtt_host(self.host.as_ref(), &self.instance_id, &self.region, product_key))
     }
 }
 

@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail};
 use self::document::{Document, Problems, Table};
 use crate::{
     dtls,
-    iot_platform::client::ClientConfig,
+    iot_platform::{client::ClientConfig, host::MqttHost},
     operators::{Token, User},
     psk::{Enrollment, Key, Kind, Reissue},
     rate_limit::{self, Rate},
@@ -48,6 +48,10 @@ const MAX_LISTEN: usize = 16;
 
 /// Default window of a shared enrollment: a day, in seconds.
 const DEFAULT_WINDOW: u64 = 86_400;
+
+/// Error of an enrollment whose devices cannot be told their host.
+const NO_HOST: &str =
+    "host = true: without [iot_platform], the host is not known; expected that section, or no such line";
 
 /// A complete configuration, checked.
 #[derive(Debug, Clone)]
@@ -73,6 +77,8 @@ pub struct Config {
     /// Names of the enrollments that refuse a device if it already exists at IoT Platform and
     /// this server did not register it.
     pub refuse_existing: HashSet<String>,
+    /// Names of the enrollments whose devices are told their MQTT host even if they do not ask.
+    pub tell_host: HashSet<String>,
     /// Limits of the server.
     pub limits: Limits,
     /// Files from which the configuration takes keys and credentials.
@@ -95,6 +101,8 @@ pub struct PlainCoap {
 pub struct IotPlatformSettings {
     /// Endpoint, credentials, and further settings of the client.
     pub client: ClientConfig,
+    /// MQTT host of the devices, if it is not the one of the instance or the product.
+    pub host: Option<MqttHost>,
     /// `RegisterDevice` calls per second.
     pub qps: f64,
     /// Set if devices are registered in batches when many are waiting.
@@ -214,6 +222,7 @@ impl Config {
         let (mut names, mut identities) = (HashSet::new(), HashSet::new());
         let mut sources: Vec<String> = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
+        let mut tell_host = HashSet::new();
         for mut table in tables {
             let name = table.values.name.clone();
             if !names.insert(name.clone()) {
@@ -229,6 +238,12 @@ impl Config {
             };
             if table.values.existing.unwrap_or(usual) == file::Existing::Refuse {
                 refuse_existing.insert(name.clone());
+            }
+            if table.values.host {
+                if cloud.is_none() {
+                    table.wrong(all, &["host"], NO_HOST);
+                }
+                tell_host.insert(name.clone());
             }
             let enrollment = read_enrollment(&mut table, (folder, secrets), &mut identities, all);
             limits.requests.enrollments.insert(name, requests);
@@ -266,6 +281,7 @@ impl Config {
             plain_coap: plain_coap.flatten(),
             enrollments,
             refuse_existing,
+            tell_host,
             limits,
             secret_files,
             has_inline_keys,

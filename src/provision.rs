@@ -3,12 +3,15 @@
 //! certificate yet is registered first, and then gets its certificate. `policy` decides which
 //! devices may have a certificate.
 
+mod hosts;
+
 use std::{
     future,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+pub use self::hosts::{HandedOut, Hosts};
 use crate::{
     device::{AskedId, Certificate, DeviceId},
     log_limit::LogLimit,
@@ -88,6 +91,7 @@ pub struct Provisioner {
     registrar: Arc<Registrar>,
     /// Maximum time that a device waits for its registration.
     patience: Duration,
+    hosts: Option<Arc<dyn Hosts>>,
     failure_lines: Mutex<LogLimit>,
 }
 
@@ -96,11 +100,16 @@ impl Provisioner {
     /// registration.
     pub fn new(store: Arc<dyn Store>, registrar: Arc<Registrar>, patience: Duration) -> Self {
         let failure_lines = Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failures of the store"));
-        Self { store, registrar, patience, failure_lines }
+        Self { store, registrar, patience, hosts: None, failure_lines }
+    }
+
+    /// Sets where devices sign in. Until it is set, no host is handed out.
+    pub fn with_hosts(self, hosts: Arc<dyn Hosts>) -> Self {
+        Self { hosts: Some(hosts), ..self }
     }
 
     /// Returns the certificate of the device `asked`, for a client at `origin` that has proven to
-    /// be `principal`. Writes refusals and reissues to the audit log. If `may_wait` is false and
+    /// be `principal`, and the device's MQTT host if `wants_host` is set. Writes refusals and reissues to the audit log. If `may_wait` is false and
     /// the answer requires a registration or the record of a first issue, the future starts no work
     /// and never becomes ready.
     pub async fn certificate(
@@ -108,11 +117,17 @@ impl Provisioner {
         origin: Origin,
         principal: &Principal,
         asked: &AskedId,
+        wants_host: bool,
         may_wait: bool,
-    ) -> Result<Certificate, Refusal> {
+    ) -> Result<HandedOut, Refusal> {
         let (device, answer) = match self.row_of(principal, asked).await {
             Ok(mut row) => {
                 let answer = self.decide(origin, principal, &mut row, may_wait).await;
+                let answer = answer.map(|certificate| {
+                    let hosts = self.hosts.as_ref().filter(|_| wants_host);
+                    let host = hosts.and_then(|hosts| hosts.host_of(&row, &certificate.product_key));
+                    HandedOut { certificate, host }
+                });
                 (row.id, answer)
             }
             Err(refusal) => (asked.first().clone(), Err(refusal)),

@@ -6,18 +6,19 @@ mod body;
 pub mod failures;
 pub mod throttle;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use crate::{
     coap::{
         Code, Method, Request, Response, content_format as format,
         link::{self, Link},
     },
-    device::{AskedId, Certificate, DeviceId},
-    provision::{Provisioner, Refusal},
+    device::{AskedId, DeviceId},
+    provision::{HandedOut, Provisioner, Refusal},
     psk::Principal,
     rate_limit::Source,
 };
+use body::Entry;
 use failures::{Failures, Reason};
 use throttle::{Counters, RequestLimits, Throttle};
 
@@ -45,6 +46,8 @@ pub struct Service {
     provisioner: Arc<Provisioner>,
     throttle: Throttle,
     failures: Arc<Failures>,
+    /// Names of the enrollments whose devices are told their host even if they do not ask for it.
+    tell_host: Arc<HashSet<String>>,
 }
 
 impl Service {
@@ -52,12 +55,18 @@ impl Service {
     /// `limits`.
     pub fn new(now: Instant, provisioner: Provisioner, limits: RequestLimits) -> Self {
         let throttle = Throttle::new(now, limits);
-        Self { provisioner: Arc::new(provisioner), throttle, failures: Arc::default() }
+        let (failures, tell_host) = Default::default();
+        Self { provisioner: Arc::new(provisioner), throttle, failures, tell_host }
     }
 
     /// Returns the same service with other limits; both share the state of the rate limits.
     pub fn with_limits(&self, limits: RequestLimits) -> Self {
         Self { throttle: self.throttle.with(limits), ..self.clone() }
+    }
+
+    /// Returns the same service, which also tells the devices of these enrollments their host.
+    pub fn telling_host(self, enrollments: HashSet<String>) -> Self {
+        Self { tell_host: Arc::new(enrollments), ..self }
     }
 
     /// Returns the counters of the rate limits.
@@ -116,11 +125,12 @@ impl Service {
     ) -> Response {
         // The limits count all spellings of a MAC address as one device.
         let (enrollment, device) = (&principal.enrollment.name, asked.canonical());
-        match self.provisioner.certificate(source.origin, principal, asked, may_wait).await {
-            Ok(certificate) => {
+        let wants_host = form.has_host || self.tell_host.contains(enrollment);
+        match self.provisioner.certificate(source.origin, principal, asked, wants_host, may_wait).await {
+            Ok(handed_out) => {
                 self.throttle.served(now, source, principal, device);
                 tracing::debug!(%device, enrollment, "certificate handed out");
-                content(form, &certificate)
+                content(form.encoding, &handed_out)
             }
             Err(refusal) => {
                 // This is logged at debug level only, because the server already logs a line for
@@ -150,9 +160,16 @@ fn reason(refusal: &Refusal) -> (Reason, &str) {
     }
 }
 
-/// Format of the answer.
+/// Form of the answer that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+struct Form {
+    encoding: Encoding,
+    /// Set if the answer is to have the device's host.
+    has_host: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encoding {
     Cbor,
     Json,
 }
@@ -163,22 +180,22 @@ pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<Devic
     read(request, principal).ok().map(|(asked, _)| asked.first().clone())
 }
 
-/// Returns the device that a request is about and the requested format, or the response
+/// Returns the device that a request is about and the requested form of the answer, or the response
 /// that refuses the request.
 fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(AskedId, Form), Response> {
     if !matches!(request.method, Method::Get | Method::Fetch | Method::Post) {
         return Err(Response::problem(Code::MethodNotAllowed, "GET, FETCH or POST"));
     }
-    let form = match request.accept {
-        None | Some(format::CBOR) => Form::Cbor,
-        Some(format::JSON) => Form::Json,
+    let encoding = match request.accept {
+        None | Some(format::CBOR) => Encoding::Cbor,
+        Some(format::JSON) => Encoding::Json,
         Some(_) => return Err(Response::problem(Code::NotAcceptable, "Accept 60 (CBOR) or 50 (JSON)")),
     };
     if request.payload.len() > MAX_PAYLOAD {
         let refusal = Response::problem(Code::RequestEntityTooLarge, "the payload is too long");
         return Err(refusal.with_size1(MAX_PAYLOAD as u32));
     }
-    let mut ids = match request.content_format {
+    let mut entries = match request.content_format {
         _ if request.payload.is_empty() => Vec::new(),
         None | Some(format::CBOR) => body::cbor(&request.payload)?,
         Some(format::JSON) => body::json(&request.payload)?,
@@ -188,16 +205,26 @@ fn read<K>(request: &Request<K>, principal: &Principal) -> Result<(AskedId, Form
             return Err(Response::problem(Code::UnsupportedContentFormat, title));
         }
     };
-    ids.extend(body::query(&request.query)?);
-    let asked = match (ids.pop(), &principal.device) {
-        (Some(id), _) if ids.iter().any(|other| other.canonical() != id.canonical()) => {
-            return Err(bad_request("two device IDs that differ"));
+    entries.extend(body::query(&request.query)?);
+    let (mut asked, mut has_host): (Option<AskedId>, _) = (None, None);
+    for entry in entries {
+        match entry {
+            Entry::Id(id) if asked.as_ref().is_some_and(|other| other.canonical() != id.canonical()) => {
+                return Err(bad_request("two device IDs that differ"));
+            }
+            Entry::Id(id) => asked = Some(id),
+            Entry::Host(value) if has_host.is_some_and(|other| other != value) => {
+                return Err(bad_request("two values of host that differ"));
+            }
+            Entry::Host(value) => has_host = Some(value),
         }
+    }
+    let asked = match (asked, &principal.device) {
         (Some(id), _) => id,
         (None, Some(own)) => own.clone(),
         (None, None) => return Err(bad_request("deviceId, sn or mac is missing")),
     };
-    Ok((asked, form))
+    Ok((asked, Form { encoding, has_host: has_host.unwrap_or(false) }))
 }
 
 /// Returns whether the conditions of a request hold (RFC 7252 §5.10.8) for a resource that
@@ -212,11 +239,11 @@ fn bad_request(title: &str) -> Response {
     Response::problem(Code::BadRequest, title)
 }
 
-fn content(form: Form, certificate: &Certificate) -> Response {
+fn content(encoding: Encoding, handed_out: &HandedOut) -> Response {
     // With Max-Age 0, no cache keeps the certificate.
-    match form {
-        Form::Cbor => Response::content(format::CBOR, body::certificate_cbor(certificate)),
-        Form::Json => Response::content(format::JSON, body::certificate_json(certificate)),
+    match encoding {
+        Encoding::Cbor => Response::content(format::CBOR, body::to_cbor(handed_out)),
+        Encoding::Json => Response::content(format::JSON, body::to_json(handed_out)),
     }
     .with_max_age(0)
 }

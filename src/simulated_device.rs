@@ -37,6 +37,8 @@ pub struct SimulatedDevice {
     /// Serial number that the device sends. If the device sends none, its PSK identity is the
     /// device ID.
     pub sn: Option<String>,
+    /// Set if the device asks for its MQTT host.
+    pub asks_host: bool,
     /// Time after which the device gives up.
     pub patience: Duration,
 }
@@ -45,7 +47,13 @@ pub struct SimulatedDevice {
 #[derive(Debug)]
 pub enum Answer {
     /// 2.05: the certificate.
-    Certificate(Certificate),
+    Certificate {
+        /// The certificate.
+        certificate: Certificate,
+        /// MQTT host, if the answer has one: a host name or address, with a port unless it is the
+        /// usual one.
+        host: Option<String>,
+    },
     /// Any other answer.
     Refused {
         /// The response code, such as `4.04`.
@@ -146,10 +154,17 @@ impl SimulatedDevice {
         packet.header.message_id = rand::random();
         packet.set_token(rand::random::<[u8; 4]>().to_vec());
         packet.add_option(CoapOption::UriPath, b"cert".to_vec());
-        if let Some(sn) = &self.sn {
+        let entries = u64::from(self.sn.is_some()) + u64::from(self.asks_host);
+        if entries > 0 {
             let mut body = Encoder::new(Vec::new());
             // Writing to a vector cannot fail.
-            let _ = body.map(1).and_then(|map| map.str("sn")).and_then(|map| map.str(sn));
+            let _ = body.map(entries);
+            if let Some(sn) = &self.sn {
+                let _ = body.str("sn").and_then(|map| map.str(sn));
+            }
+            if self.asks_host {
+                let _ = body.str("host").and_then(|map| map.bool(true));
+            }
             packet.add_option(CoapOption::ContentFormat, vec![60]);
             packet.payload = body.into_writer();
         }
@@ -214,9 +229,7 @@ fn acknowledgement(message_id: u16) -> Result<Vec<u8>> {
 
 fn read(packet: &Packet) -> Result<Answer> {
     if packet.header.code == MessageClass::Response(ResponseType::Content) {
-        return Ok(Answer::Certificate(
-            read_certificate(&packet.payload).context("the certificate is not readable")?,
-        ));
+        return read_certificate(&packet.payload).context("the certificate is not readable");
     }
     let max_age = packet.get_first_option(CoapOption::MaxAge);
     Ok(Answer::Refused {
@@ -226,22 +239,24 @@ fn read(packet: &Packet) -> Result<Answer> {
     })
 }
 
-fn read_certificate(payload: &[u8]) -> Result<Certificate> {
+fn read_certificate(payload: &[u8]) -> Result<Answer> {
     let mut decoder = Decoder::new(payload);
-    let (mut product_key, mut device_name, mut device_secret) = (None, None, None);
+    let (mut product_key, mut device_name, mut device_secret, mut host) = (None, None, None, None);
     for _ in 0..decoder.map()?.context("a map of unknown length")? {
         match (decoder.str()?, decoder.str()?.to_owned()) {
             ("productKey", value) => product_key = Some(value),
             ("deviceName", value) => device_name = Some(value),
             ("deviceSecret", value) => device_secret = Some(Secret::new(value)),
+            ("host", value) => host = Some(value),
             _ => {}
         }
     }
-    Ok(Certificate {
+    let certificate = Certificate {
         product_key: product_key.context("no productKey")?,
         device_name: device_name.context("no deviceName")?,
         device_secret: device_secret.context("no deviceSecret")?,
-    })
+    };
+    Ok(Answer::Certificate { certificate, host })
 }
 
 fn read_title(payload: &[u8]) -> Option<String> {

@@ -21,6 +21,7 @@ use crate::{
     iot_platform::{
         SWEEP_PAUSE,
         client::ClientConfig,
+        host::with_port,
         simulator::{Simulator, SimulatorConfig},
     },
     psk::Enrollment,
@@ -135,8 +136,10 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
         hex::encode(SHARED_KEY)
     );
     let mut config = Config::parse(&text, folder.path())?;
+    let host = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?;
     config.iot_platform = Some(IotPlatformSettings {
         client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
+        host: Some(host.to_string().parse()?),
         qps: QPS,
         batches: true,
         sweep: Some(SWEEP_PAUSE),
@@ -188,6 +191,7 @@ fn device(server: SocketAddr, sn: String) -> SimulatedDevice {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some(sn),
+        asks_host: true,
         patience: PATIENCE,
     }
 }
@@ -199,8 +203,8 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     let first = fetch_all(args.devices, server).await?;
     let took = started.elapsed();
     let registered = first.keys().filter(|number| imported(**number).is_none()).count() as u64;
-    for (number, certificate) in &first {
-        check(*number, certificate, cloud)?;
+    for (number, fetched) in &first {
+        check(*number, fetched, cloud)?;
     }
     print(|out| {
         writeln!(
@@ -229,7 +233,7 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     let before = calls();
     let again = fetch_all(args.devices.min(5), server).await?;
     ensure!(
-        again.iter().all(|(number, certificate)| first.get(number) == Some(certificate)),
+        again.iter().all(|(number, fetched)| first.get(number) == Some(fetched)),
         "a device got another certificate the second time"
     );
     ensure!(calls() == before, "a device was registered a second time");
@@ -257,16 +261,15 @@ async fn provision(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     Ok(())
 }
 
-/// Signs devices in to the simulated cloud with their certificates, and returns the number of
-/// devices that have signed in.
-async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> Result<u64> {
-    let broker = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?.to_string();
+/// Signs devices in to the simulated cloud with their certificates, at the host that each was told.
+/// Returns the number of devices that have signed in.
+async fn sign_in(fetched: HashMap<u32, Fetched>, cloud: &Simulator) -> Result<u64> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
-    for certificate in certificates.into_values().take(MAX_SIGN_INS) {
-        let (turn, broker) = (turns.clone().acquire_owned().await?, broker.clone());
+    for Fetched { certificate, host } in fetched.into_values().take(MAX_SIGN_INS) {
+        let turn = turns.clone().acquire_owned().await?;
         tasks.spawn(async move {
-            let outcome = simulated_device::sign_in(&certificate, &broker, PATIENCE).await;
+            let outcome = simulated_device::sign_in(&certificate, &with_port(&host), PATIENCE).await;
             drop(turn);
             outcome.map(|()| certificate.device_name)
         });
@@ -282,7 +285,14 @@ async fn sign_in(certificates: HashMap<u32, Certificate>, cloud: &Simulator) -> 
     Ok(count)
 }
 
-async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Certificate>> {
+/// A certificate, and the MQTT host that came with it.
+#[derive(PartialEq, Eq)]
+struct Fetched {
+    certificate: Certificate,
+    host: String,
+}
+
+async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Fetched>> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
     for number in 1..=devices {
@@ -293,20 +303,25 @@ async fn fetch_all(devices: u32, server: SocketAddr) -> Result<HashMap<u32, Cert
             (number, answer)
         });
     }
-    let mut certificates = HashMap::new();
+    let mut all = HashMap::new();
     while let Some(done) = tasks.join_next().await {
         let (number, answer) = done?;
         match answer.with_context(|| serial_number(number))? {
-            Answer::Certificate(certificate) => certificates.insert(number, certificate),
+            Answer::Certificate { certificate, host: Some(host) } => {
+                all.insert(number, Fetched { certificate, host })
+            }
+            Answer::Certificate { host: None, .. } => {
+                return Err(anyhow!("{} asked for its host and was not told", serial_number(number)));
+            }
             Answer::Refused { code, title, .. } => {
                 return Err(anyhow!("{}: {code} {title}", serial_number(number)));
             }
         };
     }
-    Ok(certificates)
+    Ok(all)
 }
 
-fn check(number: u32, certificate: &Certificate, cloud: &Simulator) -> Result<()> {
+fn check(number: u32, Fetched { certificate, .. }: &Fetched, cloud: &Simulator) -> Result<()> {
     let sn = serial_number(number);
     let at_cloud = cloud.device(PRODUCT, &sn).with_context(|| format!("{sn} is not at the cloud"))?;
     let expected = imported(number).unwrap_or(at_cloud);

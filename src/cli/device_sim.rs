@@ -6,7 +6,10 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::{CommandResult, Failure, print};
-use crate::simulated_device::{Answer, SimulatedDevice, sign_in};
+use crate::{
+    iot_platform::host::with_port,
+    simulated_device::{Answer, SimulatedDevice, sign_in},
+};
 
 /// Simulates a device that powers on and asks for its certificate
 #[derive(clap::Args)]
@@ -15,7 +18,7 @@ Example: a device of a shared enrollment
   certdist device-sim --server 127.0.0.1:5684 --identity plug-batch-7 \\
     --psk 000102030405060708090a0b0c0d0e0f --sn SN00000001
 
-Prints the certificate as JSON, and with --connect another line once it has signed in.
+Prints the certificate as JSON, and with --sign-in or --connect another line once it has signed in.
 A refusal is an error with its code.")]
 pub struct Args {
     /// Address of certdist
@@ -30,6 +33,9 @@ pub struct Args {
     /// Serial number to ask with; without it, the identity is the device ID
     #[arg(long, value_name = "SN")]
     sn: Option<String>,
+    /// Ask for the MQTT host, and sign in there with the certificate, over TCP without TLS
+    #[arg(long, conflicts_with = "connect")]
+    sign_in: bool,
     /// MQTT broker to sign in to with the certificate, such as the simulator's --mqtt
     #[arg(long, value_name = "mqtt://HOST:PORT", value_parser = broker)]
     connect: Option<String>,
@@ -41,17 +47,38 @@ pub struct Args {
 pub(super) async fn run(args: Args) -> CommandResult {
     let psk = hex::decode(&args.psk).context("--psk is not hex").map_err(Failure::Usage)?;
     let patience = Duration::from_secs(args.patience);
-    let device = SimulatedDevice { server: args.server, identity: args.identity, psk, sn: args.sn, patience };
+    let device = SimulatedDevice {
+        server: args.server,
+        identity: args.identity,
+        psk,
+        sn: args.sn,
+        asks_host: args.sign_in,
+        patience,
+    };
     match device.fetch().await? {
-        Answer::Certificate(certificate) => {
+        Answer::Certificate { certificate, host } => {
             // The secret is shown on purpose: the user of a simulated device needs it.
-            let shown = json!({
+            let mut shown = json!({
                 "productKey": certificate.product_key,
                 "deviceName": certificate.device_name,
                 "deviceSecret": certificate.device_secret.expose(),
             });
+            if let Some(host) = &host {
+                shown["host"] = host.as_str().into();
+            }
             print(|out| writeln!(out, "{shown}"))?;
-            if let Some(broker) = args.connect {
+            let broker = match host {
+                _ if !args.sign_in => args.connect,
+                Some(host) => Some(with_port(&host)),
+                None => {
+                    return Err(anyhow!(
+                        "the answer has no host: certdist is older, or has no [iot_platform]; name the broker with \
+                         --connect"
+                    )
+                    .into());
+                }
+            };
+            if let Some(broker) = broker {
                 sign_in(&certificate, &broker, patience).await?;
                 print(|out| writeln!(out, "{}", json!({ "signedIn": format!("mqtt://{broker}") })))?;
             }

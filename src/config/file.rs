@@ -17,6 +17,7 @@ use super::document::{self, Section};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
+    host::{MqttHost, NotAHost},
 };
 use crate::operators::Role;
 
@@ -105,6 +106,8 @@ pub(super) struct IotPlatformSection {
     pub(super) region: String,
     #[serde(default)]
     pub(super) instance_id: String,
+    #[serde(default)]
+    pub(super) host: Host,
     pub(super) qps: Option<f64>,
     #[serde(default)]
     pub(super) credentials: Credentials,
@@ -119,6 +122,19 @@ pub(super) struct IotPlatformSection {
     pub(super) timeout: Option<Seconds>,
     pub(super) batches: Option<bool>,
     pub(super) sweep: Option<Sweep>,
+}
+
+/// MQTT host of the devices: `"HOST"` or `"HOST:PORT"`. An empty text stands for the default.
+#[derive(Deserialize, Default)]
+#[serde(try_from = "String")]
+pub(super) struct Host(pub(super) Option<MqttHost>);
+
+impl TryFrom<String> for Host {
+    type Error = NotAHost;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|host| Self(Some(host))) }
+    }
 }
 
 /// Pause between two sweeps: `300`, in seconds, or `"off"`.
@@ -267,6 +283,8 @@ pub(super) struct Enrollment {
     pub(super) key: Option<String>,
     pub(super) reissue: Option<String>,
     pub(super) existing: Option<Existing>,
+    #[serde(default)]
+    pub(super) host: bool,
     pub(super) requests: Option<Rate>,
     pub(super) refused_lookups: Option<Rate>,
 }

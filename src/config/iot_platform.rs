@@ -67,7 +67,8 @@ pub(super) fn read(
         Some(file::Sweep::Off(file::Off::Off)) => None,
     };
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
-    Some(IotPlatformSettings { client, qps, batches, sweep })
+    let file::Host(host) = section.host;
+    Some(IotPlatformSettings { client, host, qps, batches, sweep })
 }
 
 /// Returns the path of the credentials file. Returns `None` if the credentials are not in a file.

@@ -23,6 +23,7 @@ impl Config {
                 compare("[iot_platform] endpoint", client.endpoint == changed.endpoint);
                 compare("[iot_platform] region", client.region == changed.region);
                 compare("[iot_platform] instance_id", client.instance_id == changed.instance_id);
+                compare("[iot_platform] host", own.host == other.host);
                 compare("[iot_platform] qps", own.qps == other.qps);
                 compare("[iot_platform] batches", own.batches == other.batches);
                 compare("[iot_platform] sweep", own.sweep == other.sweep);
@@ -50,11 +51,13 @@ impl Config {
             }
             (own, other) => compare("[admin]", own.is_none() && other.is_none()),
         }
+        let tells = |name: &str| self.tell_host.contains(name) == other.tell_host.contains(name);
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);
                 // Plain CoAP uses a copy of the enrollment that was made at the start.
-                compare("[plain_coap] enrollment", own.enrollment == other.enrollment);
+                let same = own.enrollment == other.enrollment && tells(&own.enrollment.name);
+                compare("[plain_coap] enrollment", same);
             }
             (None, None) => {}
             _ => compare("[plain_coap]", false),

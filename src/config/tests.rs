@@ -1,3 +1,5 @@
+mod host;
+
 use super::*;
 
 const MINIMAL: &str = r#"

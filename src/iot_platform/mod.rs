@@ -9,6 +9,7 @@ pub(crate) mod batches;
 pub mod calls;
 pub mod client;
 pub mod credentials;
+pub mod host;
 pub(crate) mod http;
 mod no_cloud;
 mod request;

@@ -2,6 +2,7 @@
 //! answer by its real cause. They also cover the decisions of `provision`, and which client may
 //! have which certificate.
 
+mod host;
 mod reading;
 mod spelling;
 

@@ -307,9 +307,10 @@ async fn webrtc_dtls_gets_its_certificate() {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some("PLUG-1".into()),
+        asks_host: false,
         patience: Duration::from_secs(20),
     };
-    let Answer::Certificate(certificate) = device.fetch().await.unwrap() else { panic!("refused") };
+    let Answer::Certificate { certificate, .. } = device.fetch().await.unwrap() else { panic!("refused") };
     assert_eq!(certificate.device_secret.expose(), "secretofplug10000000000000000000");
     let stranger = SimulatedDevice { sn: Some("STRANGER".into()), ..device };
     let Answer::Refused { code, title, .. } = stranger.fetch().await.unwrap() else { panic!("served") };

@@ -343,10 +343,13 @@ fn webrtc(ask: &Ask) -> bool {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some(ask.sn.clone()),
+        asks_host: false,
         patience: ask.patience,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let Ok(Answer::Certificate(found)) = runtime.block_on(device.fetch()) else { return false };
+    let Ok(Answer::Certificate { certificate: found, .. }) = runtime.block_on(device.fetch()) else {
+        return false;
+    };
     found.device_secret.expose() == ask.proof || found.device_name == ask.proof
 }
 

@@ -499,10 +499,11 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some("PLUG-1".into()),
+        asks_host: false,
         patience: Duration::from_secs(20),
     };
     let held = device.connect().await.expect("a session");
-    assert!(matches!(held.ask().await, Ok(Answer::Certificate(_))));
+    assert!(matches!(held.ask().await, Ok(Answer::Certificate { .. })));
 
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     let other_key = configuration.replace(&hex::encode(SHARED_KEY), &hex::encode("another-key-here"));
@@ -513,7 +514,7 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
     let max_age = loop {
         match held.ask().await.expect("an answer") {
             Answer::Refused { code, max_age, .. } if code == "4.29" => break max_age,
-            Answer::Certificate(_) => assert!(Instant::now() < deadline, "the new limits are not taken"),
+            Answer::Certificate { .. } => assert!(Instant::now() < deadline, "the new limits are not taken"),
             other => panic!("{other:?}"),
         }
     };
@@ -521,7 +522,7 @@ async fn a_session_that_is_held_meets_the_new_limits_and_ends_with_its_key() {
 
     site.write("certdist.toml", &configuration);
     server.signal("HUP");
-    while !matches!(held.ask().await.expect("an answer"), Answer::Certificate(_)) {
+    while !matches!(held.ask().await.expect("an answer"), Answer::Certificate { .. }) {
         assert!(Instant::now() < deadline + Duration::from_secs(10), "the limits are still there");
     }
 

@@ -163,9 +163,10 @@ async fn a_server_signs_with_version_3_and_takes_a_key_that_was_put_into_the_fil
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some("PLUG-1".into()),
+        asks_host: false,
         patience: Duration::from_secs(20),
     };
-    assert!(matches!(device.fetch().await, Ok(Answer::Certificate(_))));
+    assert!(matches!(device.fetch().await, Ok(Answer::Certificate { .. })));
     let stats: serde_json::Value = serde_json::from_str(&http_get(simulator.address, "/stats")).unwrap();
     assert_eq!((&stats["devices"], &stats["refused"]), (&1.into(), &0.into()), "{stats}");
 }

@@ -14,6 +14,7 @@ mod console_import;
 mod console_sign_in;
 mod exporting;
 mod factory_files;
+mod host;
 mod importing;
 mod iot_platform;
 mod looking;
