@@ -174,9 +174,7 @@ pub fn main() -> ExitCode {
         Command::Completion(args) => man::completion(&args),
         Command::Man(args) => man::run(&args),
         #[cfg(feature = "simulation")]
-        Command::Simulator(args) => {
-            runtime().and_then(|runtime| runtime.block_on(simulator::run(args)).map_err(Failure::from))
-        }
+        Command::Simulator(args) => runtime().and_then(|runtime| runtime.block_on(simulator::run(args))),
         #[cfg(feature = "simulation")]
         Command::DeviceSim(args) => runtime().and_then(|runtime| runtime.block_on(device_sim::run(args))),
     };

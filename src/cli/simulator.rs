@@ -1,17 +1,20 @@
 //! `certdist simulator`: serves IoT Platform's API on a port of this machine, for tests
 //! and CI jobs without an account.
 
+mod instance;
+
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::ValueEnum;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{print, remark};
+use super::{CommandResult, Failure, print, remark};
 use crate::{
     device::Secret,
     iot_platform::simulator::{
-        self, DEFAULT_ACCESS_KEY_ID, DEFAULT_ACCESS_KEY_SECRET, Simulator, SimulatorConfig, SimulatorError,
+        self, DEFAULT_ACCESS_KEY_ID, DEFAULT_ACCESS_KEY_SECRET, InstanceConfig, Simulator, SimulatorConfig,
+        SimulatorError,
     },
 };
 
@@ -24,7 +27,13 @@ Example: a slow cloud with the real account's limits, where one call in twenty f
 GET /stats counts the calls. To use it with the server, set
   [iot_platform]
   endpoint = \"http://127.0.0.1:8086\"
-and the same access key in ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET.")]
+and the same access key in ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET.
+
+Two instances, one of them a public one with room for 500 devices. Each has devices and an
+MQTT address of its own, which is printed at the start; the server needs
+instance_id = \"iot-a\" and host = \"127.0.0.1:1883\"
+  certdist simulator --instance id=iot-a,mqtt=127.0.0.1:1883 \\
+    --instance id=iot-b,mqtt=127.0.0.1:1884,devices=500")]
 pub struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8086")]
@@ -77,6 +86,18 @@ pub struct Args {
     /// Product key that the account has, repeatable; any product if absent
     #[arg(long = "product", value_name = "KEY")]
     products: Vec<String>,
+
+    /// Instance of the account, repeatable: commas between any of id=ID (without it, the public
+    /// instance that has none), region=REGION, mqtt=ADDR:PORT, product=KEY (repeatable),
+    /// devices=N (the most that it holds) and expires=TIME (after the start). A call about
+    /// another instance is refused. If absent, every call is about one instance
+    #[arg(
+        long = "instance",
+        value_name = "KEY=VALUE,…",
+        conflicts_with_all = ["mqtt", "products"],
+        value_parser = instance::parse
+    )]
+    instances: Vec<InstanceConfig>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -93,7 +114,7 @@ enum Limits {
 ///
 /// Fails with a sentence for the operator if the simulator cannot start, or cannot save its
 /// state.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub(super) async fn run(args: Args) -> CommandResult {
     // The handlers are installed before the address is announced, because a program that reads the
     // announcement may send a signal immediately.
     let mut interrupt = signal(SignalKind::interrupt()).context("could not install the handler of SIGINT")?;
@@ -109,14 +130,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ));
     }
     print(|out| writeln!(out, "listening on {}", simulator.endpoint()))?;
-    if let Some(address) = simulator.mqtt_addr() {
-        print(|out| writeln!(out, "listening on mqtt://{address}"))?;
+    for (label, address) in simulator.mqtt_addrs() {
+        let label = label.map(|label| format!(" for instance {label}")).unwrap_or_default();
+        print(|out| writeln!(out, "listening on mqtt://{address}{label}"))?;
     }
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    simulator.shutdown().await.context("could not write the simulator's state file")
+    Ok(simulator.shutdown().await.context("could not write the simulator's state file")?)
 }
 
 fn config(args: Args) -> SimulatorConfig {
@@ -135,19 +157,22 @@ fn config(args: Args) -> SimulatorConfig {
         batch_delay: args.batch_delay,
         state: args.state,
         products: args.products,
+        instances: args.instances,
         seed: None,
     }
 }
 
-fn explained(error: SimulatorError) -> anyhow::Error {
+fn explained(error: SimulatorError) -> Failure {
     match &error {
+        SimulatorError::Instances(_) => Failure::Usage(error.into()),
         SimulatorError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!(
-                "{address} is in use by another program; stop it, or choose another port with --listen or \
-                 --mqtt (port 0 takes a free one)"
-            )
+            let what = anyhow::anyhow!(
+                "{address} is in use by another program; stop it, or choose another port with --listen, --mqtt \
+                 or --instance (port 0 takes a free one)"
+            );
+            what.into()
         }
-        _ => error.into(),
+        _ => anyhow::Error::from(error).into(),
     }
 }
 
@@ -236,7 +261,10 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = taken.local_addr().unwrap();
         let config = SimulatorConfig { listen, ..SimulatorConfig::default() };
-        let message = explained(Simulator::start(config).await.unwrap_err()).to_string();
+        let Failure::Failed(error) = explained(Simulator::start(config).await.unwrap_err()) else {
+            panic!("another error")
+        };
+        let message = error.to_string();
         assert!(message.contains(&listen.to_string()) && message.contains("--listen"), "{message}");
     }
 }

@@ -88,6 +88,19 @@ impl Batches {
         self.changes
     }
 
+    /// Sets the number of batches so far, from which the next `ApplyId` follows.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn number_from(&mut self, count: u64) {
+        self.count = count;
+    }
+
+    /// Deletes all batches.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn clear(&mut self) {
+        self.batches.clear();
+        self.changes += 1;
+    }
+
     /// Ends the steps that are due, in the order in which they are due.
     pub(crate) fn advance(&mut self, names: &mut impl Names, now_ms: i64) {
         let due: BTreeSet<(i64, u64)> = self

@@ -16,6 +16,7 @@ mod exporting;
 mod factory_files;
 mod host;
 mod importing;
+mod instances;
 mod iot_platform;
 mod looking;
 mod register;

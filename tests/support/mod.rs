@@ -52,6 +52,8 @@ impl Process {
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if let Some(url) = line.strip_prefix("listening on ") {
+                    // Words may follow, such as the instance of an MQTT address.
+                    let url = url.split(' ').next().unwrap_or_default();
                     let address = url.split("//").nth(1).and_then(|address| address.parse().ok());
                     let _ = announce.send(address.expect("an address"));
                 }

@@ -1,4 +1,4 @@
-//! Data of the simulated cloud's account, and the file that keeps it across restarts.
+//! Data of an instance of the simulated cloud, and the file that keeps it across restarts.
 
 use std::{fs, io, path::Path};
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::devices::{Device, Devices, Removed};
 use crate::iot_platform::batches::Batches;
 
-/// Data of the account.
+/// Data of an instance. Without configured instances, all of the account.
 pub(crate) struct Account {
     pub devices: Devices,
     pub batches: Batches,
 }
 
-/// Content of the state file.
+/// Content of the state file, or its part about one of several instances.
 #[derive(Serialize, Deserialize)]
-struct State {
+pub(super) struct State {
     devices: Vec<Device>,
     #[serde(default)]
     batches: Batches,
@@ -29,28 +29,29 @@ impl Account {
         Self { devices: Devices::new(seed), batches: Batches::default() }
     }
 
-    /// Reads a state file. Returns an empty account if the file does not exist yet.
-    pub fn load(path: &Path, seed: u64) -> io::Result<Self> {
-        let mut account = Self::new(seed);
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(account),
-            Err(error) => return Err(error),
-        };
-        let state: State = serde_json::from_slice(&text)?;
+    /// Takes over what a state file has kept.
+    pub(super) fn restore(&mut self, state: State) {
         for device in state.devices {
-            account.devices.insert(device);
+            self.devices.insert(device);
         }
-        account.devices.set_removed(state.removed);
-        account.batches = state.batches;
-        Ok(account)
+        self.devices.set_removed(state.removed);
+        self.batches = state.batches;
+    }
+
+    pub(super) fn state(&self) -> State {
+        let devices = self.devices.iter().cloned().collect();
+        State { devices, batches: self.batches.clone(), removed: self.devices.removed() }
     }
 
     /// Returns the content of a state file.
     pub fn to_json(&self) -> io::Result<Vec<u8>> {
-        let devices = self.devices.iter().cloned().collect();
-        let state = State { devices, batches: self.batches.clone(), removed: self.devices.removed() };
-        Ok(serde_json::to_vec_pretty(&state)?)
+        Ok(serde_json::to_vec_pretty(&self.state())?)
+    }
+
+    /// Deletes all devices and batches.
+    pub fn clear(&mut self) {
+        self.devices.clear();
+        self.batches.clear();
     }
 
     /// Completes every batch step that is due at `now_ms`.
@@ -61,6 +62,15 @@ impl Account {
     /// Returns the number of changes so far.
     pub fn changes(&self) -> u64 {
         self.devices.changes() + self.batches.changes()
+    }
+}
+
+/// Reads a state file. Returns `None` if the file does not exist yet.
+pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -89,17 +99,26 @@ mod tests {
     use super::*;
     use crate::iot_platform::BatchStatus;
 
+    /// Reads an account from its state file.
+    fn load(path: &Path, seed: u64) -> io::Result<Account> {
+        let mut account = Account::new(seed);
+        if let Some(text) = read(path)? {
+            account.restore(serde_json::from_slice(&text)?);
+        }
+        Ok(account)
+    }
+
     #[test]
     fn the_state_file_gives_the_same_devices_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        let mut account = Account::load(&path, 1).unwrap();
+        let mut account = load(&path, 1).unwrap();
         account.devices.create("a1", "SN01", "lamp", 1_500_000_000_123);
         account.devices.change("a1", "SN01", |device| device.disabled = true);
         account.devices.create("a1", "SN02", "", 0);
         account.devices.remove("a1", "SN02");
         write_atomically(&path, &account.to_json().unwrap()).unwrap();
-        let again = Account::load(&path, 2).unwrap();
+        let again = load(&path, 2).unwrap();
         let (device, before) =
             (again.devices.get("a1", "SN01").unwrap(), account.devices.get("a1", "SN01").unwrap());
         assert_eq!(device.device_secret, before.device_secret);
@@ -121,7 +140,7 @@ mod tests {
         account.advance(100);
         account.batches.register("a1", id, 100, delay).unwrap();
         write_atomically(&path, &account.to_json().unwrap()).unwrap();
-        let mut again = Account::load(&path, 1).unwrap();
+        let mut again = load(&path, 1).unwrap();
         again.advance(199);
         assert_eq!(again.batches.progress("a1", id).unwrap().status, BatchStatus::Create);
         again.advance(200);
@@ -136,7 +155,7 @@ mod tests {
         let path = folder.path().join("state.json");
         let text = r#"{"devices": [{"productKey": "a1", "deviceName": "SN01", "deviceSecret": "s", "iotId": "i", "created": 0}]}"#;
         fs::write(&path, text).unwrap();
-        assert_eq!(Account::load(&path, 1).unwrap().devices.len(), 1);
+        assert_eq!(load(&path, 1).unwrap().devices.len(), 1);
     }
 
     #[test]
@@ -144,6 +163,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         fs::write(&path, "[1, 2").unwrap();
-        assert!(Account::load(&path, 1).is_err());
+        assert!(load(&path, 1).is_err());
     }
 }

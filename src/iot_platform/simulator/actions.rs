@@ -36,6 +36,11 @@ pub(super) enum Failure {
     Business { code: &'static str, message: &'static str },
 }
 
+/// `Code` for more devices than an instance, or a list of a call, may have.
+const TOO_MANY: &str = "iot.device.DeviceCountExceeded";
+/// Message for an instance that has no room for more devices.
+const FULL: &str = "The number of devices exceeds the limit of the instance.";
+
 /// Content of an answer with `Success: true`, such as `{"Data": …}`.
 type ActionResult = Result<Value, Failure>;
 
@@ -69,6 +74,10 @@ fn register_device(parameters: &Parameters, context: &mut Context<'_>) -> Action
         }
     };
     let nickname = parameters.get("Nickname").unwrap_or_default();
+    let devices = &context.account.devices;
+    if devices.get(product_key, device_name).is_none() && !devices.has_room_for(1) {
+        return business(TOO_MANY, FULL);
+    }
     match context.account.devices.create(product_key, device_name, nickname, context.now_ms) {
         Some(device) => Ok(json!({ "Data": {
             "IotId": device.iot_id,
@@ -133,10 +142,9 @@ fn names(parameters: &Parameters, most: usize) -> Result<Vec<String>, Failure> {
             code: "iot.device.NoneDeviceNameElement",
             message: "The device name list cannot be empty.",
         }),
-        count if count > most => Err(Failure::Business {
-            code: "iot.device.DeviceCountExceeded",
-            message: "The number of devices exceeds the limit.",
-        }),
+        count if count > most => {
+            Err(Failure::Business { code: TOO_MANY, message: "The number of devices exceeds the limit." })
+        }
         _ => Ok(names),
     }
 }

@@ -99,6 +99,8 @@ pub(crate) struct Devices {
     /// different secret.
     removed: BTreeMap<(String, String), u32>,
     seed: u64,
+    /// Maximum number of devices. If absent, there is no limit.
+    most: Option<usize>,
     changes: u64,
 }
 
@@ -112,8 +114,19 @@ impl Devices {
             names_by_iot_id: HashMap::new(),
             removed: BTreeMap::new(),
             seed,
+            most: None,
             changes: 0,
         }
+    }
+
+    /// Sets the maximum number of devices.
+    pub fn set_most(&mut self, most: Option<usize>) {
+        self.most = most;
+    }
+
+    /// Returns whether `count` more devices can be created.
+    pub fn has_room_for(&self, count: usize) -> bool {
+        self.most.is_none_or(|most| self.rows.len().saturating_add(count) <= most)
     }
 
     pub fn len(&self) -> usize {
@@ -138,7 +151,7 @@ impl Devices {
         self.names_by_iot_id.get(iot_id).and_then(|name| self.rows.get(name))
     }
 
-    /// Creates a device, unless its name is taken.
+    /// Creates a device, unless its name is taken or there is no room for it.
     pub fn create(
         &mut self,
         product_key: &str,
@@ -146,7 +159,7 @@ impl Devices {
         nickname: &str,
         now_ms: i64,
     ) -> Option<&Device> {
-        if self.get(product_key, device_name).is_some() {
+        if self.get(product_key, device_name).is_some() || !self.has_room_for(1) {
             return None;
         }
         let derived = |purpose: &str| self.derived(purpose, product_key, device_name);
@@ -195,6 +208,14 @@ impl Devices {
         *self.removed.entry((product_key.to_owned(), device_name.to_owned())).or_default() += 1;
         self.changes += 1;
         Some(device)
+    }
+
+    /// Removes all devices.
+    pub fn clear(&mut self) {
+        let names: Vec<_> = self.rows.keys().cloned().collect();
+        for (product_key, device_name) in names {
+            self.remove(&product_key, &device_name);
+        }
     }
 
     pub fn insert(&mut self, device: Device) -> &Device {

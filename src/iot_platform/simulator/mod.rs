@@ -4,14 +4,17 @@
 //! with the client. For version 3, it has code of its own.
 //!
 //! Path of a call: `gateway` admits it, `limits` counts it, `faults` may replace its answer,
-//! and `actions` carries it out on `devices` and batches. Devices sign in at `mqtt`.
+//! and `actions` carries it out on the `devices` and batches of the instance that it names. Devices
+//! sign in at `mqtt`.
 
 mod account;
 mod actions;
+mod at;
 mod connection;
 mod devices;
 mod faults;
 mod gateway;
+mod instances;
 mod limits;
 mod mqtt;
 mod request;
@@ -39,15 +42,16 @@ use tokio::{
     task::JoinHandle,
 };
 
+#[cfg(test)]
 pub(crate) use self::{account::Account, devices::Device};
 use self::{
     account::write_atomically,
     connection::{Line, Listener},
-    devices::Devices,
+    instances::Instances,
     request::{HttpRequest, Refusal},
     world::{Reply, Verdict, World},
 };
-pub use self::{faults::Fault, limits::Limits, world::Stats};
+pub use self::{at::At, faults::Fault, instances::InstanceConfig, limits::Limits, world::Stats};
 pub use super::Action;
 use super::client::Credentials;
 use crate::device::{Certificate, Secret};
@@ -89,6 +93,9 @@ pub struct SimulatorConfig {
     pub state: Option<PathBuf>,
     /// Product keys of the account; if empty, every product key is accepted.
     pub products: Vec<String>,
+    /// Instances of the account. They replace `mqtt` and `products`. If empty, there is one instance,
+    /// which takes every call, whatever instance the call names.
+    pub instances: Vec<InstanceConfig>,
     /// Seed of all random values. If absent, the operating system supplies one.
     pub seed: Option<u64>,
 }
@@ -107,6 +114,7 @@ impl Default for SimulatorConfig {
             batch_delay: Duration::ZERO,
             state: None,
             products: Vec::new(),
+            instances: Vec::new(),
             seed: None,
         }
     }
@@ -131,6 +139,9 @@ pub enum SimulatorError {
         /// Reason.
         source: io::Error,
     },
+    /// The instances contradict each other.
+    #[error("the simulator's instances cannot be told apart: {0}")]
+    Instances(String),
     /// The fail rate is not a probability.
     #[error("the simulator's fail rate is {0}; it should be between 0 and 1")]
     FailRate(f64),
@@ -142,7 +153,8 @@ pub enum SimulatorError {
 /// A running simulator; stops when dropped.
 pub struct Simulator {
     address: SocketAddr,
-    mqtt_address: Option<SocketAddr>,
+    /// Address at which devices sign in, for each instance.
+    mqtt_addresses: Vec<Option<SocketAddr>>,
     config: SimulatorConfig,
     shared: Arc<Shared>,
     tasks: Option<Tasks>,
@@ -172,8 +184,8 @@ impl Simulator {
     ///
     /// # Errors
     ///
-    /// Fails if the fail rate is not a probability, or if an address or the state file cannot be
-    /// used.
+    /// Fails if the fail rate is not a probability, if the instances contradict each other, or if an
+    /// address or the state file cannot be used.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorError> {
         if !(0.0..=1.0).contains(&config.fail_rate) {
             return Err(SimulatorError::FailRate(config.fail_rate));
@@ -182,18 +194,23 @@ impl Simulator {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|error| SimulatorError::Randomness(error.to_string()))?,
         };
-        let account = match &config.state {
-            Some(path) => Account::load(path, seed)
-                .map_err(|source| SimulatorError::StateFile { path: path.clone(), source })?,
-            None => Account::new(seed),
-        };
+        instances::check(&config.instances).map_err(SimulatorError::Instances)?;
+        let mut instances = Instances::new(&config, seed);
+        if let Some(path) = &config.state {
+            let failed = |source| SimulatorError::StateFile { path: path.clone(), source };
+            instances.load(path).map_err(failed)?;
+        }
         let (listener, address) = listen(config.listen).await?;
-        let mqtt = match config.mqtt {
-            Some(address) => Some(listen(address).await?),
-            None => None,
-        };
+        let (mut mqtt, mut expiries) = (Vec::new(), Vec::new());
+        for instance in instances.configs() {
+            mqtt.push(match instance.mqtt {
+                Some(address) => Some(listen(address).await?),
+                None => None,
+            });
+            expiries.push(instance.expires);
+        }
         let shared = Arc::new(Shared {
-            world: Mutex::new(World::new(&config, account, seed)),
+            world: Mutex::new(World::new(&config, instances, seed)),
             latency: config.latency,
             started: Instant::now(),
             stopping: watch::Sender::new(false),
@@ -205,12 +222,23 @@ impl Simulator {
             server: tokio::spawn(serve(listener, shared.clone())),
             saver: tokio::spawn(save_changes(shared.clone())),
         };
-        let mqtt_address = mqtt.map(|(listener, address)| {
-            // The task ends when the simulator stops.
-            tokio::spawn(mqtt::serve(listener, shared.clone()));
-            address
-        });
-        Ok(Self { address, mqtt_address, config, shared, tasks: Some(tasks) })
+        // These tasks end when the simulator stops.
+        for (number, expires) in expiries.into_iter().enumerate() {
+            match expires {
+                Some(Duration::ZERO) => shared.expire(number),
+                Some(after) => {
+                    tokio::spawn(expire(number, after, shared.clone()));
+                }
+                None => {}
+            }
+        }
+        let serve_mqtt = |(number, place): (usize, Option<(TcpListener, SocketAddr)>)| {
+            let (listener, address) = place?;
+            tokio::spawn(mqtt::serve(listener, number, shared.clone()));
+            Some(address)
+        };
+        let mqtt_addresses = mqtt.into_iter().enumerate().map(serve_mqtt).collect();
+        Ok(Self { address, mqtt_addresses, config, shared, tasks: Some(tasks) })
     }
 
     /// Returns the address of the API.
@@ -218,9 +246,18 @@ impl Simulator {
         self.address
     }
 
-    /// Returns the address where devices sign in, if sign-in is enabled.
+    /// Returns the address where devices of the first instance sign in, if sign-in is enabled.
     pub fn mqtt_addr(&self) -> Option<SocketAddr> {
-        self.mqtt_address
+        self.first().mqtt_addr()
+    }
+
+    /// Returns the label of each instance with the address where its devices sign in. The label is
+    /// `None` if there is only one instance that takes all calls.
+    pub fn mqtt_addrs(&self) -> Vec<(Option<String>, SocketAddr)> {
+        let labels = self.config.instances.iter().map(|instance| Some(instance.label()));
+        let labels = labels.chain(std::iter::repeat(None));
+        let addresses = self.mqtt_addresses.iter().zip(labels);
+        addresses.filter_map(|(address, label)| Some((label, (*address)?))).collect()
     }
 
     /// Returns `http://ADDR`, for a client's endpoint.
@@ -242,65 +279,50 @@ impl Simulator {
         self.shared.world().stats(jiff::Timestamp::now())
     }
 
-    /// Returns the certificate of an existing device, without an API call.
+    /// Returns the instance with this ID, for access without calls of the API.
+    pub fn instance(&self, id: &str) -> Option<At<'_>> {
+        let number = self.shared.world().instances().configs().position(|instance| instance.id == id)?;
+        Some(At { simulator: self, number })
+    }
+
+    /// Returns the only instance, or the first of several.
+    fn first(&self) -> At<'_> {
+        At { simulator: self, number: 0 }
+    }
+
+    /// Returns the certificate of an existing device of the first instance, without an API call.
     pub fn device(&self, product_key: &str, device_name: &str) -> Option<Certificate> {
-        let mut world = self.shared.world();
-        let device = world.account(jiff::Timestamp::now()).devices.get(product_key, device_name)?;
-        Some(Certificate {
-            product_key: device.product_key.clone(),
-            device_name: device.device_name.clone(),
-            device_secret: Secret::new(device.device_secret.clone()),
-        })
+        self.first().device(product_key, device_name)
     }
 
-    /// Returns the `Status` of an existing device: `UNACTIVE`, `ONLINE`, `OFFLINE` or
-    /// `DISABLE`.
+    /// Returns the [`Status`](At::status) of an existing device of the first instance.
     pub fn status(&self, product_key: &str, device_name: &str) -> Option<&'static str> {
-        let mut world = self.shared.world();
-        let devices = &world.account(jiff::Timestamp::now()).devices;
-        devices.get(product_key, device_name).map(Device::status)
+        self.first().status(product_key, device_name)
     }
 
-    /// Disables a device, like `DisableThing`, so that it cannot sign in. Returns whether the
-    /// device exists.
+    /// [Disables](At::disable) a device of the first instance.
     pub fn disable(&self, product_key: &str, device_name: &str) -> bool {
-        self.change(|devices, _| devices.change(product_key, device_name, Device::disable))
+        self.first().disable(product_key, device_name)
     }
 
-    /// Allows a disabled device to sign in again, like `EnableThing`. Returns whether the device
-    /// exists.
+    /// [Enables](At::enable) a device of the first instance.
     pub fn enable(&self, product_key: &str, device_name: &str) -> bool {
-        self.change(|devices, _| devices.change(product_key, device_name, |device| device.disabled = false))
+        self.first().enable(product_key, device_name)
     }
 
-    /// Adds a device with this certificate, without an API call. If a device with this name exists,
-    /// replaces only its secret.
+    /// [Adds](At::insert) a device to the first instance.
     pub fn insert(&self, certificate: &Certificate) {
-        self.change(|devices, now_ms| {
-            let Certificate { product_key, device_name, device_secret } = certificate;
-            devices.create(product_key, device_name, "", now_ms);
-            let secret = device_secret.expose().to_owned();
-            devices.change(product_key, device_name, |device| device.device_secret = secret)
-        });
+        self.first().insert(certificate);
     }
 
-    /// Deletes a device, like `DeleteDevice`. Returns whether the device existed.
+    /// [Deletes](At::delete) a device of the first instance.
     pub fn delete(&self, product_key: &str, device_name: &str) -> bool {
-        self.change(|devices, _| devices.remove(product_key, device_name))
+        self.first().delete(product_key, device_name)
     }
 
-    /// Marks a device as signed in, without a connection. Returns whether the device exists.
+    /// [Marks](At::activate) a device of the first instance as signed in.
     pub fn activate(&self, product_key: &str, device_name: &str) -> bool {
-        self.change(|devices, now_ms| {
-            devices.change(product_key, device_name, |device| device.sign_in(now_ms))
-        })
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Devices, i64) -> Option<T>) -> bool {
-        let now = jiff::Timestamp::now();
-        let changed = change(&mut self.shared.world().account(now).devices, now.as_millisecond());
-        self.shared.changed.notify_one();
-        changed.is_some()
+        self.first().activate(product_key, device_name)
     }
 
     /// Adds a fault for an action. Each call of the action uses up one fault. The faults are used
@@ -358,6 +380,12 @@ impl Shared {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Deletes an instance with its devices.
+    fn expire(&self, number: usize) {
+        self.world().expire(number);
+        self.changed.notify_one();
+    }
+
     /// Returns when the simulator stops.
     async fn stopped(&self) {
         // The wait cannot fail: `self` has the sender, so the channel stays open.
@@ -389,6 +417,14 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
     axum::serve(Listener(listener), router.into_make_service_with_connect_info::<Line>())
         .with_graceful_shutdown(async move { shared.stopped().await })
         .await
+}
+
+/// Deletes an instance with its devices after this time.
+async fn expire(number: usize, after: Duration, shared: Arc<Shared>) {
+    tokio::select! {
+        () = tokio::time::sleep(after) => shared.expire(number),
+        () = shared.stopped() => {}
+    }
 }
 
 /// Writes the state file shortly after a change, so that a thousand registrations in a second

@@ -1,4 +1,4 @@
-//! Sign-in of devices with MQTT 3.1.1 over TCP. This module verifies a device, and keeps its
+//! Sign-in of devices with MQTT 3.1.1 over TCP, at an address of their instance. This module verifies a device, and keeps its
 //! connection until the device disconnects, signs in on another connection, or is disabled or
 //! deleted. It acknowledges messages, but forwards none.
 
@@ -35,8 +35,8 @@ const KEEP_ALIVE: std::ops::RangeInclusive<u16> = 30..=1200;
 /// Pause after a failed accept, for example because no file descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections until the simulator stops.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+/// Accepts connections of the devices of one instance until the simulator stops.
+pub(super) async fn serve(listener: TcpListener, instance: usize, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -52,7 +52,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        ended = keep(stream, &shared) => if let Err(error) = ended {
+                        ended = keep(stream, instance, &shared) => if let Err(error) = ended {
                             tracing::debug!(%error, "a device's connection ended");
                         },
                         () = shared.stopped() => {}
@@ -69,7 +69,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Serves a connection from its first to its last packet.
-async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn keep(stream: TcpStream, instance: usize, shared: &Shared) -> io::Result<()> {
     // Answers are small, so the system must send them without waiting for more data.
     let _ = stream.set_nodelay(true);
     let mut connection = Connection { stream, received: BytesMut::new() };
@@ -83,7 +83,7 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     let session = Arc::new(Notify::new());
-    let signed_in = sign_in(&connect, &session, shared);
+    let signed_in = sign_in(&connect, instance, &session, shared);
     let code = signed_in.as_ref().map_or_else(|code| *code, |_| ConnectReturnCode::Success);
     // This guard is held until the function returns, so that the device is signed out in every
     // case.
@@ -113,6 +113,7 @@ async fn keep(stream: TcpStream, shared: &Shared) -> io::Result<()> {
 /// Signs the device out when dropped.
 struct SignedIn<'a> {
     shared: &'a Shared,
+    instance: usize,
     product_key: String,
     device_name: String,
     session: Arc<Notify>,
@@ -121,14 +122,15 @@ struct SignedIn<'a> {
 impl Drop for SignedIn<'_> {
     fn drop(&mut self) {
         let mut world = self.shared.world();
-        let devices = &mut world.account(jiff::Timestamp::now()).devices;
+        let devices = &mut world.account(self.instance, jiff::Timestamp::now()).devices;
         devices.change(&self.product_key, &self.device_name, |device| device.sign_out(&self.session));
     }
 }
 
-/// Signs a device in, or returns the code of its refusal.
+/// Signs a device of an instance in, or returns the code of its refusal.
 fn sign_in<'a>(
     connect: &Connect,
+    instance: usize,
     session: &Arc<Notify>,
     shared: &'a Shared,
 ) -> Result<SignedIn<'a>, ConnectReturnCode> {
@@ -140,7 +142,7 @@ fn sign_in<'a>(
         Claim::read(&connect.client_id, &login.username).ok_or(ConnectReturnCode::BadUserNamePassword)?;
     let now = jiff::Timestamp::now();
     let mut world = shared.world();
-    let devices = &mut world.account(now).devices;
+    let devices = &mut world.account(instance, now).devices;
     let device = devices.get(claim.product_key, claim.device_name).ok_or(ConnectReturnCode::NotAuthorized)?;
     if !claim.is_signed_with(&Secret::new(device.device_secret.clone()), &login.password) {
         return Err(ConnectReturnCode::BadUserNamePassword);
@@ -155,6 +157,7 @@ fn sign_in<'a>(
     shared.changed.notify_one();
     Ok(SignedIn {
         shared,
+        instance,
         product_key: claim.product_key.to_owned(),
         device_name: claim.device_name.to_owned(),
         session: session.clone(),

@@ -12,6 +12,7 @@ use super::{
     actions::{self, Failure},
     faults::{Dice, Faults},
     gateway::Gateway,
+    instances::Instances,
     limits::Buckets,
     request::{HttpRequest, Parameters, Refusal},
 };
@@ -25,8 +26,11 @@ pub struct Stats {
     /// Number of calls of each action, successful or not. Throttled and refused calls are not
     /// included.
     pub calls: BTreeMap<&'static str, u64>,
-    /// Number of devices.
+    /// Number of devices of all instances.
     pub devices: u64,
+    /// Number of devices of each instance, if there are several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub instances: BTreeMap<String, u64>,
     /// Calls that were answered with `Throttling.User` or another code of the same family.
     pub throttled: u64,
     /// Requests that the gateway refused because of their signature, access key or parameters.
@@ -55,24 +59,22 @@ pub(super) struct World {
     pub faults: Faults,
     gateway: Gateway,
     limits: Buckets,
-    account: Account,
-    products: Vec<String>,
+    instances: Instances,
     batch_delay: Duration,
     stats: Stats,
     request_ids: Dice,
-    /// Number of the account's changes at the last save.
+    /// Number of the instances' changes at the last save.
     saved: u64,
 }
 
 impl World {
-    pub fn new(config: &SimulatorConfig, account: Account, seed: u64) -> Self {
+    pub fn new(config: &SimulatorConfig, instances: Instances, seed: u64) -> Self {
         Self {
-            saved: account.changes(),
+            saved: instances.changes(),
             faults: Faults::new(config.fail_rate, seed),
             gateway: Gateway::new(config.access_key_id.clone(), config.access_key_secret.clone()),
             limits: Buckets::new(config.limits),
-            account,
-            products: config.products.clone(),
+            instances,
             batch_delay: config.batch_delay,
             stats: Stats::default(),
             request_ids: Dice(!seed),
@@ -80,18 +82,29 @@ impl World {
     }
 
     pub fn stats(&mut self, now: jiff::Timestamp) -> Stats {
-        Stats { devices: self.account(now).devices.len() as u64, ..self.stats.clone() }
+        self.instances.advance(now.as_millisecond());
+        let (devices, instances) = (self.instances.devices(), self.instances.counts());
+        Stats { devices, instances, ..self.stats.clone() }
     }
 
-    /// Completes the batch steps that are due at `now`, and returns the account.
-    pub fn account(&mut self, now: jiff::Timestamp) -> &mut Account {
-        self.account.advance(now.as_millisecond());
-        &mut self.account
+    pub fn instances(&self) -> &Instances {
+        &self.instances
+    }
+
+    /// Completes the batch steps that are due at `now`, and returns the data of an instance.
+    pub fn account(&mut self, instance: usize, now: jiff::Timestamp) -> &mut Account {
+        self.instances.advance(now.as_millisecond());
+        self.instances.account(instance)
+    }
+
+    /// Deletes an instance with its devices.
+    pub fn expire(&mut self, instance: usize) {
+        self.instances.expire(instance);
     }
 
     /// Returns whether anything has changed since the state was last saved.
     pub fn is_changed(&self) -> bool {
-        self.account.changes() != self.saved
+        self.instances.changes() != self.saved
     }
 
     /// Returns the content of the state file and marks it as saved. Returns `None` if nothing has
@@ -100,19 +113,19 @@ impl World {
         if !self.is_changed() {
             return Ok(None);
         }
-        let text = self.account.to_json()?;
-        self.saved = self.account.changes();
+        let text = self.instances.to_json()?;
+        self.saved = self.instances.changes();
         Ok(Some(text))
     }
 
     /// Marks the state as not saved, so that it is written again.
     pub fn mark_changed(&mut self) {
-        self.saved = self.account.changes().wrapping_sub(1);
+        self.saved = self.instances.changes().wrapping_sub(1);
     }
 
     /// Handles a request that arrived at `now`. `uptime` is the time since the simulator started.
     pub fn handle(&mut self, request: &HttpRequest, now: jiff::Timestamp, uptime: Duration) -> Verdict {
-        self.account.advance(now.as_millisecond());
+        self.instances.advance(now.as_millisecond());
         let host = request.header("host").unwrap_or_default();
         let (delay, reply) = match self.admit(request, now) {
             Ok((action, parameters)) => self.call(action, &parameters, host, now, uptime),
@@ -199,15 +212,18 @@ impl World {
         }
     }
 
-    /// Carries out the action.
+    /// Carries out the action in the instance that the call names.
     fn answer(&mut self, action: Action, parameters: &Parameters, host: &str, now: jiff::Timestamp) -> Reply {
-        let mut context = actions::Context {
-            account: &mut self.account,
-            products: &self.products,
-            batch_delay: self.batch_delay,
-            now_ms: now.as_millisecond(),
-        };
-        match actions::carry_out(action, parameters, &mut context) {
+        let outcome = self.instances.select(parameters).and_then(|instance| {
+            let mut context = actions::Context {
+                account: &mut instance.account,
+                products: &instance.config.products,
+                batch_delay: self.batch_delay,
+                now_ms: now.as_millisecond(),
+            };
+            actions::carry_out(action, parameters, &mut context)
+        });
+        match outcome {
             Ok(mut answer) => {
                 self.count(action);
                 answer["Success"] = true.into();

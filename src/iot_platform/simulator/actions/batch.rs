@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ActionResult, Context, Failure, names, product};
+use super::{ActionResult, Context, FULL, Failure, TOO_MANY, names, product};
 use crate::iot_platform::{ApplyId, MAX_BATCH, PAGE_SIZE, batches::Refused, simulator::request::Parameters};
 
 /// Default number of devices on a page.
@@ -21,6 +21,9 @@ pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> Actio
         1..=MAX_BATCH => listed,
         _ => names(parameters, MAX_BATCH)?,
     };
+    if !context.account.devices.has_room_for(names.len()) {
+        return Err(Failure::Business { code: TOO_MANY, message: FULL });
+    }
     let id = context.account.batches.check(product_key, names, context.now_ms, context.batch_delay);
     Ok(json!({ "Data": { "ApplyId": id.0 } }))
 }
