@@ -1,7 +1,7 @@
 //! Names and rate limits of the API's actions. The registrar does not exceed these rates, and the
 //! simulator enforces them.
 
-/// An action that certdist calls, or that only the simulator knows.
+/// An action that certdist calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
     /// Creates a device.
@@ -18,11 +18,11 @@ pub enum Action {
     QueryPageByApplyId,
     /// Returns the certificates and states of up to 100 devices.
     BatchQueryDeviceDetail,
-    /// Disables a device, so that it cannot sign in. Not called by certdist.
+    /// Disables a device, so that it cannot sign in. The device stays known.
     DisableThing,
-    /// Allows a disabled device to sign in again. Not called by certdist.
+    /// Allows a disabled device to sign in again.
     EnableThing,
-    /// Deletes a device and frees its name. Not called by certdist.
+    /// Deletes a device for good and frees its name.
     DeleteDevice,
 }
 
@@ -62,10 +62,10 @@ impl Action {
     pub fn calls_per_second(self) -> u32 {
         match self {
             Self::RegisterDevice | Self::QueryBatchRegisterDeviceStatus => 30,
-            Self::QueryDeviceDetail | Self::QueryPageByApplyId => 50,
+            Self::QueryDeviceDetail | Self::QueryPageByApplyId | Self::DeleteDevice => 50,
             Self::BatchCheckDeviceNames | Self::BatchRegisterDeviceWithApplyId => 10,
             Self::BatchQueryDeviceDetail => 5,
-            Self::DisableThing | Self::EnableThing | Self::DeleteDevice => 500,
+            Self::DisableThing | Self::EnableThing => 500,
         }
     }
 

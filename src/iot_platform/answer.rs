@@ -129,6 +129,27 @@ pub fn read_device(
     read(status, body, |envelope| envelope.data.is_some(), |body| device(body, product_key, device_name))
 }
 
+/// Reads the answer to a call that only reports its success.
+///
+/// # Errors
+///
+/// Returns the same errors as [`read_device`], except that there is no content that could be wrong.
+pub fn read_done(status: u16, body: &[u8]) -> Result<(), ApiError> {
+    read(status, body, |_| true, |_| Ok(()))
+}
+
+/// Reads the answer to a deletion. A device that does not exist counts as deleted.
+///
+/// # Errors
+///
+/// Returns the same errors as [`read_done`], except [`ErrorClass::NotFound`].
+pub fn read_deleted(status: u16, body: &[u8]) -> Result<(), ApiError> {
+    match read_done(status, body) {
+        Err(error) if error.class == ErrorClass::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Reads an answer. The status must be 2xx, `Success` must be true, and `has_content` must accept
 /// the fields.
 fn read<T>(
@@ -277,6 +298,44 @@ mod tests {
             // such as a proxy's page, is not an answer.
             assert_eq!(classify(status, Some("Throttling.User")), ErrorClass::Throttled);
             assert_eq!(classify(status, None), ErrorClass::TryAgain);
+        }
+    }
+
+    #[test]
+    fn a_change_is_done_only_if_the_answer_says_so() {
+        let done = |status, body: serde_json::Value| super::read_done(status, body.to_string().as_bytes());
+        assert_eq!(done(200, json!({"RequestId": "r", "Success": true})), Ok(()));
+        for (status, body, class) in [
+            (200, json!({"Success": false, "Code": "iot.device.NotExistedDevice"}), ErrorClass::NotFound),
+            (200, json!({"Success": false}), ErrorClass::TryAgain),
+            (200, json!({"RequestId": "r"}), ErrorClass::TryAgain),
+            (500, json!({"Success": true}), ErrorClass::TryAgain),
+            (403, json!({"Code": "NoPermission", "Message": "m"}), ErrorClass::Operator),
+            (200, json!("Success"), ErrorClass::TryAgain),
+        ] {
+            assert_eq!(
+                done(status, body.clone()).map_err(|error| error.class),
+                Err(class),
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_exist_counts_as_deleted_and_nothing_else_does() {
+        let deleted = |code: &str| {
+            let body = json!({"Success": false, "Code": code, "ErrorMessage": "m"}).to_string();
+            super::read_deleted(200, body.as_bytes()).map_err(|error| error.class)
+        };
+        assert_eq!(super::read_deleted(200, br#"{"Success": true}"#), Ok(()));
+        assert_eq!(deleted("iot.device.NotExistedDevice"), Ok(()));
+        for (code, class) in [
+            ("iot.system.SystemException", ErrorClass::TryAgain),
+            ("iot.prod.NotExistedProduct", ErrorClass::Operator),
+            ("iot.system.InstanceNotFound", ErrorClass::Operator),
+            ("iot.device.Strange", ErrorClass::Unknown),
+        ] {
+            assert_eq!(deleted(code), Err(class), "{code}");
         }
     }
 

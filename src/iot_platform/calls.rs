@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
+    Thing,
 };
 use crate::unix_time::{UnixSeconds, unix_now};
 
@@ -331,6 +332,18 @@ impl IotPlatform for Recorded {
     ) -> ApiFuture<'a, Vec<CloudDevice>> {
         let call = self.inner.batch_query_device_detail(product_key, device_names);
         self.record(Action::BatchQueryDeviceDetail, product_key, call)
+    }
+
+    fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.record(Action::DisableThing, thing.product_key, self.inner.disable_thing(thing))
+    }
+
+    fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.record(Action::EnableThing, thing.product_key, self.inner.enable_thing(thing))
+    }
+
+    fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.record(Action::DeleteDevice, thing.product_key, self.inner.delete_device(thing))
     }
 }
 

@@ -58,6 +58,19 @@ pub struct CloudDevice {
     pub disabled: bool,
 }
 
+/// A device that a call changes at the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thing<'a> {
+    /// `ProductKey`.
+    pub product_key: &'a str,
+    /// `DeviceName`.
+    pub device_name: &'a str,
+    /// `IotId`, if it is known. The call is then about this very device. Without it, the call is
+    /// about any device that has the name when the call arrives, even if it was registered after
+    /// an earlier copy of the call.
+    pub iot_id: Option<&'a str>,
+}
+
 /// `ApplyId`, which identifies a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ApplyId(pub u64);
@@ -291,4 +304,18 @@ pub trait IotPlatform: Send + Sync + 'static {
         product_key: &'a str,
         device_names: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>>;
+
+    /// `DisableThing`: ends the device's connection, and refuses its sign-ins until it is enabled. A
+    /// repeated call changes nothing. Fails with [`ErrorClass::NotFound`] if there is no such device.
+    fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
+
+    /// `EnableThing`: allows a disabled device to sign in again. A repeated call changes nothing.
+    /// Fails with [`ErrorClass::NotFound`] if there is no such device.
+    fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
+
+    /// `DeleteDevice`: deletes the device for good. Its certificate and its `IotId` become invalid, and
+    /// its name is free again. Succeeds if there is no such device, so a call without an answer can be
+    /// repeated. But once the name may have been registered again, repeat it only with
+    /// [`Thing::iot_id`]: without it, the call would delete the new device.
+    fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
 }

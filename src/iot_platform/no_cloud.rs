@@ -2,7 +2,9 @@
 
 use std::future;
 
-use super::{ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform};
+use super::{
+    ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform, Thing,
+};
 
 /// Refuses every call with an error that only the operator can fix.
 pub struct NoCloud;
@@ -51,6 +53,18 @@ impl IotPlatform for NoCloud {
         _: &'a str,
         _: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>> {
+        Self::refuse()
+    }
+
+    fn disable_thing<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
+        Self::refuse()
+    }
+
+    fn enable_thing<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
+        Self::refuse()
+    }
+
+    fn delete_device<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
         Self::refuse()
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     device::{Certificate, Secret},
     iot_platform::{
         Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
-        PAGE_SIZE,
+        PAGE_SIZE, Thing,
         answer::classify,
         batches::Refused,
         simulator::{Account, Device},
@@ -128,6 +128,17 @@ impl State {
         created
             .map(|device| CloudDevice { created: None, ..told(device) })
             .ok_or_else(|| error(ErrorClass::Exists))
+    }
+
+    /// Returns product and name of the device that a call changes.
+    fn named(&self, thing: Thing<'_>) -> Result<(String, String), ApiError> {
+        let devices = &self.account.devices;
+        let device = match thing.iot_id {
+            Some(iot_id) => devices.get_by_iot_id(iot_id),
+            None => devices.get(thing.product_key, thing.device_name),
+        };
+        let named = device.map(|device| (device.product_key.clone(), device.device_name.clone()));
+        named.ok_or_else(|| error(ErrorClass::NotFound))
     }
 
     fn find(&self, product_key: &str, device_name: &str) -> Option<CloudDevice> {
@@ -414,6 +425,32 @@ impl IotPlatform for Cloud {
                 }
             }
             Ok(found)
+        }))
+    }
+
+    fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.call(Action::DisableThing, move |state| {
+            let (product_key, name) = state.named(thing)?;
+            state.account.devices.change(&product_key, &name, Device::disable);
+            Ok(())
+        }))
+    }
+
+    fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.call(Action::EnableThing, move |state| {
+            let (product_key, name) = state.named(thing)?;
+            state.account.devices.change(&product_key, &name, |device| device.disabled = false);
+            Ok(())
+        }))
+    }
+
+    fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.call(Action::DeleteDevice, move |state| {
+            // A device that does not exist counts as deleted.
+            if let Ok((product_key, name)) = state.named(thing) {
+                state.account.devices.remove(&product_key, &name);
+            }
+            Ok(())
         }))
     }
 }

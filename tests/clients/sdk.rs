@@ -5,16 +5,19 @@
 
 use std::path::Path;
 
-use certdist::iot_platform::simulator::{Action, Limits, Simulator, SimulatorConfig};
+use certdist::iot_platform::simulator::{Action, InstanceConfig, Limits, Simulator, SimulatorConfig};
 use tokio::process::Command;
 
 /// Python with the SDKs, installed by `scripts/build-foreign`.
 const PYTHON: &str = "build/sdk/bin/python";
 
 async fn judge(sdk: &str, topic: &str, limits: Limits) -> Simulator {
+    let products = vec!["a1BwAGVxyz1".into()];
+    judge_with(sdk, topic, SimulatorConfig { limits, products, ..SimulatorConfig::default() }).await
+}
+
+async fn judge_with(sdk: &str, topic: &str, config: SimulatorConfig) -> Simulator {
     assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing; `make clients` installs the SDKs");
-    let config =
-        SimulatorConfig { limits, products: vec!["a1BwAGVxyz1".into()], ..SimulatorConfig::default() };
     let simulator = Simulator::start(config).await.unwrap();
     let credentials = simulator.credentials();
     let output = Command::new(PYTHON)
@@ -44,6 +47,22 @@ async fn the_older_sdk_drives_every_action() {
 async fn the_newer_sdk_drives_every_action() {
     let simulator = judge("tea", "actions", Limits::None).await;
     assert_eq!((simulator.stats().devices, simulator.stats().refused), (60, 0));
+}
+
+#[tokio::test]
+async fn both_sdks_tell_the_instances_of_an_account_apart() {
+    let instance = |id: &str, product: &str, max_devices| InstanceConfig {
+        id: id.into(),
+        products: vec![product.into()],
+        max_devices,
+        ..InstanceConfig::default()
+    };
+    for sdk in ["core", "tea"] {
+        let instances = vec![instance("iot-a", "a1BwAGVxyz1", Some(1)), instance("iot-b", "a1other", None)];
+        let config = SimulatorConfig { instances, ..SimulatorConfig::default() };
+        let simulator = judge_with(sdk, "instances", config).await;
+        assert_eq!((simulator.stats().devices, simulator.stats().refused), (1, 0), "{sdk}");
+    }
 }
 
 #[tokio::test]

@@ -184,10 +184,36 @@ def actions(sdk_of, endpoint):
     done(sdk.call("EnableThing", IotId=made["IotId"]))
     assert sdk.call("QueryDeviceDetail", **one)["Data"]["Status"] == "UNACTIVE"
     done(sdk.call("DeleteDevice", **one))
-    failed(sdk.call("DeleteDevice", **one), "iot.device.NotExistedDevice")
+    for action in ("DeleteDevice", "DisableThing", "EnableThing"):
+        failed(sdk.call(action, **one), "iot.device.NotExistedDevice")
+        failed(sdk.call(action, IotId=made["IotId"]), "iot.device.NotExistedDevice")
+    again = done(sdk.call("RegisterDevice", **one))["Data"]
+    assert again["DeviceSecret"] != made["DeviceSecret"] and again["IotId"] != made["IotId"], again
+    # The call is about the device with this ID, whatever name it gives.
+    failed(sdk.call("DeleteDevice", IotId=made["IotId"], **one), "iot.device.NotExistedDevice")
+    done(sdk.call("DeleteDevice", IotId=again["IotId"]))
+    failed(sdk.call("QueryDeviceDetail", **one), "iot.device.NotExistedDevice")
 
     every = set(os.environ["SDK_ACTIONS"].split())
     assert sdk.driven == every, sdk.driven ^ every
+
+
+def instances(sdk_of, endpoint):
+    """An account with the instances iot-a, which holds one device, and iot-b."""
+    sdk = sdk_of(endpoint)
+    one = {"ProductKey": PRODUCT, "DeviceName": "SN01"}
+    in_a, in_b = ({"IotInstanceId": instance} for instance in ("iot-a", "iot-b"))
+    first = done(sdk.call("RegisterDevice", **one, **in_a))["Data"]
+    failed(sdk.call("RegisterDevice", ProductKey=PRODUCT, DeviceName="SN02", **in_a), "iot.device.DeviceCountExceeded")
+    second = done(sdk.call("RegisterDevice", ProductKey="a1other", DeviceName="SN01", **in_b))["Data"]
+    assert first["DeviceSecret"] != second["DeviceSecret"] and first["IotId"] != second["IotId"]
+    failed(sdk.call("RegisterDevice", **one, **in_b), "iot.prod.NotExistedProduct")
+    for wrong in ({}, {"IotInstanceId": "iot-c"}):
+        for action in ("QueryDeviceDetail", "DisableThing", "EnableThing", "DeleteDevice"):
+            failed(sdk.call(action, **one, **wrong), "iot.system.InstanceNotFound")
+    for action in ("DisableThing", "EnableThing", "DeleteDevice"):
+        failed(sdk.call(action, IotId=first["IotId"], **in_b), "iot.device.NotExistedDevice")
+        done(sdk.call(action, IotId=first["IotId"], **in_a))
 
 
 def full_batch(sdk_of, endpoint):
@@ -287,5 +313,5 @@ class Middle:
 
 if __name__ == "__main__":
     sdks = {"core": Core, "tea": Tea}
-    topics = {topic.__name__: topic for topic in (actions, full_batch, gateway, throttling)}
+    topics = {topic.__name__: topic for topic in (actions, instances, full_batch, gateway, throttling)}
     topics[sys.argv[2]](sdks[sys.argv[1]], sys.argv[3])

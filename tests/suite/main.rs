@@ -3,6 +3,7 @@
 mod admin_port;
 mod bounds;
 mod cloud_batches;
+mod cloud_changes;
 mod cloud_config;
 mod cloud_transport;
 mod command_line;

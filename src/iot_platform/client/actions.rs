@@ -3,7 +3,7 @@
 use super::{Answer, Client};
 use crate::iot_platform::{
     Action, ApiError, ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, ErrorClass, IotPlatform,
-    MAX_BATCH, MAX_QUERY, PAGE_SIZE, answer,
+    MAX_BATCH, MAX_QUERY, PAGE_SIZE, Thing, answer,
 };
 
 impl Client {
@@ -18,6 +18,22 @@ impl Client {
         let read =
             |answer: &Answer| answer::read_device(answer.status, &answer.body, product_key, device_name);
         self.call(action, &parameters, read).await
+    }
+
+    /// Calls an action that changes one device and only reports its success.
+    async fn change(
+        &self,
+        action: Action,
+        thing: Thing<'_>,
+        read: impl Fn(u16, &[u8]) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let Thing { product_key, device_name, iot_id } = thing;
+        // IoT Platform ignores product and name if the call has an `IotId`.
+        let parameters = match iot_id {
+            Some(iot_id) => vec![("IotId", iot_id)],
+            None => vec![("ProductKey", product_key), ("DeviceName", device_name)],
+        };
+        self.call(action, &parameters, |answer| read(answer.status, &answer.body)).await
     }
 
     /// Calls an action about a list of 1 to `most` names.
@@ -144,5 +160,17 @@ impl IotPlatform for Client {
             MAX_QUERY,
             read,
         ))
+    }
+
+    fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.change(Action::DisableThing, thing, answer::read_done))
+    }
+
+    fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.change(Action::EnableThing, thing, answer::read_done))
+    }
+
+    fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        Box::pin(self.change(Action::DeleteDevice, thing, answer::read_deleted))
     }
 }

@@ -67,6 +67,9 @@ mod tests {
         let mut buckets = Buckets::new(Limits::Real);
         assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start), 30);
         assert_eq!(allowed(&mut buckets, Action::QueryDeviceDetail, start), 50);
+        assert_eq!(allowed(&mut buckets, Action::DeleteDevice, start), 50);
+        assert_eq!(allowed(&mut buckets, Action::DisableThing, start), 500);
+        assert_eq!(allowed(&mut buckets, Action::EnableThing, start), 500);
         assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start + Duration::from_millis(510)), 15);
         assert_eq!(allowed(&mut buckets, Action::RegisterDevice, start + Duration::from_secs(3600)), 30);
     }

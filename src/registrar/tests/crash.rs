@@ -9,7 +9,7 @@ use super::{
     *,
 };
 use crate::{
-    iot_platform::{ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, IotPlatform},
+    iot_platform::{ApiFuture, ApplyId, BatchPage, BatchProgress, CloudDevice, IotPlatform, Thing},
     testing::store::{Fuse, Memory},
 };
 
@@ -86,6 +86,18 @@ impl IotPlatform for Line {
         names: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>> {
         self.call(|| self.cloud.batch_query_device_detail(product, names))
+    }
+
+    fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.call(move || self.cloud.disable_thing(thing))
+    }
+
+    fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.call(move || self.cloud.enable_thing(thing))
+    }
+
+    fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()> {
+        self.call(move || self.cloud.delete_device(thing))
     }
 }
 
