@@ -21,6 +21,7 @@ use self::{
 use super::{
     Closed, Config, Event, Failure, Outbox, Path, Psk,
     budget::Budget,
+    candidates::MAX_KEYS,
     cookie::CookieJar,
     holders::Holders,
     keyed_hash::KeyedState,
@@ -336,22 +337,53 @@ impl<P> Endpoint<P> {
         key: Option<(Psk, P)>,
         out: &mut impl Outbox,
     ) {
-        let (psk, principal) = match key {
-            Some((psk, principal)) => (psk, Some(principal)),
+        let Some((psk, principal)) = self.or_random(key) else { return };
+        self.continue_with(now, handshake, (&psk, None), [principal, None], out);
+    }
+
+    /// Continues a handshake like [`provide_psk`](Self::provide_psk), with two keys for one
+    /// identity. The session gets the principal of the key that the client proves. A random key
+    /// replaces a missing one, so an identity with one key, or with none, costs the same work as an
+    /// identity with two.
+    pub fn provide_psks(
+        &mut self,
+        now: Instant,
+        handshake: HandshakeId,
+        [first, second]: [Option<(Psk, P)>; MAX_KEYS],
+        out: &mut impl Outbox,
+    ) {
+        let Some((first, one)) = self.or_random(first) else { return };
+        let Some((second, other)) = self.or_random(second) else { return };
+        self.continue_with(now, handshake, (&first, Some(&second)), [one, other], out);
+    }
+
+    /// Replaces a missing key with a random one, which has no principal.
+    fn or_random(&mut self, key: Option<(Psk, P)>) -> Option<(Psk, Option<P>)> {
+        match key {
+            Some((psk, principal)) => Some((psk, Some(principal))),
             None => {
                 let mut unguessable = vec![0; 16];
                 self.random.fill_bytes(&mut unguessable);
-                let Some(psk) = Psk::new(unguessable) else { return };
-                (psk, None)
+                Some((Psk::new(unguessable)?, None))
             }
-        };
+        }
+    }
+
+    fn continue_with(
+        &mut self,
+        now: Instant,
+        handshake: HandshakeId,
+        psks: (&Psk, Option<&Psk>),
+        principals: [Option<P>; MAX_KEYS],
+        out: &mut impl Outbox,
+    ) {
         let HandshakeId { handle, claim } = handshake;
         let Some(progress) = self.handshakes.get_mut(handle) else { return };
         if !progress.handshake.awaits_psk(claim) {
             return;
         }
-        progress.principal = principal;
-        let step = progress.handshake.psk(claim, &psk);
+        progress.principals = principals;
+        let step = progress.handshake.psk(claim, psks);
         self.take_step(now, handle, step, &mut Spent::default(), out);
     }
 

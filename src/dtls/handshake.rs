@@ -10,14 +10,14 @@
 
 use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use super::{
     Failure, Psk,
+    candidates::Candidates,
     connection::Connection,
     key_exchange::{EphemeralKey, Group, SharedSecret},
     message::{self, Alert, ClientHello, Fragment, MAX_CLIENT_KEY_EXCHANGE, MAX_IDENTITY, ServerHello},
-    prf::{Binding, MasterSecret, Sender, VERIFY_DATA},
+    prf::{Binding, Sender},
     reassembly::Reassembly,
     record::{self, ConnectionId, ContentType, DTLS_1_2, Header, MAX_SEQUENCE},
     session::FinalFlight,
@@ -81,6 +81,8 @@ pub(crate) enum Step {
 /// Initial state of a session.
 pub(crate) struct Completed {
     pub(crate) suite: Suite,
+    /// Index of the key that the client has proven, among those that were provided.
+    pub(crate) key: usize,
     pub(crate) keys: KeyBlock,
     pub(crate) connection: Connection,
     /// Sequence number of the record that carried the client's Finished.
@@ -121,9 +123,8 @@ struct Claim {
     /// Session hash (RFC 7627 §3).
     hash: [u8; 32],
     shared: Option<SharedSecret>,
-    /// Keys of the session; `None` until the pre-shared key is provided.
-    keys: Option<(MasterSecret, KeyBlock)>,
-    finished: Reassembly,
+    /// Secrets of the session; `None` until the pre-shared key is provided.
+    candidates: Option<Candidates>,
 }
 
 /// One handshake in progress.
@@ -352,15 +353,8 @@ impl Handshake {
             return Step::Dropped;
         };
         let (number, reported) = (exchange.claims, identity.get(..MAX_IDENTITY).unwrap_or(identity));
-        exchange.claim = Some(Claim {
-            number,
-            identity: reported.into(),
-            transcript,
-            hash,
-            shared,
-            keys: None,
-            finished: Reassembly::default(),
-        });
+        exchange.claim =
+            Some(Claim { number, identity: reported.into(), transcript, hash, shared, candidates: None });
         if identity.len() > MAX_IDENTITY {
             self.identity_length = Some(identity.len());
             return Step::NoPsk(number);
@@ -382,7 +376,7 @@ impl Handshake {
     /// Returns whether the claim with this number still waits for its key.
     pub(crate) fn awaits_psk(&self, number: u32) -> bool {
         matches!(&self.stage, Stage::Exchange(exchange)
-            if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.keys.is_none()))
+            if exchange.claim.as_ref().is_some_and(|claim| claim.number == number && claim.candidates.is_none()))
     }
 
     /// Drops a claim whose key cannot be looked up now; the client will repeat it.
@@ -394,8 +388,8 @@ impl Handshake {
         }
     }
 
-    /// Continues the claim with this number, using its key.
-    pub(crate) fn psk(&mut self, number: u32, psk: &Psk) -> Step {
+    /// Continues the claim with this number, using the keys that its client may have.
+    pub(crate) fn psk(&mut self, number: u32, psks: (&Psk, Option<&Psk>)) -> Step {
         let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
         let Some(claim) = exchange.claim.as_mut().filter(|claim| claim.number == number) else {
             return Step::Continue;
@@ -405,9 +399,8 @@ impl Handshake {
         } else {
             Binding::Randoms(&self.client_random, &exchange.server_random)
         };
-        let master = MasterSecret::from_psk(psk, claim.shared.take().as_ref(), binding);
-        let block = master.key_block(&self.client_random, &exchange.server_random);
-        claim.keys = Some((master, block));
+        let randoms = [&self.client_random, &exchange.server_random];
+        claim.candidates = Some(Candidates::derive(psks, claim.shared.take().as_ref(), binding, randoms));
         self.replay_early()
     }
 
@@ -416,8 +409,8 @@ impl Handshake {
     /// `MAX_EARLY_RECORD`.
     pub(crate) fn protected(&mut self, header: Header, payload: &mut [u8]) -> Step {
         let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
-        let keys = exchange.claim.as_ref().and_then(|claim| claim.keys.as_ref());
-        let Some((_, block)) = keys.filter(|_| self.change_cipher_spec) else {
+        let candidates = exchange.claim.as_ref().and_then(|claim| claim.candidates.as_ref());
+        let Some(candidates) = candidates.filter(|_| self.change_cipher_spec) else {
             if payload.len() > MAX_EARLY_RECORD {
                 return Step::Dropped;
             }
@@ -430,18 +423,18 @@ impl Handshake {
             self.early.push((header, payload.to_vec()));
             return if is_full { Step::Dropped } else { Step::Continue };
         };
-        match block.client().open(exchange.suite, header, exchange.connection.own_id_bytes(), payload) {
-            Ok((ContentType::Handshake, plaintext)) => {
-                self.finished(header, payload.get(plaintext).unwrap_or_default())
+        match candidates.open(exchange.suite, header, exchange.connection.own_id_bytes(), payload) {
+            Some((key, ContentType::Handshake, plaintext)) => {
+                self.finished(header, key, payload.get(plaintext).unwrap_or_default())
             }
-            Ok(_) => Step::Continue,
-            Err(_) => Step::BadRecord,
+            Some(_) => Step::Continue,
+            None => Step::BadRecord,
         }
     }
 
     fn replay_early(&mut self) -> Step {
         let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
-        let has_keys = exchange.claim.as_ref().is_some_and(|claim| claim.keys.is_some());
+        let has_keys = exchange.claim.as_ref().is_some_and(|claim| claim.candidates.is_some());
         if !self.change_cipher_spec || !has_keys {
             return Step::Continue;
         }
@@ -457,47 +450,67 @@ impl Handshake {
         step
     }
 
-    fn finished(&mut self, header: Header, plaintext: &[u8]) -> Step {
+    fn finished(&mut self, header: Header, key: usize, plaintext: &[u8]) -> Step {
         let sequence = self.hello_sequence.wrapping_add(2);
         let mut reader = Reader::new(plaintext);
         while !reader.is_empty() {
             let Ok(fragment) = Fragment::read(&mut reader) else {
-                return Step::Fail(Alert::DecodeError, Failure::Malformed);
+                return self.refuse(Alert::DecodeError, Failure::Malformed);
             };
             if fragment.kind != message::FINISHED || fragment.sequence != sequence {
                 continue;
             }
             if fragment.is_whole() {
-                return self.verify_finished(header, fragment.body);
+                return self.verify_finished(header, key, fragment.body);
             }
             let Stage::Exchange(exchange) = &mut self.stage else { return Step::Continue };
-            if let Some(body) = exchange.claim.as_mut().and_then(|claim| claim.finished.add(&fragment)) {
-                return self.verify_finished(header, &body);
+            let candidates = exchange.claim.as_mut().and_then(|claim| claim.candidates.as_mut());
+            if let Some(body) = candidates.and_then(|all| all.add_finished(key, &fragment)) {
+                return self.verify_finished(header, key, &body);
             }
         }
         Step::Continue
     }
 
-    fn verify_finished(&mut self, header: Header, body: &[u8]) -> Step {
+    /// Ends the handshake because of a message that was protected with its only key. If the client
+    /// may have one of two keys, the message may come from someone who has the other one, such as a
+    /// thief of the key that is being replaced. Such a message is a bad record, and the handshake
+    /// continues.
+    fn refuse(&mut self, alert: Alert, failure: Failure) -> Step {
+        if let Stage::Exchange(exchange) = &self.stage
+            && let Some(Claim { candidates: Some(candidates), .. }) = &exchange.claim
+            && candidates.are_two()
+        {
+            return Step::BadRecord;
+        }
+        self.stage = Stage::Over;
+        Step::Fail(alert, failure)
+    }
+
+    fn verify_finished(&mut self, header: Header, key: usize, body: &[u8]) -> Step {
+        let Stage::Exchange(exchange) = &self.stage else { return Step::Continue };
+        let Some(Claim { hash, candidates: Some(candidates), .. }) = &exchange.claim else {
+            return Step::Continue;
+        };
+        // If verify_data is wrong, the client has the same keys but a different transcript,
+        // because an attacker has changed the hellos in transit.
+        if !candidates.verifies(key, hash, body) {
+            return self.refuse(Alert::DecryptError, Failure::WrongFinished);
+        }
         let Stage::Exchange(exchange) = std::mem::replace(&mut self.stage, Stage::Over) else {
             return Step::Continue;
         };
         let Exchange { suite, connection, claim, .. } = *exchange;
-        let Some(Claim { mut transcript, hash, keys: Some((master, keys)), .. }) = claim else {
+        let Some(Claim { mut transcript, candidates: Some(candidates), .. }) = claim else {
             return Step::Continue;
         };
-        let expected = master.verify_data(Sender::Client, &hash);
-        // If verify_data is wrong, the client has the same keys but a different transcript,
-        // because an attacker has changed the hellos in transit.
-        if body.len() != VERIFY_DATA || !bool::from(expected.ct_eq(body)) {
-            return Step::Fail(Alert::DecryptError, Failure::WrongFinished);
-        }
+        let Some((master, keys)) = candidates.into_proven(key) else { return Step::Continue };
         hash_message(&mut transcript, message::FINISHED, self.hello_sequence.wrapping_add(2), body);
         let verify_data = master.verify_data(Sender::Server, &transcript.finalize().into());
         let final_flight =
             FinalFlight { verify_data, message_sequence: self.next_send, next_record: self.next_record };
         let finished = header.sequence;
-        Step::Complete(Box::new(Completed { suite, keys, connection, finished, final_flight }))
+        Step::Complete(Box::new(Completed { suite, key, keys, connection, finished, final_flight }))
     }
 
     /// Appends the server's flight. Each message gets a record of its own, because some

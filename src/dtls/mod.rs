@@ -33,6 +33,7 @@
 //! ```
 
 mod budget;
+mod candidates;
 mod clean_stack;
 mod connection;
 mod cookie;

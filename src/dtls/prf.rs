@@ -13,6 +13,8 @@ pub(crate) const VERIFY_DATA: usize = 12;
 /// Fills `out` with P_SHA256 (RFC 5246 §5) of the concatenated `seeds`. The first of them
 /// is the label.
 fn prf(secret: &[u8], seeds: &[&[u8]], out: &mut [u8]) {
+    #[cfg(test)]
+    RUNS.set(RUNS.get() + 1);
     on_clean_stack(|| p_sha256(secret, seeds, out));
 }
 
@@ -52,6 +54,7 @@ pub(super) fn mac(keyed: &Hmac<Sha256>, previous: Option<&[u8]>, seeds: &[&[u8]]
 pub(crate) struct MasterSecret(Box<Zeroizing<[u8; 48]>>);
 
 /// Values that the master secret is bound to.
+#[derive(Clone, Copy)]
 pub(crate) enum Binding<'a> {
     /// Hash of the handshake up to ClientKeyExchange (RFC 7627 §4).
     Session(&'a [u8; 32]),
@@ -116,6 +119,12 @@ impl MasterSecret {
 pub(crate) enum Sender {
     Client,
     Server,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of times that this thread has run the PRF.
+    pub(super) static RUNS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub(crate) struct Session<P> {
 
 impl<P> Session<P> {
     pub(crate) fn new(completed: Completed, link: Link, begun: u32, principal: P) -> Self {
-        let Completed { suite, keys, connection, finished, final_flight } = completed;
+        let Completed { suite, key: _, keys, connection, finished, final_flight } = completed;
         let mut window = ReplayWindow::default();
         window.note(finished);
         Self {

@@ -9,6 +9,7 @@ use std::{
 use super::{Dropped, Endpoint, HandshakeId, Holder, MAX_RETRANSMISSIONS, Spent, flight_timeout};
 use crate::dtls::{
     Event, Failure, Hints, Outbox, Path,
+    candidates::MAX_KEYS,
     handshake::{Handshake, Offer, Step},
     key_exchange::Group,
     message::{self, Alert, Fragment, HelloPrefix},
@@ -47,9 +48,9 @@ const SUSPICION: u32 = 12;
 /// A handshake and the endpoint's state about it.
 pub(super) struct Progress<P> {
     pub(super) handshake: Handshake,
-    /// Principal of the key that the handshake continues with. `None` until a key is
-    /// provided, and for an unknown identity.
-    pub(super) principal: Option<P>,
+    /// Principals of the keys that the handshake continues with. `None` until a key is provided,
+    /// and for a random key.
+    pub(super) principals: [Option<P>; MAX_KEYS],
     pub(super) holder: Option<Holder>,
     /// CPU time charged to the client's network, refunded when the handshake becomes a
     /// session.
@@ -226,7 +227,7 @@ impl<P> Endpoint<P> {
         self.counters.late_hellos += u64::from(is_late);
         let progress = Progress {
             handshake: Handshake::new(prefix.random, fragment.sequence, header.sequence),
-            principal: None,
+            principals: [None, None],
             holder: None,
             charged: COST,
             sent: None,
@@ -345,15 +346,19 @@ impl<P> Endpoint<P> {
     }
 
     /// Removes a completed handshake from the table. Returns the path, principal and holder for the
-    /// new session.
-    pub(super) fn take_completed(&mut self, handle: Handle) -> Option<(Path, Option<P>, Option<Holder>)> {
+    /// new session, whose client has proven the key with this index.
+    pub(super) fn take_completed(
+        &mut self,
+        handle: Handle,
+        key: usize,
+    ) -> Option<(Path, Option<P>, Option<Holder>)> {
         let (path, progress) = self.handshakes.remove(handle)?;
         self.origins.end(path.peer);
         self.budget.refund(path.peer, progress.charged);
         let hash = self.hello_hash(path, &progress.handshake.client_random);
         self.completions.note(hash);
         self.drop_stale();
-        Some((path, progress.principal, progress.holder))
+        Some((path, progress.principals.into_iter().nth(key).flatten(), progress.holder))
     }
 
     fn hello_hash(&self, path: Path, random: &[u8; 32]) -> u64 {

@@ -173,7 +173,7 @@ impl<P> Endpoint<P> {
         completed: Completed,
         out: &mut impl Outbox,
     ) {
-        let Some((path, principal, holder)) = self.take_completed(handle) else { return };
+        let Some((path, principal, holder)) = self.take_completed(handle, completed.key) else { return };
         // If there is no principal, the identity was unknown and the key was random.
         let Some(principal) = principal else { return };
         if let Some(old) = self.sessions.of(path) {

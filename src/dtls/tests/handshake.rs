@@ -62,11 +62,18 @@ fn a_client_hello_with_its_cookie_in_the_first_fragment_is_reassembled() {
 }
 
 /// Runs one client against the server over a bad network, in virtual time, until it is
-/// established and has received its echo. Returns the time that this took, or `None` after
-/// 300 s.
-fn over_bad_network(seed: u64, loss: f64, duplication: f64, profile: Profile) -> Option<Duration> {
+/// established and has received its echo. `second` is the second key of all identities, if they
+/// have two. Returns the time that this took, or `None` after 300 s.
+pub(super) fn over_bad_network(
+    seed: u64,
+    loss: f64,
+    duplication: f64,
+    profile: Profile,
+    second: Option<Psk>,
+) -> Option<Duration> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut server = Server::new(Config { handshake_timeout: Duration::from_secs(300), ..Config::default() });
+    let config = Config { handshake_timeout: Duration::from_secs(300), ..Config::default() };
+    let mut server = Server { second, ..Server::new(config) };
     let start = server.now;
     let mut client = Client::new(profile, [seed as u8; 32]);
     // Datagrams on the network, each with its time of arrival, whether it goes to the
@@ -126,7 +133,7 @@ fn handshakes_succeed_under_loss_duplication_reordering_and_fragmentation() {
             coalesce: seed % 3 == 0,
             ..profile()
         };
-        let took = over_bad_network(seed, 0.3, 0.2, profile);
+        let took = over_bad_network(seed, 0.3, 0.2, profile, None);
         assert!(took.is_some(), "seed {seed}: not established within 300 s");
     }
 }

@@ -10,6 +10,7 @@ mod properties;
 mod records;
 mod state_machine;
 mod strangers;
+mod two_keys;
 
 use std::{
     net::SocketAddr,
@@ -43,7 +44,7 @@ fn profile() -> Profile {
     Profile::new("lamp-1", psk())
 }
 
-/// A server that knows one key, and whose application echoes all data.
+/// A server that knows one key, or two, and whose application echoes all data.
 struct Server {
     endpoint: Endpoint<String>,
     now: Instant,
@@ -51,6 +52,8 @@ struct Server {
     /// Holds keys back until [`provide`](Self::provide) is called, instead of providing
     /// them immediately.
     hold_keys: bool,
+    /// Second key of most identities, if the server tries two.
+    second: Option<Psk>,
     waiting: Vec<(HandshakeId, Box<[u8]>)>,
     data: Vec<(SessionId, Vec<u8>)>,
 }
@@ -63,6 +66,7 @@ impl Server {
             now,
             events: Vec::new(),
             hold_keys: false,
+            second: None,
             waiting: Vec::new(),
             data: Vec::new(),
         }
@@ -98,7 +102,14 @@ impl Server {
             let key = identity
                 .starts_with(b"lamp")
                 .then(|| (psk(), String::from_utf8_lossy(&identity).into_owned()));
-            self.endpoint.provide_psk(self.now, handshake, key, out);
+            let Some(second) = &self.second else {
+                self.endpoint.provide_psk(self.now, handshake, key, out);
+                continue;
+            };
+            let has_two = !identity.starts_with(b"lamp-one");
+            let named = key.as_ref().filter(|_| has_two);
+            let second = named.map(|(_, name)| (second.clone(), format!("{name}, second key")));
+            self.endpoint.provide_psks(self.now, handshake, [key, second], out);
         }
         while let Some(event) = self.endpoint.poll_event() {
             self.events.push(event);

@@ -6,7 +6,10 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use crate::dtls::{
+    Psk,
+    candidates::Candidates,
     message::{self, ClientHello, Fragment, SizeLimit},
+    prf::{Binding, MasterSecret},
     reassembly::Reassembly,
     record::{ContentType, Header, Record, Records, ReplayWindow},
     suite::{KeyBlock, Suite},
@@ -208,6 +211,36 @@ proptest! {
     #[test]
     fn a_hello_of_any_bytes_is_read_or_refused(bytes in any_bytes(0..200)) {
         let _ = ClientHello::read(&bytes).map(|hello| hello.choose(&Suite::ALL));
+    }
+
+    /// Of two keys, the one fits under which the client has written, whichever it is.
+    #[test]
+    fn a_record_opens_with_the_key_of_its_client_alone(
+        keys in prop::collection::hash_set(any_bytes(1..65), 3),
+        suite in any_suite(),
+        has_two in any::<bool>(),
+        connection_id in any_bytes(0..20),
+        content in any_bytes(0..300),
+        hash in any::<[u8; 32]>(),
+        randoms in any::<[[u8; 32]; 2]>(),
+    ) {
+        let psks: Vec<Psk> = keys.into_iter().map(|key| Psk::new(key).unwrap()).collect();
+        let randoms = randoms.each_ref();
+        let second = has_two.then_some(&psks[1]);
+        let candidates = Candidates::derive((&psks[0], second), None, Binding::Session(&hash), randoms);
+        for (number, psk) in psks.iter().enumerate() {
+            let master = MasterSecret::from_psk(psk, None, Binding::Session(&hash));
+            let header = Header { kind: ContentType::Handshake, epoch: 1, sequence: 3 };
+            let mut datagram = Vec::new();
+            let block = master.key_block(randoms[0], randoms[1]);
+            block.client().seal(suite, header, &connection_id, &content, &mut datagram);
+            let mut records = Records::with_id_length(&mut datagram, connection_id.len());
+            let Record { header, payload, .. } = records.next().unwrap();
+            let opened = candidates.open(suite, header, &connection_id, payload);
+            let opened = opened.map(|(index, kind, range)| (index, kind, payload[range].to_vec()));
+            let fits = number == 0 || number == 1 && has_two;
+            prop_assert_eq!(opened, fits.then(|| (number, ContentType::Handshake, content.clone())));
+        }
     }
 
     /// The message has the form of RFC 4279 §2 and, with a point, of RFC 5489 §2.
