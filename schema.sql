@@ -336,6 +336,21 @@ CREATE TABLE import_unfinished (
     taken        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
+-- Uses of the keys of each enrollment that has two: a key is no longer needed once no device uses it
+-- any more. Servers add to it once a minute.
+CREATE TABLE key_use (
+    enrollment   TEXT NOT NULL,
+    -- First 8 bytes of a hash of the enrollment's name and the key, as lower-case hex.
+    keyId        TEXT NOT NULL,
+    -- Time since which the key has been counted.
+    since        INTEGER NOT NULL,
+    -- Number of completed handshakes since then.
+    handshakes   INTEGER NOT NULL,
+    -- Time of the last handshake; NULL: none since then.
+    lastUsed     INTEGER,
+    PRIMARY KEY (enrollment, keyId)
+) STRICT, WITHOUT ROWID;
+
 -- Processes that claim registrations. Each process updates its row every few seconds. If a row
 -- stays unchanged for longer, another process removes it, and the claims of its owner are then
 -- abandoned.

@@ -8,6 +8,7 @@ mod audit_log;
 mod claims;
 mod finding;
 mod imports;
+mod key_use;
 mod sealing;
 mod sightings;
 

@@ -30,6 +30,7 @@ pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
 pub mod filter;
+pub mod key_use;
 pub mod lease;
 pub mod merge;
 pub mod retention;
@@ -62,6 +63,7 @@ pub use self::{
 use self::{
     audit::{Asked, Asker, AuditEntry, AuditLog},
     claim::Claims,
+    key_use::KeyUses,
     lease::Leases,
     sealed::{Keys, Sealed},
     sighting::Sightings,
@@ -347,7 +349,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, and not at the first
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
-pub trait Store: Claims + Leases + Turns + Sightings {
+pub trait Store: Claims + Leases + Turns + Sightings + KeyUses {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 

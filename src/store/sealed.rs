@@ -214,7 +214,7 @@ pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
 
 /// A store whose secrets are sealed. Without any database key, new secrets are stored unsealed.
 pub struct Sealed<S> {
-    inner: S,
+    pub(super) inner: S,
     /// The current database keys, which are read without a lock.
     keys: ArcSwap<Keyring>,
 }

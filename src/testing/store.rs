@@ -3,6 +3,7 @@
 
 mod bulk;
 mod claims;
+mod key_use;
 mod sightings;
 
 use std::{
@@ -29,6 +30,7 @@ use crate::{
             link, merged, reason,
         },
         claim::{ClaimTime, Owner, Settlement, new_id},
+        key_use::KeyUse,
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         undo::{ImportId, ImportRecord},
@@ -47,6 +49,8 @@ struct Tables {
     /// For each device, the number of the request that was the first to get the device's
     /// certificate.
     issues: HashMap<DeviceId, i64>,
+    /// Uses of pre-shared keys, by enrollment.
+    key_uses: BTreeMap<String, Vec<KeyUse>>,
     /// Number of steps that have stored sightings.
     sighting_steps: usize,
     audit: Vec<AuditEntry>,

@@ -19,6 +19,7 @@ use crate::{
         },
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         filter::{self, Cursor, Found, Held, Tally},
+        key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
@@ -134,6 +135,17 @@ impl<S: Sightings> Sightings for Alternating<S> {
 
     fn store_sightings(&self, sightings: Vec<(Watched, Sighting)>) -> StoreFuture<'_, ()> {
         self.next().store_sightings(sightings)
+    }
+}
+
+impl<S: KeyUses> KeyUses for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn key_uses(enrollment: &'a str) -> Vec<KeyUse>;
+    }
+
+    fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()> {
+        self.next().note_key_uses(uses)
     }
 }
 

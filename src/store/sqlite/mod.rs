@@ -12,6 +12,7 @@ mod files;
 mod find;
 mod import;
 mod imports;
+mod key_use;
 pub mod lock;
 mod look;
 mod page;

@@ -20,3 +20,17 @@ ALTER TABLE import_unfinished ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE import_unfinished ADD COLUMN certificates INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE import_unfinished ADD COLUMN restored INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE import_unfinished ADD COLUMN taken INTEGER NOT NULL DEFAULT 0;
+
+-- Uses of the keys of each enrollment that has two.
+CREATE TABLE key_use (
+    enrollment   TEXT NOT NULL,
+    -- First 8 bytes of a hash of the enrollment's name and the key, as lower-case hex.
+    keyId        TEXT NOT NULL,
+    -- Time since which the key has been counted.
+    since        INTEGER NOT NULL,
+    -- Number of completed handshakes since then.
+    handshakes   INTEGER NOT NULL,
+    -- Time of the last handshake; NULL: none since then.
+    lastUsed     INTEGER,
+    PRIMARY KEY (enrollment, keyId)
+) STRICT, WITHOUT ROWID;

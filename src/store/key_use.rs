@@ -1,0 +1,76 @@
+//! The uses of pre-shared keys that a store keeps: when each key of an enrollment that has two was
+//! last used, by all processes together. A store knows the keys only by their IDs.
+
+use super::{StoreFuture, UnixSeconds, sealed::Sealed};
+
+/// ID of a pre-shared key: a short hash, from which the key cannot be calculated.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PskId(String);
+
+impl PskId {
+    /// Wraps the text of an ID.
+    pub fn new(id: String) -> Self {
+        Self(id)
+    }
+
+    /// Returns the text of the ID.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Uses of one key since the last call of [`KeyUses::note_key_uses`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUse {
+    /// The key.
+    pub key: PskId,
+    /// Number of completed handshakes.
+    pub handshakes: u64,
+    /// Time of the last of them, by the store's clock; `None` if there was none.
+    pub last: Option<UnixSeconds>,
+}
+
+/// Uses of the two keys of an enrollment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUses {
+    /// Name of the enrollment.
+    pub enrollment: String,
+    /// Its keys.
+    pub keys: [NewUse; 2],
+}
+
+/// Uses of one key, as far as processes have reported them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyUse {
+    /// The key.
+    pub key: PskId,
+    /// Time since which the key has been counted.
+    pub since: UnixSeconds,
+    /// Number of completed handshakes since then.
+    pub handshakes: u64,
+    /// Time of the last of them; `None` if there was none.
+    pub last: Option<UnixSeconds>,
+}
+
+/// The part of a store that keeps the uses of keys.
+pub trait KeyUses: Send + Sync + 'static {
+    /// Adds uses of the keys of these enrollments, in one step. The store begins to count a key that
+    /// it does not know, and forgets any other key of the same enrollment, so it keeps two keys of an
+    /// enrollment at most. The later time of a last use counts, unless it is in the future: such a
+    /// time comes from a wrong clock, and a new one replaces it.
+    fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()>;
+
+    /// Returns the uses of the keys of an enrollment, in the order of their IDs.
+    fn key_uses<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Vec<KeyUse>>;
+}
+
+impl<S: KeyUses> KeyUses for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn key_uses(enrollment: &'a str) -> Vec<KeyUse>;
+    }
+
+    fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()> {
+        self.inner.note_key_uses(uses)
+    }
+}
