@@ -265,6 +265,8 @@ impl DirectionKey<'_> {
         body: &mut [u8],
         tag: &[u8],
     ) -> Result<(), BadRecord> {
+        #[cfg(test)]
+        DECRYPTED.set(DECRYPTED.get() + 1);
         let nonce = Nonce::<A>::from(self.nonce(explicit));
         let tag = Tag::<A>::try_from(tag).map_err(|_| BadRecord)?;
         on_clean_stack(|| A::new(self.key.into()).decrypt_inout_detached(&nonce, aad, body.into(), &tag))
@@ -318,6 +320,12 @@ impl AdditionalData {
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of records that this thread has tried to decrypt.
+    pub(super) static DECRYPTED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

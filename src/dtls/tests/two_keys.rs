@@ -2,7 +2,7 @@
 //! neither the bytes nor the work may show which one, or how many keys an identity has.
 
 use super::*;
-use crate::dtls::prf;
+use crate::dtls::{prf, suite};
 
 fn second() -> Psk {
     Psk::new(vec![0x77; 32]).unwrap()
@@ -95,13 +95,14 @@ fn before_the_last_flight(server: &mut Server, profile: Profile) -> (Client, Vec
     (client, last)
 }
 
-/// Returns the number of times that the server runs the PRF for the client's last flight, and the
-/// server's answers until the end.
-fn last_flight(mut server: Server, profile: Profile) -> (u64, Vec<Vec<u8>>, bool) {
+/// Returns the numbers of times that the server runs the PRF and decrypts a record for the client's
+/// last flight, the server's answers until the end, and whether there is a session.
+fn last_flight(mut server: Server, profile: Profile) -> ([u64; 2], Vec<Vec<u8>>, bool) {
     let (mut client, last) = before_the_last_flight(&mut server, profile);
-    let before = prf::RUNS.get();
+    let work = || [prf::RUNS.get(), suite::DECRYPTED.get()];
+    let before = work();
     let mut answers = server.receive(peer(), &last);
-    let runs = prf::RUNS.get() - before;
+    let after = work();
     for (_, answer) in &answers {
         client.receive(server.now, answer);
     }
@@ -111,7 +112,8 @@ fn last_flight(mut server: Server, profile: Profile) -> (u64, Vec<Vec<u8>>, bool
         assert_eq!(server.failures(), [Failure::WrongKey]);
         assert!(server.endpoint.holds_no_state());
     }
-    (runs, answers.into_iter().map(|(_, answer)| answer).collect(), client.is_established())
+    let answers = answers.into_iter().map(|(_, answer)| answer).collect();
+    ([after[0] - before[0], after[1] - before[1]], answers, client.is_established())
 }
 
 #[test]
@@ -127,20 +129,20 @@ fn both_keys_and_a_wrong_key_cost_the_same() {
         ("sofa-1", psk(), false),
         ("sofa-1", second(), false),
     ] {
-        let (runs, answers, opened) = last_flight(server(), with(identity, psk.clone()));
+        let (work, answers, opened) = last_flight(server(), with(identity, psk.clone()));
         assert_eq!(opened, opens, "{identity}");
         // A master secret and a key block for each key; if one is right, the two Finished.
-        assert_eq!(runs, if opens { 6 } else { 4 }, "{identity}");
+        assert_eq!(work, [if opens { 6 } else { 4 }, 2], "{identity}");
         if !opens {
             alerts.insert(answers);
         }
     }
     assert_eq!(alerts.len(), 1, "the same alert, byte for byte");
     // A server on which no identity has two keys does no more work than before, and sends the same.
-    let (runs, _, opened) = last_flight(Server::new(Config::default()), with("lamp-1", psk()));
-    assert_eq!((runs, opened), (4, true));
-    let (runs, answers, opened) = last_flight(Server::new(Config::default()), with("lamp-1", wrong()));
-    assert_eq!((runs, opened), (2, false));
+    let (work, _, opened) = last_flight(Server::new(Config::default()), with("lamp-1", psk()));
+    assert_eq!((work, opened), ([4, 1], true));
+    let (work, answers, opened) = last_flight(Server::new(Config::default()), with("lamp-1", wrong()));
+    assert_eq!((work, opened), ([2, 1], false));
     assert!(alerts.contains(&answers));
 }
 
@@ -153,19 +155,20 @@ fn a_thief_of_one_key_ends_no_handshake_with_the_other() {
         let profile = |psk: Psk| Profile { extended_master_secret, coalesce: false, ..with("lamp-1", psk) };
         let mut client = Client::new(profile(second()), [1; 32]);
         let mut thief = Client::new(profile(psk()), [1; 32]);
-        let mut last = Vec::new();
         let mut to_server = client.start(server.now);
         thief.start(server.now);
-        for _ in 0..2 {
+        // The hellos are whole; Finished comes in two fragments.
+        for fragment in [usize::MAX, 7] {
             for (_, answer) in server.receive(peer(), &to_server.concat()) {
                 thief.receive(server.now, &answer);
-                last = client.receive(server.now, &answer);
-                to_server = last.clone();
+                client.profile.fragment = fragment;
+                to_server = client.receive(server.now, &answer);
             }
         }
-        let [exchange, change, finished] = last.try_into().expect("three datagrams");
-        server.receive(peer(), &exchange);
-        server.receive(peer(), &change);
+        let [earlier @ .., beginning, end] = &to_server[..] else { panic!("many datagrams") };
+        for datagram in earlier.iter().chain([beginning]) {
+            server.receive(peer(), datagram);
+        }
         let message = |offset: u8, body: &[u8]| {
             [&[20, 0, 0, 12, 0, 3, 0, 0, offset, 0, 0, body.len() as u8][..], body].concat()
         };
@@ -177,7 +180,7 @@ fn a_thief_of_one_key_ends_no_handshake_with_the_other() {
             assert_eq!(server.receive(peer(), &forged), []);
         }
         assert_eq!(server.failures(), []);
-        converse(&mut server, &mut client, peer(), vec![finished]);
+        converse(&mut server, &mut client, peer(), vec![end.clone()]);
         assert!(client.is_established());
         assert_eq!(principal(&server), Some("lamp-1, second key"));
     }
