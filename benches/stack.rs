@@ -87,8 +87,13 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
         }
     });
     let kind = Kind::Derived(Key::from_hex(MASTER).expect("a key"));
-    let enrollment =
-        Enrollment { name: "lamp".into(), product_key: "a1lamp".into(), kind, reissue: Reissue::Always };
+    let enrollment = Enrollment {
+        name: "lamp".into(),
+        product_key: "a1lamp".into(),
+        kind,
+        reissue: Reissue::Always,
+        next: None,
+    };
     let registrar = Registrar::new(
         registrar::Config::default(),
         Owner::new("bench").expect("random numbers"),

@@ -56,6 +56,7 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
         product_key: "a1plugs".into(),
         kind: Kind::Individual,
         reissue: Reissue::Always,
+        next: None,
     };
     let enrollments = Enrollments::new([individual.outline()]);
     let keys = if sealed { keys()? } else { Keyring::default() };

@@ -8,7 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::{net::UdpSocket, runtime::Handle, sync::watch, task::JoinSet};
+use tokio::{
+    net::UdpSocket,
+    runtime::Handle,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 
 use crate::{
     admin,
@@ -20,7 +25,10 @@ use crate::{
         host::{MqttHost, mqtt_host},
     },
     provision::{Hosts, Provisioner},
-    psk::Enrollments,
+    psk::{
+        Enrollments,
+        uses::{NOTE_EVERY, UseCounters},
+    },
     random::random,
     registrar::{self, Registrar},
     resource::Service,
@@ -62,6 +70,11 @@ pub struct App {
     drain: Duration,
     store: Arc<dyn Table>,
     keep: watch::Sender<Limits>,
+    key_uses: Arc<UseCounters>,
+    /// Reports that the keys may have changed.
+    reloaded: Arc<Notify>,
+    /// Task that writes the uses of keys to the store.
+    _noting: JoinSet<()>,
     /// Task that ends when the database was removed or replaced.
     watching: JoinSet<StoreError>,
     /// Tasks of plain CoAP, which end when the set is dropped.
@@ -85,8 +98,9 @@ impl App {
             provisioner = provisioner.with_hosts(Arc::new(Target::new(settings)));
         }
         let service = Service::new(Instant::now(), provisioner, config.limits.requests.clone());
+        let key_uses = Arc::<UseCounters>::default();
         let services = Services {
-            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
+            enrollments: Arc::new(Enrollments::counted(config.enrollments.iter().cloned(), &key_uses)),
             service: Arc::new(service.telling_host(config.tell_host.clone())),
             store,
         };
@@ -100,6 +114,7 @@ impl App {
                     calls,
                     throttle: services.service.counters(),
                     failures: services.service.failures(),
+                    key_uses: key_uses.clone(),
                     store: table.clone(),
                     started: unix_now(),
                     database: config.database.clone(),
@@ -123,6 +138,9 @@ impl App {
         let (keep, kept_now) = watch::channel(kept(config.audit));
         let mut pruning = JoinSet::new();
         pruning.spawn(keep_pruned(table.clone(), kept_now, registrar.clone()));
+        let mut noting = JoinSet::new();
+        let reloaded = Arc::<Notify>::default();
+        noting.spawn(note_key_uses(key_uses.clone(), services.store.clone(), reloaded.clone()));
         let mut watching = JoinSet::new();
         watching.spawn(database_lost(table.clone()));
         Ok(Self {
@@ -133,6 +151,9 @@ impl App {
             drain: config.limits.drain,
             _plain: plain,
             keep,
+            key_uses,
+            reloaded,
+            _noting: noting,
             _pruning: pruning,
             store: table,
             watching,
@@ -190,10 +211,11 @@ impl App {
         self.keep.send_replace(kept(config.audit));
         let service = self.services.service.with_limits(config.limits.requests.clone());
         self.server.reload(&Services {
-            enrollments: Arc::new(Enrollments::new(config.enrollments.iter().cloned())),
+            enrollments: Arc::new(Enrollments::counted(config.enrollments.iter().cloned(), &self.key_uses)),
             service: Arc::new(service.telling_host(config.tell_host.clone())),
             store: self.services.store.clone(),
         });
+        self.reloaded.notify_one();
         Ok(())
     }
 
@@ -212,7 +234,21 @@ impl App {
             admin.end_jobs().await;
         }
         // `stop` waits for threads, so it runs on a thread for blocking work.
+        let (key_uses, store) = (self.key_uses.clone(), self.services.store.clone());
         let _ = tokio::task::spawn_blocking(|| self.server.stop()).await;
+        if let Err(error) = key_uses.note(&*store).await {
+            tracing::warn!(%error, "could not store the last uses of keys");
+        }
+    }
+}
+
+/// Writes the uses of keys to the store, at intervals and after each reload.
+async fn note_key_uses(key_uses: Arc<UseCounters>, store: Arc<dyn Store>, reloaded: Arc<Notify>) {
+    loop {
+        if let Err(error) = key_uses.note(&*store).await {
+            tracing::warn!(%error, "could not store the uses of keys; trying again");
+        }
+        let _ = tokio::time::timeout(NOTE_EVERY, reloaded.notified()).await;
     }
 }
 

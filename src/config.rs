@@ -9,6 +9,7 @@ mod database_key;
 mod document;
 mod file;
 mod iot_platform;
+mod key_next;
 mod restart;
 
 pub use admin::normal_host;
@@ -18,6 +19,7 @@ use std::{
     collections::HashSet,
     env, fs,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -45,6 +47,9 @@ pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 
 /// Maximum number of addresses to listen on. Each worker has a socket for each address.
 const MAX_LISTEN: usize = 16;
+
+/// Legal lengths of a PSK identity, in bytes.
+const IDENTITY: RangeInclusive<usize> = 1..=128;
 
 /// Default window of a shared enrollment: a day, in seconds.
 const DEFAULT_WINDOW: u64 = 86_400;
@@ -228,7 +233,7 @@ impl Config {
             if !names.insert(name.clone()) {
                 table.wrong(all, &["name"], "is there twice; expected a different name for each");
             }
-            sources.extend(table.values.key.clone());
+            sources.extend(table.values.key.iter().chain(&table.values.key_next).cloned());
             let requests = read_enrollment_limits(&mut table, all);
             // If the key is shared, all devices of the enrollment know it. So a device that already
             // exists at IoT Platform under the requested name may be a different device.
@@ -382,7 +387,7 @@ fn read_enrollment(
     let (name, product_key, kind) = (name.clone(), product_key.clone(), *kind);
     let (identity, reissue) = (identity.clone(), reissue.clone());
     let has_key = source.is_some();
-    let key = source.as_ref().map(|source| read_key(source, folder, secrets));
+    let key = source.as_ref().map(|source| read_key("key", source, folder, secrets));
     for (key, value) in [("name", &name), ("product_key", &product_key)] {
         if value.is_empty() {
             table.wrong(problems, &[key], format!("{key} is empty; expected a text"));
@@ -402,7 +407,7 @@ fn read_enrollment(
         table.wrong(problems, &["kind", "identity", "key"], what);
     }
     if let Some(identity) = &identity {
-        if !(1..=128).contains(&identity.len()) {
+        if !IDENTITY.contains(&identity.len()) {
             let what = format!("identity has {} bytes, expected 1 to 128", identity.len());
             table.wrong(problems, &["identity"], what);
         }
@@ -415,6 +420,7 @@ fn read_enrollment(
         }
     }
     let key = key.and_then(|key| table.checked(problems, &["key"], key));
+    let next = key_next::read(table, key.as_ref(), (folder, secrets), identities, problems);
     let reissue = match (reissue.as_deref(), kind) {
         (Some(text), _) => table.checked(problems, &["reissue"], read_reissue(text))?,
         (None, file::Kind::Shared) => Reissue::Window(Duration::from_secs(DEFAULT_WINDOW)),
@@ -426,7 +432,7 @@ fn read_enrollment(
         (file::Kind::Shared, Some(key), Some(identity)) => Kind::Shared { identity, key },
         _ => return None,
     };
-    Some(Enrollment { name, product_key, kind, reissue })
+    Some(Enrollment { name, product_key, kind, reissue, next })
 }
 
 fn read_enrollment_limits(table: &mut Table<file::Enrollment>, problems: &mut Problems) -> EnrollmentLimits {
@@ -483,32 +489,31 @@ fn read_reissue(text: &str) -> Result<Reissue> {
     }
 }
 
-/// Reads a key from `env:NAME`, `file:PATH` or `hex:DIGITS`. In each case, the key itself is in
-/// hex.
-fn read_key(source: &str, folder: &Path, secrets: Secrets) -> Result<Key> {
+/// Reads the key that the configuration calls `name` from `env:NAME`, `file:PATH` or `hex:DIGITS`.
+/// In each case, the key itself is in hex.
+fn read_key(name: &str, source: &str, folder: &Path, secrets: Secrets) -> Result<Key> {
     let unknown = || Key::unknown().map_err(anyhow::Error::msg);
     let (digits, place) = match source.split_once(':') {
-        Some(("hex", digits)) => (digits.to_owned(), "key = \"hex:…\"".to_owned()),
-        Some(("env", name)) => {
-            let digits = match env::var(name) {
+        Some(("hex", digits)) => (digits.to_owned(), format!("{name} = \"hex:…\"")),
+        Some(("env", variable)) => {
+            let digits = match env::var(variable) {
                 Err(_) if secrets == Secrets::IfThere => return unknown(),
-                digits => {
-                    digits.with_context(|| format!("key = \"{source}\": the environment has no {name}"))?
-                }
+                digits => digits
+                    .with_context(|| format!("{name} = \"{source}\": the environment has no {variable}"))?,
             };
-            (digits, format!("key = \"{source}\""))
+            (digits, format!("{name} = \"{source}\""))
         }
         Some(("file", path)) => {
             let path: PathBuf = folder.join(path);
             let digits = match fs::read_to_string(&path) {
                 Err(_) if secrets == Secrets::IfThere => return unknown(),
                 digits => digits
-                    .with_context(|| format!("key = \"{source}\": {} cannot be read", path.display()))?,
+                    .with_context(|| format!("{name} = \"{source}\": {} cannot be read", path.display()))?,
             };
-            (digits, format!("key = \"{source}\""))
+            (digits, format!("{name} = \"{source}\""))
         }
         // The text may be the key itself, so the error does not repeat it.
-        _ => bail!("key: expected \"env:NAME\", \"file:PATH\" or \"hex:DIGITS\""),
+        _ => bail!("{name}: expected \"env:NAME\", \"file:PATH\" or \"hex:DIGITS\""),
     };
     let digits = zeroize::Zeroizing::new(digits);
     Key::from_hex(digits.trim()).map_err(|reason| anyhow::anyhow!("{place}: {reason}"))

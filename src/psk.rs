@@ -2,15 +2,20 @@
 //! individual keys of the store. The module `provision` decides which certificate a device may
 //! have.
 
+mod rolling;
+pub mod uses;
+
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
+pub use self::rolling::{NextKey, WhichKey};
+use self::uses::{ByEnrollment, UseCounters};
 use crate::{
     device::AskedId,
-    store::{Store, StoreError},
+    store::{Store, StoreError, key_use::PskId},
 };
 
 /// A pre-shared key. It is never printed, and it is wiped when dropped.
@@ -143,6 +148,8 @@ pub struct Enrollment {
     pub kind: Kind,
     /// The reissue policy of its devices.
     pub reissue: Reissue,
+    /// A second key, which its devices may have as well.
+    pub next: Option<NextKey>,
 }
 
 /// An enrollment without its keys, for modules that show enrollments or check rows against
@@ -157,8 +164,10 @@ pub struct EnrollmentOutline {
     pub kind: KindName,
     /// The reissue policy of its devices.
     pub reissue: Reissue,
-    /// The PSK identity that all its devices share, if its key is shared.
-    pub shared_identity: Option<String>,
+    /// The PSK identities that its devices share, if its key is shared: that of each key.
+    pub shared_identities: Vec<String>,
+    /// IDs of its two keys, in the order of [`WhichKey::ALL`], if it has two.
+    pub key_ids: Option<[PskId; 2]>,
 }
 
 /// Identity of a session's client, proven by its key.
@@ -171,28 +180,25 @@ pub struct Principal {
     pub device: Option<AskedId>,
     /// PSK identity that the client presented, if its key is individual.
     pub own_identity: Option<Arc<str>>,
+    /// Key of the enrollment that the client has proven.
+    pub key: WhichKey,
 }
 
 impl Enrollment {
     /// Returns a copy without keys.
     pub fn outline(&self) -> EnrollmentOutline {
-        let Self { name, product_key, kind, reissue } = self;
+        let Self { name, product_key, kind, reissue, next: _ } = self;
+        let identities = WhichKey::ALL.map(|which| self.shared_identity(which));
+        let mut shared_identities: Vec<String> = identities.into_iter().flatten().map(Into::into).collect();
+        shared_identities.dedup();
         EnrollmentOutline {
             name: name.clone(),
             product_key: product_key.clone(),
             kind: kind.name(),
             reissue: *reissue,
-            shared_identity: match kind {
-                Kind::Shared { identity, .. } => Some(identity.clone()),
-                Kind::Individual | Kind::Derived(_) => None,
-            },
+            shared_identities,
+            key_ids: self.key_ids(),
         }
-    }
-
-    /// Returns whether the keys of this enrollment are also keys of `other`: name, product, kind
-    /// and key must be equal, but the reissue policies may differ.
-    pub fn has_keys_of(&self, other: &Self) -> bool {
-        self.name == other.name && self.product_key == other.product_key && self.kind == other.kind
     }
 }
 
@@ -200,40 +206,68 @@ impl Principal {
     /// Returns the PSK identity that the client's key belongs to. Returns an empty string
     /// for a client without an identity.
     pub fn identity(&self) -> &str {
-        match (&self.own_identity, &self.device, &self.enrollment.kind) {
-            (Some(identity), ..) => identity,
-            (None, Some(device), _) => device.first().as_str(),
-            (None, None, Kind::Shared { identity, .. }) => identity,
-            (None, None, _) => "",
+        match (&self.own_identity, &self.device) {
+            (Some(identity), _) => identity,
+            (None, Some(device)) => device.first().as_str(),
+            (None, None) => self.enrollment.shared_identity(self.key).unwrap_or_default(),
         }
     }
 }
+
+/// The key of an identity, and the principal that it proves.
+pub type Found = (Key, Principal);
+
+/// The keys of an identity: one, or a second one that its client may have as well.
+pub type FoundKeys = (Found, Option<Found>);
 
 /// The enrollments of a configuration, indexed for lookup.
 #[derive(Debug, Default)]
 pub struct Enrollments {
     by_name: HashMap<String, Arc<Enrollment>>,
-    by_identity: HashMap<String, Arc<Enrollment>>,
+    /// Enrollment of each shared identity, and the key, or the first of two keys, of the identity.
+    by_identity: HashMap<String, (Arc<Enrollment>, WhichKey)>,
     derived: Vec<Arc<Enrollment>>,
     /// One of the individual enrollments, used as a stand-in for an unknown identity.
     individual: Option<Arc<Enrollment>>,
+    /// Set if some shared identity, or some derived enrollment, has two keys.
+    shares_two: bool,
+    derives_two: bool,
+    counters: ByEnrollment,
 }
 
 impl Enrollments {
     /// Creates the index. Names and shared identities must be unique, as the configuration has
     /// checked.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
+        Self::counted(enrollments, &UseCounters::default())
+    }
+
+    /// Creates the index like [`new`](Self::new). The handshakes with each key are counted in
+    /// `counters`.
+    pub fn counted(enrollments: impl IntoIterator<Item = Enrollment>, counters: &UseCounters) -> Self {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
+            let has_two = enrollment.has_two_keys_of_an_identity();
             match &enrollment.kind {
                 Kind::Individual => all.individual = Some(enrollment.clone()),
-                Kind::Derived(_) => all.derived.push(enrollment.clone()),
-                Kind::Shared { identity, .. } => {
-                    all.by_identity.insert(identity.clone(), enrollment.clone());
+                Kind::Derived(_) => {
+                    all.derives_two |= has_two;
+                    all.derived.push(enrollment.clone());
+                }
+                Kind::Shared { .. } => {
+                    all.shares_two |= has_two;
+                    // The first key comes last, because it leads to the second one if both have the
+                    // same identity.
+                    for which in [WhichKey::Next, WhichKey::Current] {
+                        if let Some(identity) = enrollment.shared_identity(which) {
+                            all.by_identity.insert(identity.to_owned(), (enrollment.clone(), which));
+                        }
+                    }
                 }
             }
             all.by_name.insert(enrollment.name.clone(), enrollment);
         }
+        all.counters = counters.count(all.by_name.values().map(AsRef::as_ref));
         all
     }
 
@@ -247,21 +281,30 @@ impl Enrollments {
         // The derived enrollments keep their order, because unknown devices are treated as devices
         // of the first derived enrollment.
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
-        Self::new(self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment)))
+        let all = self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment));
+        // The counters are shared, because they are read for the whole process.
+        Self { counters: self.counters.clone(), ..Self::new(all) }
     }
 
-    /// Looks up an identity. Returns the key and principal of the identity, or `None` if the
+    /// Returns whether some identity has two keys. Two keys must then be tried for every identity,
+    /// so that the duration of a handshake does not reveal which ones have two.
+    pub fn tries_two(&self) -> bool {
+        self.shares_two || self.derives_two
+    }
+
+    /// Counts a completed handshake of this client.
+    pub fn count_use(&self, principal: &Principal) {
+        uses::count(&self.counters, &principal.enrollment.name, principal.key);
+    }
+
+    /// Looks up an identity. Returns the keys and principals of the identity, or `None` if the
     /// identity is unknown.
     ///
     /// Does the same work for every identity, so that the duration of a handshake does not reveal
     /// the kind of its identity. For each kind of enrollment that is configured, this function
     /// copies a shared key, reads an individual key or derives a key. A stand-in replaces a key
     /// that does not exist.
-    pub async fn find(
-        &self,
-        identity: &[u8],
-        store: &dyn Store,
-    ) -> Result<Option<(Key, Principal)>, StoreError> {
+    pub async fn find(&self, identity: &[u8], store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
         // An identity that is not UTF-8 cannot exist. This is public knowledge, so a faster lookup
         // reveals nothing.
         let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
@@ -270,20 +313,24 @@ impl Enrollments {
         Ok(self.shared(identity).or(individual).or(derived))
     }
 
-    fn shared(&self, identity: &str) -> Option<(Key, Principal)> {
+    fn shared(&self, identity: &str) -> Option<FoundKeys> {
         let found = self.by_identity.get(identity);
-        let enrollment = found.or_else(|| self.by_identity.values().next())?;
-        let Kind::Shared { key, .. } = &enrollment.kind else { return None };
-        let principal = Principal { enrollment: enrollment.clone(), device: None, own_identity: None };
-        let candidate = (key.clone(), principal);
-        found.is_some().then_some(candidate)
+        let (enrollment, which) = found.or_else(|| self.by_identity.values().next())?;
+        let candidate = |key: &Key, which| {
+            let enrollment = enrollment.clone();
+            (key.clone(), Principal { enrollment, device: None, own_identity: None, key: which })
+        };
+        let first = candidate(enrollment.key(*which)?, *which);
+        let second = self.shares_two.then(|| {
+            let key = enrollment.next.as_ref().map_or(&first.0, |next| &next.key);
+            candidate(key, WhichKey::Next)
+        });
+        let second =
+            second.filter(|_| *which == WhichKey::Current && enrollment.has_two_keys_of_an_identity());
+        found.is_some().then_some((first, second))
     }
 
-    async fn individual(
-        &self,
-        identity: &str,
-        store: &dyn Store,
-    ) -> Result<Option<(Key, Principal)>, StoreError> {
+    async fn individual(&self, identity: &str, store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
         let Some(stand_in) = &self.individual else { return Ok(None) };
         let found = store.individual_key(identity).await?;
         let (digits, name) = match &found {
@@ -297,23 +344,28 @@ impl Enrollments {
             enrollment: enrollment.clone(),
             device: found.map(|found| found.device.into()),
             own_identity: Some(identity.into()),
+            key: WhichKey::Current,
         };
-        Ok(is_known.then_some((key, principal)))
+        Ok(is_known.then_some(((key, principal), None)))
     }
 
-    async fn derived(
-        &self,
-        identity: &str,
-        store: &dyn Store,
-    ) -> Result<Option<(Key, Principal)>, StoreError> {
+    async fn derived(&self, identity: &str, store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
         let Some(first) = self.derived.first() else { return Ok(None) };
         // An identity that is not a valid device ID belongs to no device. This is public knowledge,
         // so a faster lookup reveals nothing.
         let Ok(device) = AskedId::parse(identity) else { return Ok(None) };
         let enrollment = self.derived_of(&device, first, store).await?.clone();
         let Kind::Derived(master) = &enrollment.kind else { return Ok(None) };
-        let key = master.derive(identity.as_bytes());
-        Ok(Some((key, Principal { enrollment, device: Some(device), own_identity: None })))
+        let candidate = |master: &Key, which| {
+            let (enrollment, device) = (enrollment.clone(), Some(device.clone()));
+            let key = master.derive(identity.as_bytes());
+            (key, Principal { enrollment, device, own_identity: None, key: which })
+        };
+        let next = enrollment.next.as_ref().map(|next| &next.key);
+        let key = candidate(master, WhichKey::Current);
+        // If one derived enrollment has two keys, two are derived for the devices of each.
+        let second = self.derives_two.then(|| candidate(next.unwrap_or(master), WhichKey::Next));
+        Ok(Some((key, second.filter(|_| next.is_some()))))
     }
 
     /// Returns the derived enrollment of a device. A device that is not in the table is treated as
@@ -376,10 +428,11 @@ mod tests {
             product_key: "a1".into(),
             kind,
             reissue: Reissue::Always,
+            next: None,
         }));
         let copy = enrollments.unshared();
         assert_eq!(format!("{:?}", copy.derived), format!("{:?}", enrollments.derived));
-        assert_eq!((copy.by_identity["one"].name.as_str(), copy.individual.is_some()), ("2", true));
+        assert_eq!((copy.by_identity["one"].0.name.as_str(), copy.individual.is_some()), ("2", true));
         for (name, enrollment) in &enrollments.by_name {
             assert_eq!(copy.by_name[name], *enrollment);
             assert!(!Arc::ptr_eq(&copy.by_name[name], enrollment));

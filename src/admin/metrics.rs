@@ -14,6 +14,7 @@ use crate::{
     dtls::{Dropped, Failure, Suite},
     histogram::{Distribution, Histogram},
     iot_platform::{Action, calls::Ended},
+    psk::{WhichKey, uses::UseCounters},
     resource::throttle::{Counters, Limit},
     server::Metrics,
     store::{self, Totals},
@@ -57,6 +58,7 @@ pub(super) fn exposition(sources: &Sources, connections: &Connections, all: Opti
     let mut page = Page(String::with_capacity(16_384));
     process(&mut page, sources);
     handshakes(&mut page, sources);
+    keys(&mut page, &sources.key_uses);
     requests(&mut page, sources);
     throttling(&mut page, &sources.throttle);
     registrations(&mut page, sources);
@@ -143,6 +145,32 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     let help =
         "Datagrams for another worker's session, dropped because too many were waiting for that worker.";
     page.one("certdist_forwarded_dropped_total", "counter", help, of(|f| &f.forwarded_dropped));
+}
+
+/// Writes the uses of the keys of enrollments that have two. The names of the enrollments come from
+/// the configuration.
+fn keys(page: &mut Page, uses: &UseCounters) {
+    let (mut handshakes, mut last_uses) = (Vec::new(), Vec::new());
+    for (enrollment, pair) in uses.all() {
+        for (which, counter) in iter::zip(WhichKey::ALL, pair) {
+            let (count, last) = counter.read();
+            let labels = format!("{{enrollment=\"{}\",key=\"{}\"}}", escaped(&enrollment), which.as_str());
+            last_uses.extend(last.map(|last| (labels.clone(), last)));
+            handshakes.push((labels, count));
+        }
+    }
+    if handshakes.is_empty() {
+        return;
+    }
+    let help = "Completed handshakes with each key of the enrollments that have two.";
+    page.metric("certdist_key_handshakes_total", "counter", help, handshakes);
+    let help = "Time of the last of these handshakes as a Unix timestamp, in seconds.";
+    page.metric("certdist_key_last_used_timestamp_seconds", "gauge", help, last_uses);
+}
+
+/// Escapes the value of a label.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn requests(page: &mut Page, sources: &Sources) {

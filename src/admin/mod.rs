@@ -49,7 +49,7 @@ use self::{
 use crate::{
     config,
     iot_platform::calls::Calls,
-    psk::{Enrollment, EnrollmentOutline},
+    psk::{Enrollment, EnrollmentOutline, uses::UseCounters},
     registrar::Registrar,
     resource::{failures::Failures, throttle::Counters},
     server::{Metrics, Pulse, bind_failure},
@@ -74,6 +74,8 @@ pub struct Sources {
     pub throttle: Arc<Counters>,
     /// Recent requests that were not served, by device.
     pub failures: Arc<Failures>,
+    /// Uses of the keys of enrollments that have two.
+    pub key_uses: Arc<UseCounters>,
     /// The device table.
     pub store: Arc<dyn Table>,
     /// Start time of the process.

@@ -23,8 +23,13 @@ fn server(folder: &tempfile::TempDir) -> Server {
         Registrar::new(config, Owner::new("test").unwrap(), store.clone(), cloud, Handle::current());
     let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
     let kind = Kind::Derived(Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap());
-    let enrollment =
-        Enrollment { name: "lamp".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
+    let enrollment = Enrollment {
+        name: "lamp".into(),
+        product_key: "a1".into(),
+        kind,
+        reissue: Reissue::Always,
+        next: None,
+    };
     let services = Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),

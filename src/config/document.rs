@@ -21,7 +21,7 @@ use super::bounds;
 pub(super) const PREFIX: &str = "CERTDIST_";
 
 /// Configuration keys whose values may be secrets. Errors never contain these values.
-const SECRET: [&str; 4] = ["key", "credentials", "user", "token"];
+const SECRET: [&str; 5] = ["key", "key_next", "credentials", "user", "token"];
 
 /// A section of the file. The value of each configuration key is checked separately.
 pub(super) trait Section: DeserializeOwned {

@@ -281,6 +281,8 @@ pub(super) struct Enrollment {
     pub(super) kind: Kind,
     pub(super) identity: Option<String>,
     pub(super) key: Option<String>,
+    pub(super) identity_next: Option<String>,
+    pub(super) key_next: Option<String>,
     pub(super) reissue: Option<String>,
     pub(super) existing: Option<Existing>,
     #[serde(default)]

@@ -213,8 +213,10 @@ pub(super) fn whole_example() -> String {
 /// Parses the example, after creating the key files that it names.
 fn parse_example(text: &str) -> Result<Config> {
     let folder = tempfile::tempdir().unwrap();
-    for key in ["lamp-2026.key", "plug-batch-7.key"] {
-        fs::write(folder.path().join(key), "000102030405060708090a0b0c0d0e0f\n").unwrap();
+    for key in ["lamp-2026", "plug-batch-7"] {
+        let write = |name, key| fs::write(folder.path().join(name), key).unwrap();
+        write(format!("{key}.key"), "000102030405060708090a0b0c0d0e0f\n");
+        write(format!("{key}-next.key"), "ff0102030405060708090a0b0c0d0e0f\n");
     }
     fs::write(folder.path().join("database.key"), "ab".repeat(32)).unwrap();
     let admin = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -232,10 +234,13 @@ fn parse_example(text: &str) -> Result<Config> {
 fn the_example_is_valid_and_shows_the_defaults() {
     let as_it_is = parse_example(EXAMPLE).unwrap();
     let mut whole = parse_example(&whole_example()).unwrap();
+    // For second keys, `[admin]`, `[plain_coap]` and `workers`, the values in the file are not the
+    // defaults but examples, as the file's comments say.
+    for enrollment in &mut whole.enrollments {
+        assert!(enrollment.next.take().is_some());
+    }
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
-    // For `[admin]`, `[plain_coap]` and `workers`, the values in the file are not the defaults but
-    // examples, as the file's comments say.
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
     whole.limits.workers = as_it_is.limits.workers;
     // Each configuration was parsed in its own folder, so the paths of the databases differ.
@@ -506,6 +511,7 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
     // A running server applies each of these changes.
     for (right, other) in [
         ("000102", "ff0102"),
+        ("[audit]", "key_next = \"hex:ff0102030405060708090a0b0c0d0e0f\"\n[audit]"),
         ("lamp", "lamps"),
         ("[[enrollment]]", "[limits]\nrequests_per_identity = \"off\"\n[[enrollment]]\nreissue = \"once\""),
         ("[audit]", "[audit]\nkeep_days = 1\nmax_rows = 1"),

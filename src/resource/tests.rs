@@ -18,7 +18,7 @@ use crate::{
     coap::{self, Endpoint},
     device::Secret,
     iot_platform::ErrorClass,
-    psk::{Enrollment, Enrollments, Key, Kind, Reissue},
+    psk::{Enrollment, Enrollments, Key, Kind, Reissue, WhichKey},
     rate_limit::Rate,
     registrar::{self, Registrar},
     resource::throttle::EnrollmentLimits,
@@ -48,7 +48,7 @@ struct Bench {
 }
 
 fn enrollment(name: &str, kind: Kind, reissue: Reissue) -> Enrollment {
-    Enrollment { name: name.into(), product_key: format!("a1{name}"), kind, reissue }
+    Enrollment { name: name.into(), product_key: format!("a1{name}"), kind, reissue, next: None }
 }
 
 fn shared(name: &str, reissue: Reissue) -> Enrollment {
@@ -121,7 +121,7 @@ impl Bench {
 
     async fn principal(&self, identity: &str) -> Principal {
         let found = self.enrollments.find(identity.as_bytes(), &*self.store).await.unwrap();
-        found.unwrap_or_else(|| panic!("{identity} is unknown")).1
+        found.unwrap_or_else(|| panic!("{identity} is unknown")).0.1
     }
 
     fn answer(&self, principal: &Principal, request: &Ask) -> Answer {

@@ -315,7 +315,7 @@ mod tests {
     use super::*;
     use crate::{
         device::DeviceId,
-        psk::{Enrollment, Key as Psk, Kind, Reissue},
+        psk::{Enrollment, Key as Psk, Kind, Reissue, WhichKey},
     };
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -339,9 +339,10 @@ mod tests {
             product_key: "a1plug".into(),
             kind: Kind::Shared { identity: "plug".into(), key: psk },
             reissue: Reissue::Always,
+            next: None,
         };
         let device = device.map(|device| DeviceId::parse(device).unwrap().into());
-        Principal { enrollment: Arc::new(enrollment), device, own_identity: None }
+        Principal { enrollment: Arc::new(enrollment), device, own_identity: None, key: WhichKey::Current }
     }
 
     fn limits(identity: u32, address: u32, enrollment: u32) -> RequestLimits {

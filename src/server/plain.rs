@@ -26,7 +26,7 @@ use crate::{
         self, Code, ExchangeId, Response,
         echo::{Echo, Verdict},
     },
-    psk::{Enrollment, Principal},
+    psk::{Enrollment, Principal, WhichKey},
     rate_limit,
     resource::{Answer, MAX_PAYLOAD, Service},
 };
@@ -82,7 +82,7 @@ impl Plain {
             verified: HashSet::new(),
             order: VecDeque::new(),
             service,
-            principal: Principal { enrollment, device: None, own_identity: None },
+            principal: Principal { enrollment, device: None, own_identity: None, key: WhichKey::Current },
             tasks: JoinSet::new(),
             sent: Vec::new(),
         })

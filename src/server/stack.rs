@@ -29,7 +29,7 @@ use crate::{
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     histogram::{ByByte, Histogram},
     log_limit::LogLimit,
-    psk::{Enrollments, Key, Kind, Principal, Reissue},
+    psk::{Enrollments, FoundKeys, Key, Kind, Principal, Reissue, WhichKey},
     rate_limit::{Origin, Source},
     resource::{self, Answer},
     store::StoreError,
@@ -64,8 +64,8 @@ pub struct Done(WorkResult);
 
 enum WorkResult {
     /// Result of a lookup: the handshake, the generation of the enrollments in which the key was
-    /// looked up, and the key, if one was found.
-    Key(HandshakeId, u32, Option<(Key, Principal)>),
+    /// looked up, and the keys, if the identity is known.
+    Key(HandshakeId, u32, Option<FoundKeys>),
     Response(Asked, Source, Response),
     /// The key could not be looked up.
     NoKey(HandshakeId),
@@ -167,12 +167,11 @@ impl Client {
             return true;
         }
         let Some(now) = enrollments.named(&self.principal.enrollment.name) else { return false };
-        let is_good = now.kind != Kind::Individual && now.has_keys_of(&self.principal.enrollment);
-        if is_good {
-            self.principal.enrollment = now.clone();
-            self.generation = generation;
-        }
-        is_good
+        let Some(key) = now.key_of(&self.principal.enrollment, self.principal.key) else { return false };
+        self.principal.enrollment = now.clone();
+        self.principal.key = key;
+        self.generation = generation;
+        true
     }
 
     fn new(principal: Principal, generation: u32) -> Self {
@@ -481,7 +480,11 @@ impl Stack {
                     tracing::debug!(%peer, "session established");
                     // The key may have been revoked during the handshake, after the check of all
                     // existing sessions.
-                    self.is_good(session, io);
+                    if self.is_good(session, io)
+                        && let Some(client) = self.dtls.principal(session)
+                    {
+                        self.services.enrollments.count_use(&client.principal);
+                    }
                 }
                 Event::Closed { session, reason } => {
                     tracing::debug!(?session, ?reason, "session closed");
@@ -545,16 +548,25 @@ impl Stack {
         now: Instant,
         handshake: HandshakeId,
         generation: u32,
-        found: Option<(Key, Principal)>,
+        found: Option<FoundKeys>,
         io: &mut impl Io,
     ) {
-        if let Some((_, principal)) = &found {
+        // Both keys of an identity have the same holder.
+        if let Some(((_, principal), _)) = &found {
             self.dtls.bind_holder(handshake, self.holder_of(principal));
         }
-        let key = found.and_then(|(key, principal)| {
+        let (first, second) = found.map_or((None, None), |(first, second)| (Some(first), second));
+        let tries_two = second.is_some() || self.services.enrollments.tries_two();
+        let client = |(key, principal): (Key, Principal)| {
             Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal, generation)))
-        });
-        self.dtls.provide_psk(now, handshake, key, io);
+        };
+        let keys = [first, second].map(|found| found.and_then(client));
+        if tries_two {
+            self.dtls.provide_psks(now, handshake, keys, io);
+        } else {
+            let [key, _] = keys;
+            self.dtls.provide_psk(now, handshake, key, io);
+        }
         self.events(now, io);
     }
 
@@ -640,18 +652,21 @@ fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> 
 struct RequestLine {
     device: Option<DeviceId>,
     identity: String,
+    /// Key that the client has, if its enrollment has two.
+    key: Option<WhichKey>,
     address: SocketAddr,
 }
 
 impl RequestLine {
     fn new<K>(address: SocketAddr, principal: &Principal, request: &Request<K>) -> Self {
         let identity = match (&principal.enrollment.kind, &principal.device) {
-            (Kind::Shared { identity, .. }, _) => identity.escape_debug().to_string(),
+            (Kind::Shared { .. }, _) => principal.identity().escape_debug().to_string(),
             // A device with its own key is logged by its device ID instead of its PSK
             // identity.
             (_, device) => device.as_ref().map(|own| own.first().to_string()).unwrap_or_default(),
         };
-        Self { device: resource::device_of(request, principal), identity, address }
+        let key = principal.enrollment.next.as_ref().map(|_| principal.key);
+        Self { device: resource::device_of(request, principal), identity, key, address }
     }
 
     fn log(&self, code: u8, took: Duration, delivery: Delivery) {
@@ -660,8 +675,9 @@ impl RequestLine {
         let milliseconds = took.as_micros() as f64 / 1000.0;
         // Set if the answer waits until the device's address is validated.
         let kept = (delivery == Delivery::Kept).then_some(true);
+        let key = self.key.map(WhichKey::as_str);
         tracing::info!(
-            device, identity = self.identity, peer = %self.address, %code, milliseconds, kept, "request"
+            device, identity = self.identity, key, peer = %self.address, %code, milliseconds, kept, "request"
         );
     }
 }

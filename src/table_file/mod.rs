@@ -83,7 +83,9 @@ impl Enrollments {
 
     /// Returns the enrollment whose devices share this PSK identity.
     fn sharing(&self, identity: &str) -> Option<&EnrollmentOutline> {
-        self.known.iter().find(|enrollment| enrollment.shared_identity.as_deref() == Some(identity))
+        self.known
+            .iter()
+            .find(|enrollment| enrollment.shared_identities.iter().any(|shared| shared == identity))
     }
 
     fn default(&self) -> Option<&EnrollmentOutline> {

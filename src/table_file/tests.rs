@@ -16,7 +16,7 @@ const IOT_ID: &str = "waFtX5kugLy1Nlkrut2h000001";
 
 fn enrollment(name: &str, kind: Kind) -> EnrollmentOutline {
     let product_key = format!("a1{name}");
-    Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always }.outline()
+    Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always, next: None }.outline()
 }
 
 fn derived() -> Kind {
@@ -358,6 +358,7 @@ fn what_the_configuration_accepts_can_be_imported() {
         product_key: "sim_product-1".into(),
         kind: derived(),
         reissue: Reissue::Always,
+        next: None,
     };
     let enrollments = Enrollments::new([odd.outline()]);
     let row = only("deviceId,enrollment,productKey\nSN-1, 'odd' ,sim_product-1\n", &enrollments);

@@ -299,7 +299,7 @@ mod tests {
 
     fn enrolled(reissue: Reissue) -> EnrollmentOutline {
         let (name, product_key) = ("plug".into(), "a1".into());
-        Enrollment { name, product_key, kind: Kind::Individual, reissue }.outline()
+        Enrollment { name, product_key, kind: Kind::Individual, reissue, next: None }.outline()
     }
 
     fn answer(event: AuditEvent, at: UnixSeconds, enrollment: &str, detail: &str) -> AuditEntry {

@@ -13,6 +13,7 @@ fn client(device: Option<&str>) -> Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
         device: device.map(|device| AskedId::parse(device).unwrap()),
         own_identity: None,
+        key: WhichKey::Current,
     }
 }
 

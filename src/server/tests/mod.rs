@@ -38,8 +38,13 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
     let row = ImportRow::new(DeviceId::parse("SN-1").unwrap(), "plug", "a1");
     import(&*store, [row]);
     let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
-    let enrollment =
-        Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Always };
+    let enrollment = Enrollment {
+        name: "plug".into(),
+        product_key: "a1".into(),
+        kind,
+        reissue: Reissue::Always,
+        next: None,
+    };
     let cloud = Arc::new(Cloud::default());
     let registrar = Registrar::new(
         crate::registrar::Config::default(),

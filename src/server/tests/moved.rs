@@ -177,7 +177,13 @@ impl Scene {
     fn issues_once(own_id: &[u8]) -> Self {
         let mut scene = Self::new(own_id);
         let kind = Kind::Shared { identity: "plug".into(), key: Key::from_hex(KEY).unwrap() };
-        let once = Enrollment { name: "plug".into(), product_key: "a1".into(), kind, reissue: Reissue::Once };
+        let once = Enrollment {
+            name: "plug".into(),
+            product_key: "a1".into(),
+            kind,
+            reissue: Reissue::Once,
+            next: None,
+        };
         let services =
             Services { enrollments: Arc::new(Enrollments::new([once])), ..scene.stack.services.clone() };
         scene.stack.reload(services);

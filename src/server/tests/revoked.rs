@@ -2,10 +2,11 @@
 //! configuration is reloaded.
 
 use super::*;
+use crate::psk::{NextKey, uses::UseCounters};
 
 fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) -> Enrollment {
     let kind = Kind::Shared { identity: identity.into(), key: Key::from_hex(key).unwrap() };
-    Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue }
+    Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue, next: None }
 }
 
 /// A stack, and devices that each have one session and have not sent a request yet.
@@ -30,14 +31,18 @@ impl Scene {
         let out = Collected(Vec::new());
         let mut scene = Self { stack, services, clients: Vec::new(), out, now, _keeps: (folder, runtime) };
         for number in 0..devices {
-            let psk = Psk::new(hex::decode(KEY).unwrap()).unwrap();
-            let client = Client::new(Profile::new("plug", psk), [number as u8; 32]);
-            scene.clients.push(client);
-            let first = scene.clients[usize::from(number)].start(now);
-            scene.pass(number, first);
+            scene.connect(number, "plug", KEY);
             assert!(scene.clients[usize::from(number)].is_established());
         }
         scene
+    }
+
+    /// Runs the handshake of the next device, which has this number.
+    fn connect(&mut self, number: u16, identity: &str, key: &str) {
+        let psk = Psk::new(hex::decode(key).unwrap()).unwrap();
+        self.clients.push(Client::new(Profile::new(identity, psk), [number as u8; 32]));
+        let first = self.clients[usize::from(number)].start(self.now);
+        self.pass(number, first);
     }
 
     fn pass(&mut self, number: u16, mut to_server: Vec<Vec<u8>>) {
@@ -143,6 +148,79 @@ fn a_kept_answer_is_not_repeated_after_the_reload() {
     assert_eq!(scene.ask(0, 1), Some(0x84));
     scene.reload(None);
     assert_eq!(scene.ask(0, 1), None);
+}
+
+/// Keys of the enrollment, the first of which may have its own identity.
+fn keys(current: (&str, &str), next: Option<(&str, &str)>) -> Enrollment {
+    let (identity, key) = current;
+    let next = next.map(|(own, digits)| NextKey {
+        key: Key::from_hex(digits).unwrap(),
+        identity: (own != identity).then(|| own.into()),
+    });
+    Enrollment { next, ..enrollment(key, identity, "a1", Reissue::Always) }
+}
+
+/// Of two clients, one has the former key and one the new key, under the same identity or under one
+/// of its own.
+#[test]
+fn taking_a_key_away_ends_its_sessions_and_no_others() {
+    let other = "1".repeat(32);
+    for own in ["plug", "plug-next"] {
+        let both = || keys(("plug", KEY), Some((own, &other)));
+        let (old, new) = (("plug", KEY), (own, other.as_str()));
+        for (changed, goes_on) in [
+            (both(), [true, true]),
+            // Swapped: nothing ends.
+            (keys(new, Some(old)), [true, true]),
+            (keys(new, None), [false, true]),
+            (keys(old, None), [true, false]),
+            (keys(new, Some((own, &"2".repeat(32)))), [false, true]),
+            (keys((own, &"2".repeat(32)), None), [false, false]),
+        ] {
+            let mut scene = Scene::new(dtls::Config::default(), 0);
+            scene.reload([both()]);
+            for (number, (identity, key)) in (0..).zip([old, new]) {
+                scene.connect(number, identity, key);
+                assert_eq!(scene.ask(number, 1), Some(0x84), "{identity}");
+            }
+            scene.reload([changed.clone()]);
+            for (number, goes_on) in (0..).zip(goes_on) {
+                assert_eq!(scene.ask(number, 2), goes_on.then_some(0x84), "{number}, {changed:?}");
+            }
+            while scene.stack.poll_timeout().is_some_and(|at| at <= Instant::now()) {
+                scene.stack.handle_timeout(scene.now, &mut scene.out);
+            }
+            assert_eq!(scene.sessions(), goes_on.iter().filter(|goes_on| **goes_on).count() as u64);
+            // A session goes on through any number of reloads that keep its key in either place.
+            scene.reload([keys(new, Some(old))]);
+            scene.reload([both()]);
+            assert_eq!(scene.ask(1, 3), goes_on[1].then_some(0x84));
+        }
+    }
+}
+
+#[test]
+fn a_handshake_counts_for_the_key_that_the_device_has() {
+    let other = "1".repeat(32);
+    let uses = UseCounters::default();
+    let mut scene = Scene::new(dtls::Config::default(), 0);
+    let mut reload = |scene: &mut Scene, enrollment: Enrollment| {
+        scene.services.enrollments = Arc::new(Enrollments::counted([enrollment], &uses));
+        scene.stack.reload(scene.services.clone());
+        uses.all().first().map(|(_, pair)| pair.each_ref().map(|counter| counter.read().0))
+    };
+    let both = || keys(("plug", KEY), Some(("plug", &other)));
+    assert_eq!(reload(&mut scene, both()), Some([0, 0]));
+    for (number, key) in (0..).zip([KEY, &other, KEY, "99".repeat(16).as_str()]) {
+        scene.connect(number, "plug", key);
+    }
+    assert_eq!(reload(&mut scene, both()), Some([2, 1]), "the wrong key counts for none");
+    // The counts belong to the keys and not to their places.
+    assert_eq!(reload(&mut scene, keys(("plug", &other), Some(("plug", KEY)))), Some([1, 2]));
+    scene.connect(4, "plug", KEY);
+    assert_eq!(reload(&mut scene, keys(("plug", &other), None)), None);
+    scene.connect(5, "plug", &other);
+    assert_eq!(reload(&mut scene, keys(("plug", &other), Some(("plug", KEY)))), Some([0, 0]));
 }
 
 #[test]

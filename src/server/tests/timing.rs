@@ -1,12 +1,12 @@
 //! Tests that the time of a handshake reveals nothing about its identity: whether it is known,
-//! whether its device is disabled, and what kind of enrollment it belongs to. All handshakes use a
-//! wrong key.
+//! whether its device is disabled, what kind of enrollment it belongs to, and whether it has a second
+//! key. These handshakes use a wrong key. Another test compares handshakes with either of two keys.
 
 use rand::seq::SliceRandom;
 
 use super::*;
 use crate::{
-    psk,
+    psk::{self, NextKey},
     seal::{self, DatabaseKey, Keyring},
     store::{
         DeviceState, Store,
@@ -54,8 +54,9 @@ enum Secrets {
     YetToSeal,
 }
 
-/// Creates a server's modules with these enrollments. The table has devices of the
-/// enrollments `own`, `one` and `two`, even if these are not configured.
+/// Creates a server's modules with these enrollments. Those whose names end in `+` have a second key,
+/// and their names are without the `+`. The table has devices of the enrollments `own`, `one` and
+/// `two`, even if these are not configured.
 fn site(
     folder: &tempfile::TempDir,
     runtime: &tokio::runtime::Runtime,
@@ -90,10 +91,12 @@ fn site(
         store.set_keys(ring()).unwrap();
     }
     let key = || Key::from_hex(KEY).unwrap();
+    let next = || NextKey { key: Key::from_hex(NEXT_KEY).unwrap(), identity: None };
     services.enrollments = Arc::new(Enrollments::new(enrollments.iter().map(|name| Enrollment {
-        name: (*name).into(),
+        name: plain(name).into(),
         product_key: "a1".into(),
-        kind: match *name {
+        next: name.ends_with('+').then(next),
+        kind: match plain(name) {
             "own" => Kind::Individual,
             "plug" => Kind::Shared { identity: "plug-000".into(), key: key() },
             _ => Kind::Derived(key()),
@@ -102,6 +105,14 @@ fn site(
     })));
     services.store = store;
     services
+}
+
+/// Second key of an enrollment, as long as the first.
+const NEXT_KEY: &str = "ff0102030405060708090a0b0c0d0e0f";
+
+/// Returns the name of an enrollment without the mark of a second key.
+fn plain(name: &str) -> &str {
+    name.trim_end_matches('+')
 }
 
 /// Returns the numbers of store queries, keys derived and sealed values opened so far.
@@ -114,13 +125,18 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let all = ["own", "plug", "one", "two"];
-    let sites: [(&[&str], [u64; 2]); 6] = [
+    let sites: [(&[&str], [u64; 2]); 10] = [
         (&["own"], [1, 0]),
         (&["plug"], [0, 0]),
         (&["one"], [0, 1]),
         (&["one", "two"], [1, 1]),
         (&["own", "plug"], [1, 0]),
         (&all, [2, 1]),
+        // If one enrollment has a second key, its share of the work is done for every identity.
+        (&["plug+"], [0, 0]),
+        (&["one+"], [0, 2]),
+        (&["one", "two+"], [1, 2]),
+        (&["own", "plug+", "one+", "two"], [2, 2]),
     ];
     for secrets in [Secrets::Clear, Secrets::Sealed, Secrets::YetToSeal] {
         for (enrollments, [reads, derived]) in sites {
@@ -135,23 +151,26 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
                 assert_eq!(work, [reads, derived, opened], "{what}, {enrollments:?}, {secrets:?}");
                 // An identity without a configured enrollment is treated as a device of the first
                 // derived enrollment.
-                let own = enrollment.filter(|name| enrollments.contains(name));
-                let first = enrollments.contains(&"one").then_some("one");
-                let found = found.as_ref().map(|(_, principal)| principal.enrollment.name.as_str());
-                assert_eq!(found, own.or(first), "{what}, {enrollments:?}, {secrets:?}");
+                let has = |name: &str| enrollments.iter().any(|known| plain(known) == name);
+                let own = enrollment.filter(|name| has(name));
+                let expected = own.or(has("one").then_some("one"));
+                let name = found.as_ref().map(|((_, principal), _)| principal.enrollment.name.as_str());
+                assert_eq!(name, expected, "{what}, {enrollments:?}, {secrets:?}");
+                let has_two = expected.is_some_and(|name| enrollments.contains(&&*format!("{name}+")));
+                let second = found.and_then(|(_, second)| second);
+                assert_eq!(second.is_some(), has_two, "{what}, {enrollments:?}, {secrets:?}");
             }
         }
     }
 }
 
-/// Runs a handshake with a wrong key. Returns the server's answer, and the time that the server
-/// takes to process the client's last flight and to give up the handshake.
-fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
+/// Runs a handshake. Returns the server's answer, and the time that the server takes to process the
+/// client's last flight and to give up the handshake if the key is wrong.
+fn last_flight(stack: &mut Stack, identity: &str, key: Psk, number: u16) -> (Duration, Vec<u8>) {
     let now = Instant::now();
     let [high, low] = number.to_be_bytes();
     let peer = SocketAddr::from(([10, 1, high, low], 5684));
-    let wrong = Psk::new(vec![7; 16]).unwrap();
-    let mut client = Client::new(Profile::new(identity, wrong), [low; 32]);
+    let mut client = Client::new(Profile::new(identity, key), [low; 32]);
     let mut out = Collected(Vec::with_capacity(4));
     let mut datagram = client.start(now).concat();
     for _ in 0..2 {
@@ -162,29 +181,40 @@ fn fail(stack: &mut Stack, identity: &str, number: u16) -> (Duration, Vec<u8>) {
     stack.receive(now, peer, &mut datagram, &mut out);
     stack.handle_timeout(now + Duration::from_secs(12), &mut out);
     let took = begun.elapsed();
+    out.0.retain(|(to, _)| *to == peer);
     assert_eq!(out.0.len(), 1);
     (took, out.0.remove(0).1)
 }
 
-/// Compares the times that handshakes with these identities take to fail, and returns the answers.
-/// The handshakes are interleaved, so that other load on the machine delays all identities equally.
-fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&str>)]) -> HashSet<Vec<u8>> {
+fn wrong() -> Psk {
+    Psk::new(vec![7; 16]).unwrap()
+}
+
+/// Compares the times that handshakes take, and returns the answers. Each handshake has a description,
+/// and an identity and key that may depend on its number. The handshakes are interleaved, so that
+/// other load on the machine delays all of them equally.
+fn compare(
+    what: &str,
+    services: Services,
+    handshakes: &[(&str, &dyn Fn(u16) -> (String, Psk))],
+) -> HashSet<Vec<u8>> {
     let now = Instant::now();
     // In this small table, new handshakes soon evict the failed handshakes.
     let config = dtls::Config { max_handshakes: 64, ..dtls::Config::default() };
     let dtls = dtls::Endpoint::new(config, now, &[1; 32], [2; 32]);
     let coap = coap::Endpoint::new(coap::Config::default(), now, [3; 32]);
     let mut stack = Stack::new(dtls, coap, services);
-    let mut times = vec![Vec::new(); identities.len()];
+    let mut times = vec![Vec::new(); handshakes.len()];
     let mut answers = HashSet::new();
     let mut numbers = (0..=u16::MAX).cycle();
     for doubling in 0..=DOUBLINGS {
         let more = ROUNDS << doubling.saturating_sub(1);
         let mut order: Vec<usize> =
-            (0..identities.len() * more).map(|index| index % identities.len()).collect();
+            (0..handshakes.len() * more).map(|index| index % handshakes.len()).collect();
         order.shuffle(&mut rand::rng());
         for (which, number) in order.into_iter().zip(&mut numbers) {
-            let (took, answer) = fail(&mut stack, identities[which].1, number);
+            let (identity, key) = handshakes[which].1(number);
+            let (took, answer) = last_flight(&mut stack, &identity, key, number);
             times[which].push(took);
             answers.insert(answer);
         }
@@ -195,13 +225,13 @@ fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&st
                 times[times.len() / 2].as_secs_f64() * 1e6
             })
             .collect();
-        let alike = || identities.iter().zip(&medians).filter(|((what, ..), _)| *what != LONG_KEY);
+        let alike = || handshakes.iter().zip(&medians).filter(|((what, ..), _)| *what != LONG_KEY);
         let least = alike().map(|(_, &median)| median).fold(f64::MAX, f64::min);
         let difference = alike().map(|(_, &median)| median).fold(0.0, f64::max) / least - 1.0;
         let rounds = times[0].len();
         println!("{what}: {:.1} % after {rounds} handshakes of each", difference * 100.0);
-        for ((identity, ..), median) in identities.iter().zip(&medians) {
-            println!("  {identity:22} {median:8.1} us");
+        for ((handshake, _), median) in handshakes.iter().zip(&medians) {
+            println!("  {handshake:22} {median:8.1} us");
         }
         if difference < TOLERANCE {
             return answers;
@@ -214,17 +244,44 @@ fn compare(what: &str, services: Services, identities: &[(&str, &str, Option<&st
 fn neither_the_bytes_nor_the_time_of_a_failure_reveal_what_an_identity_is() {
     let folder = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let sites: [&[&str]; 2] = [&["own", "plug"], &["one", "two"]];
+    let sites: [&[&str]; 4] = [&["own", "plug"], &["one", "two"], &["own", "plug+"], &["one", "two+"]];
     let mut answers = HashSet::new();
     for enrollments in sites {
         for secrets in [Secrets::Clear, Secrets::Sealed] {
             let services = site(&folder, &runtime, enrollments, secrets);
-            let identities: Vec<_> = IDENTITIES
-                .into_iter()
-                .filter(|(.., own)| own.is_none_or(|own| enrollments.contains(&own)))
+            let has = |name| enrollments.iter().any(|known| plain(known) == name);
+            let known = IDENTITIES.iter().filter(|(.., own)| own.is_none_or(has));
+            let known: Vec<_> = known
+                .map(|(what, identity, _)| (*what, move |_| ((*identity).to_owned(), wrong())))
                 .collect();
-            answers.extend(compare(&format!("{enrollments:?}, {secrets:?}"), services, &identities));
+            let handshakes: Vec<(&str, &dyn Fn(u16) -> (String, Psk))> =
+                known.iter().map(|(what, client)| (*what, client as _)).collect();
+            answers.extend(compare(&format!("{enrollments:?}, {secrets:?}"), services, &handshakes));
         }
     }
     assert_eq!(answers.len(), 1, "the same alert, byte for byte");
+}
+
+/// An observer must not see which devices still have the former key.
+#[test]
+fn the_time_of_a_success_does_not_reveal_which_key_a_device_has() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let key = |key: &Key| Psk::new(key.as_bytes().to_vec()).unwrap();
+    let [current, next] = [KEY, NEXT_KEY].map(|digits| Key::from_hex(digits).unwrap());
+    let derived = |master: &Key, number: u16| {
+        // Each handshake has its own device, which then has one session.
+        let identity = format!("one-{number:05}");
+        let psk = key(&master.derive(identity.as_bytes()));
+        (identity, psk)
+    };
+    let services = site(&folder, &runtime, &["one+"], Secrets::Clear);
+    compare(
+        "derived",
+        services,
+        &[("current", &|number| derived(&current, number)), ("next", &|number| derived(&next, number))],
+    );
+    let services = site(&folder, &runtime, &["plug+"], Secrets::Clear);
+    let shared = |own: &Key| ("plug-000".to_owned(), key(own));
+    compare("shared", services, &[("current", &|_| shared(&current)), ("next", &|_| shared(&next))]);
 }

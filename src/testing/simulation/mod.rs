@@ -22,7 +22,7 @@ use crate::{
     device::DeviceId,
     dtls::{self, Psk, testing::Profile},
     provision::Provisioner,
-    psk::{Enrollment, Enrollments, Key, Kind, Reissue},
+    psk::{Enrollment, Enrollments, Key, Kind, NextKey, Reissue},
     registrar::{self, Registrar},
     resource::Service,
     server::{
@@ -48,6 +48,9 @@ const MAX_DELAY: u64 = 2000;
 
 const MASTER: &str = "000102030405060708090a0b0c0d0e0f";
 const SHARED: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
+/// Second keys of both enrollments.
+const NEXT_MASTER: &str = "101112131415161718191a1b1c1d1e1f";
+const NEXT_SHARED: &str = "e0e1e2e3e4e5e6e7e8e9eaebecedeeef";
 
 /// An event of the simulation.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -136,18 +139,18 @@ impl Process {
         );
         registrar.recover().await.unwrap();
         let provisioner = Provisioner::new(shared.clone(), registrar, Duration::from_secs(10));
-        let enrollment = |name: &str, kind| Enrollment {
+        let key = |digits: &str| Key::from_hex(digits).unwrap();
+        let enrollment = |name: &str, kind, next| Enrollment {
             name: name.into(),
             product_key: "a1".into(),
             kind,
             reissue: Reissue::Always,
+            next: Some(NextKey { key: key(next), identity: None }),
         };
+        let shared_kind = Kind::Shared { identity: "batch".into(), key: key(SHARED) };
         let enrollments = Enrollments::new([
-            enrollment("derived", Kind::Derived(Key::from_hex(MASTER).unwrap())),
-            enrollment(
-                "shared",
-                Kind::Shared { identity: "batch".into(), key: Key::from_hex(SHARED).unwrap() },
-            ),
+            enrollment("derived", Kind::Derived(key(MASTER)), NEXT_MASTER),
+            enrollment("shared", shared_kind, NEXT_SHARED),
         ]);
         let services = Services {
             enrollments: Arc::new(enrollments),
@@ -184,13 +187,15 @@ fn device_id(device: usize) -> String {
 }
 
 /// Creates a device. Devices with even numbers belong to the derived enrollment, and devices with
-/// odd numbers to the shared one.
+/// odd numbers to the shared one. Half of each have the first key, and half the second.
 fn device(number: usize, starts: Instant, seed: u64) -> Device {
     let id = device_id(number);
     let key = |hex: &str| Key::from_hex(hex).unwrap();
-    let (identity, key) = match number % 2 {
+    let (identity, key) = match number % 4 {
         0 => (id.clone(), key(MASTER).derive(id.as_bytes())),
-        _ => ("batch".to_owned(), key(SHARED)),
+        2 => (id.clone(), key(NEXT_MASTER).derive(id.as_bytes())),
+        1 => ("batch".to_owned(), key(SHARED)),
+        _ => ("batch".to_owned(), key(NEXT_SHARED)),
     };
     let mut profile = Profile::new(&identity, Psk::new(key.as_bytes().to_vec()).unwrap());
     // Devices imitate different client stacks.
