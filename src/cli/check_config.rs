@@ -11,7 +11,7 @@ use crate::{
     store::{self, Condition, SharedName},
 };
 
-/// Maximum number of shared names that are reported.
+/// Maximum number of shared names, and of enrollments with two keys, that are reported.
 const MAX_SHARED: usize = 20;
 
 /// Name of the device about which IoT Platform is asked. The name is legal, but no real device has
@@ -45,6 +45,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     };
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     print(|out| writeln!(out, "{path}: {enrollments}, listen {}", listen.join(", ")))?;
+    report_two_keys(&config)?;
     let database = store::examine(&config.database).and_then(|condition| {
         if condition == Condition::Current {
             store::check_keys(&config.database, &config.database_keys)?;
@@ -85,6 +86,27 @@ pub(super) async fn run(args: Args) -> CommandResult {
         (Err(error), Ok(())) => Err(error.into()),
         (Ok(_), cloud) => cloud,
     }
+}
+
+/// Reports the enrollments that accept two keys, because the former one has to be taken away in the
+/// end.
+fn report_two_keys(config: &Config) -> CommandResult {
+    let two = config.enrollments.iter().filter(|enrollment| enrollment.next.is_some());
+    let mut names: Vec<&str> = two.map(|enrollment| enrollment.name.as_str()).collect();
+    let Some(first) = names.first().copied() else { return Ok(()) };
+    let count = names.len();
+    if count > MAX_SHARED {
+        names.truncate(MAX_SHARED);
+        names.push("…");
+    }
+    Ok(print(|out| {
+        writeln!(
+            out,
+            "key and key_next are both accepted in {count} of the enrollments: {}; `certdist enrollment show {first}` \
+             says when each was last used",
+            names.join(", ")
+        )
+    })?)
 }
 
 /// Reports devices that share a name. The server starts in spite of shared names.

@@ -1,6 +1,8 @@
 //! `certdist enrollment`: shows the enrollments of the configuration, with the number of their
 //! devices in the table. Shows no key.
 
+mod keys;
+
 use std::collections::BTreeMap;
 
 use anyhow::anyhow;
@@ -9,7 +11,7 @@ use serde_json::json;
 use super::{CommandResult, ConfigArgs, Failure, aligned, look_at_store, print, remark};
 use crate::{
     config::Config,
-    psk::{Enrollment, Kind, Reissue},
+    psk::{Enrollment, Kind, Reissue, uses::Reported},
     rate_limit::Rate,
     store::Totals,
 };
@@ -146,9 +148,21 @@ pub(super) fn run(args: &Args) -> CommandResult {
                 )));
             }
             let totals = totals.unwrap_or_default();
+            let uses = match known {
+                Some(enrollment) => super::runtime()?.block_on(keys::read(&*store, enrollment))?,
+                None => Reported::new(),
+            };
             print(|out| match json {
-                true => writeln!(out, "{}", as_json(&config, name, known, &totals)),
-                false => write!(out, "{}", as_text(&config, name, known, &totals)),
+                true => {
+                    let mut object = as_json(&config, name, known, &totals);
+                    if let Some(keys) = known.map(|enrollment| keys::as_json(enrollment, &uses))
+                        && !keys.is_null()
+                    {
+                        object["keys"] = keys;
+                    }
+                    writeln!(out, "{object}")
+                }
+                false => write!(out, "{}", as_text(&config, name, known, &totals, &uses)),
             })?;
         }
     }
@@ -167,7 +181,13 @@ fn rate(rate: Option<Rate>) -> String {
     rate.map_or_else(|| "off".into(), |rate| rate.to_string())
 }
 
-fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Totals) -> String {
+fn as_text(
+    config: &Config,
+    name: &str,
+    known: Option<&Enrollment>,
+    totals: &Totals,
+    uses: &Reported,
+) -> String {
     let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
     let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
     match known {
@@ -186,9 +206,8 @@ fn as_text(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
             }
         }
     }
-    for (label, count) in counts(totals) {
-        line(label, count.to_string());
-    }
+    lines.extend(known.map(|enrollment| keys::lines(enrollment, uses)).unwrap_or_default());
+    lines.extend(counts(totals).map(|(label, count)| [label.to_owned(), count.to_string()]));
     aligned(&lines)
 }
 

@@ -13,7 +13,7 @@ use super::{CommandResult, ConfigArgs, Failure, print};
 use crate::{
     device::DeviceId,
     new_file::NewFile,
-    psk::{Kind, MAX_KEY, MIN_KEY},
+    psk::{Kind, MAX_KEY, MIN_KEY, WhichKey},
 };
 
 /// Makes keys
@@ -54,6 +54,9 @@ struct NewArgs {
     /// Derived enrollment of the device
     #[arg(long, value_name = "NAME", requires = "derive")]
     enrollment: Option<String>,
+    /// Derive from the enrollment's second master key, `key_next`
+    #[arg(long, requires = "derive")]
+    next: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -91,10 +94,14 @@ fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;
     let found = config.enrollments.iter().find(|known| known.name == enrollment);
-    match found.map(|known| &known.kind) {
-        Some(Kind::Derived(master)) => {
+    let which = if args.next { WhichKey::Next } else { WhichKey::Current };
+    match found.map(|known| (&known.kind, known.key(which))) {
+        Some((Kind::Derived(_), Some(master))) => {
             Ok(Zeroizing::new(hex::encode(master.derive(identity.as_bytes()).as_bytes())))
         }
+        Some((Kind::Derived(_), None)) => Err(Failure::Usage(anyhow!(
+            "--next: the enrollment {enrollment} has no key_next; add it to the configuration"
+        ))),
         Some(_) => Err(Failure::Usage(anyhow!(
             "--enrollment {enrollment}: its kind is not \"derived\", so it has no master key"
         ))),

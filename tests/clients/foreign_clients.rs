@@ -54,6 +54,29 @@ fn libcoap_in_both_builds_gets_a_certificate_by_get_post_and_fetch() {
 }
 
 #[test]
+fn libcoap_opens_the_door_with_either_of_two_keys() {
+    let site = Site::new();
+    let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
+    let key = format!("key = \"hex:{}\"\n", hex::encode(SHARED_KEY));
+    let next = format!("{key}key_next = \"hex:{}\"\n", hex::encode("another-key-here"));
+    assert!(configuration.contains(&key));
+    site.write("certdist.toml", &configuration.replace(&key, &next));
+    site.import(CSV);
+    let server = site.serve();
+    for build in ["openssl", "gnutls"] {
+        for (key, opens) in [(SHARED_KEY, true), ("another-key-here", true), ("a-third-key-here", false)] {
+            let output = Command::new(format!("coap-client-{build}"))
+                .args(["-B", "4", "-u", SHARED_IDENTITY, "-k", key, "-A", "50"])
+                .arg(format!("coaps://{}/cert?sn=PLUG-1", server.address))
+                .output()
+                .expect("libcoap's client is installed by `make clients`");
+            let answer = stdout(&output);
+            assert_eq!(answer.contains("secretofplug10000000000000000000"), opens, "{build} {key}: {answer}");
+        }
+    }
+}
+
+#[test]
 fn libcoap_is_told_what_is_wrong() {
     let (_site, server) = server();
     for build in ["openssl", "gnutls"] {

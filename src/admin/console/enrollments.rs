@@ -1,6 +1,8 @@
 //! Shows the progress of each enrollment: the numbers of devices that wait, are registered, issued,
 //! activated and refused, and the expected end of the current registrations.
 
+mod keys;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
@@ -26,7 +28,7 @@ use crate::{
         census::Census,
         jobs::{Action, Job},
     },
-    psk::{EnrollmentOutline, KindName},
+    psk::{EnrollmentOutline, KindName, uses::Reported},
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
@@ -201,6 +203,8 @@ struct Enrollment<'e> {
     waiting: u64,
     refused: Vec<&'e Held>,
     rate: Option<Rate>,
+    /// Uses of its keys, if it has two and is on the page.
+    keys: Reported,
 }
 
 impl Enrollment<'_> {
@@ -248,12 +252,18 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
                 waiting: waiting.iter().map(|held| held.devices).sum(),
                 refused,
                 rate: rates.get(name).copied(),
+                keys: Reported::new(),
             }
         })
         .collect();
     all.sort_by_key(Enrollment::rank);
     let pages = all.len().div_ceil(PAGE);
     let page = which.page.min(pages.saturating_sub(1));
+    for enrollment in all.iter_mut().skip(page * PAGE).take(PAGE) {
+        if let Some(enrolled) = enrollment.enrolled {
+            enrollment.keys = keys::read(&*shared.sources.store, enrolled).await?;
+        }
+    }
     let none = if text.is_empty() { "enrollments-none-text" } else { "enrollments-none-found" };
     Ok(html! {
         p.hint { (t.rich("enrollments-counted", [("time", moment(census.at).into())])) }
@@ -326,6 +336,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                     @if refused.len() > REASONS { li { (t.rich("enrollments-more-reasons", [("count", ((refused.len() - REASONS) as u64).into())])) } }
                 }
             }
+            (keys::lines(t, &enrollment.keys))
             @if totals.disabled > 0 {
                 p { (t.rich("enrollments-disabled", [("count", in_state(Kind::Disabled, totals.disabled).into())])) }
             }

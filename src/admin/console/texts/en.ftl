@@ -387,6 +387,14 @@ enrollments-more-reasons = { $count ->
    *[other] and {$count} more reasons
 }
 enrollments-disabled = {$count} disabled here.
+enrollments-key-current = The former key (key)
+enrollments-key-next = The new key (key_next)
+enrollments-key-used = {$key} was last used at {$time}. { $count ->
+    [one] One handshake
+   *[other] {$count} handshakes
+} since {$since}.
+enrollments-key-unused = {$key} has not been used since {$since}.
+enrollments-key-unknown = {$key}: no server has reported its use yet.
 
 ## Signing in
 

@@ -344,6 +344,11 @@ enrollments-rate-job = ジョブがほかのデバイスも登録しています
 enrollments-refused = {$count} 台が IoT Platform に拒否されました。理由：
 enrollments-more-reasons = ほか {$count} 種類の理由
 enrollments-disabled = {$count} 台をここで無効にしています。
+enrollments-key-current = 元の鍵（key）
+enrollments-key-next = 新しい鍵（key_next）
+enrollments-key-used = {$key}は {$time} に最後に使われました。{$since} からのハンドシェイクは {$count} 回です。
+enrollments-key-unused = {$key}は {$since} から使われていません。
+enrollments-key-unknown = {$key}：使用状況を報告したサーバーはまだありません。
 
 ## Signing in
 

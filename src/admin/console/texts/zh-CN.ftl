@@ -344,6 +344,11 @@ enrollments-rate-job = 有任务正在注册更多设备，其页面显示预计
 enrollments-refused = {$count} 台被物联网平台拒绝，原因如下：
 enrollments-more-reasons = 以及另外 {$count} 种原因
 enrollments-disabled = {$count} 台在此禁用。
+enrollments-key-current = 原密钥（key）
+enrollments-key-next = 新密钥（key_next）
+enrollments-key-used = {$key}最近一次使用：{$time}。自 {$since} 起共 {$count} 次握手。
+enrollments-key-unused = {$key}自 {$since} 起未被使用。
+enrollments-key-unknown = {$key}：还没有服务器报告其使用情况。
 
 ## Signing in
 
