@@ -92,19 +92,19 @@ pub(super) async fn run(args: Args) -> CommandResult {
 /// end.
 fn report_two_keys(config: &Config) -> CommandResult {
     let two = config.enrollments.iter().filter(|enrollment| enrollment.next.is_some());
-    let mut names: Vec<&str> = two.map(|enrollment| enrollment.name.as_str()).collect();
-    let Some(first) = names.first().copied() else { return Ok(()) };
+    let mut names: Vec<String> = two.map(|enrollment| enrollment.name.escape_debug().to_string()).collect();
+    let Some(first) = names.first().cloned() else { return Ok(()) };
     let count = names.len();
     if count > MAX_SHARED {
         names.truncate(MAX_SHARED);
-        names.push("…");
+        names.push("…".into());
     }
+    let names = names.join(", ");
     Ok(print(|out| {
         writeln!(
             out,
-            "key and key_next are both accepted in {count} of the enrollments: {}; `certdist enrollment show {first}` \
-             says when each was last used",
-            names.join(", ")
+            "enrollments that accept both key and key_next: {count} ({names}); `certdist enrollment show {first}` says \
+             when each was last used"
         )
     })?)
 }

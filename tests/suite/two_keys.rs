@@ -91,7 +91,7 @@ fn a_leaked_key_is_rolled_without_losing_a_device() {
     );
     site.write("certdist.toml", &both);
     let checked = run(&["check-config"]);
-    assert!(checked.contains("both accepted in 2 of the enrollments: lamp, plug"), "{checked}");
+    assert!(checked.contains("accept both key and key_next: 2 (lamp, plug);"), "{checked}");
     assert!(show("lamp").contains("not known: no server has reported it"), "{}", show("lamp"));
     server.signal("HUP");
     let shown = wait_for(|| show("lamp"), |shown| !shown.contains("not known"));

@@ -204,7 +204,7 @@ fn a_handshake_counts_for_the_key_that_the_device_has() {
     let other = "1".repeat(32);
     let uses = UseCounters::default();
     let mut scene = Scene::new(dtls::Config::default(), 0);
-    let mut reload = |scene: &mut Scene, enrollment: Enrollment| {
+    let reload = |scene: &mut Scene, enrollment: Enrollment| {
         scene.services.enrollments = Arc::new(Enrollments::counted([enrollment], &uses));
         scene.stack.reload(scene.services.clone());
         uses.all().first().map(|(_, pair)| pair.each_ref().map(|counter| counter.read().0))
