@@ -351,6 +351,36 @@ CREATE TABLE key_use (
     PRIMARY KEY (enrollment, keyId)
 ) STRICT, WITHOUT ROWID;
 
+-- Devices that are not in device_table and wait until an operator admits them, because they have
+-- proven a key of an enrollment with unlisted = "hold". `certdist device waiting` lists them. A
+-- device that has not asked for 30 days is removed.
+CREATE TABLE device_waiting (
+    deviceId     TEXT NOT NULL,
+    enrollment   TEXT NOT NULL,
+    -- Time of the first and the last request, and the number of requests.
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    count        INTEGER NOT NULL,
+    -- Network address of the first request.
+    address      TEXT NOT NULL,
+    PRIMARY KEY (deviceId, enrollment)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX waiting_address ON device_waiting (enrollment, address);
+
+-- Number of these devices by enrollment, kept by the triggers below.
+CREATE TABLE waiting_count (
+    enrollment   TEXT NOT NULL PRIMARY KEY,
+    devices      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER waiting_count_insert AFTER INSERT ON device_waiting BEGIN
+    INSERT INTO waiting_count VALUES (NEW.enrollment, 1)
+    ON CONFLICT DO UPDATE SET devices = devices + 1;
+END;
+CREATE TRIGGER waiting_count_delete AFTER DELETE ON device_waiting BEGIN
+    UPDATE waiting_count SET devices = devices - 1 WHERE enrollment = OLD.enrollment;
+    DELETE FROM waiting_count WHERE enrollment = OLD.enrollment AND devices = 0;
+END;
+
 -- Processes that claim registrations. Each process updates its row every few seconds. If a row
 -- stays unchanged for longer, another process removes it, and the claims of its owner are then
 -- abandoned.
@@ -395,8 +425,11 @@ CREATE TABLE registration_claim (
     owner        INTEGER,
     -- 0: IoT Platform was not asked to create the device. It may have been asked:
     -- 1: by the owner; 2: by an owner before it; 3: only in the batch.
-    asked        INTEGER NOT NULL DEFAULT 1
+    asked        INTEGER NOT NULL DEFAULT 1,
+    -- Enrollment of the device when it was claimed. The claim takes one of its places (max_devices).
+    enrollment   TEXT
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 
 -- Time at which the next call of each action may leave. All processes share it, because IoT
 -- Platform limits how often an account may call each action.

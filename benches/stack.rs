@@ -93,6 +93,7 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
         kind,
         reissue: Reissue::Always,
         next: None,
+        guards: Default::default(),
     };
     let registrar = Registrar::new(
         registrar::Config::default(),

@@ -57,6 +57,7 @@ fn measure(rows: u64, shuffled: bool, sealed: bool) -> Outcome<()> {
         kind: Kind::Individual,
         reissue: Reissue::Always,
         next: None,
+        guards: Default::default(),
     };
     let enrollments = Enrollments::new([individual.outline()]);
     let keys = if sealed { keys()? } else { Keyring::default() };

@@ -38,7 +38,7 @@ use crate::{
         audit::Counts,
         claim::Owner,
         retention::{self, Limits, Retention, Size},
-        unix_now,
+        unix_now, waiting,
     },
 };
 
@@ -205,6 +205,7 @@ impl App {
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
         self.registrar.set_refuse_existing(config.refuse_existing.clone());
+        self.registrar.set_max_places(config.max_places());
         if let Some(admin) = &self.admin {
             admin.reload(config.admin.as_ref(), &config.enrollments);
         }
@@ -335,8 +336,8 @@ async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, r
     }
 }
 
-/// Prunes once, unless no entry has expired or another process is pruning. Returns the numbers of
-/// removed entries.
+/// Prunes once, unless no entry has expired or another process is pruning. Also removes devices that
+/// no longer wait to be admitted. Returns the numbers of removed entries of the audit log.
 async fn prune(
     retention: &mut Retention,
     store: &Arc<dyn Table>,
@@ -348,6 +349,7 @@ async fn prune(
     let devices = tokio::task::spawn_blocking(move || counted.count()).await;
     let devices = devices.map_err(|error| StoreError::Failed(error.to_string()))??;
     let keep = limits.with(devices);
+    store.prune_waiting(store.now().saturating_sub(waiting::KEPT)).await?;
     if !retention.is_due(&**store, keep, is_confirmed).await? {
         return Ok(Counts::default());
     }
@@ -377,7 +379,8 @@ async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result
 /// Creates the client for IoT Platform, and the settings of the registrar.
 pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
     let Some(section) = &config.iot_platform else {
-        let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
+        let max_places = config.max_places();
+        let limits = registrar::Config { sweep_pause: None, max_places, ..registrar::Config::default() };
         return Ok((Arc::new(NoCloud), limits));
     };
     let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
@@ -390,6 +393,7 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
         max_batches: if section.batches { defaults.max_batches } else { 0 },
         sweep_pause: section.sweep,
         refuse_existing: config.refuse_existing.clone(),
+        max_places: config.max_places(),
         ..defaults
     };
     Ok((client, limits))

@@ -8,6 +8,7 @@ mod bounds;
 mod database_key;
 mod document;
 mod file;
+mod guards;
 mod iot_platform;
 mod key_next;
 mod restart;
@@ -16,7 +17,7 @@ pub use admin::normal_host;
 pub use bounds::QPS;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     env, fs,
     net::SocketAddr,
     ops::RangeInclusive,
@@ -228,6 +229,7 @@ impl Config {
         let mut sources: Vec<String> = Vec::new();
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         let mut tell_host = HashSet::new();
+        let mut takes_unlisted = None;
         for mut table in tables {
             let name = table.values.name.clone();
             if !names.insert(name.clone()) {
@@ -251,6 +253,7 @@ impl Config {
                 tell_host.insert(name.clone());
             }
             let enrollment = read_enrollment(&mut table, (folder, secrets), &mut identities, all);
+            guards::check_unlisted(&mut table, &mut takes_unlisted, all);
             limits.requests.enrollments.insert(name, requests);
             enrollments.extend(enrollment);
         }
@@ -291,6 +294,12 @@ impl Config {
             secret_files,
             has_inline_keys,
         })
+    }
+
+    /// Returns the maximum number of devices of each enrollment that has one.
+    pub fn max_places(&self) -> Arc<HashMap<String, u64>> {
+        let max = |own: &Enrollment| Some((own.name.clone(), own.guards.max_devices?));
+        Arc::new(self.enrollments.iter().filter_map(max).collect())
     }
 
     /// Returns the names of all configuration keys, by section. The first entry has an empty
@@ -426,13 +435,14 @@ fn read_enrollment(
         (None, file::Kind::Shared) => Reissue::Window(Duration::from_secs(DEFAULT_WINDOW)),
         (None, _) => Reissue::Always,
     };
+    let guards = guards::read(table, problems);
     let kind = match (kind, key, identity) {
         (file::Kind::Individual, ..) => Kind::Individual,
         (file::Kind::Derived, Some(master), _) => Kind::Derived(master),
         (file::Kind::Shared, Some(key), Some(identity)) => Kind::Shared { identity, key },
         _ => return None,
     };
-    Some(Enrollment { name, product_key, kind, reissue, next })
+    Some(Enrollment { name, product_key, kind, reissue, next, guards })
 }
 
 fn read_enrollment_limits(table: &mut Table<file::Enrollment>, problems: &mut Problems) -> EnrollmentLimits {

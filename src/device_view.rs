@@ -4,15 +4,17 @@ use serde_json::{Value, json};
 
 use crate::{
     policy,
-    psk::Reissue,
-    store::{CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, unix_now},
+    psk::Terms,
+    store::{
+        CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places, unix_now,
+    },
 };
 
 /// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
-/// names. Times are RFC 3339 in UTC. `reissue` is the policy of the row's enrollment, or `None` if
-/// that enrollment is not in the configuration. `claim` is the claim on the device's registration,
-/// if any.
-pub fn as_json(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> Value {
+/// names. Times are RFC 3339 in UTC. `terms` are those of the row's enrollment, or `None` if that
+/// enrollment is not in the configuration; `taken` are its places that other devices have taken.
+/// `claim` is the claim on the device's registration, if any.
+pub fn as_json(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<&ClaimView>) -> Value {
     json!({
         "deviceId": row.id.as_str(),
         "enrollment": row.enrollment,
@@ -35,7 +37,7 @@ pub fn as_json(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>
             "ownerLastSeen": time(claim.last_beat),
             "inBatch": claim.batch.is_some(),
         })),
-        "nextRequest": policy::next_request(row, reissue, unix_now()),
+        "nextRequest": policy::next_request(row, terms, taken, unix_now()),
     })
 }
 
@@ -71,6 +73,8 @@ mod tests {
     use super::*;
     use crate::{
         device::DeviceId,
+        guards::Guards,
+        psk::Reissue,
         store::{DeviceRow, JournalEntry},
     };
 
@@ -91,7 +95,8 @@ mod tests {
             last_beat: Some(1_700_000_002),
             batch: None,
         };
-        let shown = as_json(&row.listed(true), Some(Reissue::Always), Some(&claim));
+        let terms = Terms { reissue: Reissue::Always, guards: Guards::default() };
+        let shown = as_json(&row.listed(true), Some(terms), Places::default(), Some(&claim));
         assert_eq!(shown["registration"]["owner"], "certdist serve, process 7");
         assert_eq!(shown["registration"]["since"], "2023-11-14T22:13:20Z");
         assert_eq!(

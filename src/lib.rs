@@ -16,6 +16,7 @@ pub mod config;
 pub mod device;
 pub mod device_view;
 pub mod dtls;
+pub mod guards;
 pub mod histogram;
 pub mod iot_platform;
 pub mod log_limit;

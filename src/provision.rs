@@ -14,15 +14,18 @@ use std::{
 pub use self::hosts::{HandedOut, Hosts};
 use crate::{
     device::{AskedId, Certificate, DeviceId},
+    guards::Unlisted,
     log_limit::LogLimit,
     policy::{self, Reason, Verdict},
-    psk::{Kind, Principal},
+    psk::{Kind, KindName, Principal},
     rate_limit::Origin,
     registrar::{Outcome, Registrar},
     store::{
         DeviceRow, Issue, JournalEntry, Store, StoreError,
         audit::{Asked, Asker, AuditEvent},
         claim::new_id,
+        place::Places,
+        waiting::{Admission, Admits, NewDevice, Note},
     },
 };
 
@@ -42,6 +45,13 @@ pub enum Refusal {
     /// The certificate was issued before, and the reissue policy does not allow another issue.
     #[error("the certificate was issued already")]
     Issued,
+    /// The device has had no certificate, and its enrollment has closed.
+    #[error("the enrollment is closed")]
+    Closed,
+    /// The device has no certificate, and as many devices of its enrollment have one as may have
+    /// one.
+    #[error("the enrollment is full")]
+    Full,
     /// IoT Platform refuses to register the device, for this reason. Only the operator can fix
     /// it.
     #[error("IoT Platform refuses: {0}")]
@@ -50,6 +60,14 @@ pub enum Refusal {
     /// seconds.
     #[error("not yet; retry in {0} s")]
     Later(u32),
+    /// The device's enrollment is not open yet; the device should retry after this number of
+    /// seconds.
+    #[error("the enrollment is not open yet; retry in {0} s")]
+    NotOpen(u32),
+    /// The device is not in the table and waits until an operator admits it; it should retry after
+    /// this number of seconds. The same refusal stands for a device of another enrollment.
+    #[error("not admitted yet; retry in {0} s")]
+    Held(u32),
     /// IoT Platform did not answer in time; the registration continues.
     #[error("IoT Platform did not answer in time")]
     TimedOut,
@@ -58,7 +76,7 @@ pub enum Refusal {
 impl Refusal {
     /// Returns whether the refusal is a decision about the device, rather than a delay.
     fn is_final(&self) -> bool {
-        !matches!(self, Self::Later(_) | Self::TimedOut)
+        !matches!(self, Self::Later(_) | Self::NotOpen(_) | Self::Held(_) | Self::TimedOut)
     }
 }
 
@@ -68,6 +86,10 @@ impl From<Reason<'_>> for Refusal {
             Reason::Disabled => Self::Disabled,
             Reason::Issued => Self::Issued,
             Reason::Refused(_, reason) => Self::Operator(reason.to_owned()),
+            Reason::NotOpen { wait, .. } => Self::NotOpen(wait),
+            Reason::Closed(_) => Self::Closed,
+            Reason::Full(_) => Self::Full,
+            Reason::Filling { wait } => Self::Later(wait),
         }
     }
 }
@@ -81,6 +103,9 @@ const CHANGED_PAUSE: u32 = 1;
 
 /// Delay before a device should retry after a failure of the store, in seconds.
 const STORE_PAUSE: u32 = 30;
+
+/// Delay before a device that waits to be admitted should retry, in seconds.
+const HELD_PAUSE: u32 = 300;
 
 /// Maximum number of failures of the store per second that are logged with one line each.
 const MAX_FAILURE_LINES: u32 = 1;
@@ -120,7 +145,13 @@ impl Provisioner {
         wants_host: bool,
         may_wait: bool,
     ) -> Result<HandedOut, Refusal> {
-        let (device, answer) = match self.row_of(principal, asked).await {
+        let row = match self.row_of(principal, asked).await {
+            Err(Refusal::Invalid) if principal.unlisted() != Unlisted::Refuse => {
+                self.unlisted(origin, principal, asked, may_wait).await
+            }
+            row => row,
+        };
+        let (device, answer) = match row {
             Ok(mut row) => {
                 let answer = self.decide(origin, principal, &mut row, may_wait).await;
                 let answer = answer.map(|certificate| {
@@ -178,6 +209,58 @@ impl Provisioner {
         Err(Refusal::Invalid)
     }
 
+    /// Treats a device that has no row in the client's enrollment as the enrollment says: notes that
+    /// the device waits, or adds it to the table and returns its row. A device of another enrollment
+    /// is treated as a device that is not in the table, until the table itself refuses the addition.
+    async fn unlisted(
+        &self,
+        origin: Origin,
+        principal: &Principal,
+        asked: &AskedId,
+        may_wait: bool,
+    ) -> Result<DeviceRow, Refusal> {
+        let enrollment = &principal.enrollment;
+        policy::may_have_first(enrollment.terms(), self.store.now())?;
+        // The caller drops a future that is not ready at its first poll, so nothing is written.
+        if !may_wait {
+            return future::pending().await;
+        }
+        let device = asked.canonical().clone();
+        let asker = asker_of(origin, principal);
+        if enrollment.guards.unlisted == Unlisted::Hold {
+            let note = Note { device, asker, is_shared: enrollment.kind.name() == KindName::Shared };
+            // If the request cannot be noted, the device asks again and is noted then.
+            if let Err(error) = self.store.note_waiting(note).await {
+                self.store_failed(&error);
+            }
+            return Err(Refusal::Held(HELD_PAUSE));
+        }
+        let new = NewDevice {
+            device: device.clone(),
+            enrollment: enrollment.name.clone(),
+            product_key: enrollment.product_key.clone(),
+        };
+        let by = Admits::Configuration { asker, max_rows: enrollment.guards.max_devices };
+        match self.store.admit(vec![new], by).await.as_deref() {
+            Ok([Admission::Added | Admission::Known]) => {}
+            Ok([Admission::NameTaken(holder)]) => {
+                return Err(Refusal::Operator(format!(
+                    "device {holder} has the name that this device would have: import this device with another \
+                     deviceName"
+                )));
+            }
+            Ok([Admission::Full]) => return Err(Refusal::Full),
+            Ok(_) => return Err(Refusal::Invalid),
+            // The device may have been added. It asks again.
+            Err(error) => return Err(self.store_failed(error)),
+        }
+        match self.row_of(principal, asked).await {
+            // An unfinished import may hide the row, or an operator may have moved it.
+            Err(Refusal::Invalid) => Err(Refusal::Later(CHANGED_PAUSE)),
+            row => row,
+        }
+    }
+
     /// Returns the row of a device if it is in the client's enrollment.
     async fn in_enrollment(
         &self,
@@ -196,11 +279,18 @@ impl Provisioner {
         may_wait: bool,
     ) -> Result<Certificate, Refusal> {
         let now = self.store.now();
-        let has_certificate = match policy::verdict(row, principal.enrollment.reissue, now) {
+        let terms = principal.enrollment.terms();
+        let has_certificate = match policy::verdict(row, terms, Places::default(), now) {
             Verdict::Refuse(reason) => return Err(reason.into()),
             Verdict::HandOut => true,
             Verdict::Register => false,
         };
+        if !has_certificate && terms.guards.max_devices.is_some() {
+            let taken = self.taken(row).await.map_err(|error| self.store_failed(&error))?;
+            if let Verdict::Refuse(reason) = policy::verdict(row, terms, taken, now) {
+                return Err(reason.into());
+            }
+        }
         let first_issued = row.first_issued;
         // The caller drops a future that is not ready at its first poll, so the work must not
         // start. If an issue were recorded and the answer dropped, a device that may fetch its
@@ -212,7 +302,7 @@ impl Provisioner {
         let device = &row.id;
         let certificate = match certificate {
             Some(certificate) => certificate,
-            None => match self.register(row).await? {
+            None => match self.register(principal, row).await? {
                 Some(certificate) => certificate,
                 None => return Err(self.changed(principal, device).await),
             },
@@ -231,13 +321,31 @@ impl Provisioner {
         Ok(certificate)
     }
 
+    /// Counts the places of a device's enrollment that other devices have taken. A device whose
+    /// registration has begun has its place, so nothing is counted for it.
+    async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
+        if self.store.claim_of(&row.id).await?.is_some() {
+            return Ok(Places::default());
+        }
+        self.store.places(&row.enrollment).await
+    }
+
     /// Registers a device. Returns `None` if its row has changed in the meantime.
-    async fn register(&self, row: &DeviceRow) -> Result<Option<Certificate>, Refusal> {
+    async fn register(&self, principal: &Principal, row: &DeviceRow) -> Result<Option<Certificate>, Refusal> {
         let (device, product_key) = (row.id.clone(), row.product_key.clone());
         let wanted = JournalEntry { device, product_key, device_name: row.name() };
         match self.registrar.register(wanted, self.patience).await {
             Outcome::Registered(certificate) => Ok(Some(certificate)),
             Outcome::Changed => Ok(None),
+            // Other devices have taken the last places since they were counted.
+            Outcome::NoPlace => {
+                let taken = self.taken(row).await.map_err(|error| self.store_failed(&error))?;
+                match policy::verdict(row, principal.enrollment.terms(), taken, self.store.now()) {
+                    Verdict::Refuse(reason) => Err(reason.into()),
+                    // One of those devices has left its place meanwhile.
+                    Verdict::HandOut | Verdict::Register => Err(Refusal::Later(CHANGED_PAUSE)),
+                }
+            }
             Outcome::Refused(reason) | Outcome::Operator(reason) | Outcome::SharedName(reason) => {
                 Err(Refusal::Operator(reason))
             }
@@ -257,11 +365,7 @@ impl Provisioner {
         device: &DeviceId,
         certificate: &Certificate,
     ) -> Result<Issue, Refusal> {
-        let asker = || Asker {
-            enrollment: principal.enrollment.name.clone(),
-            identity: principal.identity().to_owned(),
-            address: origin.to_string(),
-        };
+        let asker = || asker_of(origin, principal);
         let issue_id = new_id().map_err(|error| self.store_failed(&error))?;
         for _ in 0..ISSUE_ATTEMPTS {
             match self.store.record_issue(device, certificate, issue_id, asker()).await {
@@ -304,10 +408,19 @@ impl Provisioner {
             Ok(_) => return Refusal::Invalid,
             Err(error) => return self.store_failed(&error),
         };
-        match policy::verdict(&row, principal.enrollment.reissue, self.store.now()) {
+        match policy::verdict(&row, principal.enrollment.terms(), Places::default(), self.store.now()) {
             Verdict::Refuse(reason) => reason.into(),
             Verdict::HandOut | Verdict::Register => Refusal::Later(CHANGED_PAUSE),
         }
+    }
+}
+
+/// Returns the client as the audit log names it.
+fn asker_of(origin: Origin, principal: &Principal) -> Asker {
+    Asker {
+        enrollment: principal.enrollment.name.clone(),
+        identity: principal.identity().to_owned(),
+        address: origin.to_string(),
     }
 }
 

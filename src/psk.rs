@@ -15,6 +15,7 @@ pub use self::rolling::{NextKey, WhichKey};
 use self::uses::{ByEnrollment, UseCounters};
 use crate::{
     device::AskedId,
+    guards::{Guards, Unlisted},
     store::{Store, StoreError, key_use::PskId},
 };
 
@@ -136,6 +137,15 @@ pub enum Reissue {
     Once,
 }
 
+/// The rules of an enrollment about certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// How often a device may fetch its certificate.
+    pub reissue: Reissue,
+    /// Which devices may have a first certificate, and when.
+    pub guards: Guards,
+}
+
 /// A group of devices with one product, one way to prove their identity and one reissue
 /// policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +160,8 @@ pub struct Enrollment {
     pub reissue: Reissue,
     /// A second key, which its devices may have as well.
     pub next: Option<NextKey>,
+    /// Limits of its first certificates.
+    pub guards: Guards,
 }
 
 /// An enrollment without its keys, for modules that show enrollments or check rows against
@@ -164,6 +176,8 @@ pub struct EnrollmentOutline {
     pub kind: KindName,
     /// The reissue policy of its devices.
     pub reissue: Reissue,
+    /// Limits of its first certificates.
+    pub guards: Guards,
     /// The PSK identities that its devices share, if its key is shared: that of each key.
     pub shared_identities: Vec<String>,
     /// IDs of its two keys, in the order of [`WhichKey::ALL`], if it has two.
@@ -187,7 +201,7 @@ pub struct Principal {
 impl Enrollment {
     /// Returns a copy without keys.
     pub fn outline(&self) -> EnrollmentOutline {
-        let Self { name, product_key, kind, reissue, next: _ } = self;
+        let Self { name, product_key, kind, reissue, next: _, guards } = self;
         let identities = WhichKey::ALL.map(|which| self.shared_identity(which));
         let mut shared_identities: Vec<String> = identities.into_iter().flatten().map(Into::into).collect();
         shared_identities.dedup();
@@ -196,13 +210,38 @@ impl Enrollment {
             product_key: product_key.clone(),
             kind: kind.name(),
             reissue: *reissue,
+            guards: *guards,
             shared_identities,
             key_ids: self.key_ids(),
         }
     }
+
+    /// Returns the rules about its certificates.
+    pub fn terms(&self) -> Terms {
+        Terms { reissue: self.reissue, guards: self.guards }
+    }
+}
+
+impl EnrollmentOutline {
+    /// Returns the rules about its certificates.
+    pub fn terms(&self) -> Terms {
+        Terms { reissue: self.reissue, guards: self.guards }
+    }
 }
 
 impl Principal {
+    /// Returns the treatment of the client's device if the device is not in the table. Only a client
+    /// that has proven which device it is, or that has the key of all devices, can ask for such a
+    /// device.
+    pub fn unlisted(&self) -> Unlisted {
+        let may_be_unlisted = match &self.enrollment.kind {
+            Kind::Individual => false,
+            Kind::Derived(_) => self.device.is_some(),
+            Kind::Shared { .. } => true,
+        };
+        if may_be_unlisted { self.enrollment.guards.unlisted } else { Unlisted::Refuse }
+    }
+
     /// Returns the PSK identity that the client's key belongs to. Returns an empty string
     /// for a client without an identity.
     pub fn identity(&self) -> &str {
@@ -236,8 +275,8 @@ pub struct Enrollments {
 }
 
 impl Enrollments {
-    /// Creates the index. Names and shared identities must be unique, as the configuration has
-    /// checked.
+    /// Creates the index. Names and shared identities must be unique, and at most one derived
+    /// enrollment may take devices that are not in the table, as the configuration has checked.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
         Self::counted(enrollments, &UseCounters::default())
     }
@@ -252,7 +291,13 @@ impl Enrollments {
                 Kind::Individual => all.individual = Some(enrollment.clone()),
                 Kind::Derived(_) => {
                     all.derives_two |= has_two;
-                    all.derived.push(enrollment.clone());
+                    // A device that is not in the table is treated as a device of the first
+                    // enrollment.
+                    let place = match enrollment.guards.unlisted {
+                        Unlisted::Refuse => all.derived.len(),
+                        _ => 0,
+                    };
+                    all.derived.insert(place, enrollment.clone());
                 }
                 Kind::Shared { .. } => {
                     all.shares_two |= has_two;
@@ -369,7 +414,8 @@ impl Enrollments {
     }
 
     /// Returns the derived enrollment of a device. A device that is not in the table is treated as
-    /// a device of the first derived enrollment. So the device can prove its key, and its request
+    /// a device of the first derived enrollment, which is the one that takes such devices, if there
+    /// is one. So the device can prove its key, and its request
     /// is then refused as invalid. If there is only one derived enrollment, the store is not read.
     async fn derived_of<'a>(
         &'a self,
@@ -429,6 +475,7 @@ mod tests {
             kind,
             reissue: Reissue::Always,
             next: None,
+            guards: Guards::default(),
         }));
         let copy = enrollments.unshared();
         assert_eq!(format!("{:?}", copy.derived), format!("{:?}", enrollments.derived));

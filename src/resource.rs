@@ -136,7 +136,7 @@ impl Service {
                 // This is logged at debug level only, because the server already logs a line for
                 // each request.
                 tracing::debug!(%device, enrollment, %refusal, "no certificate");
-                if matches!(refusal, Refusal::Invalid | Refusal::Disabled | Refusal::Issued) {
+                if is_guess(&refusal) {
                     self.throttle.refused(now, source, principal, device);
                 }
                 let (reason, message) = reason(&refusal);
@@ -147,6 +147,23 @@ impl Service {
     }
 }
 
+/// Returns whether a refusal counts as a guess of a device ID.
+fn is_guess(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Invalid
+        | Refusal::Disabled
+        | Refusal::Issued
+        | Refusal::Closed
+        | Refusal::Full
+        | Refusal::Held(_) => true,
+        Refusal::NotYours
+        | Refusal::Operator(_)
+        | Refusal::Later(_)
+        | Refusal::NotOpen(_)
+        | Refusal::TimedOut => false,
+    }
+}
+
 /// Returns the reason for a refusal, and the message of IoT Platform if it refuses.
 fn reason(refusal: &Refusal) -> (Reason, &str) {
     match refusal {
@@ -154,7 +171,10 @@ fn reason(refusal: &Refusal) -> (Reason, &str) {
         Refusal::NotYours => (Reason::NotYours, ""),
         Refusal::Disabled => (Reason::Disabled, ""),
         Refusal::Issued => (Reason::Issued, ""),
+        Refusal::Closed | Refusal::Full => (Reason::Closed, ""),
         Refusal::Operator(message) => (Reason::Operator, message),
+        Refusal::NotOpen(_) => (Reason::NotOpen, ""),
+        Refusal::Held(_) => (Reason::Held, ""),
         Refusal::Later(_) => (Reason::Later, ""),
         Refusal::TimedOut => (Reason::TimedOut, ""),
     }
@@ -254,11 +274,19 @@ fn refused(refusal: &Refusal) -> Response {
         Refusal::NotYours => Response::problem(Code::Forbidden, "not this identity's device"),
         Refusal::Disabled => Response::problem(Code::Forbidden, "device is disabled"),
         Refusal::Issued => Response::problem(Code::Forbidden, "certificate was issued already"),
+        Refusal::Closed => Response::problem(Code::Forbidden, "enrollment is closed"),
+        Refusal::Full => Response::problem(Code::Forbidden, "enrollment is full"),
         Refusal::Operator(_) => {
             Response::problem(Code::BadGateway, "IoT Platform refuses; the operator must act")
         }
         Refusal::Later(seconds) => {
             Response::problem(Code::ServiceUnavailable, "registration is queued").with_max_age(*seconds)
+        }
+        Refusal::NotOpen(seconds) => {
+            Response::problem(Code::ServiceUnavailable, "enrollment is not open yet").with_max_age(*seconds)
+        }
+        Refusal::Held(seconds) => {
+            Response::problem(Code::ServiceUnavailable, "device is not admitted yet").with_max_age(*seconds)
         }
         Refusal::TimedOut => Response::problem(Code::GatewayTimeout, "IoT Platform did not answer in time"),
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 32] = [
+const MAY_USE: [(&str, &[&str]); 33] = [
     (
         "cli",
         &[
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
             "config",
             "device",
             "device_view",
+            "guards",
             "iot_platform",
             "new_file",
             "rate_limit",
@@ -56,6 +57,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
             "device",
             "device_view",
             "dtls",
+            "guards",
             "histogram",
             "iot_platform",
             "rate_limit",
@@ -77,6 +79,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
             "resource",
             "device",
             "dtls",
+            "guards",
             "iot_platform",
             "rate_limit",
             "operators",
@@ -104,12 +107,12 @@ const MAY_USE: [(&str, &[&str]); 32] = [
         ],
     ),
     ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
-    ("provision", &["device", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
+    ("provision", &["device", "guards", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "psk", "store"]),
-    ("policy", &["psk", "store"]),
-    ("psk", &["device", "store"]),
+    ("policy", &["guards", "psk", "store"]),
+    ("psk", &["device", "guards", "store"]),
     ("store", &["device", "histogram", "new_file", "random", "seal", "unix_time"]),
     ("simulated_device", &["device", "iot_platform"]),
     ("iot_platform", &["device", "unix_time"]),
@@ -121,6 +124,7 @@ const MAY_USE: [(&str, &[&str]); 32] = [
     ("dtls", &[]),
     ("coap", &[]),
     ("device", &[]),
+    ("guards", &["unix_time"]),
     ("histogram", &[]),
     ("log_limit", &[]),
     ("rate_limit", &[]),

@@ -28,12 +28,13 @@ use super::{blocking, session};
 use crate::{
     device::DeviceId,
     policy::{self, Verdict},
-    psk::Reissue,
+    psk::{EnrollmentOutline, Reissue, Terms},
     registrar::{Outcome, Registrar},
     store::{
         Actor, CloudState, DeviceState, JournalEntry, StoreError, Table, UnixSeconds,
         audit::Asked,
         filter::{Cursor, End, Filter, Listed},
+        place::Places,
         unix_now,
     },
 };
@@ -70,6 +71,8 @@ const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
 /// Reason of a registration to which IoT Platform gave no answer.
 pub(super) const NO_ANSWER: &str = "IoT Platform did not answer in time; a later request or job tries again";
+/// Reason why a device of a full enrollment is not registered.
+pub(super) const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
 /// Maximum number of different reasons for failures that a job keeps. Failures with further reasons
 /// are only counted.
 const REASONS: usize = 20;
@@ -316,6 +319,7 @@ impl Jobs {
         preview: Option<&str>,
         store: Arc<dyn Table>,
         registrar: Arc<Registrar>,
+        enrollments: Arc<Vec<EnrollmentOutline>>,
     ) -> Result<Arc<Job>, NotBegun> {
         let mut all = lock(&self.all);
         let All { last, jobs, previews } = &mut *all;
@@ -349,7 +353,7 @@ impl Jobs {
             jobs.remove(oldest);
         }
         jobs.push_back(job.clone());
-        let worker = Worker { job: job.clone(), store, registrar };
+        let worker = Worker { job: job.clone(), store, registrar, enrollments };
         tokio::spawn(worker.run());
         Ok(job)
     }
@@ -389,6 +393,8 @@ struct Worker {
     job: Arc<Job>,
     store: Arc<dyn Table>,
     registrar: Arc<Registrar>,
+    /// The enrollments of the configuration when the job began.
+    enrollments: Arc<Vec<EnrollmentOutline>>,
 }
 
 impl Worker {
@@ -593,6 +599,7 @@ impl Worker {
                     job: self.job.clone(),
                     store: self.store.clone(),
                     registrar: self.registrar.clone(),
+                    enrollments: self.enrollments.clone(),
                 };
                 tasks.spawn(async move {
                     registration.run(device.id).await;
@@ -614,6 +621,7 @@ struct Registration {
     job: Arc<Job>,
     store: Arc<dyn Table>,
     registrar: Arc<Registrar>,
+    enrollments: Arc<Vec<EnrollmentOutline>>,
 }
 
 impl Registration {
@@ -636,7 +644,17 @@ impl Registration {
                 Ok(None) => return self.job.note(|progress| progress.absent += 1),
                 Err(error) => return fail(&error.to_string()),
             };
-            if policy::verdict(&row, Reissue::Always, unix_now()) != Verdict::Register {
+            let known = self.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
+            let guards = known.map(|enrollment| enrollment.guards).unwrap_or_default();
+            // The reissue policy does not matter to a device without a certificate.
+            let terms = Terms { reissue: Reissue::Always, guards };
+            let verdict = policy::verdict(&row, terms, Places::default(), unix_now());
+            if let Verdict::Refuse(reason) = verdict
+                && let Some(says) = policy::guard(reason)
+            {
+                return fail(&says);
+            }
+            if verdict != Verdict::Register {
                 return self.job.note(|progress| {
                     self.job.leave_out(progress, row.state, row.refusal.is_some());
                 });
@@ -648,6 +666,7 @@ impl Registration {
                 Outcome::Refused(reason) | Outcome::SharedName(reason) | Outcome::Operator(reason) => {
                     return fail(&reason);
                 }
+                Outcome::NoPlace => return fail(NO_PLACE),
                 Outcome::Changed => {}
                 Outcome::Later(pause) if attempt < MAX_LATER && !self.registrar.is_draining() => {
                     tokio::time::sleep(pause.min(MAX_LATER_PAUSE)).await;

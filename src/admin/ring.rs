@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Disabled,
     /// 4.03: the certificate was issued already.
     Issued,
+    /// 4.03: the enrollment is closed or full.
+    Closed,
     /// 4.29: too many requests.
     TooMany,
     /// Other 4.xx, 5.00 and 5.05: the request itself is at fault.
@@ -33,6 +35,10 @@ pub(super) enum Kind {
     Operator,
     /// 5.03: the device is asked to retry later.
     Later,
+    /// 5.03: the enrollment is not open yet.
+    NotOpen,
+    /// 5.03: the device waits to be admitted.
+    Held,
     /// 5.04: IoT Platform did not answer in time.
     TimedOut,
     /// A handshake was completed.
@@ -53,16 +59,19 @@ pub(super) enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are declared.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::Served,
         Self::Invalid,
         Self::NotYours,
         Self::Disabled,
         Self::Issued,
+        Self::Closed,
         Self::TooMany,
         Self::Malformed,
         Self::Operator,
         Self::Later,
+        Self::NotOpen,
+        Self::Held,
         Self::TimedOut,
         Self::Handshake,
         Self::WrongKey,
@@ -74,8 +83,15 @@ impl Kind {
     ];
 
     /// Requests that certdist refused for a reason of its own, not because of IoT Platform.
-    pub(super) const REFUSED: [Self; 6] =
-        [Self::Invalid, Self::NotYours, Self::Disabled, Self::Issued, Self::TooMany, Self::Malformed];
+    pub(super) const REFUSED: [Self; 7] = [
+        Self::Invalid,
+        Self::NotYours,
+        Self::Disabled,
+        Self::Issued,
+        Self::Closed,
+        Self::TooMany,
+        Self::Malformed,
+    ];
 
     /// Failed handshakes.
     pub(super) const FAILED_HANDSHAKES: [Self; 3] = [Self::WrongKey, Self::Silent, Self::OtherHandshake];
@@ -110,9 +126,14 @@ impl Sample {
         set(Kind::Issued, refused(Reason::Issued));
         set(Kind::TooMany, answered(Code::TooManyRequests));
         set(Kind::Operator, answered(Code::BadGateway));
-        set(Kind::Later, answered(Code::ServiceUnavailable));
+        set(Kind::Closed, refused(Reason::Closed));
+        let (not_open, held) = (refused(Reason::NotOpen), refused(Reason::Held));
+        set(Kind::NotOpen, not_open);
+        set(Kind::Held, held);
+        set(Kind::Later, answered(Code::ServiceUnavailable).saturating_sub(not_open + held));
         set(Kind::TimedOut, answered(Code::GatewayTimeout));
-        let named = [Reason::Invalid, Reason::NotYours, Reason::Disabled, Reason::Issued].map(refused);
+        let named = [Reason::Invalid, Reason::NotYours, Reason::Disabled, Reason::Issued, Reason::Closed];
+        let named = named.map(refused);
         let known = [Code::TooManyRequests, Code::BadGateway, Code::ServiceUnavailable, Code::GatewayTimeout];
         let errors = metrics::responses_of(sources, 4) + metrics::responses_of(sources, 5);
         let known = named.iter().sum::<u64>() + known.map(answered).iter().sum::<u64>();

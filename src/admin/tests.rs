@@ -29,6 +29,7 @@ fn server(folder: &tempfile::TempDir) -> Server {
         kind,
         reissue: Reissue::Always,
         next: None,
+        guards: Default::default(),
     };
     let services = Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),

@@ -5,7 +5,9 @@ use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt, path::Path, ti
 
 use crate::{
     config::Config,
-    store::{self, Condition},
+    device_view::time,
+    guards::{Phase, is_wrong_clock},
+    store::{self, Condition, UnixSeconds, unix_now},
 };
 
 /// Bits of a file's mode that let other users read or change the file.
@@ -45,6 +47,47 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
             drain.as_secs() + super::serve::AFTER_DRAIN.as_secs(),
             drain.as_secs()
         ));
+    }
+    concerns.extend(of_guards(config, unix_now()));
+    concerns
+}
+
+/// Returns the concerns about enrollments that give no first certificates at the time `now`, and
+/// about a clock that decides about them although it is wrong.
+fn of_guards(config: &Config, now: UnixSeconds) -> Vec<String> {
+    let timed = config.enrollments.iter().filter(|enrollment| enrollment.guards.are_timed());
+    let said = |at: UnixSeconds| time(Some(at)).unwrap_or_default();
+    let mut concerns = Vec::new();
+    for enrollment in timed {
+        let (name, guards) = (enrollment.name.escape_debug(), enrollment.guards);
+        let is_wrong = is_wrong_clock(now);
+        if is_wrong && concerns.is_empty() {
+            concerns.push(format!(
+                "this machine's clock says {}, and opens and closes follow it until IoT Platform's clock is known; \
+                 set the clock (NTP)",
+                said(now)
+            ));
+        }
+        match guards.phase(now) {
+            Phase::Open => {}
+            Phase::NotOpen { opens, .. } if guards.opens_far_ahead(now) && !is_wrong => concerns.push(format!(
+                "enrollment \"{name}\" opens only at {}, in more than a year: check opens, and this machine's clock",
+                said(opens)
+            )),
+            Phase::NotOpen { opens, .. } => concerns.push(format!(
+                "enrollment \"{name}\" opens at {}: until then, its devices without a certificate are asked to retry \
+                 later",
+                said(opens)
+            )),
+            Phase::Closed(closed) => concerns.push(format!(
+                "enrollment \"{name}\" closed at {}: its devices that have had no certificate are refused",
+                said(closed)
+            )),
+        }
+    }
+    let further = concerns.split_off(concerns.len().min(NAMED));
+    if !further.is_empty() {
+        concerns.push(format!("{} further enrollments are closed or not open yet", further.len()));
     }
     concerns
 }

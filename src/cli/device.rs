@@ -3,6 +3,7 @@
 mod list;
 mod many;
 mod reset;
+mod waiting;
 
 use anyhow::{Context, anyhow};
 
@@ -15,10 +16,10 @@ use crate::{
     device::DeviceId,
     device_view::{self, as_json, state, time},
     policy,
-    psk::Reissue,
+    psk::{Enrollment, Terms},
     store::{
         Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, filter::Listed,
-        unix_now,
+        place::Places, unix_now,
     },
     table_file,
 };
@@ -54,6 +55,9 @@ enum Action {
     Disable(Which),
     /// Re-enables devices
     Enable(Which),
+    Waiting(waiting::List),
+    Admit(waiting::Admit),
+    Dismiss(waiting::Dismiss),
     /// Clears the first issue and any refusal of the registration, so that the device can ask again
     Reset(reset::Args),
     /// Removes devices and their certificates from the table; IoT Platform keeps the devices
@@ -76,20 +80,30 @@ do not come back with `certdist import undo`: export the table first.")]
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read_offline()?;
     let store = match &args.action {
-        Action::List(_) | Action::Show { .. } => look_at_store(&config)?,
+        Action::List(_) | Action::Show { .. } | Action::Waiting(_) => look_at_store(&config)?,
         _ => open_existing(&config)?,
     };
     let by = Actor::system_user();
     match &args.action {
         Action::List(args) => list::run(args, &config, &*store),
+        Action::Waiting(args) => waiting::list(args, &config, &*store).await,
+        Action::Admit(args) => waiting::admit(args, &config, &*store, &by).await,
+        Action::Dismiss(args) => waiting::dismiss(args, &*store).await,
         Action::Show { id, json } => {
             let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id, &config))?;
             let claim = store.claim_of(&id).await?;
             let listed = row.listed(claim.is_some());
+            let terms = terms(&config, &listed);
+            let is_limited = terms.is_some_and(|terms| terms.guards.max_devices.is_some());
+            // A device whose registration has begun has its place.
+            let taken = match claim.is_none() && is_limited {
+                true => store.places(&listed.enrollment).await?,
+                false => Places::default(),
+            };
             Ok(print(|out| match json {
-                true => writeln!(out, "{}", as_json(&listed, reissue(&config, &listed), claim.as_ref())),
-                false => write!(out, "{}", as_text(&listed, reissue(&config, &listed), claim.as_ref())),
+                true => writeln!(out, "{}", as_json(&listed, terms, taken, claim.as_ref())),
+                false => write!(out, "{}", as_text(&listed, terms, taken, claim.as_ref())),
             })?)
         }
         Action::Disable(which) => {
@@ -181,14 +195,13 @@ fn cloud_state(row: &Listed) -> Option<&'static str> {
     })
 }
 
-/// Returns the reissue policy of the device's enrollment, if that enrollment is in the
-/// configuration.
-fn reissue(config: &Config, row: &Listed) -> Option<Reissue> {
+/// Returns the terms of the device's enrollment, if that enrollment is in the configuration.
+fn terms(config: &Config, row: &Listed) -> Option<Terms> {
     let named = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
-    named.map(|enrollment| enrollment.reissue)
+    named.map(Enrollment::terms)
 }
 
-fn as_text(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>) -> String {
+fn as_text(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<&ClaimView>) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
     [
@@ -205,7 +218,7 @@ fn as_text(row: &Listed, reissue: Option<Reissue>, claim: Option<&ClaimView>) ->
         ("refused", or_dash(row.refusal.clone())),
         ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
         ("registration", or_dash(claim.map(device_view::registration))),
-        ("next request", policy::next_request(row, reissue, unix_now())),
+        ("next request", policy::next_request(row, terms, taken, unix_now())),
     ]
     .iter()
     .map(|(label, value)| format!("{label:13} {value}\n"))

@@ -11,9 +11,11 @@ use serde_json::json;
 use super::{CommandResult, ConfigArgs, Failure, aligned, look_at_store, print, remark};
 use crate::{
     config::Config,
+    device_view::time,
+    guards::{Guards, Phase, Unlisted},
     psk::{Enrollment, Kind, Reissue, uses::Reported},
     rate_limit::Rate,
-    store::Totals,
+    store::{Table, Totals, UnixSeconds, unix_now},
 };
 
 /// Default number of enrollments without `--json`.
@@ -62,7 +64,7 @@ enum Action {
     },
 }
 
-pub(super) fn run(args: &Args) -> CommandResult {
+pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read_offline()?;
     let store = look_at_store(&config)?;
     let totals = store.totals()?;
@@ -133,6 +135,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
             }
         }
         Action::Show { name, json } => {
+            let waiting = waiting(&*store, name).await?;
             let known = config.enrollments.iter().find(|enrollment| enrollment.name == *name);
             let totals = totals.remove(name);
             if known.is_none() && totals.is_none() {
@@ -160,9 +163,12 @@ pub(super) fn run(args: &Args) -> CommandResult {
                     {
                         object["keys"] = keys;
                     }
+                    if waiting > 0 {
+                        object["waiting"] = json!(waiting);
+                    }
                     writeln!(out, "{object}")
                 }
-                false => write!(out, "{}", as_text(&config, name, known, &totals, &uses)),
+                false => write!(out, "{}", as_text(&config, name, known, &totals, (&uses, waiting))),
             })?;
         }
     }
@@ -186,7 +192,7 @@ fn as_text(
     name: &str,
     known: Option<&Enrollment>,
     totals: &Totals,
-    uses: &Reported,
+    (uses, waiting): (&Reported, u64),
 ) -> String {
     let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
     let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
@@ -204,11 +210,53 @@ fn as_text(
             if matches!(enrollment.kind, Kind::Shared { .. }) {
                 line("refused lookups", rate(limits.refused_lookups));
             }
+            for (label, value) in guards(&enrollment.guards, totals.registered, waiting, unix_now()) {
+                line(label, value);
+            }
         }
     }
     lines.extend(known.map(|enrollment| keys::lines(enrollment, uses)).unwrap_or_default());
     lines.extend(counts(totals).map(|(label, count)| [label.to_owned(), count.to_string()]));
     aligned(&lines)
+}
+
+/// Returns the number of devices that wait to be admitted to an enrollment.
+async fn waiting(store: &dyn Table, name: &str) -> Result<u64, Failure> {
+    let counts = store.waiting_counts().await?;
+    Ok(counts.into_iter().find(|(enrollment, _)| enrollment == name).map_or(0, |(_, count)| count))
+}
+
+/// Describes the guards of an enrollment, each with its name. `registered` is the number of its
+/// devices that have a certificate, and `waiting` the number of those that wait to be admitted.
+pub(super) fn guards(
+    guards: &Guards,
+    registered: u64,
+    waiting: u64,
+    now: UnixSeconds,
+) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let said = |at: UnixSeconds| time(Some(at)).unwrap_or_default();
+    let phase = guards.phase(now);
+    if let Some(opens) = guards.opens {
+        let not_yet = if matches!(phase, Phase::NotOpen { .. }) { "; not open yet" } else { "" };
+        lines.push(("opens", format!("{}{not_yet}", said(opens))));
+    }
+    if let Some(closes) = guards.closes {
+        let closed = if matches!(phase, Phase::Closed(_)) { "; closed" } else { "" };
+        lines.push(("closes", format!("{}{closed}", said(closes))));
+    }
+    if let Some(max) = guards.max_devices {
+        let full = if registered >= max { "; full" } else { "" };
+        lines.push(("max devices", format!("{max}, of which {registered} have a certificate{full}")));
+    }
+    if guards.unlisted != Unlisted::Refuse {
+        lines.push(("unlisted", guards.unlisted.as_str().into()));
+    }
+    if waiting > 0 {
+        let advice = "`certdist device waiting` lists them";
+        lines.push(("waiting", format!("{waiting} to be admitted; {advice}")));
+    }
+    lines
 }
 
 /// Returns each count with its name, which is the same in all outputs.
@@ -232,6 +280,18 @@ fn as_json(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
         object["refuseExisting"] = json!(config.refuse_existing.contains(name));
         if let Kind::Shared { identity, .. } = &enrollment.kind {
             object["identity"] = json!(identity);
+        }
+        let Guards { opens, closes, max_devices, unlisted } = enrollment.guards;
+        for (key, at) in [("opens", opens), ("closes", closes)] {
+            if at.is_some() {
+                object[key] = json!(time(at));
+            }
+        }
+        if let Some(max) = max_devices {
+            object["maxDevices"] = json!(max);
+        }
+        if unlisted != Unlisted::Refuse {
+            object["unlisted"] = json!(unlisted.as_str());
         }
     }
     for (label, count) in counts(totals) {

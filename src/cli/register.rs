@@ -3,7 +3,7 @@
 //! ended.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -24,10 +24,11 @@ use super::{CommandResult, ConfigArgs, Failure, open_existing, print, progress::
 use crate::{
     app,
     config::{Config, QPS},
+    guards::Guards,
     policy::{self, Verdict},
-    psk::Reissue,
+    psk::{self, Reissue, Terms},
     registrar::{self, Registrar},
-    store::{DeviceRow, JournalEntry, Store, claim::Owner, unix_now},
+    store::{DeviceRow, JournalEntry, Store, claim::Owner, place::Places, unix_now},
 };
 
 /// Number of rows read at a time.
@@ -45,6 +46,12 @@ const MAX_CHANGES: u32 = 3;
 /// Maximum wait for calls in progress, after an interruption.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Maximum number of reasons in the report.
+const MAX_GUARDED: usize = 20;
+
+/// Reason why a device of a full enrollment is not registered.
+const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
+
 /// Registers the devices of the table that have no certificate yet
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -52,8 +59,8 @@ Example
   certdist register --enrollment plug-batch-7
 
 Registers every device that has no certificate, is not disabled and was not refused, in
-batches of 10,000, within IoT Platform's limits. Exit code 1 if a device was not
-registered. Ctrl-C interrupts; the same command continues later. Works beside a running
+batches of 10,000, within IoT Platform's limits, and that its enrollment lets have a
+certificate now (opens, closes, max_devices). Exit code 1 if a device was not registered. Ctrl-C interrupts; the same command continues later. Works beside a running
 server and beside other runs: all of them together keep the limits of the account.")]
 pub struct Args {
     /// Only this enrollment
@@ -76,6 +83,9 @@ struct Tally {
     twins: AtomicU64,
     /// Devices that were neither registered nor refused. A later run tries them again.
     left: AtomicU64,
+    /// Number of devices that their enrollment does not let have a certificate now, by enrollment and
+    /// reason.
+    guarded: Mutex<BTreeMap<(String, String), u64>>,
     /// Products for which IoT Platform refuses calls until the operator acts, each with the reason.
     stopped: Mutex<BTreeMap<String, String>>,
 }
@@ -86,7 +96,7 @@ impl Tally {
             registrar::Outcome::Registered(_) => &self.registered,
             registrar::Outcome::Refused(_) => &self.refused,
             registrar::Outcome::SharedName(_) => &self.twins,
-            registrar::Outcome::Changed => return,
+            registrar::Outcome::Changed | registrar::Outcome::NoPlace => return,
             registrar::Outcome::Operator(reason) => {
                 self.stopped().entry(product_key.to_owned()).or_insert(reason);
                 &self.left
@@ -98,6 +108,15 @@ impl Tally {
 
     fn is_stopped(&self, product_key: &str) -> bool {
         self.stopped().contains_key(product_key)
+    }
+
+    fn guard(&self, enrollment: &str, reason: String) {
+        *self.guarded().entry((enrollment.to_owned(), reason)).or_insert(0) += 1;
+    }
+
+    fn guarded(&self) -> MutexGuard<'_, BTreeMap<(String, String), u64>> {
+        // No code panics while it holds the lock.
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stopped(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
@@ -131,7 +150,11 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let mut tasks = JoinSet::new();
     let table: Arc<dyn Store> = store.clone();
     let mut terminated = signal(SignalKind::terminate())?;
-    let work = register_all(&table, &registrar, args.enrollment.as_deref(), &bar, &tally, &mut tasks);
+    // The reissue policies do not matter, because they apply only to registered devices.
+    let terms = |enrollment: &psk::Enrollment| Terms { reissue: Reissue::Always, ..enrollment.terms() };
+    let terms = config.enrollments.iter().map(|enrollment| (enrollment.name.clone(), terms(enrollment)));
+    let wanted = Arc::new(Wanted { enrollment: args.enrollment.clone(), terms: terms.collect() });
+    let work = register_all(&table, &registrar, &wanted, &bar, &tally, &mut tasks);
     let interrupted = tokio::select! {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
@@ -178,6 +201,20 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
             anyhow!("{twins} devices were not registered; import a deviceName of its own for each").into()
         );
     }
+    let guarded = tally.guarded();
+    if !guarded.is_empty() {
+        let mut lines: Vec<String> = guarded
+            .iter()
+            .take(MAX_GUARDED)
+            .map(|((enrollment, reason), devices)| {
+                format!("enrollment {enrollment}, {devices} devices: {reason}")
+            })
+            .collect();
+        if guarded.len() > MAX_GUARDED {
+            lines.push("…".into());
+        }
+        return Err(anyhow!("devices were not registered:\n  {}", lines.join("\n  ")).into());
+    }
     if refused > 0 {
         return Err(anyhow!(
             "IoT Platform refused {refused} devices; `certdist device list --refused` shows them with the reasons; fix \
@@ -209,7 +246,7 @@ fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
 async fn register_all(
     store: &Arc<dyn Store>,
     registrar: &Arc<Registrar>,
-    enrollment: Option<&str>,
+    wanted: &Arc<Wanted>,
     bar: &ProgressBar,
     tally: &Arc<Tally>,
     tasks: &mut JoinSet<()>,
@@ -220,7 +257,18 @@ async fn register_all(
         let rows = store.rows_after(after.as_ref(), ROWS).await?;
         let Some(last) = rows.last() else { break };
         after = Some(last.id.clone());
-        for row in rows.into_iter().filter(|row| is_wanted(row, enrollment)) {
+        for row in rows {
+            match wanted.verdict(&row) {
+                Some(Verdict::Register) => {}
+                Some(Verdict::Refuse(reason)) => {
+                    if let Some(says) = policy::guard(reason) {
+                        tally.guard(&row.enrollment, says);
+                        bar.inc(1);
+                    }
+                    continue;
+                }
+                Some(Verdict::HandOut) | None => continue,
+            }
             let place = places.clone().acquire_owned().await?;
             // If IoT Platform refuses calls for a product, the devices of this product are skipped,
             // so that they do not delay other products.
@@ -229,10 +277,10 @@ async fn register_all(
                 bar.inc(1);
                 continue;
             }
-            let (registrar, store) = (registrar.clone(), store.clone());
+            let (registrar, store, wanted) = (registrar.clone(), store.clone(), wanted.clone());
             let (bar, tally) = (bar.clone(), tally.clone());
             tasks.spawn(async move {
-                register(&registrar, &*store, row, &tally).await;
+                register(&registrar, &*store, row, &wanted, &tally).await;
                 bar.inc(1);
                 drop(place);
             });
@@ -244,20 +292,47 @@ async fn register_all(
     Ok(())
 }
 
-/// Returns whether a device is to be registered. Reissue policies do not matter here, because they
-/// apply only to devices that are already registered.
-fn is_wanted(row: &DeviceRow, enrollment: Option<&str>) -> bool {
-    policy::verdict(row, Reissue::Always, unix_now()) == Verdict::Register
-        && enrollment.is_none_or(|name| row.enrollment == name)
+/// The devices that are to be registered.
+struct Wanted {
+    /// The only enrollment; `None`: all.
+    enrollment: Option<String>,
+    /// The terms of each enrollment in the configuration.
+    terms: HashMap<String, Terms>,
 }
 
-async fn register(registrar: &Arc<Registrar>, store: &dyn Store, mut row: DeviceRow, tally: &Tally) {
+impl Wanted {
+    /// Returns the decision about a device of the wanted enrollment. It counts no places: the
+    /// registrar takes them.
+    fn verdict<'r>(&self, row: &'r DeviceRow) -> Option<Verdict<'r>> {
+        if self.enrollment.as_ref().is_some_and(|name| row.enrollment != *name) {
+            return None;
+        }
+        let unguarded = Terms { reissue: Reissue::Always, guards: Guards::default() };
+        let terms = self.terms.get(&row.enrollment).copied().unwrap_or(unguarded);
+        Some(policy::verdict(row, terms, Places::default(), unix_now()))
+    }
+
+    fn has(&self, row: &DeviceRow) -> bool {
+        self.verdict(row) == Some(Verdict::Register)
+    }
+}
+
+async fn register(
+    registrar: &Arc<Registrar>,
+    store: &dyn Store,
+    mut row: DeviceRow,
+    wanted: &Wanted,
+    tally: &Tally,
+) {
     let (mut later, mut changes) = (0, 0);
     loop {
         let device_name = row.name();
-        let wanted =
+        let asked =
             JournalEntry { device: row.id.clone(), product_key: row.product_key.clone(), device_name };
-        match registrar.register(wanted, PATIENCE).await {
+        match registrar.register(asked, PATIENCE).await {
+            registrar::Outcome::NoPlace => {
+                return tally.guard(&row.enrollment, NO_PLACE.to_owned());
+            }
             registrar::Outcome::Later(pause)
                 if later < MAX_LATER && !registrar.is_draining() && !tally.is_stopped(&row.product_key) =>
             {
@@ -268,12 +343,12 @@ async fn register(registrar: &Arc<Registrar>, store: &dyn Store, mut row: Device
             // An operator has changed the row in the meantime. If the changed row still requires a
             // registration, the device is tried again.
             registrar::Outcome::Changed => match store.device(&row.id).await {
-                Ok(Some(changed)) if is_wanted(&changed, None) && changes < MAX_CHANGES => {
+                Ok(Some(changed)) if wanted.has(&changed) && changes < MAX_CHANGES => {
                     changes += 1;
                     row = changed;
                 }
                 // The changed row no longer requires a registration.
-                Ok(changed) if changed.as_ref().is_none_or(|row| !is_wanted(row, None)) => return,
+                Ok(changed) if changed.as_ref().is_none_or(|row| !wanted.has(row)) => return,
                 Ok(_) | Err(_) => return tally.note(&row.product_key, registrar::Outcome::TimedOut),
             },
             outcome => return tally.note(&row.product_key, outcome),

@@ -31,7 +31,7 @@ pub const QPS: RangeInclusive<f64> = 1.0..=100_000.0;
 
 /// Ranges of all configuration keys whose values are numbers. [`crate::rate_limit::Rate::new`]
 /// checks the numbers of rate limits (`{ burst, every }`).
-pub(super) const NUMBERS: [Bounds; 20] = [
+pub(super) const NUMBERS: [Bounds; 21] = [
     number("audit", "keep_days", 0.0, 36_500.0, "days"),
     number("audit", "max_rows", 0.0, 1_000_000_000.0, "entries"),
     number("audit", "max_repeats", 0.0, 1_000_000_000.0, "entries"),
@@ -40,6 +40,7 @@ pub(super) const NUMBERS: [Bounds; 20] = [
     number("iot_platform", "first_byte_timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "timeout", 0.1, 300.0, "seconds"),
     number("iot_platform", "sweep", 1.0, MONTH, "seconds, or \"off\""),
+    number("enrollment", "max_devices", 1.0, 1_000_000_000.0, "devices"),
     number("limits", "workers", 1.0, MAX_WORKERS as f64, "threads"),
     // The maximum number of sessions takes 5 GB of memory.
     number("limits", "max_sessions", 1.0, 10_000_000.0, "sessions"),
@@ -111,10 +112,12 @@ mod tests {
             _ => "",
         };
         let rest = if section == "iot_platform" { format!("{cloud}{others}") } else { String::new() };
-        let text = format!(
-            "listen = \"127.0.0.1:5684\"\ndatabase = \"sqlite:certdist.db\"\n[{section}]\n{key} = {value}\n{rest}\
-             [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1\"\nkind = \"individual\"\n"
-        );
+        let enrollment = "name = \"lamp\"\nproduct_key = \"a1\"\nkind = \"individual\"\n";
+        let keys = match section {
+            "enrollment" => format!("[[enrollment]]\n{key} = {value}\n{enrollment}"),
+            _ => format!("[{section}]\n{key} = {value}\n{rest}[[enrollment]]\n{enrollment}"),
+        };
+        let text = format!("listen = \"127.0.0.1:5684\"\ndatabase = \"sqlite:certdist.db\"\n{keys}");
         Config::parse(&text, Path::new("/etc/certdist")).map_err(|error| format!("{error:#}"))
     }
 
@@ -128,8 +131,11 @@ mod tests {
             let wrong = wrong.iter().map(String::as_str);
             for value in wrong.chain(["9223372036854775807", "-9223372036854775808", "1e300", "inf", "nan"]) {
                 let error = with(section, key, value).expect_err(key);
-                let expected =
-                    format!("line 4: [{section}] {key} = {value}: expected {least} to {most} {unit}");
+                let title = match *section {
+                    "enrollment" => "[[enrollment]] \"lamp\"".to_owned(),
+                    section => format!("[{section}]"),
+                };
+                let expected = format!("line 4: {title} {key} = {value}: expected {least} to {most} {unit}");
                 assert_eq!(
                     error.rsplit_once("not a valid configuration: ").map_or(&*error, |e| e.1),
                     expected
@@ -165,6 +171,10 @@ mod tests {
     fn the_defaults_are_within_the_ranges() {
         let example: toml::Table = crate::config::tests::whole_example().parse().expect("it is valid");
         for Bounds { section, key, least, most, .. } in &NUMBERS {
+            // No enrollment has a limit of devices by default.
+            if *section == "enrollment" {
+                continue;
+            }
             let value = &example[*section][*key];
             let value = value.as_float().or(value.as_integer().map(|whole| whole as f64));
             assert!(value.is_some_and(|value| (*least..=*most).contains(&value)), "[{section}] {key}");
@@ -175,7 +185,8 @@ mod tests {
     fn every_range_is_in_the_documentation() {
         let documentation = include_str!("../../docs/operations.md");
         for Bounds { section, key, least, most, unit } in &NUMBERS {
-            let (row, key) = (format!("| `[{section}]` | {least} to {most} {unit} |"), format!("`{key}`"));
+            let section = if *section == "enrollment" { "[[enrollment]]" } else { &format!("[{section}]") };
+            let (row, key) = (format!("| `{section}` | {least} to {most} {unit} |"), format!("`{key}`"));
             let is_there = documentation.lines().any(|line| line.starts_with(&row) && line.contains(&key));
             assert!(is_there, "{row} {key} is not in docs/operations.md");
         }

@@ -13,7 +13,10 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::document::{self, Section};
+use super::{
+    document::{self, Section},
+    guards::{Time, Unlisted},
+};
 use crate::iot_platform::{
     client::ClientError,
     credentials::{is_role, metadata_url},
@@ -289,6 +292,10 @@ pub(super) struct Enrollment {
     pub(super) host: bool,
     pub(super) requests: Option<Rate>,
     pub(super) refused_lookups: Option<Rate>,
+    pub(super) opens: Option<Time>,
+    pub(super) closes: Option<Time>,
+    pub(super) max_devices: Option<u64>,
+    pub(super) unlisted: Option<Unlisted>,
 }
 
 impl Section for Enrollment {

@@ -92,6 +92,7 @@ mod tests {
             kind: Kind::Shared { identity: own.0.into(), key: key(own.1) },
             reissue: Reissue::Always,
             next: next.map(|(identity, byte)| NextKey { key: key(byte), identity: identity.map(Into::into) }),
+            guards: Default::default(),
         }
     }
 

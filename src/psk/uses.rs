@@ -209,6 +209,7 @@ mod tests {
             kind: Kind::Derived(key(own)),
             reissue: Reissue::Always,
             next: next.map(|byte| NextKey { key: key(byte), identity: None }),
+            guards: Default::default(),
         }
     }
 

@@ -42,7 +42,7 @@ use crate::{
     histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
-    store::{JournalEntry, Store, StoreError, claim::Owner},
+    store::{JournalEntry, Store, StoreError, claim::Owner, place::MaxPlaces},
 };
 use breaker::{Breakers, Scope};
 use crowd::BATCHES_AHEAD;
@@ -101,6 +101,8 @@ pub struct Config {
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
     pub refuse_existing: HashSet<String>,
+    /// Maximum number of devices that have a place, by enrollment.
+    pub max_places: MaxPlaces,
     /// Pause between two passes over the new devices, which a sweep looks up at IoT Platform;
     /// `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
@@ -125,6 +127,7 @@ impl Default for Config {
             max_batches: 10,
             batch_deadline: Duration::from_secs(600),
             refuse_existing: HashSet::new(),
+            max_places: MaxPlaces::default(),
             sweep_pause: Some(SWEEP_PAUSE),
             seed: None,
         }
@@ -143,6 +146,8 @@ pub enum Outcome {
     SharedName(String),
     /// The row has changed. It now asks for a different registration, or for none.
     Changed,
+    /// Other devices have taken all places of the device's enrollment.
+    NoPlace,
     /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.
     Operator(String),
     /// The device is asked to retry after this time. Its registration may continue in the
@@ -229,6 +234,7 @@ impl Registrar {
         cloud: Arc<dyn IotPlatform>,
         runtime: Handle,
     ) -> Arc<Self> {
+        store.set_max_places(config.max_places.clone());
         let registrar = Arc::new(Self {
             paces: Paces::new(&cloud.account(), config.qps, config.shared_qps),
             ahead: Semaphore::new(AHEAD),
@@ -352,6 +358,11 @@ impl Registrar {
     /// Replaces the set of enrollments that [`Config::refuse_existing`] describes.
     pub fn set_refuse_existing(&self, enrollments: HashSet<String>) {
         self.refuse_existing.store(Arc::new(enrollments));
+    }
+
+    /// Replaces [`Config::max_places`].
+    pub fn set_max_places(&self, max: MaxPlaces) {
+        self.store.set_max_places(max);
     }
 
     fn refuses_existing(&self, enrollment: &str) -> bool {

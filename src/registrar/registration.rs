@@ -245,6 +245,10 @@ impl Registrar {
                 registration.claim = None;
                 Some(Next::Done(self.row_says(&registration.entry).await))
             }
+            Claimed::NoPlace => {
+                registration.claim = None;
+                Some(Next::Done(Outcome::NoPlace))
+            }
             Claimed::NameTaken(holder) => {
                 let JournalEntry { device, product_key, device_name } = &registration.entry;
                 limited!(self.admit_line(Kind::Refused), error, %device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");

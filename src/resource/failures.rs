@@ -41,26 +41,35 @@ pub enum Reason {
     /// 4.03: the certificate was issued before, and the reissue policy permits no further issue
     /// now.
     Issued,
+    /// 4.03: the device has had no certificate, and its enrollment is closed or full.
+    Closed,
     /// 4.29: too many requests.
     TooMany,
     /// 5.02: IoT Platform refuses the registration until the operator acts.
     Operator,
     /// 5.03: the device is asked to retry later.
     Later,
+    /// 5.03: the enrollment is not open yet.
+    NotOpen,
+    /// 5.03: the device waits to be admitted.
+    Held,
     /// 5.04: IoT Platform did not answer in time.
     TimedOut,
 }
 
 impl Reason {
     /// All reasons, in the order in which they are declared.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Invalid,
         Self::NotYours,
         Self::Disabled,
         Self::Issued,
+        Self::Closed,
         Self::TooMany,
         Self::Operator,
         Self::Later,
+        Self::NotOpen,
+        Self::Held,
         Self::TimedOut,
     ];
 
@@ -68,7 +77,13 @@ impl Reason {
     fn remembered(self) -> usize {
         match self {
             Self::Invalid | Self::Operator | Self::Later | Self::TimedOut => MOST,
-            Self::NotYours | Self::Disabled | Self::Issued | Self::TooMany => FEWER,
+            Self::NotYours
+            | Self::Disabled
+            | Self::Issued
+            | Self::Closed
+            | Self::TooMany
+            | Self::NotOpen
+            | Self::Held => FEWER,
         }
     }
 
@@ -76,10 +91,10 @@ impl Reason {
     pub fn code(self) -> &'static str {
         match self {
             Self::Invalid => "4.04",
-            Self::NotYours | Self::Disabled | Self::Issued => "4.03",
+            Self::NotYours | Self::Disabled | Self::Issued | Self::Closed => "4.03",
             Self::TooMany => "4.29",
             Self::Operator => "5.02",
-            Self::Later => "5.03",
+            Self::Later | Self::NotOpen | Self::Held => "5.03",
             Self::TimedOut => "5.04",
         }
     }
@@ -93,6 +108,8 @@ pub fn reason_of(detail: &str) -> Option<(Reason, &str)> {
         (Refusal::NotYours, Reason::NotYours),
         (Refusal::Disabled, Reason::Disabled),
         (Refusal::Issued, Reason::Issued),
+        (Refusal::Closed, Reason::Closed),
+        (Refusal::Full, Reason::Closed),
     ];
     if let Some((_, reason)) = own.into_iter().find(|(refusal, _)| refusal.to_string() == detail) {
         return Some((reason, ""));

@@ -2,6 +2,7 @@
 //! answer by its real cause. They also cover the decisions of `provision`, and which client may
 //! have which certificate.
 
+mod guards;
 mod host;
 mod reading;
 mod spelling;
@@ -48,7 +49,14 @@ struct Bench {
 }
 
 fn enrollment(name: &str, kind: Kind, reissue: Reissue) -> Enrollment {
-    Enrollment { name: name.into(), product_key: format!("a1{name}"), kind, reissue, next: None }
+    Enrollment {
+        name: name.into(),
+        product_key: format!("a1{name}"),
+        kind,
+        reissue,
+        next: None,
+        guards: Default::default(),
+    }
 }
 
 fn shared(name: &str, reissue: Reissue) -> Enrollment {

@@ -340,6 +340,7 @@ mod tests {
             kind: Kind::Shared { identity: "plug".into(), key: psk },
             reissue: Reissue::Always,
             next: None,
+            guards: Default::default(),
         };
         let device = device.map(|device| DeviceId::parse(device).unwrap().into());
         Principal { enrollment: Arc::new(enrollment), device, own_identity: None, key: WhichKey::Current }

@@ -207,6 +207,9 @@ pub enum AuditEvent {
     Reset,
     /// The operator deleted a device.
     Deleted,
+    /// A device that was not in the table was added to it when it asked or waited: by an operator, or
+    /// because of `unlisted = "admit"`.
+    Admitted,
     /// The operator imported a file.
     Imported,
     /// The operator undid an import.
@@ -228,7 +231,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -237,6 +240,7 @@ impl AuditEvent {
         Self::Enabled,
         Self::Reset,
         Self::Deleted,
+        Self::Admitted,
         Self::Imported,
         Self::Undone,
         Self::Sealed,
@@ -258,6 +262,7 @@ impl AuditEvent {
             Self::Enabled => "enabled",
             Self::Reset => "reset",
             Self::Deleted => "deleted",
+            Self::Admitted => "admitted",
             Self::Imported => "imported",
             Self::Undone => "undone",
             Self::Sealed => "sealed",

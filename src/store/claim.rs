@@ -75,6 +75,9 @@ pub enum Claimed {
     NotWanted,
     /// Another row has the same name in the same product.
     NameTaken(DeviceId),
+    /// The device is not in the journal, and no place is free in its enrollment
+    /// ([`set_max_places`](super::place::CountsPlaces::set_max_places)).
+    NoPlace,
 }
 
 /// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not

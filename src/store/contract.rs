@@ -11,6 +11,7 @@ mod imports;
 mod key_use;
 mod sealing;
 mod sightings;
+mod waiting;
 
 use std::ops::ControlFlow;
 

@@ -33,6 +33,7 @@ pub mod filter;
 pub mod key_use;
 pub mod lease;
 pub mod merge;
+pub mod place;
 pub mod retention;
 pub mod seal_step;
 pub mod sealed;
@@ -41,6 +42,7 @@ pub mod sqlite;
 mod staging;
 pub mod turn;
 pub mod undo;
+pub mod waiting;
 
 use std::{
     future::Future,
@@ -65,10 +67,12 @@ use self::{
     claim::Claims,
     key_use::KeyUses,
     lease::Leases,
+    place::CountsPlaces,
     sealed::{Keys, Sealed},
     sighting::Sightings,
     sqlite::Sqlite,
     turn::Turns,
+    waiting::WaitingList,
 };
 pub use crate::unix_time::{UnixSeconds, unix_now};
 use crate::{
@@ -349,7 +353,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, and not at the first
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
-pub trait Store: Claims + Leases + Turns + Sightings + KeyUses {
+pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Turns + Sightings + WaitingList {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 

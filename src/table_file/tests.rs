@@ -16,7 +16,15 @@ const IOT_ID: &str = "waFtX5kugLy1Nlkrut2h000001";
 
 fn enrollment(name: &str, kind: Kind) -> EnrollmentOutline {
     let product_key = format!("a1{name}");
-    Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always, next: None }.outline()
+    Enrollment {
+        name: name.into(),
+        product_key,
+        kind,
+        reissue: Reissue::Always,
+        next: None,
+        guards: Default::default(),
+    }
+    .outline()
 }
 
 fn derived() -> Kind {
@@ -359,6 +367,7 @@ fn what_the_configuration_accepts_can_be_imported() {
         kind: derived(),
         reissue: Reissue::Always,
         next: None,
+        guards: Default::default(),
     };
     let enrollments = Enrollments::new([odd.outline()]);
     let row = only("deviceId,enrollment,productKey\nSN-1, 'odd' ,sim_product-1\n", &enrollments);

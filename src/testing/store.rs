@@ -5,6 +5,7 @@ mod bulk;
 mod claims;
 mod key_use;
 mod sightings;
+mod waiting;
 
 use std::{
     cmp::Reverse,
@@ -16,6 +17,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::Instant};
 
@@ -44,6 +46,7 @@ struct Tables {
     /// Device and key of each PSK identity.
     keys: HashMap<String, (DeviceId, Secret)>,
     journal: claims::Journal,
+    waiting: waiting::List,
     /// Time of each pace's next turn, in microseconds since 1970.
     paces: HashMap<String, i64>,
     /// For each device, the number of the request that was the first to get the device's
@@ -190,6 +193,8 @@ pub(crate) struct Memory {
     tables: Arc<Mutex<Tables>>,
     fuse: Arc<Fuse>,
     clock: Arc<Clock>,
+    /// Maximum numbers of places for the claims of this handle.
+    max_places: Arc<ArcSwap<HashMap<String, u64>>>,
     /// Instant and system time at which the tables were made. From then on, time is virtual.
     epoch: (Instant, UnixSeconds),
     /// Number of answers in a thousand that are lost, and the random generator that chooses them.
@@ -204,6 +209,7 @@ impl Default for Memory {
             tables: Arc::default(),
             fuse: Arc::new(Fuse::new(usize::MAX)),
             clock: Arc::default(),
+            max_places: Arc::default(),
             epoch: (Instant::now(), unix_now()),
             lossy: None,
             busy: Arc::default(),
@@ -254,6 +260,7 @@ impl Memory {
             tables: self.tables.clone(),
             fuse,
             clock: Arc::default(),
+            max_places: Arc::default(),
             epoch: self.epoch,
             lossy: None,
             busy: self.busy.clone(),

@@ -240,7 +240,15 @@ fn enrollments() -> Enrollments {
     let key = || Key::from_hex("000102030405060708090a0b0c0d0e0f").expect("a key");
     let enrollment = |name: &str, kind| {
         let product_key = "a1BwAGVxyz1".into();
-        Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always, next: None }.outline()
+        Enrollment {
+            name: name.into(),
+            product_key,
+            kind,
+            reissue: Reissue::Always,
+            next: None,
+            guards: Default::default(),
+        }
+        .outline()
     };
     let shared = Kind::Shared { identity: "plug-batch-7".into(), key: key() };
     let all = [

@@ -39,7 +39,15 @@ fn device(store: &dyn Store, text: &str) -> Option<DeviceRow> {
 fn enrollments() -> Enrollments {
     let enrollment = |name: &str, kind| {
         let product_key = format!("a1{name}");
-        Enrollment { name: name.into(), product_key, kind, reissue: Reissue::Always, next: None }.outline()
+        Enrollment {
+            name: name.into(),
+            product_key,
+            kind,
+            reissue: Reissue::Always,
+            next: None,
+            guards: Default::default(),
+        }
+        .outline()
     };
     let derived = Kind::Derived(Key::from_hex(PSK).unwrap());
     Enrollments::new([enrollment("lamps", derived), enrollment("plugs", Kind::Individual)])

@@ -20,6 +20,7 @@ use crate::{
         CloudState, DeviceRow, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{ClaimView, NAME_IS_TAKEN},
+        place::Places,
     },
 };
 
@@ -40,6 +41,8 @@ pub(super) struct Known<'k> {
     /// The last failed handshake of a client that claimed to be the device, if the server remembers
     /// one.
     pub(super) handshake: Option<&'k Failed>,
+    /// Places of the device's enrollment that other devices have taken, if their number is limited.
+    pub(super) taken: Places,
     pub(super) now: UnixSeconds,
 }
 
@@ -104,7 +107,7 @@ impl Known<'_> {
             let text = t.rich("advice-not-configured-text", [("enrollment", (&row.enrollment).into())]);
             return advice(Tone::Bad, "advice-not-configured", text);
         };
-        let verdict = policy::verdict(row, enrolled.reissue, self.now);
+        let verdict = policy::verdict(row, enrolled.terms(), self.taken, self.now);
         if verdict == Verdict::Refuse(Reason::Disabled) {
             let text = html! {
                 (t.say("advice-disabled-text"))
@@ -155,6 +158,21 @@ impl Known<'_> {
                 return with(Action::Reset, advice(Tone::Bad, title, text));
             }
             Verdict::Refuse(Reason::Issued) => return self.issued(t, enrolled.reissue, refused),
+            Verdict::Refuse(Reason::NotOpen { opens, .. }) => {
+                let text = t.rich("advice-not-open-text", [("time", moment(opens).into())]);
+                return advice(Tone::Note, "advice-not-open", text);
+            }
+            Verdict::Refuse(Reason::Closed(closed)) => {
+                let text = t.rich("advice-closed-text", [("time", moment(closed).into())]);
+                return advice(Tone::Warning, "advice-closed", text);
+            }
+            Verdict::Refuse(Reason::Full(max)) => {
+                let text = t.rich("advice-full-text", [("number", max.into())]);
+                return advice(Tone::Warning, "advice-full", text);
+            }
+            Verdict::Refuse(Reason::Filling { .. }) => {
+                return advice(Tone::Note, "advice-filling", say("advice-filling-text"));
+            }
             Verdict::Register if let Some(reason) = self.stopped => {
                 // The reason often ends with a full stop, and so does the sentence into which it is
                 // inserted.
@@ -283,6 +301,7 @@ mod tests {
         admin::console::language::Language,
         device::DeviceId,
         dtls,
+        guards::Guards,
         psk::{Enrollment, Kind},
         recent::Counted,
         server::failed_handshakes::Claimed,
@@ -297,9 +316,9 @@ mod tests {
         DeviceRow { first_issued: Some(100), ..row().with_certificate("SN-1", "a-secret") }
     }
 
-    fn enrolled(reissue: Reissue) -> EnrollmentOutline {
+    fn enrolled(reissue: Reissue, guards: Guards) -> EnrollmentOutline {
         let (name, product_key) = ("plug".into(), "a1".into());
-        Enrollment { name, product_key, kind: Kind::Individual, reissue, next: None }.outline()
+        Enrollment { name, product_key, kind: Kind::Individual, reissue, next: None, guards }.outline()
     }
 
     fn answer(event: AuditEvent, at: UnixSeconds, enrollment: &str, detail: &str) -> AuditEntry {
@@ -311,6 +330,8 @@ mod tests {
     struct Case {
         row: DeviceRow,
         reissue: Option<Reissue>,
+        guards: Guards,
+        taken: Places,
         stopped: Option<&'static str>,
         claim: Option<ClaimView>,
         history: Vec<AuditEntry>,
@@ -322,6 +343,8 @@ mod tests {
         Case {
             row,
             reissue: Some(Reissue::Always),
+            guards: Guards::default(),
+            taken: Places::default(),
             stopped: None,
             claim: None,
             history: Vec::new(),
@@ -332,7 +355,7 @@ mod tests {
 
     impl Case {
         fn advice(&self) -> Advice {
-            let enrolled = self.reissue.map(enrolled);
+            let enrolled = self.reissue.map(|reissue| enrolled(reissue, self.guards));
             let known = Known {
                 row: &self.row,
                 enrolled: enrolled.as_ref(),
@@ -341,6 +364,7 @@ mod tests {
                 history: &self.history,
                 failure: self.failure.as_ref(),
                 handshake: self.handshake.as_ref(),
+                taken: self.taken,
                 now: 200,
             };
             known.advice(Texts(Language::English))
@@ -473,6 +497,24 @@ mod tests {
         let mut later = vec![answer(AuditEvent::Reissued, 195, "plug", "a1/SN-1")];
         later.extend(history());
         Case { history: later, ..case(with_certificate()) }.is(Tone::Good, "advice-has-it");
+    }
+
+    #[test]
+    fn a_guard_of_the_enrollment_is_said() {
+        let guarded = |guards| Case { guards, ..case(row()) };
+        let not_open = guarded(Guards { opens: Some(300), ..Guards::default() });
+        not_open.is(Tone::Note, "advice-not-open");
+        not_open.says("1970-01-01T00:05:00Z");
+        let closed = guarded(Guards { closes: Some(100), ..Guards::default() });
+        closed.is(Tone::Warning, "advice-closed");
+        let limited = Guards { max_devices: Some(3), ..Guards::default() };
+        let full = Case { taken: Places { registered: 3, claimed: 0 }, ..guarded(limited) };
+        full.is(Tone::Warning, "advice-full");
+        let filling = Case { taken: Places { registered: 2, claimed: 1 }, ..guarded(limited) };
+        filling.is(Tone::Note, "advice-filling");
+        // A device that has had its certificate is not concerned.
+        let issued = Case { guards: closed.guards, ..case(with_certificate()) };
+        issued.is(Tone::Good, "advice-has-it");
     }
 
     #[test]

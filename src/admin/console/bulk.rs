@@ -288,7 +288,7 @@ fn begin(
     let (store, registrar) = (shared.sources.store.clone(), shared.sources.registrar.clone());
     // A script sends no token of a preview, because no page was shown to it.
     let preview = (!visitor.is_script() || !fields.preview.is_empty()).then_some(fields.preview.as_str());
-    match shared.pages.jobs.begin(order, preview, store, registrar) {
+    match shared.pages.jobs.begin(order, preview, store, registrar, shared.enrollments()) {
         Ok(job) => Redirect::to(&jobs::link(&job.id)).into_response(),
         Err(NotBegun::Again(id)) => Redirect::to(&jobs::link(&id)).into_response(),
         Err(NotBegun::NotPreviewed) => unreadable(frame, visitor, Unreadable("bulk-not-confirmed")),

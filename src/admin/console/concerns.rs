@@ -345,6 +345,9 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         (Kind::NotYours, Reason::NotYours, Subject::NotYours),
         (Kind::Issued, Reason::Issued, Subject::IssuedAlready),
         (Kind::Disabled, Reason::Disabled, Subject::DisabledAsk),
+        (Kind::Closed, Reason::Closed, Subject::ClosedAsk),
+        (Kind::Held, Reason::Held, Subject::HeldAsk),
+        (Kind::NotOpen, Reason::NotOpen, Subject::NotOpenAsk),
         (Kind::TooMany, Reason::TooMany, Subject::TooMany),
     ] {
         let known = || situation.unserved.iter().filter(|one| one.failure.reason == reason);

@@ -33,7 +33,7 @@ use crate::{
     resource::failures::Failure,
     store::{
         DeviceRow, DeviceState, StoreError, audit::AuditEntry, claim::ClaimView, filter::Listed,
-        undo::ImportRecord, unix_now,
+        place::Places, undo::ImportRecord, unix_now,
     },
     table_file,
 };
@@ -64,6 +64,8 @@ struct Device {
     failure: Option<Failure>,
     /// The last failed handshake of a client that claimed to be the device.
     handshake: Option<Failed>,
+    /// Places of the device's enrollment that other devices have taken, if their number is limited.
+    taken: Places,
 }
 
 impl Device {
@@ -77,11 +79,17 @@ impl Device {
         let stopped = shared.sources.registrar.stopped(&row.product_key);
         let failure = shared.sources.failures.last_of(&row.id);
         let handshake = handshakes::last_of(shared, &row.id);
-        Ok(Self { row, claim, history, imports, enrolled, stopped, failure, handshake })
+        let is_limited = enrolled.as_ref().is_some_and(|enrolled| enrolled.guards.max_devices.is_some());
+        // A device whose registration has begun has its place.
+        let taken = match claim.is_none() && is_limited {
+            true => store.places(&row.enrollment).await?,
+            false => Places::default(),
+        };
+        Ok(Self { row, claim, history, imports, enrolled, stopped, failure, handshake, taken })
     }
 
     fn advice(&self, t: Texts) -> advice::Advice {
-        let Self { row, claim, history, enrolled, stopped, failure, handshake, .. } = self;
+        let Self { row, claim, history, enrolled, stopped, failure, handshake, taken, .. } = self;
         let known = Known {
             row,
             enrolled: enrolled.as_ref(),
@@ -90,6 +98,7 @@ impl Device {
             history,
             failure: failure.as_ref(),
             handshake: handshake.as_ref(),
+            taken: *taken,
             now: unix_now(),
         };
         known.advice(t)
@@ -113,9 +122,9 @@ pub(super) async fn show(
         Err(error) => return frame.store_failed(&visitor, &error),
     };
     if wants_json(&headers) {
-        let reissue = device.enrolled.as_ref().map(|enrolled| enrolled.reissue);
-        return Json(as_json(&device.row.listed(device.claim.is_some()), reissue, device.claim.as_ref()))
-            .into_response();
+        let terms = device.enrolled.as_ref().map(EnrollmentOutline::terms);
+        let listed = device.row.listed(device.claim.is_some());
+        return Json(as_json(&listed, terms, device.taken, device.claim.as_ref())).into_response();
     }
     let t = frame.texts;
     let notice = match done(&which.done) {

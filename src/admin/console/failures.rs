@@ -42,9 +42,12 @@ pub(super) fn names(reason: Reason) -> (&'static str, &'static str) {
         Reason::NotYours => ("not-yours", "kind-not-yours"),
         Reason::Disabled => ("disabled", "kind-disabled"),
         Reason::Issued => ("issued", "kind-issued"),
+        Reason::Closed => ("closed", "kind-closed"),
         Reason::TooMany => ("too-many", "kind-too-many"),
         Reason::Operator => ("operator", "kind-operator"),
         Reason::Later => ("later", "kind-later"),
+        Reason::NotOpen => ("not-open", "kind-not-open"),
+        Reason::Held => ("held", "kind-held"),
         Reason::TimedOut => ("timed-out", "kind-timed-out"),
     }
 }

@@ -118,6 +118,7 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
         AuditEvent::Enabled => "event-enabled",
         AuditEvent::Reset => "event-reset",
         AuditEvent::Deleted => "event-deleted",
+        AuditEvent::Admitted => "event-admitted",
         AuditEvent::Imported => "event-imported",
         AuditEvent::Undone => "event-undone",
         AuditEvent::Sealed => "event-sealed",

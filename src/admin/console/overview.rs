@@ -398,7 +398,7 @@ struct Counted {
 }
 
 /// Answers to requests.
-const RESULTS: [Counted; 10] = [
+const RESULTS: [Counted; 13] = [
     Counted { kind: Kind::Served, name: "kind-served", code: "2.05", link: "", always: true },
     Counted {
         kind: Kind::Invalid,
@@ -429,6 +429,13 @@ const RESULTS: [Counted; 10] = [
         always: false,
     },
     Counted {
+        kind: Kind::Closed,
+        name: "kind-closed",
+        code: "4.03",
+        link: "/failures?reason=closed",
+        always: false,
+    },
+    Counted {
         kind: Kind::TooMany,
         name: "kind-too-many",
         code: "4.29",
@@ -448,6 +455,20 @@ const RESULTS: [Counted; 10] = [
         name: "kind-later",
         code: "5.03",
         link: "/failures?reason=later",
+        always: false,
+    },
+    Counted {
+        kind: Kind::NotOpen,
+        name: "kind-not-open",
+        code: "5.03",
+        link: "/failures?reason=not-open",
+        always: false,
+    },
+    Counted {
+        kind: Kind::Held,
+        name: "kind-held",
+        code: "5.03",
+        link: "/failures?reason=held",
         always: false,
     },
     Counted {

@@ -57,13 +57,19 @@ impl Unserved {
             // The device may have been deleted here since its request, and then waits for nothing.
             // Only the following reasons hold for a device without a row.
             Row::Absent => {
-                return matches!(self.failure.reason, Reason::Invalid | Reason::NotYours | Reason::TooMany);
+                return matches!(
+                    self.failure.reason,
+                    Reason::Invalid | Reason::NotYours | Reason::TooMany | Reason::Held
+                );
             }
             Row::Found(row) => row,
         };
         match self.failure.reason {
             Reason::Invalid => row.enrollment != self.failure.enrollment && !self.was_issued_since(row),
             Reason::Disabled => row.state == DeviceState::Disabled,
+            // The device was imported or admitted meanwhile, unless it is in another enrollment.
+            Reason::Held => row.enrollment != self.failure.enrollment && !self.was_issued_since(row),
+            Reason::Closed | Reason::NotOpen => !self.was_issued_since(row),
             // After a reset, the device may fetch its certificate again.
             Reason::Issued => row.first_issued.is_some_and(|issued| self.here(issued) <= self.failure.last),
             Reason::Operator | Reason::Later | Reason::TimedOut => {

@@ -52,7 +52,7 @@ impl Bench {
     fn begin(&self, action: Action, target: Target, expected: u64) -> Result<Arc<Job>, NotBegun> {
         let by = Actor { name: "console:anna".into(), address: None };
         let order = Order { action, target, expected, by };
-        self.jobs.begin(order, None, self.store.clone(), self.registrar.clone())
+        self.jobs.begin(order, None, self.store.clone(), self.registrar.clone(), Arc::default())
     }
 
     async fn run(&self, action: Action, target: Target, expected: u64) -> Progress {
@@ -304,7 +304,13 @@ async fn a_confirmation_that_comes_twice_begins_one_job() {
     let order = Order { action: Action::Disable, target: all(), expected: 3, by };
     let token = bench.jobs.preview().unwrap();
     let begin = |token: &str| {
-        bench.jobs.begin(order.clone(), Some(token), bench.store.clone(), bench.registrar.clone())
+        bench.jobs.begin(
+            order.clone(),
+            Some(token),
+            bench.store.clone(),
+            bench.registrar.clone(),
+            Arc::default(),
+        )
     };
     let job = begin(&token).unwrap();
     assert!(matches!(begin(&token).err(), Some(NotBegun::Again(id)) if id == job.id));
@@ -321,7 +327,13 @@ async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
     let order = |action| Order { action, target: all(), expected: 300, by: by.clone() };
     let [first, second] = [bench.jobs.preview().unwrap(), bench.jobs.preview().unwrap()];
     let begin = |action, token: &str| {
-        bench.jobs.begin(order(action), Some(token), bench.store.clone(), bench.registrar.clone())
+        bench.jobs.begin(
+            order(action),
+            Some(token),
+            bench.store.clone(),
+            bench.registrar.clone(),
+            Arc::default(),
+        )
     };
     let job = begin(Action::Disable, &first).unwrap();
     assert!(matches!(begin(Action::Enable, &second).err(), Some(NotBegun::Meanwhile(id)) if id == job.id));

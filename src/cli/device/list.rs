@@ -1,19 +1,23 @@
 //! `certdist device list`: lists the devices that match a filter. Shows no secret, and opens none.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use clap::ValueEnum;
 
-use super::{CommandResult, Failure, aligned, print, progress::Progress, reissue};
+use super::{CommandResult, Failure, aligned, print, progress::Progress, terms};
 use crate::{
     cli::remark,
     config::Config,
     device::{AskedId, DeviceId},
     device_view::{as_json, state, time},
     store::{
-        DeviceState, Table,
+        DeviceState, Table, Totals,
         filter::{self, Cursor, End, Filter, Found, Listed, Text},
+        place::Places,
     },
 };
 
@@ -132,6 +136,7 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
 
+    let taken = taken(config, store)?;
     let mut from = after.map_or(Cursor::First, Cursor::After);
     let mut progress = Progress::new("{pos} devices found");
     let (begun, mut listed, mut page) = (Instant::now(), 0, Vec::new());
@@ -149,7 +154,11 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
         if args.json {
             let done = std::mem::take(&mut page);
             print(|out| {
-                done.iter().try_for_each(|row| writeln!(out, "{}", as_json(row, reissue(config, row), None)))
+                done.iter().try_for_each(|row| {
+                    let taken = taken.get(&row.enrollment).copied().filter(|_| !row.is_claimed);
+                    let taken = taken.unwrap_or_default();
+                    writeln!(out, "{}", as_json(row, terms(config, row), taken, None))
+                })
             })?;
             listed += found;
         } else {
@@ -179,6 +188,18 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
         None => {}
     }
     Ok(())
+}
+
+/// Counts the devices with a certificate in each enrollment that has a maximum of devices.
+fn taken(config: &Config, store: &dyn Table) -> Result<HashMap<String, Places>, Failure> {
+    let max = config.max_places();
+    if max.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut totals = store.totals()?;
+    totals.retain(|totals| max.contains_key(&totals.enrollment));
+    let places = |totals: Totals| (totals.enrollment, Places { registered: totals.registered, claimed: 0 });
+    Ok(totals.into_iter().map(places).collect())
 }
 
 /// Parses the ID after which a list continues.

@@ -94,7 +94,9 @@ impl Company {
                             Outcome::Registered(_) => return,
                             // The operator may have disabled the device for a while, so the device
                             // asks again later.
-                            Outcome::Changed => tokio::time::sleep(Duration::from_secs(60)).await,
+                            Outcome::Changed | Outcome::NoPlace => {
+                                tokio::time::sleep(Duration::from_secs(60)).await
+                            }
                             Outcome::Refused(reason) | Outcome::SharedName(reason) => panic!("{reason}"),
                         }
                     }

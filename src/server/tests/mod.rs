@@ -44,6 +44,7 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
         kind,
         reissue: Reissue::Always,
         next: None,
+        guards: Default::default(),
     };
     let cloud = Arc::new(Cloud::default());
     let registrar = Registrar::new(

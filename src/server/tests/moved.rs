@@ -183,6 +183,7 @@ impl Scene {
             kind,
             reissue: Reissue::Once,
             next: None,
+            guards: Default::default(),
         };
         let services =
             Services { enrollments: Arc::new(Enrollments::new([once])), ..scene.stack.services.clone() };

@@ -6,7 +6,14 @@ use crate::psk::{NextKey, uses::UseCounters};
 
 fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) -> Enrollment {
     let kind = Kind::Shared { identity: identity.into(), key: Key::from_hex(key).unwrap() };
-    Enrollment { name: "plug".into(), product_key: product_key.into(), kind, reissue, next: None }
+    Enrollment {
+        name: "plug".into(),
+        product_key: product_key.into(),
+        kind,
+        reissue,
+        next: None,
+        guards: Default::default(),
+    }
 }
 
 /// A stack, and devices that each have one session and have not sent a request yet.

@@ -102,6 +102,7 @@ fn site(
             _ => Kind::Derived(key()),
         },
         reissue: Reissue::Always,
+        guards: Default::default(),
     })));
     services.store = store;
     services

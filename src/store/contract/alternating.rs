@@ -21,11 +21,13 @@ use crate::{
         filter::{self, Cursor, Found, Held, Tally},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
+        place::{CountsPlaces, MaxPlaces, Places},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
+        waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
     },
 };
 
@@ -110,6 +112,29 @@ impl<S: Claims> Claims for Alternating<S> {
         fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
         fn open_batches() -> Vec<OpenBatch>;
         fn open_entries() -> Vec<OpenEntry>;
+    }
+}
+
+impl<S: CountsPlaces> CountsPlaces for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn places(enrollment: &'a str) -> Places;
+    }
+
+    fn set_max_places(&self, max: MaxPlaces) {
+        self.handles.iter().for_each(|handle| handle.set_max_places(max.clone()));
+    }
+}
+
+impl<S: WaitingList> WaitingList for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn note_waiting(note: Note) -> ();
+        fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
+        fn waiting_counts() -> Vec<(String, u64)>;
+        fn admit(devices: Vec<NewDevice>, by: Admits) -> Vec<Admission>;
+        fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
+        fn prune_waiting(before: UnixSeconds) -> u64;
     }
 }
 

@@ -9,7 +9,9 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    Sqlite, audit, difference, read, secrets, unfinished,
+    Sqlite, audit, difference,
+    places::Room,
+    read, secrets, unfinished,
     writer::{WriteError, Writer},
 };
 use crate::{
@@ -75,6 +77,9 @@ struct Before {
     other_name: Option<JournalEntry>,
     /// Set if another living owner has the claim.
     held: bool,
+    /// Set if the device is in the journal.
+    claimed: bool,
+    enrollment: String,
 }
 
 impl Before {
@@ -82,7 +87,8 @@ impl Before {
         const SQL: &str = "SELECT d.productKey, d.deviceName, \
                            d.deviceSecret IS NULL AND d.refusal IS NULL, d.state = 'enabled', \
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
-                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked, c.owner IS ?2 \
+                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked, c.owner IS ?2, \
+                           c.deviceId IS NOT NULL, d.enrollment \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -115,6 +121,8 @@ impl Before {
                     },
                     other_name,
                     held: row.get(8)?,
+                    claimed: row.get(11)?,
+                    enrollment: row.get(12)?,
                 })
             })
             .optional()?;
@@ -197,14 +205,17 @@ fn claim(
     entry: &JournalEntry,
     batch: Option<BatchId>,
     now: ClaimTime,
+    room: &mut Room,
 ) -> rusqlite::Result<Claimed> {
     const CLAIM: &str = "INSERT INTO registration_claim \
-                         (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner, asked) \
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+                         (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner, asked, \
+                         enrollment) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) \
                          ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
                          deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
                          cloudOffset = excluded.cloudOffset, batchId = excluded.batchId, \
-                         owner = excluded.owner, asked = excluded.asked";
+                         owner = excluded.owner, asked = excluded.asked, \
+                         enrollment = excluded.enrollment";
     let JournalEntry { device, product_key, device_name } = entry;
     let before = Before::read(connection, owner.id, entry)?;
     if !before.wanted {
@@ -220,6 +231,10 @@ fn claim(
         // Whether the name is taken is known when the import has ended.
         let is_hidden = unfinished::is_hidden(connection, &holder)?;
         return Ok(if is_hidden { Claimed::Held } else { Claimed::NameTaken(holder) });
+    }
+    // A device that is in the journal has its place.
+    if !before.claimed && !room.take(connection, &before.enrollment)? {
+        return Ok(Claimed::NoPlace);
     }
     if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
         tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
@@ -239,7 +254,8 @@ fn claim(
             // For a claim outside a batch, the caller calls IoT Platform next.
             (AskedBy::Nobody, None) | (AskedBy::Caller, _) => ASKED,
             (AskedBy::Other, _) => ASKED_BEFORE,
-        }
+        },
+        before.enrollment
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, asked_by }))
 }
@@ -504,9 +520,10 @@ impl Claims for Sqlite {
         now: ClaimTime,
     ) -> StoreFuture<'a, Claimed> {
         let (owner, entry) = (owner.clone(), entry.clone());
+        let mut room = Room::new(self.max_places.load_full());
         self.writer.submit(move |connection| {
             note_owner(connection, &owner, now.at)?;
-            Ok(claim(connection, &owner, &entry, None, now)?)
+            Ok(claim(connection, &owner, &entry, None, now, &mut room)?)
         })
     }
 
@@ -520,12 +537,14 @@ impl Claims for Sqlite {
         const BATCH: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt, owner) \
                              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (batchId) DO NOTHING";
         let (owner, batch, entries) = (owner.clone(), batch.clone(), entries.to_vec());
+        let mut room = Room::new(self.max_places.load_full());
         self.writer.submit(move |connection| {
             note_owner(connection, &owner, now.at)?;
             let apply_id = batch.apply_id.map(u64::cast_signed);
             let row = params![batch.id, batch.product_key, apply_id, now.at, owner.id];
             connection.prepare_cached(BATCH)?.execute(row)?;
-            let claims = entries.iter().map(|entry| claim(connection, &owner, entry, Some(batch.id), now));
+            let claims =
+                entries.iter().map(|entry| claim(connection, &owner, entry, Some(batch.id), now, &mut room));
             Ok(claims.collect::<rusqlite::Result<_>>()?)
         })
     }

@@ -16,6 +16,7 @@ mod key_use;
 pub mod lock;
 mod look;
 mod page;
+mod places;
 mod read;
 mod reversal;
 mod secrets;
@@ -23,6 +24,7 @@ mod sightings;
 mod since_backup;
 mod undo;
 mod unfinished;
+mod waiting;
 mod wipe;
 mod writer;
 
@@ -30,11 +32,13 @@ mod writer;
 mod tests;
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use thread_local::ThreadLocal;
 
@@ -66,6 +70,8 @@ pub struct Sqlite {
     path: Arc<Path>,
     bulk_wait: Duration,
     clock: Arc<Clock>,
+    /// Maximum numbers of places for the claims of this handle.
+    max_places: ArcSwap<HashMap<String, u64>>,
     /// `None` if this process only reads.
     outbox: Option<audit::Outbox>,
     access: Access,
@@ -146,7 +152,20 @@ impl Sqlite {
         let (clock, outbox, readers) = (Arc::default(), Some(outbox), ThreadLocal::new());
         let _recovery = Some(Recovery::start(Arc::clone(&path), bulk_wait)?);
         let access = Access::Full;
-        Ok(Self { path, bulk_wait, clock, outbox, access, readers, _recovery, writer, files, lock })
+        let max_places = ArcSwap::default();
+        Ok(Self {
+            path,
+            bulk_wait,
+            clock,
+            max_places,
+            outbox,
+            access,
+            readers,
+            _recovery,
+            writer,
+            files,
+            lock,
+        })
     }
 
     /// Opens a database of the current version for reading only. Fails if `accepts` returns an
@@ -178,7 +197,20 @@ impl Sqlite {
         let writer = Writer::none(Arc::clone(&path));
         let (clock, readers) = (Arc::default(), ThreadLocal::new());
         let (outbox, _recovery, files, lock) = (None, None, None, None);
-        Self { path, bulk_wait: BULK_WAIT, clock, outbox, access, readers, _recovery, writer, files, lock }
+        let max_places = ArcSwap::default();
+        Self {
+            path,
+            bulk_wait: BULK_WAIT,
+            clock,
+            max_places,
+            outbox,
+            access,
+            readers,
+            _recovery,
+            writer,
+            files,
+            lock,
+        }
     }
 
     /// Fails with a message for the operator if the path has neither a database nor another file

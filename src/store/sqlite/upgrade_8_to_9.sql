@@ -34,3 +34,33 @@ CREATE TABLE key_use (
     lastUsed     INTEGER,
     PRIMARY KEY (enrollment, keyId)
 ) STRICT, WITHOUT ROWID;
+
+-- Devices that wait to be admitted (unlisted = "hold").
+CREATE TABLE device_waiting (
+    deviceId     TEXT NOT NULL,
+    enrollment   TEXT NOT NULL,
+    first        INTEGER NOT NULL,
+    last         INTEGER NOT NULL,
+    count        INTEGER NOT NULL,
+    address      TEXT NOT NULL,
+    PRIMARY KEY (deviceId, enrollment)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX waiting_address ON device_waiting (enrollment, address);
+CREATE TABLE waiting_count (
+    enrollment   TEXT NOT NULL PRIMARY KEY,
+    devices      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER waiting_count_insert AFTER INSERT ON device_waiting BEGIN
+    INSERT INTO waiting_count VALUES (NEW.enrollment, 1)
+    ON CONFLICT DO UPDATE SET devices = devices + 1;
+END;
+CREATE TRIGGER waiting_count_delete AFTER DELETE ON device_waiting BEGIN
+    UPDATE waiting_count SET devices = devices - 1 WHERE enrollment = OLD.enrollment;
+    DELETE FROM waiting_count WHERE enrollment = OLD.enrollment AND devices = 0;
+END;
+
+-- The enrollment of each claim, by which places are counted (max_devices).
+ALTER TABLE registration_claim ADD COLUMN enrollment TEXT;
+UPDATE registration_claim SET enrollment =
+    (SELECT enrollment FROM device_table d WHERE d.deviceId = registration_claim.deviceId);
+CREATE INDEX claim_enrollment ON registration_claim (enrollment);

@@ -146,6 +146,7 @@ impl Process {
             kind,
             reissue: Reissue::Always,
             next: Some(NextKey { key: key(next), identity: None }),
+            guards: Default::default(),
         };
         let shared_kind = Kind::Shared { identity: "batch".into(), key: key(SHARED) };
         let enrollments = Enrollments::new([

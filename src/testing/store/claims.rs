@@ -28,6 +28,8 @@ struct Held {
     owner: Option<OwnerId>,
     /// Owner that may have asked the cloud for the device.
     asked: By,
+    /// Enrollment of the device at the time of the claim.
+    enrollment: String,
 }
 
 /// Owner that may have asked the cloud for a device.
@@ -65,6 +67,11 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn is_claimed(&self, device: &DeviceId) -> bool {
         self.claims.contains_key(device)
+    }
+
+    /// Returns the number of claims of an enrollment.
+    pub(super) fn claims_of(&self, enrollment: &str) -> u64 {
+        self.claims.values().filter(|held| held.enrollment == enrollment).count() as u64
     }
 
     pub(super) fn forget(&mut self, device: &DeviceId) {
@@ -109,6 +116,7 @@ impl Tables {
         entry: &JournalEntry,
         batch: Option<BatchId>,
         now: ClaimTime,
+        max: &HashMap<String, u64>,
     ) -> Claimed {
         self.journal.note(owner, now.at);
         let JournalEntry { device, product_key, device_name } = entry;
@@ -122,6 +130,7 @@ impl Tables {
                 && row.product_key == *product_key
                 && row.name() == *device_name
         });
+        let enrollment = asks.map(|row| row.enrollment.clone()).unwrap_or_default();
         match asks.map(|row| row.state) {
             Some(DeviceState::Enabled) => {}
             // The claim stays, because the cloud may have been asked for the device.
@@ -139,6 +148,15 @@ impl Tables {
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
         }
+        // A device that is in the journal has its place.
+        if known.is_none()
+            && let Some(max) = max.get(&enrollment)
+        {
+            let taken = self.places(&enrollment);
+            if taken.registered + taken.claimed >= *max {
+                return Claimed::NoPlace;
+            }
+        }
         let same = known.filter(|known| known.open.entry == *entry && known.asked != By::Nobody);
         let asked_by = match &same {
             None => AskedBy::Nobody,
@@ -155,7 +173,7 @@ impl Tables {
             AskedBy::Nobody | AskedBy::Caller => By::Owner,
             AskedBy::Other => By::Earlier,
         };
-        let held = Held { number, open, cloud_offset, owner: Some(owner.id), asked: by };
+        let held = Held { number, open, cloud_offset, owner: Some(owner.id), asked: by, enrollment };
         self.journal.claims.insert(device.clone(), held);
         Claimed::Yours(Claim { since, cloud_offset, asked_by })
     }
@@ -280,7 +298,8 @@ impl Claims for Memory {
         entry: &'a JournalEntry,
         now: ClaimTime,
     ) -> StoreFuture<'a, Claimed> {
-        self.answer(|tables, _| Ok(tables.claim(owner, entry, None, now)))
+        let max = self.max_places();
+        self.answer(|tables, _| Ok(tables.claim(owner, entry, None, now, &max)))
     }
 
     fn claim_batch<'a>(
@@ -290,10 +309,11 @@ impl Claims for Memory {
         entries: &'a [JournalEntry],
         now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>> {
+        let max = self.max_places();
         self.answer(|tables, _| {
             tables.journal.note(owner, now.at);
             tables.journal.batches.entry(batch.id).or_insert_with(|| (batch.clone(), Some(owner.id)));
-            let claim = |entry| tables.claim(owner, entry, Some(batch.id), now);
+            let claim = |entry| tables.claim(owner, entry, Some(batch.id), now, &max);
             Ok(entries.iter().map(claim).collect())
         })
     }

@@ -41,6 +41,12 @@ pub(in crate::admin::console) enum Subject {
     NotYours,
     /// Devices ask again after their certificate was issued.
     IssuedAlready,
+    /// Devices wait to be admitted.
+    HeldAsk,
+    /// Devices ask an enrollment that is closed or full.
+    ClosedAsk,
+    /// Devices ask an enrollment that is not open yet.
+    NotOpenAsk,
     /// Requests cannot be understood.
     Malformed,
     /// Handshakes fail because the client stops answering.
@@ -93,6 +99,9 @@ impl Subject {
             Self::Guessing => ["guessing", "guessing-cause", "guessing-remedy"],
             Self::NotYours => ["not-yours", "not-yours-cause", "not-yours-remedy"],
             Self::IssuedAlready => ["issued-already", "issued-already-cause", "issued-already-remedy"],
+            Self::HeldAsk => ["held-ask", "held-ask-cause", "held-ask-remedy"],
+            Self::ClosedAsk => ["closed-ask", "closed-ask-cause", "closed-ask-remedy"],
+            Self::NotOpenAsk => ["not-open-ask", "not-open-ask-cause", "not-open-ask-remedy"],
             Self::Malformed => ["malformed", "malformed-cause", "malformed-remedy"],
             Self::SilentClients => ["silent-clients", "silent-clients-cause", "silent-clients-remedy"],
             Self::OtherHandshakes => {
@@ -132,13 +141,16 @@ impl Subject {
             | Self::Guessing
             | Self::NotYours
             | Self::IssuedAlready
+            | Self::HeldAsk
+            | Self::ClosedAsk
             | Self::Malformed
             | Self::SilentClients
             | Self::OtherHandshakes
             | Self::Clock
             | Self::NoCloud
             | Self::Unsealed => Tone::Warning,
-            Self::TooMany
+            Self::NotOpenAsk
+            | Self::TooMany
             | Self::Queue
             | Self::NotBack
             | Self::Unsent
@@ -172,6 +184,9 @@ impl Subject {
             Self::Unknown => "/failures?reason=unknown&range=day",
             Self::NotYours => "/failures?reason=not-yours&range=day",
             Self::IssuedAlready => "/failures?reason=issued&range=day",
+            Self::HeldAsk => "/failures?reason=held&range=day",
+            Self::NotOpenAsk => "/failures?reason=not-open&range=day",
+            Self::ClosedAsk => "/failures?reason=closed&range=day",
             Self::TooMany | Self::Guessing => "/failures?reason=too-many&range=day",
             Self::DisabledAsk => "/failures?reason=disabled&range=day",
             Self::CloudSilent

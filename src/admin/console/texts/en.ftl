@@ -301,6 +301,14 @@ advice-iot-id-taken-text = Another device in the table has the IotId of this dev
 advice-issued = Has its certificate, and gets no other
 advice-asks-again = Asks again, and is refused
 advice-asks-again-text = At {$time} the device asked for its certificate again and was refused with 4.03.
+advice-not-open = Its enrollment is not open yet
+advice-not-open-text = It gets its first certificate from {$time} on. Until then, each request is asked to come back later.
+advice-closed = Its enrollment is closed
+advice-closed-text = It has had no certificate yet, and its enrollment closed at {$time}. If it may still have one, set a later closes in the configuration, and reload.
+advice-full = Its enrollment is full
+advice-full-text = {$number} devices of its enrollment have a certificate, and max_devices permits no more. If it may have one, set a larger max_devices in the configuration, and reload.
+advice-filling = Its enrollment is almost full
+advice-filling-text = Registrations in progress take the last places of its enrollment. If one of them fails, this device gets the place with its next request.
 advice-once = Its enrollment's policy permits one issue only.
 advice-window-over = The time in which it might fetch its certificate again ended at {$time}.
 advice-window-open = It may fetch its certificate again until {$time}.
@@ -344,6 +352,7 @@ event-enabled = enabled
 event-reset = reset
 event-deleted = deleted
 event-imported = imported
+event-admitted = admitted
 event-undone = import undone
 event-sealed = secrets sealed
 event-restored = restored from a backup
@@ -461,10 +470,13 @@ kind-invalid = Not in the table, or not in the enrollment of its key
 kind-not-yours = Asked for another device
 kind-disabled = Disabled here
 kind-issued = Issued already
+kind-closed = Enrollment closed or full
 kind-too-many = Too many requests
 kind-malformed = Request not understood
 kind-operator = Registration refused
 kind-later = Asked to come back later
+kind-not-open = Enrollment not open yet
+kind-held = Waiting to be admitted
 kind-timed-out = No certificate from IoT Platform in time
 handshake-completed = Completed
 handshake-wrong-key = Wrong key or unknown identity
@@ -633,6 +645,27 @@ issued-already = { $devices ->
 }
 issued-already-cause = The device has fetched it before, and the reissue policy of its enrollment permits no other; perhaps it did not store it.
 issued-already-remedy = If you trust the device, reset it here: it can then fetch its certificate again.
+held-ask = { $devices ->
+    [0] Devices that are not in the table wait to be admitted
+    [one] {$devices} device that is not in the table waits to be admitted
+   *[other] {$devices} devices that are not in the table wait to be admitted
+}
+held-ask-cause = Its enrollment holds devices that have the right key and are not in the table (unlisted = "hold").
+held-ask-remedy = If they are yours, admit them: certdist device waiting lists them, certdist device admit adds them to the table.
+closed-ask = { $devices ->
+    [0] Devices ask an enrollment that is closed or full
+    [one] {$devices} device asks an enrollment that is closed or full
+   *[other] {$devices} devices ask an enrollment that is closed or full
+}
+closed-ask-cause = The device has had no certificate yet, and the enrollment gives none to further devices: closes has passed, or max_devices is reached.
+closed-ask-remedy = If the device may have one, set a later closes or a larger max_devices in the configuration, and reload.
+not-open-ask = { $devices ->
+    [0] Devices ask an enrollment that is not open yet
+    [one] {$devices} device asks an enrollment that is not open yet
+   *[other] {$devices} devices ask an enrollment that is not open yet
+}
+not-open-ask-cause = The device has had no certificate yet, and its enrollment opens later (opens in the configuration). It is asked to come back, once an hour at least.
+not-open-ask-remedy = If it may have its certificate now, set an earlier opens in the configuration, and reload.
 malformed = { $times ->
     [one] {$times} request was not understood
    *[other] {$times} requests were not understood

@@ -262,6 +262,14 @@ advice-iot-id-taken-text = 表の別のデバイスがこのデバイスの IotI
 advice-issued = 証明書を取得済み、再発行なし
 advice-asks-again = 再び要求し、拒否されています
 advice-asks-again-text = {$time} に再び証明書を要求し、4.03 で拒否されました。
+advice-not-open = 登録グループの受付開始前です
+advice-not-open-text = {$time} から最初の証明書を取得できます。それまでの要求には、後で再試行するよう応答します。
+advice-closed = 登録グループは終了しました
+advice-closed-text = まだ証明書を取得しておらず、登録グループは {$time} に終了しました。取得してよいなら、設定の closes を遅らせ、再読み込みしてください。
+advice-full = 登録グループは満員です
+advice-full-text = 登録グループでは {$number} 台のデバイスに証明書があり、max_devices はこれ以上を許しません。取得してよいなら、設定の max_devices を増やし、再読み込みしてください。
+advice-filling = 登録グループはまもなく満員です
+advice-filling-text = 進行中の登録が登録グループの最後の枠を使っています。そのどれかが失敗すれば、このデバイスは次の要求で枠を得ます。
 advice-once = 登録グループのポリシーでは発行は 1 回だけです。
 advice-window-over = 再取得できる期間は {$time} に終わりました。
 advice-window-open = {$time} まで再取得できます。
@@ -305,6 +313,7 @@ event-enabled = 有効化
 event-reset = リセット
 event-deleted = 削除
 event-imported = インポート
+event-admitted = 承認
 event-undone = インポートの取り消し
 event-sealed = 秘密の封印
 event-restored = バックアップから復元
@@ -412,10 +421,13 @@ kind-invalid = テーブルにない、または鍵の登録グループに属�
 kind-not-yours = 別のデバイスの証明書を要求
 kind-disabled = ここで無効化
 kind-issued = 発行済み
+kind-closed = 登録グループが終了または満員
 kind-too-many = リクエスト過多
 kind-malformed = 理解できないリクエスト
 kind-operator = 登録拒否
 kind-later = 後で再試行するよう応答
+kind-not-open = 登録グループの受付開始前
+kind-held = 承認待ち
 kind-timed-out = IoT Platform から時間内に証明書を得られない
 handshake-completed = 完了
 handshake-wrong-key = 鍵の誤りまたは未知のアイデンティティ
@@ -549,6 +561,24 @@ issued-already = { $devices ->
 }
 issued-already-cause = デバイスは以前に取得済みで、登録グループの再発行ポリシーが再発行を許しません。保存に失敗した可能性があります。
 issued-already-remedy = 信頼できるデバイスなら、ここでリセットしてください。再び取得できます。
+held-ask = { $devices ->
+    [0] テーブルにないデバイスが承認を待っています
+   *[other] テーブルにないデバイス {$devices} 台が承認を待っています
+}
+held-ask-cause = 登録グループは、正しい鍵を持ちテーブルにないデバイスを待たせます（unlisted = "hold"）。
+held-ask-remedy = 自社のデバイスなら承認してください。certdist device waiting で一覧し、certdist device admit でテーブルに追加します。
+closed-ask = { $devices ->
+    [0] 終了または満員の登録グループにデバイスが要求しています
+   *[other] 終了または満員の登録グループにデバイス {$devices} 台が要求しています
+}
+closed-ask-cause = デバイスはまだ証明書を取得しておらず、登録グループはこれ以上発行しません。closes を過ぎたか、max_devices に達しています。
+closed-ask-remedy = 取得してよいデバイスなら、設定の closes を遅らせるか max_devices を増やし、再読み込みしてください。
+not-open-ask = { $devices ->
+    [0] 受付開始前の登録グループにデバイスが要求しています
+   *[other] 受付開始前の登録グループにデバイス {$devices} 台が要求しています
+}
+not-open-ask-cause = デバイスはまだ証明書を取得しておらず、登録グループの受付開始は後です（設定の opens）。少なくとも 1 時間ごとに再試行するよう応答します。
+not-open-ask-remedy = 今すぐ取得してよいなら、設定の opens を早め、再読み込みしてください。
 malformed = {$times} 件のリクエストを理解できませんでした
 malformed-cause = ファームウェアのパス、メソッド、形式、またはデバイス ID が誤っています。
 malformed-remedy = 応答が誤りをファームウェアに伝えます（docs/device.md）。リクエストはログにあります。

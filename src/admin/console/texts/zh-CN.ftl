@@ -262,6 +262,14 @@ advice-iot-id-taken-text = 表中的另一台设备具有此设备的 IotId：{$
 advice-issued = 已有证书，不再发放
 advice-asks-again = 再次请求并被拒绝
 advice-asks-again-text = 设备于 {$time} 再次请求证书，被以 4.03 拒绝。
+advice-not-open = 其注册组尚未开放
+advice-not-open-text = 从 {$time} 起它可以取得首个证书。在此之前，每次请求都会被要求稍后重试。
+advice-closed = 其注册组已关闭
+advice-closed-text = 它还没有过证书，而其注册组已于 {$time} 关闭。如果仍允许它取得证书，请在配置中设置更晚的 closes，然后重新加载。
+advice-full = 其注册组已满
+advice-full-text = 其注册组已有 {$number} 台设备拥有证书，max_devices 不允许更多。如果允许它取得证书，请在配置中设置更大的 max_devices，然后重新加载。
+advice-filling = 其注册组即将满额
+advice-filling-text = 正在进行的注册占用了其注册组的最后名额。如果其中一个失败，该设备下次请求时即可得到名额。
 advice-once = 其注册组的策略只允许发放一次。
 advice-window-over = 它可以再次获取证书的时间已于 {$time} 结束。
 advice-window-open = 它可以在 {$time} 之前再次获取证书。
@@ -305,6 +313,7 @@ event-enabled = 已启用
 event-reset = 已重置
 event-deleted = 已删除
 event-imported = 已导入
+event-admitted = 已准入
 event-undone = 撤销导入
 event-sealed = 密钥已加密
 event-restored = 从备份恢复
@@ -412,10 +421,13 @@ kind-invalid = 不在设备表中，或不属于其密钥的注册组
 kind-not-yours = 请求其他设备的证书
 kind-disabled = 在此处被禁用
 kind-issued = 证书已发放过
+kind-closed = 注册组已关闭或已满
 kind-too-many = 请求过多
 kind-malformed = 无法理解的请求
 kind-operator = 注册被拒绝
 kind-later = 被要求稍后重试
+kind-not-open = 注册组尚未开放
+kind-held = 等待准入
 kind-timed-out = 未能及时从物联网平台取得证书
 handshake-completed = 成功
 handshake-wrong-key = 密钥错误或身份标识未知
@@ -549,6 +561,24 @@ issued-already = { $devices ->
 }
 issued-already-cause = 设备以前已取得证书，其注册组的重发策略不允许再次发放；设备可能没有保存。
 issued-already-remedy = 如果信任该设备，请在此重置：之后它可以再次取得证书。
+held-ask = { $devices ->
+    [0] 有不在设备表中的设备等待准入
+   *[other] 有 {$devices} 台不在设备表中的设备等待准入
+}
+held-ask-cause = 其注册组会让持有正确密钥但不在设备表中的设备等待（unlisted = "hold"）。
+held-ask-remedy = 如果这些设备属于您，请准入：certdist device waiting 列出它们，certdist device admit 将它们加入设备表。
+closed-ask = { $devices ->
+    [0] 有设备向已关闭或已满的注册组请求证书
+   *[other] 有 {$devices} 台设备向已关闭或已满的注册组请求证书
+}
+closed-ask-cause = 设备还没有过证书，而其注册组不再向更多设备发放：closes 已过，或已达到 max_devices。
+closed-ask-remedy = 如果该设备可以取得证书，请在配置中设置更晚的 closes 或更大的 max_devices，然后重新加载。
+not-open-ask = { $devices ->
+    [0] 有设备向尚未开放的注册组请求证书
+   *[other] 有 {$devices} 台设备向尚未开放的注册组请求证书
+}
+not-open-ask-cause = 设备还没有过证书，而其注册组将在稍后开放（配置中的 opens）。设备被要求稍后重试，至少每小时一次。
+not-open-ask-remedy = 如果现在就可以取得证书，请在配置中设置更早的 opens，然后重新加载。
 malformed = {$times} 个请求无法理解
 malformed-cause = 固件发送的路径、方法、格式或设备 ID 有误。
 malformed-remedy = 应答会告诉固件错误所在（docs/device.md）。日志中有这些请求。

@@ -1,0 +1,41 @@
+//! Places of an enrollment: its devices with a certificate, and those whose registration has begun.
+//! A store counts them, and takes a place in the same step as the claim that needs it, so that a
+//! maximum holds however many processes register devices.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{StoreFuture, sealed::Sealed};
+
+/// Number of places that are taken in an enrollment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Devices with a certificate, whether they were registered or imported.
+    pub registered: u64,
+    /// Devices whose registration has begun, so that they are in the journal.
+    pub claimed: u64,
+}
+
+/// Maximum number of places by enrollment. An enrollment without an entry has no maximum.
+pub type MaxPlaces = Arc<HashMap<String, u64>>;
+
+/// The part of a store that counts places.
+pub trait CountsPlaces: Send + Sync + 'static {
+    /// Sets the maximum number of places for the claims of this handle. From then on, a claim that
+    /// needs a place and finds none is answered with
+    /// [`NoPlace`](super::claim::Claimed::NoPlace). A device that is in the journal has its place.
+    fn set_max_places(&self, max: MaxPlaces);
+
+    /// Counts the places that are taken in an enrollment.
+    fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places>;
+}
+
+impl<S: CountsPlaces> CountsPlaces for Sealed<S> {
+    pass_on! {
+        self to self.inner();
+        fn places(enrollment: &'a str) -> Places;
+    }
+
+    fn set_max_places(&self, max: MaxPlaces) {
+        self.inner().set_max_places(max);
+    }
+}

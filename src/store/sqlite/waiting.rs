@@ -1,0 +1,195 @@
+//! Devices that wait to be admitted, and their admission.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Sqlite, audit, claims, read, writer::WriteError};
+use crate::{
+    device::DeviceId,
+    store::{
+        StoreFuture, UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        waiting::{
+            Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
+            WaitingList,
+        },
+    },
+};
+
+/// Devices in order of their IDs, and all enrollments of each, also if the limit cuts the list.
+const LIST: &str = "SELECT deviceId, enrollment, first, last, count, address FROM device_waiting \
+                    WHERE (?2 IS NULL OR enrollment = ?2) AND deviceId IN (\
+                    SELECT DISTINCT deviceId FROM device_waiting w \
+                    WHERE deviceId > ?1 AND (?2 IS NULL OR enrollment = ?2) \
+                    AND NOT EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) \
+                    ORDER BY deviceId LIMIT ?3) ORDER BY deviceId, enrollment";
+
+/// Returns the enrollment of a device that is in the table, in whichever spelling of a MAC address.
+fn enrollment_of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Option<String>> {
+    let Some(known) = read::known_as(connection, &device.clone().into())? else { return Ok(None) };
+    read::enrollment_of(connection, &known)
+}
+
+fn note(connection: &Connection, note: &Note, now: UnixSeconds) -> Result<(), WriteError> {
+    const AGAIN: &str = "UPDATE device_waiting SET last = max(last, ?3), count = count + 1 \
+                         WHERE deviceId = ?1 AND enrollment = ?2";
+    const ADD: &str = "INSERT INTO device_waiting (deviceId, enrollment, first, last, count, address) \
+                       VALUES (?1, ?2, ?3, ?3, 1, ?4)";
+    let (device, enrollment) = (note.device.as_str(), &note.asker.enrollment);
+    if connection.prepare_cached(AGAIN)?.execute(params![device, enrollment, now])? > 0
+        || enrollment_of(connection, &note.device)?.is_some()
+        || is_full(connection, note)?
+    {
+        return Ok(());
+    }
+    connection.prepare_cached(ADD)?.execute(params![device, enrollment, now, note.asker.address])?;
+    Ok(())
+}
+
+/// Returns whether the list has no place for one more device of the client.
+fn is_full(connection: &Connection, note: &Note) -> rusqlite::Result<bool> {
+    const TAKEN: &str = "SELECT coalesce(sum(devices), 0), \
+                         coalesce(sum(iif(enrollment = ?1, devices, 0)), 0) FROM waiting_count";
+    const OF_ADDRESS: &str = "SELECT count(*) FROM device_waiting WHERE enrollment = ?1 AND address = ?2";
+    let number = |number: i64| number.unsigned_abs();
+    let enrollment = &note.asker.enrollment;
+    let (all, own) = connection
+        .prepare_cached(TAKEN)?
+        .query_row([enrollment], |row| Ok((number(row.get(0)?), number(row.get(1)?))))?;
+    if all >= MOST || own >= MOST_OF_ENROLLMENT {
+        return Ok(true);
+    }
+    if !note.is_shared {
+        return Ok(false);
+    }
+    let of_address = connection
+        .prepare_cached(OF_ADDRESS)?
+        .query_row([enrollment, &note.asker.address], |row| Ok(number(row.get(0)?)))?;
+    Ok(of_address >= MOST_OF_ADDRESS)
+}
+
+fn admit(
+    connection: &Connection,
+    new: &NewDevice,
+    by: &Admits,
+    now: UnixSeconds,
+) -> Result<Admission, WriteError> {
+    const ROWS: &str = "SELECT coalesce(sum(devices), 0) FROM device_count WHERE enrollment = ?1";
+    const ADD: &str = "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES (?1, ?2, ?3)";
+    let NewDevice { device, enrollment, product_key } = new;
+    if let Some(other) = enrollment_of(connection, device)? {
+        forget(connection, device)?;
+        return Ok(if other == *enrollment { Admission::Known } else { Admission::Elsewhere });
+    }
+    let name = device.device_name();
+    if let Some(holder) = claims::holder_of_name(connection, device, product_key, &name)? {
+        return Ok(Admission::NameTaken(holder));
+    }
+    if let Admits::Configuration { max_rows: Some(max), .. } = by {
+        let rows: i64 = connection.prepare_cached(ROWS)?.query_row([enrollment], |row| row.get(0))?;
+        if rows.unsigned_abs() >= *max {
+            return Ok(Admission::Full);
+        }
+    }
+    connection.prepare_cached(ADD)?.execute([device.as_str(), product_key, enrollment])?;
+    forget(connection, device)?;
+    audit::forget_refusals(connection, device)?;
+    let entry = match by {
+        Admits::Operator(by) => AuditEntry {
+            at: now,
+            device: Some(device.clone()),
+            enrollment: Some(enrollment.clone()),
+            ..by.entry(AuditEvent::Admitted)
+        },
+        Admits::Configuration { asker, .. } => {
+            let detail = "unlisted = \"admit\"".to_owned();
+            asker.clone().entry(AuditEvent::Admitted, now, device.clone(), detail)
+        }
+    };
+    audit::append(connection, &entry)?;
+    Ok(Admission::Added)
+}
+
+/// Removes a device from the list, in all enrollments.
+fn forget(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
+    const SQL: &str = "DELETE FROM device_waiting WHERE deviceId = ?1";
+    connection.prepare_cached(SQL)?.execute([device.as_str()]).map(drop)
+}
+
+impl WaitingList for Sqlite {
+    fn note_waiting(&self, asked: Note) -> StoreFuture<'_, ()> {
+        let clock = self.clock.clone();
+        self.writer.submit(move |connection| note(connection, &asked, clock.now()))
+    }
+
+    fn waiting<'a>(
+        &'a self,
+        enrollment: Option<&'a str>,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Waiting>> {
+        let after = after.map_or("", DeviceId::as_str);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(|connection| {
+            connection
+                .prepare_cached(LIST)?
+                .query_map(params![after, enrollment, limit], |row| {
+                    Ok(Waiting {
+                        device: read::id(row, 0)?,
+                        enrollment: row.get(1)?,
+                        first: row.get(2)?,
+                        last: row.get(3)?,
+                        count: row.get::<_, i64>(4)?.unsigned_abs(),
+                        address: row.get(5)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    fn waiting_counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+        const SQL: &str = "SELECT enrollment, devices FROM waiting_count ORDER BY enrollment";
+        self.read(|connection| {
+            let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()));
+            connection.prepare_cached(SQL)?.query_map((), count)?.collect()
+        })
+    }
+
+    fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>> {
+        let clock = self.clock.clone();
+        self.writer.submit(move |connection| {
+            let now = clock.now();
+            devices.iter().map(|device| admit(connection, device, &by, now)).collect()
+        })
+    }
+
+    fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
+        const SQL: &str = "DELETE FROM device_waiting WHERE deviceId = ?1 AND enrollment = ?2";
+        let (enrollment, devices) = (enrollment.to_owned(), devices.to_vec());
+        self.writer.submit(move |connection| {
+            let mut removed = 0;
+            for device in &devices {
+                removed += connection.prepare_cached(SQL)?.execute([device.as_str(), &enrollment])?;
+            }
+            Ok(removed as u64)
+        })
+    }
+
+    fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64> {
+        const EXPIRED: &str = "SELECT 1 FROM device_waiting w WHERE last < ?1 \
+                               OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) LIMIT 1";
+        const SQL: &str = "DELETE FROM device_waiting WHERE last < ?1 \
+                           OR deviceId IN (SELECT w.deviceId FROM device_waiting w \
+                           JOIN device_table d ON d.deviceId = w.deviceId)";
+        let any = self.read_now(|connection| {
+            connection.prepare_cached(EXPIRED)?.query_row([before], |_| Ok(())).optional()
+        });
+        match any {
+            // Usually there is nothing to remove, and then the writer need not run.
+            Ok(None) => Box::pin(std::future::ready(Ok(0))),
+            Ok(Some(())) => self
+                .writer
+                .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([before])? as u64)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Devices that wait to be admitted: they have proven a key of an enrollment with
+//! `unlisted = "hold"`, but are not in the table. The list is bounded, and a client with a shared
+//! key, who can invent device IDs, can neither displace other devices nor fill the list from one
+//! address.
+
+use super::{Actor, StoreFuture, UnixSeconds, audit::Asker, sealed::Sealed};
+use crate::device::DeviceId;
+
+/// Maximum number of devices that wait in one enrollment. At the limit, no further device is added.
+pub const MOST_OF_ENROLLMENT: u64 = 10_000;
+
+/// Maximum number of devices that wait in all enrollments together.
+pub const MOST: u64 = 100_000;
+
+/// Maximum number of devices that were added from one address under one shared key.
+pub const MOST_OF_ADDRESS: u64 = 1000;
+
+/// Time after which a device that has not asked again is removed from the list, in seconds.
+pub const KEPT: UnixSeconds = 30 * 86_400;
+
+/// A device that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The device ID by which it asks.
+    pub device: DeviceId,
+    /// Enrollment whose key it has proven.
+    pub enrollment: String,
+    /// Time of the first request.
+    pub first: UnixSeconds,
+    /// Time of the last request.
+    pub last: UnixSeconds,
+    /// Number of requests.
+    pub count: u64,
+    /// Origin of the first request.
+    pub address: String,
+}
+
+/// A request of a device that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The device.
+    pub device: DeviceId,
+    /// The client. Its enrollment is that in which the device waits.
+    pub asker: Asker,
+    /// Set if the client has proven only a shared key, so that the ID may be invented.
+    pub is_shared: bool,
+}
+
+/// A device that is added to the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDevice {
+    /// The device.
+    pub device: DeviceId,
+    /// Its enrollment.
+    pub enrollment: String,
+    /// The product of its enrollment.
+    pub product_key: String,
+}
+
+/// The one who admits a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admits {
+    /// An operator.
+    Operator(Actor),
+    /// The configuration (`unlisted = "admit"`), when this client asks. The enrollment may have at
+    /// most `max_rows` devices in the table afterwards.
+    Configuration {
+        /// The client.
+        asker: Asker,
+        /// Maximum number of devices; `None`: no maximum.
+        max_rows: Option<u64>,
+    },
+}
+
+/// Result of admitting a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// The device was added.
+    Added,
+    /// The device was in the table, in this enrollment. Nothing was changed.
+    Known,
+    /// The device was in the table, in another enrollment. Nothing was changed.
+    Elsewhere,
+    /// This other device of the product has the name that the device would have.
+    NameTaken(DeviceId),
+    /// The enrollment has as many devices as it may have.
+    Full,
+}
+
+/// The part of a store that keeps the devices that wait.
+pub trait WaitingList: Send + Sync + 'static {
+    /// Notes a request, unless the device is in the table, in whichever enrollment, or the list is
+    /// full. A full list still notes further requests of the devices in it.
+    fn note_waiting(&self, note: Note) -> StoreFuture<'_, ()>;
+
+    /// Returns up to `limit` devices in order of their IDs, beginning after the device `after`, and
+    /// all enrollments in which each of them waits. Leaves out devices that are in the table.
+    fn waiting<'a>(
+        &'a self,
+        enrollment: Option<&'a str>,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Waiting>>;
+
+    /// Returns the number of devices that wait in each enrollment. May count devices that have been
+    /// imported meanwhile.
+    fn waiting_counts(&self) -> StoreFuture<'_, Vec<(String, u64)>>;
+
+    /// Adds devices to the table as an import adds them, and removes them from the list, in one
+    /// step with their audit entries. Never changes a device that is in the table. Returns a result
+    /// for each device.
+    fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>>;
+
+    /// Removes devices from the list of an enrollment. Returns how many were in it.
+    fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64>;
+
+    /// Removes devices that have not asked since `before`, and those that are in the table. Returns
+    /// their number.
+    fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64>;
+}
+
+impl<S: WaitingList> WaitingList for Sealed<S> {
+    pass_on! {
+        self to self.inner();
+        fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
+        fn waiting_counts() -> Vec<(String, u64)>;
+        fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
+        fn prune_waiting(before: UnixSeconds) -> u64;
+        fn note_waiting(note: Note) -> ();
+        fn admit(devices: Vec<NewDevice>, by: Admits) -> Vec<Admission>;
+    }
+}

@@ -1,0 +1,196 @@
+//! Places, and devices that wait to be admitted, in the store in memory.
+
+use std::collections::BTreeMap;
+
+use super::{Memory, Tables};
+use crate::{
+    device::DeviceId,
+    store::{
+        DeviceRow, DeviceState, StoreFuture, UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        place::{CountsPlaces, MaxPlaces, Places},
+        waiting::{
+            Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
+            WaitingList,
+        },
+    },
+};
+
+/// The devices that wait, by device and enrollment.
+pub(super) type List = BTreeMap<(DeviceId, String), Waiting>;
+
+impl Tables {
+    pub(super) fn places(&self, enrollment: &str) -> Places {
+        let own = self.devices.values().filter(|row| row.enrollment == enrollment);
+        Places {
+            registered: own.filter(|row| row.certificate.is_some()).count() as u64,
+            claimed: self.journal.claims_of(enrollment),
+        }
+    }
+
+    /// Returns the enrollment of a device that is in the table, in whichever spelling.
+    fn enrollment_of(&self, device: &DeviceId) -> Option<&str> {
+        let spelled = || {
+            let mac = DeviceId::parse_mac(device.as_str()).ok()?;
+            self.devices.get(&self.spelled(&mac)?)
+        };
+        let row = self.devices.get(device).or_else(spelled)?;
+        Some(&row.enrollment)
+    }
+
+    fn note_waiting(&mut self, note: Note, now: UnixSeconds) {
+        let enrollment = note.asker.enrollment;
+        let key = (note.device.clone(), enrollment.clone());
+        if let Some(known) = self.waiting.get_mut(&key) {
+            known.last = known.last.max(now);
+            known.count += 1;
+            return;
+        }
+        let of_enrollment = || self.waiting.values().filter(|one| one.enrollment == enrollment);
+        let of_address = || of_enrollment().filter(|one| one.address == note.asker.address).count() as u64;
+        let all = self.waiting.len() as u64;
+        let is_full = all >= MOST
+            || (all >= MOST_OF_ENROLLMENT && of_enrollment().count() as u64 >= MOST_OF_ENROLLMENT)
+            || (note.is_shared && of_address() >= MOST_OF_ADDRESS);
+        if is_full || self.enrollment_of(&note.device).is_some() {
+            return;
+        }
+        let (first, last, count, address) = (now, now, 1, note.asker.address);
+        self.waiting.insert(key, Waiting { device: note.device, enrollment, first, last, count, address });
+    }
+
+    fn admit(&mut self, new: NewDevice, by: &Admits, now: UnixSeconds) -> Admission {
+        let NewDevice { device, enrollment, product_key } = new;
+        if let Some(other) = self.enrollment_of(&device) {
+            let is_own = other == enrollment;
+            self.waiting.retain(|(known, _), _| *known != device);
+            return if is_own { Admission::Known } else { Admission::Elsewhere };
+        }
+        if let Some(holder) = self.holder_of_name(&device, &product_key, &device.device_name()) {
+            return Admission::NameTaken(holder);
+        }
+        if let Admits::Configuration { max_rows: Some(max), .. } = by {
+            let rows = self.devices.values().filter(|row| row.enrollment == enrollment).count();
+            if rows as u64 >= *max {
+                return Admission::Full;
+            }
+        }
+        let entry = match by {
+            Admits::Operator(by) => AuditEntry {
+                at: now,
+                device: Some(device.clone()),
+                enrollment: Some(enrollment.clone()),
+                ..by.entry(AuditEvent::Admitted)
+            },
+            Admits::Configuration { asker, .. } => {
+                let detail = "unlisted = \"admit\"".to_owned();
+                asker.clone().entry(AuditEvent::Admitted, now, device.clone(), detail)
+            }
+        };
+        self.waiting.retain(|(known, _), _| *known != device);
+        self.refused.retain(|(known, _), _| *known != device);
+        self.audit.push(entry);
+        let row = DeviceRow {
+            id: device.clone(),
+            enrollment,
+            product_key,
+            device_name: None,
+            certificate: None,
+            iot_id: None,
+            state: DeviceState::Enabled,
+            first_issued: None,
+            registered: None,
+            activated: None,
+            refusal: None,
+            cloud_state: None,
+        };
+        self.devices.insert(device, row);
+        Admission::Added
+    }
+}
+
+impl CountsPlaces for Memory {
+    fn set_max_places(&self, max: MaxPlaces) {
+        self.max_places.store(max);
+    }
+
+    fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places> {
+        self.answer(|tables, _| Ok(tables.places(enrollment)))
+    }
+}
+
+impl WaitingList for Memory {
+    fn note_waiting(&self, note: Note) -> StoreFuture<'_, ()> {
+        self.answer(|tables, now| {
+            tables.note_waiting(note, now);
+            Ok(())
+        })
+    }
+
+    fn waiting<'a>(
+        &'a self,
+        enrollment: Option<&'a str>,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Waiting>> {
+        self.answer(|tables, _| {
+            let mut devices: Vec<&DeviceId> = Vec::new();
+            let mut list = Vec::new();
+            for ((device, of), waiting) in &tables.waiting {
+                let is_wanted = after.is_none_or(|after| device > after)
+                    && enrollment.is_none_or(|enrollment| of == enrollment)
+                    && !tables.devices.contains_key(device);
+                if !is_wanted {
+                    continue;
+                }
+                if devices.last() != Some(&device) {
+                    devices.push(device);
+                }
+                if devices.len() > limit {
+                    break;
+                }
+                list.push(waiting.clone());
+            }
+            Ok(list)
+        })
+    }
+
+    fn waiting_counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+        self.answer(|tables, _| {
+            let mut counts = BTreeMap::new();
+            for (_, enrollment) in tables.waiting.keys() {
+                *counts.entry(enrollment.clone()).or_insert(0) += 1;
+            }
+            Ok(counts.into_iter().collect())
+        })
+    }
+
+    fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>> {
+        self.answer(|tables, now| Ok(devices.into_iter().map(|new| tables.admit(new, &by, now)).collect()))
+    }
+
+    fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
+        self.answer(|tables, _| {
+            let remove = |device: &&DeviceId| {
+                tables.waiting.remove(&((*device).clone(), enrollment.to_owned())).is_some()
+            };
+            Ok(devices.iter().filter(remove).count() as u64)
+        })
+    }
+
+    fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64> {
+        self.answer(|tables, _| {
+            let Tables { waiting, devices, .. } = tables;
+            let all = waiting.len();
+            waiting.retain(|(device, _), one| one.last >= before && !devices.contains_key(device));
+            Ok((all - waiting.len()) as u64)
+        })
+    }
+}
+
+impl Memory {
+    /// Returns the maximum numbers of places of this handle.
+    pub(super) fn max_places(&self) -> MaxPlaces {
+        self.max_places.load_full()
+    }
+}
