@@ -24,6 +24,7 @@ mod search;
 mod sign_in;
 mod unserved;
 mod uploads;
+mod waiting;
 
 use std::{future::Future, sync::Arc};
 
@@ -92,6 +93,9 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/device/enable", post(device::enable))
         .route("/device/reset", post(device::reset))
         .route("/device/delete", post(device::delete))
+        .route("/waiting", get(waiting::show))
+        .route("/waiting/admit", post(waiting::admit))
+        .route("/waiting/dismiss", post(waiting::dismiss))
         .route("/jobs", get(jobs::show))
         .route("/jobs/live", get(jobs::live))
         .route("/jobs/stop", post(jobs::stop))

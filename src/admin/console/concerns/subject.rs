@@ -184,7 +184,7 @@ impl Subject {
             Self::Unknown => "/failures?reason=unknown&range=day",
             Self::NotYours => "/failures?reason=not-yours&range=day",
             Self::IssuedAlready => "/failures?reason=issued&range=day",
-            Self::HeldAsk => "/failures?reason=held&range=day",
+            Self::HeldAsk => "/waiting",
             Self::NotOpenAsk => "/failures?reason=not-open&range=day",
             Self::ClosedAsk => "/failures?reason=closed&range=day",
             Self::TooMany | Self::Guessing => "/failures?reason=too-many&range=day",
