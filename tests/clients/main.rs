@@ -3,6 +3,7 @@
 
 mod durability;
 mod foreign_clients;
+mod guards;
 mod health;
 mod interop;
 mod keeping;

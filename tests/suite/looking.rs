@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::symlink};
 use crate::support::{Site, stderr, stdout};
 
 /// Commands that need a database but do not create one.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 23] = [
     "stats",
     "device list",
     "device show SN00000001",
@@ -15,6 +15,9 @@ const COMMANDS: [&str; 20] = [
     "device enable SN00000001",
     "device reset SN00000001",
     "device delete SN00000001 --yes",
+    "device waiting",
+    "device admit SN00000001",
+    "device dismiss --all",
     "enrollment list",
     "enrollment show lamp",
     "export",
@@ -99,10 +102,11 @@ fn a_preview_of_an_import_into_no_database_creates_none() {
 }
 
 /// Commands that only read an existing database.
-const LOOKS: [&str; 13] = [
+const LOOKS: [&str; 14] = [
     "stats",
     "device list",
     "device show SN00000001",
+    "device waiting",
     "enrollment list",
     "export",
     "audit verify",

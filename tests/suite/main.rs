@@ -15,6 +15,7 @@ mod console_import;
 mod console_sign_in;
 mod exporting;
 mod factory_files;
+mod guards;
 mod host;
 mod importing;
 mod instances;
