@@ -436,6 +436,25 @@ mod tests {
         assert_eq!(calls.unanswered_since(), None);
     }
 
+    #[tokio::test]
+    async fn a_change_of_a_device_is_recorded_with_its_action_and_product() {
+        let calls = Arc::<Calls>::default();
+        let cloud = Recorded::new(Arc::new(super::super::NoCloud), calls.clone());
+        let thing = Thing { product_key: "a1", device_name: "SN01", iot_id: Some("i") };
+        let outcomes = [
+            cloud.disable_thing(thing).await,
+            cloud.enable_thing(thing).await,
+            cloud.delete_device(thing).await,
+        ];
+        for (action, outcome) in
+            [Action::DisableThing, Action::EnableThing, Action::DeleteDevice].into_iter().zip(outcomes)
+        {
+            assert_eq!(outcome.unwrap_err().code, "NoCloud");
+            let trouble = calls.troubles().into_iter().find(|trouble| trouble.action == action).unwrap();
+            assert_eq!((trouble.product_key.as_str(), calls.ended(action).failed), ("a1", 1));
+        }
+    }
+
     #[test]
     fn the_record_is_bounded() {
         let calls = Calls::default();

@@ -33,11 +33,12 @@ fn ask_at(server: SocketAddr, sn: &str) -> String {
         identity: SHARED_IDENTITY.into(),
         psk: SHARED_KEY.into(),
         sn: Some(sn.into()),
+        asks_host: false,
         patience: Duration::from_secs(30),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     match runtime.block_on(device.fetch()).expect("an answer") {
-        Answer::Certificate(_) => "2.05".into(),
+        Answer::Certificate { .. } => "2.05".into(),
         Answer::Refused { code, title, max_age } => {
             format!("{code} {title} {}", max_age.map_or(String::new(), |seconds| seconds.to_string()))
         }

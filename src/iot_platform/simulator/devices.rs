@@ -330,6 +330,20 @@ mod tests {
     }
 
     #[test]
+    fn without_room_no_device_is_created_in_any_way() {
+        let mut devices = Devices::new(1);
+        devices.set_most(Some(2));
+        assert!(devices.has_room_for(2) && !devices.has_room_for(3) && !devices.has_room_for(usize::MAX));
+        assert!(devices.create("a1", "SN01", "", 0).is_some());
+        assert!(Names::create(&mut devices, "a1", "SN02", 0));
+        assert!(devices.create("a2", "SN01", "", 0).is_none());
+        assert!(!Names::create(&mut devices, "a1", "SN03", 0));
+        devices.remove("a1", "SN01");
+        assert!(devices.create("a2", "SN01", "", 0).is_some());
+        assert_eq!(devices.len(), 2);
+    }
+
+    #[test]
     fn the_status_is_the_worst_one_that_applies() {
         let mut devices = Devices::new(1);
         devices.create("a1", "SN01", "", 0).unwrap();

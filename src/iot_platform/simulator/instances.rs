@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -84,7 +84,7 @@ pub(super) fn check(instances: &[InstanceConfig]) -> Result<(), String> {
             ));
         }
         if let Some(product) = instance.products.iter().find(|product| !products.insert(*product)) {
-            return Err(format!("product {product} is in two instances; expected it in one"));
+            return Err(format!("product {product} is there twice; expected it once, in one instance"));
         }
         seen.push(instance);
     }
@@ -140,10 +140,10 @@ impl Instances {
     pub fn load(&mut self, path: &Path) -> io::Result<()> {
         let Some(text) = account::read(path)? else { return Ok(()) };
         if self.takes_all {
-            self.all[0].account.restore(serde_json::from_slice(&text)?);
+            self.all[0].account.restore(parsed::<State, Saved>(&text, "it is of several instances")?);
             return Ok(());
         }
-        let saved: Saved = serde_json::from_slice(&text)?;
+        let saved: Saved = parsed::<Saved, State>(&text, "it is of an account without several instances")?;
         for (label, state) in saved.instances {
             let Some(instance) = self.all.iter_mut().find(|instance| instance.config.label() == label) else {
                 let what = format!("it has the instance {label}, which is not among the configured ones");
@@ -222,6 +222,17 @@ impl Instances {
             message: "The specified instance ID does not exist.",
         })
     }
+}
+
+/// Parses a state file. The error is `what` if the file is of the other kind.
+fn parsed<T: DeserializeOwned, Other: DeserializeOwned>(text: &[u8], what: &str) -> io::Result<T> {
+    serde_json::from_slice(text).map_err(|error| match serde_json::from_slice::<Other>(text) {
+        Ok(_) => {
+            let what = format!("{what}; start the simulator with the options with which it was written");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        }
+        Err(_) => error.into(),
+    })
 }
 
 #[cfg(test)]
@@ -317,7 +328,13 @@ mod tests {
         assert_eq!(again.account(0).devices.len(), 0);
         let error = instances(vec![instance("iot-a", None)]).load(&path).unwrap_err().to_string();
         assert!(error.contains("the instance without an ID, which is not among"), "{error}");
-        assert!(instances(Vec::new()).load(&path).is_err(), "a file of several instances");
+        let error = instances(Vec::new()).load(&path).unwrap_err().to_string();
+        assert!(error.contains("it is of several instances; start"), "{error}");
+        account::write_atomically(&path, &instances(Vec::new()).to_json().unwrap()).unwrap();
+        let error = instances(vec![instance("iot-a", None)]).load(&path).unwrap_err().to_string();
+        assert!(error.contains("without several instances; start"), "{error}");
+        account::write_atomically(&path, b"[1, 2").unwrap();
+        assert!(instances(vec![instance("iot-a", None)]).load(&path).is_err());
     }
 
     #[test]
@@ -329,7 +346,7 @@ mod tests {
             (vec![instance("iot-a", Some("r1")), instance("iot-a", Some("r2"))], "the same (iot-a)"),
             (vec![instance("", None), instance("", Some("r1"))], "the same (without an ID in r1)"),
             (vec![instance("", Some("r1")), instance("", Some("r1"))], "the same"),
-            (vec![product("iot-a", "a1"), product("iot-b", "a1")], "product a1 is in two instances"),
+            (vec![product("iot-a", "a1"), product("iot-b", "a1")], "product a1 is there twice"),
             (vec![instance("iot a", None)], "is not an instance ID"),
             (vec![instance("iot.a", None)], "is not an instance ID"),
             (vec![instance(&"a".repeat(64), None)], "is not an instance ID"),

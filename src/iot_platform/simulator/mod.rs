@@ -139,8 +139,8 @@ pub enum SimulatorError {
         /// Reason.
         source: io::Error,
     },
-    /// The instances contradict each other.
-    #[error("the simulator's instances cannot be told apart: {0}")]
+    /// The instances contradict each other, or one has an illegal ID.
+    #[error("the simulator's instances are not valid: {0}")]
     Instances(String),
     /// The fail rate is not a probability.
     #[error("the simulator's fail rate is {0}; it should be between 0 and 1")]
