@@ -238,7 +238,7 @@ fn commands_and_other_servers_do_not_make_a_database_seem_lost() {
         &["check-config"],
         &["device", "disable", "SN00000001"],
         &["audit", "verify"],
-        // This command rewrites the database's file and empties its log.
+        // This command writes to many pages of the database's file, and empties its log.
         &["database", "seal", "--config", "sealed.toml"],
     ] {
         succeeds(&site, arguments);

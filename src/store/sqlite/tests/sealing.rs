@@ -354,12 +354,12 @@ fn a_run_that_finds_all_sealed_waits_for_a_log_that_still_has_clear_values() {
 }
 
 #[test]
-fn clear_values_that_came_and_went_while_the_file_was_rewritten_are_told_of() {
+fn clear_values_that_came_and_went_while_traces_were_removed_are_told_of() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[]).unwrap();
     import(&store, [own("SN-1", "one")]);
     store.set_keys(ring(&[1])).unwrap();
-    // After the file is rewritten, the trigger notes a value in clear text, as a server without the
+    // After the traces are removed, the trigger notes a value in clear text, as a server without the
     // database key would.
     let other = Connection::open(store.inner().path()).unwrap();
     let trigger = "CREATE TRIGGER late AFTER DELETE ON database_key WHEN old.keyId = 'clear' \
