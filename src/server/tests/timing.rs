@@ -191,14 +191,13 @@ fn wrong() -> Psk {
     Psk::new(vec![7; 16]).unwrap()
 }
 
+/// Returns the identity and key of the handshake with this number.
+type ClientOf<'c> = dyn Fn(u16) -> (String, Psk) + 'c;
+
 /// Compares the times that handshakes take, and returns the answers. Each handshake has a description,
 /// and an identity and key that may depend on its number. The handshakes are interleaved, so that
 /// other load on the machine delays all of them equally.
-fn compare(
-    what: &str,
-    services: Services,
-    handshakes: &[(&str, &dyn Fn(u16) -> (String, Psk))],
-) -> HashSet<Vec<u8>> {
+fn compare(what: &str, services: Services, handshakes: &[(&str, &ClientOf<'_>)]) -> HashSet<Vec<u8>> {
     let now = Instant::now();
     // In this small table, new handshakes soon evict the failed handshakes.
     let config = dtls::Config { max_handshakes: 64, ..dtls::Config::default() };
@@ -255,7 +254,7 @@ fn neither_the_bytes_nor_the_time_of_a_failure_reveal_what_an_identity_is() {
             let known: Vec<_> = known
                 .map(|(what, identity, _)| (*what, move |_| ((*identity).to_owned(), wrong())))
                 .collect();
-            let handshakes: Vec<(&str, &dyn Fn(u16) -> (String, Psk))> =
+            let handshakes: Vec<(&str, &ClientOf<'_>)> =
                 known.iter().map(|(what, client)| (*what, client as _)).collect();
             answers.extend(compare(&format!("{enrollments:?}, {secrets:?}"), services, &handshakes));
         }
