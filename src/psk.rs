@@ -465,6 +465,26 @@ mod tests {
     }
 
     #[test]
+    fn an_unlisted_device_is_of_the_enrollment_that_takes_such_devices() {
+        let derived = |name: &str, byte: &str, unlisted| Enrollment {
+            name: name.into(),
+            product_key: "a1".into(),
+            kind: Kind::Derived(Key::from_hex(&byte.repeat(16)).unwrap()),
+            reissue: Reissue::Always,
+            guards: Guards { unlisted, ..Guards::default() },
+        };
+        for unlisted in [Unlisted::Hold, Unlisted::Admit] {
+            let all = [derived("a", "aa", Unlisted::Refuse), derived("b", "bb", unlisted)];
+            let all = Enrollments::new(all);
+            for enrollments in [&all, &all.unshared()] {
+                assert_eq!(enrollments.derived[0].name, "b");
+            }
+        }
+        let usual = [derived("a", "aa", Unlisted::Refuse), derived("b", "bb", Unlisted::Refuse)];
+        assert_eq!(Enrollments::new(usual).derived[0].name, "a");
+    }
+
+    #[test]
     fn a_copy_is_equal_and_shares_nothing() {
         let key = || Key::from_hex(&"ab".repeat(16)).unwrap();
         let kinds =

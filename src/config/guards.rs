@@ -12,14 +12,12 @@ use super::{
     document::{Problems, Table},
     file,
 };
-use crate::{
-    guards::{self, Guards},
-    unix_time::UnixSeconds,
-};
+use crate::guards::{self, Guards};
 
-/// A time with its offset from UTC: a date-time of TOML, or the same as a text (RFC 3339).
+/// A time in seconds since 1970, written with its offset from UTC: as a date-time of TOML, or the
+/// same as a text (RFC 3339).
 #[derive(Clone, Copy)]
-pub(super) struct Time(UnixSeconds);
+pub(super) struct Time(i64);
 
 const EXPECTED: &str = "expected a time with its offset, such as 2027-01-31T08:00:00+08:00";
 

@@ -4,7 +4,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
+use crate::support::{
+    Process, SHARED_IDENTITY, SHARED_KEY, Site,
+    console::{Visitor, admin, free_address},
+    http_get, stderr, stdout,
+};
 use certdist::simulated_device::{Answer, SimulatedDevice};
 
 /// Creates a site whose shared enrollment `plug` has these further lines in its configuration.
@@ -187,4 +191,34 @@ fn register_leaves_a_closed_enrollment_alone_and_says_so() {
         assert!(stdout(&site.run(&["stats"])).contains("enrollment plug: "), "{lines}");
     }
     assert_eq!(registered_there(&simulator), 0);
+}
+
+#[test]
+fn an_operator_admits_a_device_in_the_console() {
+    let listen = free_address();
+    let site = Site::with(&admin(listen, ""));
+    guard(&site, "unlisted = \"hold\"\nmax_devices = 10");
+    let server = site.serve();
+    for sn in ["NEW-1", "NEW-2"] {
+        assert_eq!(ask(&server, sn), "5.03 device is not admitted yet 300");
+    }
+    let (lead, guest) = (Visitor::new(listen, "lead"), Visitor::new(listen, "guest"));
+    let page = guest.get("/waiting").body;
+    assert!(page.contains("NEW-1") && !page.contains("/waiting/admit"), "a viewer only sees: {page}");
+    assert!(lead.get("/enrollments").body.contains("/waiting"));
+    let fields = |id| [("id", id), ("enrollment", "plug")];
+    for action in ["/waiting/admit", "/waiting/dismiss"] {
+        assert_eq!(guest.post(action, &fields("NEW-1")).status, 403, "{action}");
+        assert_eq!(lead.post_as_is(action, &fields("NEW-1")).status, 403, "without the token: {action}");
+    }
+    assert_eq!(lead.post("/waiting/admit", &[("id", "NEW-1"), ("enrollment", "nowhere")]).status, 400);
+    assert_eq!(lead.post("/waiting/admit", &fields("NEW-1")).header("location"), "/waiting?done=added");
+    assert_eq!(lead.post("/waiting/admit", &fields("NEW-1")).header("location"), "/waiting?done=known");
+    assert_eq!(lead.post("/waiting/dismiss", &fields("NEW-2")).header("location"), "/waiting?done=dismissed");
+    let page = lead.get("/waiting?done=added").body;
+    assert!(!page.contains("NEW-1") && !page.contains("NEW-2"), "{page}");
+    let shown = stdout(&site.run(&["device", "show", "NEW-1"]));
+    assert!(shown.contains("plug") && shown.contains("a1plug"), "{shown}");
+    let log = stdout(&site.run(&["audit", "export", "--device", "NEW-1"]));
+    assert!(log.contains("\"admitted\"") && log.contains("console:lead"), "{log}");
 }

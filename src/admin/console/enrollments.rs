@@ -28,6 +28,7 @@ use crate::{
         census::Census,
         jobs::{Action, Job},
     },
+    guards::{Guards, Unlisted},
     psk::{EnrollmentOutline, KindName, uses::Reported},
     store::{
         StoreError, Totals, UnixSeconds,
@@ -303,7 +304,8 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
     html! {
         section.card.enrollment {
             h2 { bdi { (name) } }
-            @if let Some(EnrollmentOutline { product_key, kind, reissue, .. }) = enrolled {
+            @if let Some(enrolled) = enrolled {
+                @let EnrollmentOutline { product_key, kind, reissue, .. } = enrolled;
                 p.hint {
                     (t.rich("enrollments-about", [
                         ("kind", (&t.say(kind_of(*kind))).into()),
@@ -311,6 +313,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                         ("reissue", (&advice::reissue(t, *reissue)).into()),
                     ]))
                 }
+                (guards(t, &enrolled.guards, totals.registered))
             } @else {
                 (page::message(Tone::Warning, &t.say("enrollments-not-configured"), &html! { p { (t.say("enrollments-not-configured-text")) } }))
             }
@@ -340,6 +343,24 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
             @if totals.disabled > 0 {
                 p { (t.rich("enrollments-disabled", [("count", in_state(Kind::Disabled, totals.disabled).into())])) }
             }
+        }
+    }
+}
+
+/// Renders the guards of an enrollment, if it has any. `registered` is the number of its devices with
+/// a certificate.
+fn guards(t: Texts, guards: &Guards, registered: u64) -> Markup {
+    let Guards { opens, closes, max_devices, unlisted } = *guards;
+    html! {
+        @if let Some(opens) = opens { p.hint { (t.rich("enrollments-opens", [("time", moment(opens).into())])) } }
+        @if let Some(closes) = closes { p.hint { (t.rich("enrollments-closes", [("time", moment(closes).into())])) } }
+        @if let Some(max) = max_devices {
+            p.hint { (t.rich("enrollments-places", [("count", registered.into()), ("max", max.into())])) }
+        }
+        @match unlisted {
+            Unlisted::Refuse => {}
+            Unlisted::Hold => p.hint { (t.say("enrollments-holds")) " " a href="/waiting" { (t.say("waiting-title")) } },
+            Unlisted::Admit => p.hint { (t.say("enrollments-admits")) },
         }
     }
 }

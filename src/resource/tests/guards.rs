@@ -247,6 +247,8 @@ async fn nothing_is_noted_for_an_answer_that_is_dropped() {
             panic!("an answer at once")
         };
         assert!(work.now_or_never().is_none());
+        // A write that had been queued before this one would be done now.
+        bench.store.probe().await.unwrap();
         assert!(bench.waiting().await.is_empty());
         assert_eq!(bench.store.device(&DeviceId::parse("SN-NEW").unwrap()).await.unwrap(), None);
     }

@@ -172,6 +172,11 @@ pub(super) fn an_admitted_device_is_in_the_table_once(store: &(impl Store + Bulk
         (history[0].who.as_deref(), history[0].enrollment.as_deref()),
         (Some("user anna"), Some("lamps"))
     );
+    // A device that was imported while it waited leaves the list, too.
+    noted(store, "SN-3");
+    import(store, [ImportRow::new(id("SN-3"), "lamps", "a1lamp")]);
+    assert_eq!(admit(store, "SN-3"), Admission::Known);
+    assert!(now(store.waiting_counts()).unwrap().is_empty());
     // Again, and for a device of another enrollment, nothing changes.
     now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
     assert_eq!((admit(store, "SN-1"), admit(store, "SN-2")), (Admission::Known, Admission::Elsewhere));
