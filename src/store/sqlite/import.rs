@@ -3,11 +3,7 @@
 //! between two slices. Until the last slice is written, the devices that the import adds are hidden
 //! from every reader, and all its changes can be taken back ([`unfinished`]).
 
-use std::{
-    cell::Cell,
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, collections::BTreeSet, time::Instant};
 
 use rusqlite::{Connection, DropBehavior, OptionalExtension, Statement, params};
 
@@ -17,7 +13,7 @@ use super::{
     imports::{self, ChangeOf},
     lock::ImportLock,
     look, read, secrets, store_error,
-    unfinished::{self, Turns},
+    unfinished::{self, SLICE, Turns},
     writer::WriteError,
 };
 use crate::{
@@ -38,9 +34,6 @@ const CACHE: i64 = -32_768;
 
 /// Maximum number of changed rows of an import that is written in one transaction, not in slices.
 const SMALL: u64 = 1000;
-
-/// Time after which a slice ends and its commit begins.
-const SLICE: Duration = Duration::from_millis(20);
 
 /// Number of rows that are checked in one read transaction. A longer transaction would keep the
 /// write-ahead log from being moved into the database.

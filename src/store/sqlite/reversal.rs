@@ -3,11 +3,13 @@
 //! are being registered, stay as they are. The caller holds the lock of imports, has marked the
 //! import as unfinished, and removes the mark at the end.
 
+use std::time::Instant;
+
 use rusqlite::{Connection, Transaction, params};
 
 use super::{
     connection, counts, imports,
-    unfinished::{Kind, Mark, ROWS, Turns},
+    unfinished::{Kind, Mark, ROWS, SLICE, Turns},
 };
 
 /// Maximum number of rows of the table that one step reads to find the devices of an import.
@@ -15,6 +17,13 @@ const SEARCHED: i64 = 10_000;
 
 /// Text that comes after each device ID, because an ID has only printable ASCII characters.
 const END: &str = "\x7f";
+
+/// Removes a device that an import has added. A subquery that reads all changed devices would be
+/// repeated for each added one.
+const REMOVE: &str = "DELETE FROM main.device_table WHERE deviceId = ?1 AND importId = ?2 \
+                      AND NOT EXISTS (SELECT 1 FROM import_before b WHERE b.importId = ?2 AND b.deviceId = ?1) \
+                      AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ?1) \
+                      RETURNING deviceSecret IS NOT NULL";
 
 /// Takes back the changes of an import. Returns false if it was stopped between two transactions;
 /// another call continues.
@@ -93,10 +102,6 @@ impl Reversal<'_> {
     fn remove(&self, after: &str) -> rusqlite::Result<Option<(String, bool)>> {
         const SEARCH: &str = "SELECT deviceId, importId IS ?1 FROM main.device_table WHERE deviceId > ?2 \
                               ORDER BY deviceId LIMIT ?3";
-        const REMOVE: &str = "DELETE FROM main.device_table WHERE deviceId = ?1 AND importId = ?2 \
-                              AND NOT EXISTS (SELECT 1 FROM import_before b WHERE b.importId = ?2 AND b.deviceId = ?1) \
-                              AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ?1) \
-                              RETURNING deviceSecret IS NOT NULL";
         let id = self.mark.id.0;
         let (mut found, mut last) = (Vec::new(), None);
         {
@@ -115,6 +120,7 @@ impl Reversal<'_> {
         }
         if !found.is_empty() {
             let transaction = connection::begin(self.connection)?;
+            let begun = Instant::now();
             let (mut removed, mut certificates) = (0, 0);
             let mut remove = transaction.prepare_cached(REMOVE)?;
             for device in &found {
@@ -122,6 +128,11 @@ impl Reversal<'_> {
                 while let Some(row) = rows.next()? {
                     removed += 1;
                     certificates += i64::from(row.get::<_, bool>(0)?);
+                }
+                if begun.elapsed() >= SLICE {
+                    // The next step searches on from here.
+                    last = Some(device.clone());
+                    break;
                 }
             }
             drop(remove);
@@ -193,11 +204,17 @@ impl Reversal<'_> {
     /// Restores some devices. Returns where to continue.
     fn restore(&self, from: Next) -> rusqlite::Result<(Option<Next>, Passed)> {
         let transaction = connection::begin(self.connection)?;
-        let devices = self.changed(&transaction, &from)?;
-        let mut passed = Passed::default();
+        let begun = Instant::now();
+        let mut devices = self.changed(&transaction, &from)?;
+        let (mut passed, mut done) = (Passed::default(), 0);
         for changed in &devices {
             self.restore_device(&transaction, changed, &mut passed)?;
+            done += 1;
+            if begun.elapsed() >= SLICE {
+                break;
+            }
         }
+        devices.truncate(done);
         if self.mark.kind == Kind::Undo {
             self.note(&transaction, "restored", passed.restored.cast_signed())?;
         }
@@ -276,6 +293,8 @@ impl Reversal<'_> {
         }
         step("RELEASE device")?;
         if is_shared {
+            #[cfg(test)]
+            BLOCKED.set(BLOCKED.get() + 1);
             passed.blocked += 1;
             return Ok(());
         }
@@ -326,4 +345,39 @@ fn restore_key(connection: &Connection, mark: &Mark, device: &str) -> rusqlite::
                        SELECT formerIdentity, deviceId, formerPsk FROM import_before \
                        WHERE importId = ?1 AND deviceId = ?2 AND formerPsk IS NOT NULL ON CONFLICT DO NOTHING";
     connection.prepare_cached(KEY)?.execute(params![mark.id.0, device]).map(drop)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of times that a device could not be restored, because another one had its former name
+    /// or `IotId`.
+    pub(super) static BLOCKED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+    use crate::store::{Actor, undo::ImportId};
+
+    #[test]
+    fn a_device_is_removed_without_reading_the_devices_that_were_changed() {
+        let steps = |changed: i64| {
+            let database = connection::open_empty().unwrap();
+            let rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+                        INSERT INTO import_before (importId, deviceId, enrollment, productKey, hadSecret) \
+                        SELECT 7, printf('SN-%06d', i), 'lamps', 'a1', 0 FROM n";
+            database.execute(rows, [changed]).unwrap();
+            let added = "INSERT INTO device_table (deviceId, productKey, enrollment, importId) \
+                         VALUES ('new-1', 'a1', 'lamps', 7)";
+            database.execute(added, ()).unwrap();
+            let (id, by, file) = (ImportId(7), Actor::system_user(), String::new());
+            let mark = Mark { id, kind: Kind::Undo, at: 0, by, file };
+            let reversal = Reversal { connection: &database, mark: &mark };
+            assert_eq!(reversal.remove("").unwrap(), Some(("new-1".to_owned(), true)));
+            database.prepare_cached(REMOVE).unwrap().reset_status(StatementStatus::VmStep)
+        };
+        assert_eq!(steps(10), steps(1000));
+    }
 }

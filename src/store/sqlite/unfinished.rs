@@ -59,6 +59,9 @@ pub(super) const HIDE: &str =
 /// Maximum number of rows that one transaction changes.
 pub(super) const ROWS: i64 = 500;
 
+/// Time after which a slice ends and its commit begins.
+pub(super) const SLICE: Duration = Duration::from_millis(20);
+
 /// Pause between two transactions, in which a waiting process can begin to write. A server that
 /// waits tries again every millisecond, and so finds the pause.
 const PAUSE: Duration = Duration::from_millis(4);

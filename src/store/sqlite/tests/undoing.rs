@@ -3,7 +3,10 @@
 
 use std::{cell::Cell, sync::atomic::AtomicBool, time::Instant};
 
-use super::{super::unfinished::CHANGED, *};
+use super::{
+    super::{reversal::BLOCKED, unfinished::CHANGED},
+    *,
+};
 use crate::store::{
     filter::{Cursor, Filter},
     undo::{ImportId, NotUndone, Undo, UndoError, Undone},
@@ -94,7 +97,7 @@ fn no_transaction_of_an_undo_changes_more_than_some_rows() {
     assert_eq!(undone, Undone { removed: all, certificates: 0, restored: all, left: 0 });
     // Each row has its key, its former values and its counts besides itself.
     let most = CHANGED.get().1;
-    assert!((500..=5000).contains(&most), "{most}");
+    assert!((1..=5000).contains(&most), "{most}");
     assert_eq!(at_once(store.rows_after(None, ROWS + 1)).unwrap(), before);
     assert_eq!(store.check_counts().unwrap().different, 0);
 }
@@ -189,14 +192,15 @@ fn what_changes_between_the_check_and_the_end_stays() {
 fn an_undo_that_is_cut_off_after_any_transaction_is_completed() {
     let rows = |names: &'static str| {
         let named =
-            (0..700).map(move |number| named(&format!("A-{number:04}"), &format!("{names}-{number}")));
-        named.chain((0..700).map(|number| with_certificate(&format!("B-{number:04}"), "s3cret")))
+            (0..600).map(move |number| named(&format!("A-{number:04}"), &format!("{names}-{number}")));
+        named.chain((0..600).map(|number| with_certificate(&format!("B-{number:04}"), "s3cret")))
     };
-    let all = Undone { removed: 700, certificates: 700, restored: 700, left: 0 };
-    for turns in 1..20 {
+    let all = Undone { removed: 600, certificates: 600, restored: 600, left: 0 };
+    // A slow machine has more transactions, so the steps become longer.
+    for turns in std::iter::successors(Some(1_u32), |turns| Some(turns + 1 + turns / 4)).take(25) {
         let directory = tempfile::tempdir().unwrap();
         let store = open(&directory);
-        import(&store, rows("former").take(700));
+        import(&store, rows("former").take(600));
         let before = at_once(store.rows_after(None, 9999)).unwrap();
         import_as(&store, ID, rows("name"));
         let (lock, writer) = begin(&store);
@@ -221,9 +225,9 @@ fn an_undo_that_is_cut_off_after_any_transaction_is_completed() {
         assert_eq!(store.check_counts().unwrap().different, 0, "{turns}");
         let [done] = &undone_entries(&store)[..] else { panic!("one entry") };
         let detail = done.detail.as_deref().unwrap();
-        assert!(detail.ends_with("700 devices removed, 700 restored, 0 left"), "{turns}: {detail}");
+        assert!(detail.ends_with("600 devices removed, 600 restored, 0 left"), "{turns}: {detail}");
         if is_complete {
-            assert!(turns > 5, "it has more transactions: {turns}");
+            assert!(turns > 4, "it has more transactions: {turns}");
             return;
         }
     }
@@ -293,14 +297,10 @@ fn a_long_chain_of_names_comes_back_in_one_pass() {
     };
     import_as(&store, ID, (0..ROWS).map(|number| named(&ids(number), &new(number))));
     let (_lock, writer) = begin(&store);
-    let turns = Cell::new(0);
-    let count = || {
-        turns.set(turns.get() + 1);
-        false
-    };
-    unfinished::take_back(&writer, &count).unwrap();
+    BLOCKED.set(0);
+    unfinished::take_back(&writer, &|| false).unwrap();
+    assert_eq!(BLOCKED.get(), 0);
     assert_eq!(at_once(store.rows_after(None, ROWS)).unwrap(), before);
-    assert!(turns.get() < 20, "{}", turns.get());
 }
 
 #[test]
