@@ -431,6 +431,24 @@ CREATE TABLE registration_claim (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 
+-- Orders of operators that are not carried out yet: changes to devices at IoT Platform. A row exists
+-- from before the first call of IoT Platform until the call's result is stored.
+CREATE TABLE cloud_order (
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
+    deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate')),
+    -- The device when the order was placed. IotId, if it is not NULL, is what the calls name.
+    productKey   TEXT NOT NULL,
+    deviceName   TEXT NOT NULL,
+    IotId        TEXT,
+    orderedAt    INTEGER NOT NULL,
+    -- The operator, and the network address of a user of the console.
+    who          TEXT NOT NULL,
+    address      TEXT,
+    -- Reason why it could not be carried out yet; NULL: it was not tried, or not refused.
+    failure      TEXT
+) STRICT;
+
 -- Time at which the next call of each action may leave. All processes share it, because IoT
 -- Platform limits how often an account may call each action.
 CREATE TABLE call_pace (

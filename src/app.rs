@@ -392,6 +392,7 @@ pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config
         shared_qps: section.qps,
         max_batches: if section.batches { defaults.max_batches } else { 0 },
         sweep_pause: section.sweep,
+        manages: section.manages,
         refuse_existing: config.refuse_existing.clone(),
         max_places: config.max_places(),
         ..defaults

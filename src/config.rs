@@ -116,6 +116,8 @@ pub struct IotPlatformSettings {
     /// Pause between two passes that query the activation and state of new devices; `None`
     /// turns sweeps off.
     pub sweep: Option<Duration>,
+    /// Set if operators may disable, enable, delete and rotate devices at IoT Platform.
+    pub manages: bool,
 }
 
 /// Retention of the audit log.

@@ -143,6 +143,7 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
         qps: QPS,
         batches: true,
         sweep: Some(SWEEP_PAUSE),
+        manages: true,
     });
     Ok(config)
 }

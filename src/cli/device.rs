@@ -1,5 +1,6 @@
 //! `certdist device`: lists, shows and changes rows of the table.
 
+mod everywhere;
 mod list;
 mod many;
 mod reset;
@@ -19,7 +20,7 @@ use crate::{
     psk::{Enrollment, Terms},
     store::{
         Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, filter::Listed,
-        place::Places, unix_now,
+        order::OrderKind, place::Places, unix_now,
     },
     table_file,
 };
@@ -52,38 +53,100 @@ enum Action {
         json: bool,
     },
     /// Disables devices, so that they get no certificate
-    Disable(Which),
+    #[command(after_help = EVERYWHERE)]
+    Disable(Change),
     /// Re-enables devices
-    Enable(Which),
+    #[command(after_help = EVERYWHERE)]
+    Enable(Change),
+    /// Gives devices new secrets: they are deleted at IoT Platform, and registered anew
+    #[command(after_help = "\
+Example
+  certdist device rotate SN00000001
+
+The former secret stops working at once. The device notices that it can no longer sign in,
+and asks for its certificate again. The name stays; what IoT Platform keeps with the
+device, such as its shadow and tags, is lost. A device that goes on connecting with a
+deleted certificate makes IoT Platform throttle the account's other devices, so make sure
+that firmware asks again. Needs manage = true in [iot_platform].")]
+    Rotate(Which),
+    /// Lists orders for IoT Platform that are not carried out yet
+    Orders,
+    /// Ends orders for IoT Platform without carrying them out
+    Cancel(Which),
     Waiting(waiting::List),
     Admit(waiting::Admit),
     Dismiss(waiting::Dismiss),
     /// Clears the first issue and any refusal of the registration, so that the device can ask again
     Reset(reset::Args),
-    /// Removes devices and their certificates from the table; IoT Platform keeps the devices
+    /// Removes devices and their certificates from the table; IoT Platform keeps the devices unless
+    /// --everywhere is given
     #[command(after_help = "\
 Example
   certdist device delete SN00000001
 
 A certificate that a device already has remains valid: delete the device at IoT Platform
-as well, or use `certdist device disable` so that it gets no certificate. Deleted devices
+as well, with --everywhere, or use `certdist device disable` so that it gets no certificate. Deleted devices
 do not come back with `certdist import undo`: export the table first.")]
     Delete {
         #[command(flatten)]
-        which: Which,
+        change: Change,
         /// Do not ask for confirmation; needed without a terminal
         #[arg(long)]
         yes: bool,
     },
 }
 
+/// The devices of a change, and where it is made.
+#[derive(clap::Args)]
+struct Change {
+    #[command(flatten)]
+    which: Which,
+    /// Make the change at IoT Platform as well
+    #[arg(long)]
+    everywhere: bool,
+}
+
+impl Action {
+    /// Returns the devices and the kind of an order for IoT Platform, if the command is one.
+    fn order(&self) -> Option<(&Which, OrderKind)> {
+        match self {
+            Self::Disable(Change { which, everywhere: true }) => Some((which, OrderKind::Disable)),
+            Self::Enable(Change { which, everywhere: true }) => Some((which, OrderKind::Enable)),
+            Self::Delete { change: Change { which, everywhere: true }, .. } => {
+                Some((which, OrderKind::Delete))
+            }
+            Self::Rotate(which) => Some((which, OrderKind::Rotate)),
+            _ => None,
+        }
+    }
+}
+
+/// Help of the commands with `--everywhere`.
+const EVERYWHERE: &str = "\
+Example
+  certdist device disable SN00000001 --everywhere
+
+With --everywhere, the change is made at IoT Platform, too. The order is kept in the
+database until it is carried out, whatever happens meanwhile; `certdist device orders`
+lists the orders. Needs manage = true in [iot_platform].";
+
 pub(super) async fn run(args: Args) -> CommandResult {
-    let config = args.config.read_offline()?;
+    let order = args.action.order();
+    let config = if order.is_some() { args.config.read()? } else { args.config.read_offline()? };
     let store = match &args.action {
-        Action::List(_) | Action::Show { .. } | Action::Waiting(_) => look_at_store(&config)?,
+        Action::List(_) | Action::Show { .. } | Action::Waiting(_) | Action::Orders => {
+            look_at_store(&config)?
+        }
         _ => open_existing(&config)?,
     };
     let by = Actor::system_user();
+    if let Some((which, kind)) = order {
+        let chosen = Chosen::read(&which.id, &which.many, &*store)?;
+        if let Action::Delete { yes, .. } = &args.action {
+            sure_to_delete(&config, &*store, &chosen, *yes).await?;
+        }
+        return everywhere::change(&config, &store, chosen, kind, &by).await;
+    }
     match &args.action {
         Action::List(args) => list::run(args, &config, &*store),
         Action::Waiting(args) => waiting::list(args, &config, &*store).await,
@@ -92,7 +155,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         Action::Show { id, json } => {
             let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id, &config))?;
-            let claim = store.claim_of(&id).await?;
+            let (claim, order) = (store.claim_of(&id).await?, store.order_of(&id).await?);
             let listed = row.listed(claim.is_some());
             let terms = terms(&config, &listed);
             let is_limited = terms.is_some_and(|terms| terms.guards.max_devices.is_some());
@@ -102,15 +165,33 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 false => Places::default(),
             };
             Ok(print(|out| match json {
-                true => writeln!(out, "{}", as_json(&listed, terms, taken, claim.as_ref())),
-                false => write!(out, "{}", as_text(&listed, terms, taken, claim.as_ref())),
+                true => {
+                    let mut shown = as_json(&listed, terms, taken, claim.as_ref());
+                    if let Some(order) = &order {
+                        shown["order"] = everywhere::described(order).into();
+                    }
+                    writeln!(out, "{shown}")
+                }
+                false => {
+                    write!(out, "{}", as_text(&listed, terms, taken, claim.as_ref()))?;
+                    match &order {
+                        Some(order) => writeln!(out, "{:13} {}", "order", everywhere::described(order)),
+                        None => Ok(()),
+                    }
+                }
             })?)
         }
-        Action::Disable(which) => {
+        Action::Orders => everywhere::list(&*store).await,
+        Action::Cancel(which) => {
+            let chosen = Chosen::read(&which.id, &which.many, &*store)?;
+            everywhere::cancel(&config, &*store, chosen, &by).await
+        }
+        Action::Rotate(_) => Err(anyhow!("an order was not placed").into()),
+        Action::Disable(Change { which, .. }) => {
             let disable = async |id: &DeviceId| store.set_state(id, DeviceState::Disabled, &by).await;
             change(&config, Chosen::read(&which.id, &which.many, &*store)?, "disabled", disable).await
         }
-        Action::Enable(which) => {
+        Action::Enable(Change { which, .. }) => {
             let enable = async |id: &DeviceId| store.set_state(id, DeviceState::Enabled, &by).await;
             change(&config, Chosen::read(&which.id, &which.many, &*store)?, "enabled", enable).await
         }
@@ -119,7 +200,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             let reset = async |id: &DeviceId| store.reset(id, &by).await;
             change(&config, Chosen::read(&args.id, &args.many, &*store)?, "reset", reset).await
         }
-        Action::Delete { which, yes } => {
+        Action::Delete { change: Change { which, .. }, yes } => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;
             sure_to_delete(&config, &*store, &chosen, *yes).await?;
             let delete = async |id: &DeviceId| store.delete(id, &by).await;

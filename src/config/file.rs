@@ -124,6 +124,7 @@ pub(super) struct IotPlatformSection {
     pub(super) first_byte_timeout: Option<Seconds>,
     pub(super) timeout: Option<Seconds>,
     pub(super) batches: Option<bool>,
+    pub(super) manage: Option<bool>,
     pub(super) sweep: Option<Sweep>,
 }
 

@@ -68,7 +68,8 @@ pub(super) fn read(
     };
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
     let file::Host(host) = section.host;
-    Some(IotPlatformSettings { client, host, qps, batches, sweep })
+    let manages = section.manage.unwrap_or(false);
+    Some(IotPlatformSettings { client, host, qps, batches, sweep, manages })
 }
 
 /// Returns the path of the credentials file. Returns `None` if the credentials are not in a file.

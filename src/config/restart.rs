@@ -26,6 +26,7 @@ impl Config {
                 compare("[iot_platform] host", own.host == other.host);
                 compare("[iot_platform] qps", own.qps == other.qps);
                 compare("[iot_platform] batches", own.batches == other.batches);
+                compare("[iot_platform] manage", own.manages == other.manages);
                 compare("[iot_platform] sweep", own.sweep == other.sweep);
                 compare("[iot_platform] credentials", client.credentials == changed.credentials);
                 compare("[iot_platform] signature", client.signature == changed.signature);

@@ -476,6 +476,7 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
         ("region", "instance_id = \"i\"\nregion", "[iot_platform] instance_id"),
         ("region", "qps = 1\nregion", "[iot_platform] qps"),
         ("region", "batches = false\nregion", "[iot_platform] batches"),
+        ("region", "manage = true\nregion", "[iot_platform] manage"),
         ("region", "sweep = \"off\"\nregion", "[iot_platform] sweep"),
         ("ecs-role", "ecs-role:certdist", "[iot_platform] credentials"),
         ("region", "metadata_token = \"required\"\nregion", "[iot_platform] credentials"),

@@ -9,6 +9,7 @@ mod batch;
 mod breaker;
 mod crowd;
 mod lines;
+mod orders;
 mod ownership;
 mod pace;
 mod plan;
@@ -106,6 +107,9 @@ pub struct Config {
     /// Pause between two passes over the new devices, which a sweep looks up at IoT Platform;
     /// `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
+    /// Set if the orders of operators are carried out: devices are disabled, enabled and deleted at
+    /// IoT Platform.
+    pub manages: bool,
     /// Seed of the jitter. `None` takes a seed from the operating system. Simulations set a seed,
     /// so that they can be repeated.
     pub seed: Option<u64>,
@@ -129,6 +133,7 @@ impl Default for Config {
             refuse_existing: HashSet::new(),
             max_places: MaxPlaces::default(),
             sweep_pause: Some(SWEEP_PAUSE),
+            manages: false,
             seed: None,
         }
     }
@@ -221,6 +226,9 @@ pub struct Registrar {
     has_noted_offset: AtomicBool,
     /// Set if this process resumes the registrations that other processes have left.
     recovers: AtomicBool,
+    attempts: Mutex<orders::Attempts>,
+    /// Set while a task of this process carries out orders.
+    carries_out: AtomicBool,
     latency: Histogram,
 }
 
@@ -258,6 +266,8 @@ impl Registrar {
             leases: AtomicUsize::new(0),
             has_noted_offset: AtomicBool::new(false),
             recovers: AtomicBool::new(false),
+            attempts: Mutex::default(),
+            carries_out: AtomicBool::new(false),
             latency: Histogram::default(),
         });
         registrar.start_beating();

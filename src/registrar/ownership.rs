@@ -106,6 +106,7 @@ impl Registrar {
     async fn look(self: &Arc<Self>, watch: &mut Watch) -> Result<(), StoreError> {
         self.set_clock();
         self.write_counts();
+        self.look_for_orders().await?;
         let owns = self.registrations() > 0 || self.leases.load(Ordering::Relaxed) > 0;
         if !owns && self.beats.swap(false, Ordering::Relaxed) {
             self.store.retire_if_idle(self.owner.id).await?;

@@ -210,6 +210,12 @@ pub enum AuditEvent {
     /// A device that was not in the table was added to it when it asked or waited: by an operator, or
     /// because of `unlisted = "admit"`.
     Admitted,
+    /// The operator ordered a change to a device at IoT Platform.
+    Ordered,
+    /// A device was deleted at IoT Platform, so that it gets a new secret.
+    Rotated,
+    /// An order for IoT Platform ended without its change.
+    Cancelled,
     /// The operator imported a file.
     Imported,
     /// The operator undid an import.
@@ -231,7 +237,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -241,6 +247,9 @@ impl AuditEvent {
         Self::Reset,
         Self::Deleted,
         Self::Admitted,
+        Self::Ordered,
+        Self::Rotated,
+        Self::Cancelled,
         Self::Imported,
         Self::Undone,
         Self::Sealed,
@@ -263,6 +272,9 @@ impl AuditEvent {
             Self::Reset => "reset",
             Self::Deleted => "deleted",
             Self::Admitted => "admitted",
+            Self::Ordered => "ordered",
+            Self::Rotated => "rotated",
+            Self::Cancelled => "cancelled",
             Self::Imported => "imported",
             Self::Undone => "undone",
             Self::Sealed => "sealed",

@@ -9,6 +9,7 @@ mod claims;
 mod finding;
 mod imports;
 mod key_use;
+mod orders;
 mod sealing;
 mod sightings;
 mod waiting;

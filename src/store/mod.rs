@@ -33,6 +33,7 @@ pub mod filter;
 pub mod key_use;
 pub mod lease;
 pub mod merge;
+pub mod order;
 pub mod place;
 pub mod retention;
 pub mod seal_step;
@@ -67,6 +68,7 @@ use self::{
     claim::Claims,
     key_use::KeyUses,
     lease::Leases,
+    order::Orders,
     place::CountsPlaces,
     sealed::{Keys, Sealed},
     sighting::Sightings,
@@ -353,7 +355,7 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, and not at the first
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
-pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Turns + Sightings + WaitingList {
+pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Orders + Turns + Sightings + WaitingList {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 

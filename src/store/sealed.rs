@@ -22,6 +22,7 @@ use super::{
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
     lease::Leases,
+    order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
     seal_step::SealStep,
     sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
     turn::{Turn, Turns},
@@ -451,6 +452,18 @@ impl<S: Leases> Leases for Sealed<S> {
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Orders> Orders for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
+        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn order_of(device: &'a DeviceId) -> Option<Order>;
+        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
+        fn complete_order(order: &'a Order) -> Completed;
+        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
     }
 }
 

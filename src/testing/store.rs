@@ -4,6 +4,7 @@
 mod bulk;
 mod claims;
 mod key_use;
+mod orders;
 mod sightings;
 mod waiting;
 
@@ -33,6 +34,7 @@ use crate::{
         },
         claim::{ClaimTime, Owner, Settlement, new_id},
         key_use::KeyUse,
+        order::{Order, OrderNumber},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         undo::{ImportId, ImportRecord},
@@ -46,6 +48,9 @@ struct Tables {
     /// Device and key of each PSK identity.
     keys: HashMap<String, (DeviceId, Secret)>,
     journal: claims::Journal,
+    /// Orders for IoT Platform, and the number of orders placed so far.
+    orders: BTreeMap<OrderNumber, Order>,
+    ordered: OrderNumber,
     waiting: waiting::List,
     /// Time of each pace's next turn, in microseconds since 1970.
     paces: HashMap<String, i64>,
@@ -123,6 +128,16 @@ impl Tables {
     fn row(&mut self, id: &DeviceId) -> Result<&mut DeviceRow, StoreError> {
         let absent = || StoreError::Failed(format!("device {id} is not in the table"));
         self.devices.get_mut(id).ok_or_else(absent)
+    }
+
+    /// Removes a device with all that belongs to it.
+    fn forget(&mut self, id: &DeviceId) {
+        self.devices.remove(id);
+        self.journal.forget(id);
+        self.orders.retain(|_, order| order.device != *id);
+        self.issues.remove(id);
+        self.labels.remove(id);
+        self.keys.retain(|_, (owner, _)| owner != id);
     }
 
     /// Changes a device on behalf of an operator, and writes an audit entry. Returns whether the
@@ -435,11 +450,7 @@ impl Store for Memory {
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables, now| {
             let found = tables.operate(id, AuditEvent::Deleted, by, now, |_| ());
-            tables.devices.remove(id);
-            tables.journal.forget(id);
-            tables.issues.remove(id);
-            tables.labels.remove(id);
-            tables.keys.retain(|_, (owner, _)| owner != id);
+            tables.forget(id);
             Ok(found)
         })
     }

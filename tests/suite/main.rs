@@ -13,6 +13,7 @@ mod console;
 mod console_devices;
 mod console_import;
 mod console_sign_in;
+mod everywhere;
 mod exporting;
 mod factory_files;
 mod guards;

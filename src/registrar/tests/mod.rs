@@ -3,6 +3,7 @@ use tempfile::TempDir;
 mod batches;
 mod company;
 mod crash;
+mod orders;
 mod others;
 mod products;
 mod stall;

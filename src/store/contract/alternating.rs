@@ -21,6 +21,7 @@ use crate::{
         filter::{self, Cursor, Found, Held, Tally},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
         place::{CountsPlaces, MaxPlaces, Places},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
@@ -144,6 +145,18 @@ impl<S: Leases> Leases for Alternating<S> {
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Store> Orders for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
+        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn order_of(device: &'a DeviceId) -> Option<Order>;
+        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
+        fn complete_order(order: &'a Order) -> Completed;
+        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
     }
 }
 

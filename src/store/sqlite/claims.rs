@@ -75,7 +75,7 @@ struct Before {
     asked: Option<(AskedBy, UnixSeconds, Option<i64>)>,
     /// Existing entry with another name, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
-    /// Set if another living owner has the claim.
+    /// Set if another living owner has the claim, or the device has an order.
     held: bool,
     /// Set if the device is in the journal.
     claimed: bool,
@@ -87,8 +87,9 @@ impl Before {
         const SQL: &str = "SELECT d.productKey, d.deviceName, \
                            d.deviceSecret IS NULL AND d.refusal IS NULL, d.state = 'enabled', \
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
-                           o.ownerId IS NOT NULL AND o.ownerId <> ?2, c.asked, c.owner IS ?2, \
-                           c.deviceId IS NOT NULL, d.enrollment \
+                           (o.ownerId IS NOT NULL AND o.ownerId <> ?2) \
+                           OR EXISTS (SELECT 1 FROM cloud_order r WHERE r.deviceId = d.deviceId), \
+                           c.asked, c.owner IS ?2, c.deviceId IS NOT NULL, d.enrollment \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \

@@ -15,6 +15,7 @@ mod imports;
 mod key_use;
 pub mod lock;
 mod look;
+mod orders;
 mod page;
 mod places;
 mod read;

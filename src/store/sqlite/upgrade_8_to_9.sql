@@ -64,3 +64,17 @@ ALTER TABLE registration_claim ADD COLUMN enrollment TEXT;
 UPDATE registration_claim SET enrollment =
     (SELECT enrollment FROM device_table d WHERE d.deviceId = registration_claim.deviceId);
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
+
+-- Orders for IoT Platform.
+CREATE TABLE cloud_order (
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
+    deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate')),
+    productKey   TEXT NOT NULL,
+    deviceName   TEXT NOT NULL,
+    IotId        TEXT,
+    orderedAt    INTEGER NOT NULL,
+    who          TEXT NOT NULL,
+    address      TEXT,
+    failure      TEXT
+) STRICT;

@@ -14,6 +14,7 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
+        order::Order,
         turn::{Turn, Turns},
     },
 };
@@ -110,6 +111,17 @@ impl Tables {
         self.devices.values().find(is_it).map(|row| row.id.clone())
     }
 
+    /// Adds an abandoned claim on a device that was rotated, so that any process registers it anew.
+    pub(super) fn claim_anew(&mut self, order: &Order, enrollment: String, now: UnixSeconds) {
+        let Order { device, product_key, device_name, .. } = order.clone();
+        let entry = JournalEntry { device: device.clone(), product_key, device_name };
+        let open = OpenEntry { entry, since: now, batch: None };
+        let number = self.journal.opened;
+        self.journal.opened += 1;
+        let held = Held { number, open, cloud_offset: None, owner: None, asked: By::Nobody, enrollment };
+        self.journal.claims.entry(device).or_insert(held);
+    }
+
     fn claim(
         &mut self,
         owner: &Owner,
@@ -124,6 +136,7 @@ impl Tables {
         let is_held = known
             .as_ref()
             .is_some_and(|known| known.owner != Some(owner.id) && !self.journal.is_abandoned(known.owner));
+        let is_held = is_held || self.is_ordered(device);
         let asks = self.devices.get(device).filter(|row| {
             row.certificate.is_none()
                 && row.refusal.is_none()

@@ -1,0 +1,308 @@
+//! Changes devices at IoT Platform, too: `--everywhere`, `certdist device rotate`, and the list and
+//! the end of such orders. The orders are in the database before the first call, so a command that
+//! is killed loses nothing: a running server, or the next such command, carries them out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::anyhow;
+use futures_util::future::try_join_all;
+use tokio::runtime::Handle;
+
+use super::{
+    super::{CommandResult, Failure, print, progress::Progress, remark},
+    many::Chosen,
+    not_there,
+};
+use crate::{
+    app,
+    config::Config,
+    device::DeviceId,
+    device_view::time,
+    registrar::{self, Registrar},
+    store::{
+        Actor, DeviceState, StoreError, Table,
+        audit::AuditEvent,
+        claim::Owner,
+        order::{Order, OrderKind, OrderNumber, Placed},
+    },
+};
+
+/// Number of orders that are placed concurrently, with one sync of the disk.
+const AT_ONCE: usize = 1000;
+
+/// Number of orders read at a time.
+const PAGE: usize = 1000;
+
+/// Number of devices that a message names.
+const NAMED: usize = 20;
+
+/// Pause between two looks at the orders.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Time without any progress after which the command no longer waits.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Maximum time that rotated devices are waited for, while they are registered anew.
+const ANEW: Duration = Duration::from_secs(60);
+
+/// Maximum wait for calls in progress at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Number of the newest audit entries of a device in which the reason of an ended order is searched.
+const NEWEST: usize = 8;
+
+/// Devices by what became of them.
+#[derive(Default)]
+struct Tally {
+    /// Devices whose order was carried out.
+    done: u64,
+    /// Devices without a certificate, which were changed only in the table.
+    here: u64,
+    /// Devices that were not changed, each with the reason.
+    failed: Vec<(DeviceId, String)>,
+    /// Devices whose order is not carried out yet.
+    left: u64,
+}
+
+/// Changes the chosen devices in the table and at IoT Platform, and reports the changes.
+pub(super) async fn change(
+    config: &Config,
+    store: &std::sync::Arc<dyn Table>,
+    chosen: Chosen,
+    kind: OrderKind,
+    by: &Actor,
+) -> CommandResult {
+    check(config).map_err(Failure::Usage)?;
+    let (cloud, limits) = app::cloud(config).map_err(Failure::Usage)?;
+    let (mut tally, placed) = place(config, &**store, &chosen, kind, by).await?;
+    if !placed.is_empty() {
+        let limits = registrar::Config { sweep_pause: None, ..limits };
+        let owner = Owner::new(&format!("device {kind}"))?;
+        let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
+        let waited = tokio::select! {
+            waited = wait(&**store, &registrar, placed, &mut tally) => waited,
+            signal = tokio::signal::ctrl_c() => signal.map_err(|error| StoreError::Failed(error.to_string())),
+        };
+        registrar.drain(DRAIN).await;
+        waited?;
+        tally.left = placed_still(&**store, &chosen, kind).await?;
+    }
+    report(&chosen, kind, &tally)
+}
+
+/// Checks that the configuration permits changes at IoT Platform.
+fn check(config: &Config) -> anyhow::Result<()> {
+    match &config.iot_platform {
+        None => Err(anyhow!("the configuration has no [iot_platform], so there is nothing to change there")),
+        Some(section) if !section.manages => Err(anyhow!(
+            "the configuration does not permit changes at IoT Platform: set manage = true in [iot_platform], and give \
+             its RAM user the second policy of docs/cloud.md"
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Places the orders. Returns the devices that have one.
+async fn place(
+    config: &Config,
+    store: &dyn Table,
+    chosen: &Chosen,
+    kind: OrderKind,
+    by: &Actor,
+) -> Result<(Tally, BTreeMap<OrderNumber, DeviceId>), Failure> {
+    let (mut tally, mut orders) = (Tally::default(), BTreeMap::new());
+    for some in chosen.devices().chunks(AT_ONCE) {
+        let answers = try_join_all(some.iter().map(|id| store.place_order(id, kind, by))).await?;
+        for (id, answer) in some.iter().zip(answers) {
+            match answer {
+                Placed::Yes(number) => drop(orders.insert(number, id.clone())),
+                Placed::NoDevice if matches!(chosen, Chosen::One(_)) => {
+                    return Err(not_there(id, config).into());
+                }
+                Placed::NoDevice => tally.failed.push((id.clone(), "is not in the table".into())),
+                Placed::NoCertificate if here(store, id, kind, by).await? => tally.here += 1,
+                Placed::NoCertificate => {
+                    let reason = "has no certificate, so it has no secret to rotate";
+                    tally.failed.push((id.clone(), reason.into()));
+                }
+                Placed::Other(other) => {
+                    let reason = format!(
+                        "has another order, to {other}, that is not carried out yet; `certdist device cancel` ends it"
+                    );
+                    tally.failed.push((id.clone(), reason));
+                }
+            }
+        }
+    }
+    Ok((tally, orders))
+}
+
+/// Changes a device without a certificate, which is not at IoT Platform, in the table. Returns
+/// whether there is anything to change.
+async fn here(store: &dyn Table, id: &DeviceId, kind: OrderKind, by: &Actor) -> Result<bool, StoreError> {
+    match kind {
+        OrderKind::Disable => store.set_state(id, DeviceState::Disabled, by).await,
+        OrderKind::Enable => store.set_state(id, DeviceState::Enabled, by).await,
+        OrderKind::Delete => store.delete(id, by).await,
+        OrderKind::Rotate => Ok(false),
+    }
+}
+
+/// Returns all orders that are not carried out yet.
+async fn all(store: &dyn Table) -> Result<Vec<Order>, StoreError> {
+    let mut orders: Vec<Order> = Vec::new();
+    loop {
+        let after = orders.last().map_or(0, |order| order.number);
+        let page = store.orders_after(after, PAGE).await?;
+        if page.is_empty() {
+            return Ok(orders);
+        }
+        orders.extend(page);
+    }
+}
+
+/// Returns the number of chosen devices that still have the order.
+async fn placed_still(store: &dyn Table, chosen: &Chosen, kind: OrderKind) -> Result<u64, StoreError> {
+    let devices: HashSet<&DeviceId> = chosen.devices().iter().collect();
+    let is_one = |order: &&Order| order.kind == kind && devices.contains(&order.device);
+    Ok(all(store).await?.iter().filter(is_one).count() as u64)
+}
+
+/// Waits until the orders are carried out, by this process or another one.
+async fn wait(
+    store: &dyn Table,
+    registrar: &std::sync::Arc<Registrar>,
+    mut placed: BTreeMap<OrderNumber, DeviceId>,
+    tally: &mut Tally,
+) -> Result<(), StoreError> {
+    let mut progress = Progress::new("{pos} devices changed at IoT Platform");
+    let (mut moved, mut told) = (Instant::now(), BTreeSet::new());
+    while !placed.is_empty() && moved.elapsed() < PATIENCE {
+        registrar.look_for_orders().await?;
+        tokio::time::sleep(LOOK).await;
+        let orders = all(store).await?;
+        for reason in orders.iter().filter_map(|order| order.failure.clone()) {
+            if told.len() < NAMED && told.insert(reason.clone()) {
+                remark(&format!("note: {reason}; trying again, and Ctrl-C stops waiting\n"));
+            }
+        }
+        let there: HashSet<OrderNumber> = orders.iter().map(|order| order.number).collect();
+        let ended: Vec<OrderNumber> =
+            placed.keys().copied().filter(|number| !there.contains(number)).collect();
+        for number in ended {
+            let Some(device) = placed.remove(&number) else { continue };
+            moved = Instant::now();
+            progress.add(1);
+            match cancelled(store, &device).await? {
+                Some(reason) => tally.failed.push((device, reason)),
+                None => tally.done += 1,
+            }
+        }
+    }
+    // Rotated devices are registered anew by the process that has carried the orders out.
+    let deadline = Instant::now() + ANEW;
+    while registrar.registrations() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Returns the reason for which the last order of a device was not carried out; `None` if it was.
+async fn cancelled(store: &dyn Table, device: &DeviceId) -> Result<Option<String>, StoreError> {
+    let history = store.history(device, NEWEST).await?;
+    let last = history.into_iter().find(|entry| {
+        matches!(
+            entry.event,
+            AuditEvent::Cancelled
+                | AuditEvent::Disabled
+                | AuditEvent::Enabled
+                | AuditEvent::Deleted
+                | AuditEvent::Rotated
+        )
+    });
+    Ok(last
+        .filter(|entry| entry.event == AuditEvent::Cancelled)
+        .map(|entry| entry.detail.unwrap_or_default()))
+}
+
+fn report(chosen: &Chosen, kind: OrderKind, tally: &Tally) -> CommandResult {
+    let done = match kind {
+        OrderKind::Disable => "disabled here and at IoT Platform",
+        OrderKind::Enable => "enabled here and at IoT Platform",
+        OrderKind::Delete => "deleted here and at IoT Platform",
+        OrderKind::Rotate => "rotated; the new secret comes with the next request",
+    };
+    let subject = |count: u64| match chosen {
+        Chosen::One(id) => id.to_string(),
+        Chosen::Many(file, _) => {
+            format!("{}: {count} {}", file.display(), if count == 1 { "device" } else { "devices" })
+        }
+    };
+    print(|out| {
+        if tally.done > 0 {
+            writeln!(out, "{}: {done}", subject(tally.done).trim_end_matches(':'))?;
+        }
+        if tally.here > 0 {
+            writeln!(out, "{}: changed in the table only, because of no certificate", subject(tally.here))?;
+        }
+        Ok::<_, std::io::Error>(())
+    })?;
+    let mut reasons: Vec<String> =
+        tally.failed.iter().take(NAMED).map(|(id, reason)| format!("{id}: {reason}")).collect();
+    if tally.failed.len() > NAMED {
+        reasons.push(format!("and {} more", tally.failed.len() - NAMED));
+    }
+    if tally.left > 0 {
+        reasons.push(format!(
+            "{}: not carried out yet; a server whose configuration has manage = true, or the same command, carries \
+             the order out, and `certdist device cancel` ends it",
+            subject(tally.left)
+        ));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(anyhow!("{}", reasons.join("\n")).into()) }
+}
+
+/// Lists the orders that are not carried out yet.
+pub(super) async fn list(store: &dyn Table) -> CommandResult {
+    let orders = all(store).await?;
+    Ok(print(|out| {
+        for order in &orders {
+            writeln!(out, "{:24} {}", order.device.to_string(), described(order))?;
+        }
+        Ok::<_, std::io::Error>(())
+    })?)
+}
+
+/// Describes an order for operators.
+pub(super) fn described(order: &Order) -> String {
+    let since = time(Some(order.at)).unwrap_or_default();
+    let failure = order.failure.as_ref().map(|failure| format!("; not yet: {failure}"));
+    format!("{} since {since}, by {}{}", order.kind, order.by.name, failure.unwrap_or_default())
+}
+
+/// Ends the orders of the chosen devices without carrying them out. A call that is already made is
+/// not taken back.
+pub(super) async fn cancel(config: &Config, store: &dyn Table, chosen: Chosen, by: &Actor) -> CommandResult {
+    let mut ended = 0;
+    for id in chosen.devices() {
+        let there = match store.order_of(id).await? {
+            Some(order) => store.end_order(order.number, "cancelled by the operator", by).await?,
+            None => false,
+        };
+        ended += u64::from(there);
+        if !there && matches!(chosen, Chosen::One(_)) {
+            return Err(match store.device(id).await? {
+                Some(_) => anyhow!("{id} has no order; `certdist device orders` lists them"),
+                None => not_there(id, config),
+            }
+            .into());
+        }
+    }
+    Ok(match &chosen {
+        Chosen::One(id) => print(|out| writeln!(out, "{id}: order cancelled")),
+        Chosen::Many(file, _) => print(|out| writeln!(out, "{}: {ended} orders cancelled", file.display())),
+    }?)
+}

@@ -1,0 +1,270 @@
+//! Carries out the orders of operators: changes to devices at IoT Platform. One process at a time
+//! does so, under a lease. Every step may be repeated: each call names the device by its `IotId`,
+//! and the store ends an order once. `store/order.rs` describes the orders.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+};
+
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::{Registrar, STOPPED, lines::limited, lock, registration::error_of_store};
+use crate::{
+    iot_platform::{Action, ApiError, ErrorClass, Thing},
+    store::{
+        Actor, DeviceRow, JournalEntry, StoreError,
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber},
+    },
+};
+
+/// Lease of the process that carries out the orders.
+const LEASE: &str = "orders";
+
+/// Number of orders read at a time.
+const PAGE: usize = 500;
+
+/// Number of orders that are carried out at the same time.
+const AT_ONCE: usize = 16;
+
+/// Number of failed attempts after which an order ends. With the longest pause between two
+/// attempts, this takes some eight hours.
+const MAX_ATTEMPTS: u32 = 1000;
+
+/// Number of failures with an unknown code after which an order ends.
+const MAX_UNKNOWN: u32 = 3;
+
+/// Attempts to carry out the orders that have failed so far.
+#[derive(Default)]
+pub(super) struct Attempts {
+    /// For each order: failed attempts, failures with an unknown code, and the time of the next
+    /// attempt.
+    failed: HashMap<OrderNumber, (u32, u32, Instant)>,
+}
+
+impl Attempts {
+    fn is_due(&self, order: OrderNumber, now: Instant) -> bool {
+        self.failed.get(&order).is_none_or(|(.., next)| *next <= now)
+    }
+
+    fn forget(&mut self, order: OrderNumber) {
+        self.failed.remove(&order);
+    }
+}
+
+/// Reason why an order was not carried out in this attempt.
+enum Hindrance {
+    /// A call or the store has failed.
+    Failed(ApiError),
+    /// The order can never be carried out.
+    Never(String),
+}
+
+impl From<ApiError> for Hindrance {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<StoreError> for Hindrance {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error_of_store(&error))
+    }
+}
+
+/// Returns the calls that carry out an order, in order.
+const fn calls(kind: OrderKind) -> &'static [Action] {
+    match kind {
+        OrderKind::Disable => &[Action::DisableThing],
+        OrderKind::Enable => &[Action::EnableThing],
+        // A device that is disabled is disconnected. A device that goes on connecting after its
+        // deletion would make IoT Platform throttle the account's other devices.
+        OrderKind::Delete => &[Action::DisableThing, Action::DeleteDevice],
+        OrderKind::Rotate => &[Action::DeleteDevice],
+    }
+}
+
+impl Registrar {
+    /// Starts a task that carries out the orders in the store, unless this process has such a task
+    /// already, must not change devices at IoT Platform, or there are no orders.
+    pub async fn look_for_orders(self: &Arc<Self>) -> Result<(), StoreError> {
+        if !self.config.manages || self.store.orders_after(0, 1).await?.is_empty() {
+            return Ok(());
+        }
+        if !self.carries_out.swap(true, Ordering::Relaxed) {
+            let registrar = self.clone();
+            self.runtime.spawn(async move {
+                if let Err(error) = registrar.carry_out_orders().await {
+                    tracing::debug!(%error, "could not carry out the orders for IoT Platform now; trying again");
+                }
+                registrar.carries_out.store(false, Ordering::Relaxed);
+            });
+        }
+        Ok(())
+    }
+
+    /// Carries out the orders whose next attempt is due, the oldest first. Does nothing if another
+    /// process does so.
+    async fn carry_out_orders(self: &Arc<Self>) -> Result<(), StoreError> {
+        let work = async |_| {
+            let (mut after, mut there) = (0, HashSet::new());
+            loop {
+                let page = self.store.orders_after(after, PAGE).await?;
+                let Some(last) = page.last() else { break };
+                after = last.number;
+                there.extend(page.iter().map(|order| order.number));
+                let now = Instant::now();
+                let due = page.into_iter().filter(|order| lock(&self.attempts).is_due(order.number, now));
+                stream::iter(due).for_each_concurrent(AT_ONCE, |order| self.attempt(order)).await;
+                if self.is_draining() {
+                    return Ok(());
+                }
+            }
+            lock(&self.attempts).failed.retain(|order, _| there.contains(order));
+            Ok(())
+        };
+        self.with_lease(LEASE, work).await.map(drop)
+    }
+
+    async fn attempt(self: &Arc<Self>, order: Order) {
+        if self.is_draining() {
+            return;
+        }
+        match self.carry_out(&order).await {
+            Ok(completed) => {
+                lock(&self.attempts).forget(order.number);
+                if completed == Completed::Yes {
+                    let Order { device, kind, .. } = &order;
+                    tracing::info!(%device, work = %kind, "carried out an order at IoT Platform");
+                    if *kind == OrderKind::Rotate {
+                        self.register_anew(&order);
+                    }
+                }
+            }
+            Err(Hindrance::Never(reason)) => self.end(&order, &reason).await,
+            Err(Hindrance::Failed(error)) => self.postpone(&order, error).await,
+        }
+    }
+
+    /// Makes the calls of an order, and stores the result.
+    async fn carry_out(&self, order: &Order) -> Result<Completed, Hindrance> {
+        let Some(row) = self.store.device(&order.device).await? else { return Ok(Completed::Ended) };
+        if order.fits(&row)
+            && let Some(iot_id) = self.identify(order, &row).await?
+        {
+            for action in calls(order.kind) {
+                match self.call_about(*action, order, &iot_id).await {
+                    Ok(()) => {}
+                    // A device that does not exist any more needs not be disabled or deleted.
+                    Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => {}
+                    Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(self.repeat(self.config.max_attempts, || self.store.complete_order(order)).await?)
+    }
+
+    /// Returns the `IotId` of an order's device. If it is not known, looks the device up by its name
+    /// and stores the `IotId` with the order, so that a repeated call cannot meet another device.
+    /// Returns `None` if the device does not exist and the order removes it.
+    async fn identify(&self, order: &Order, row: &DeviceRow) -> Result<Option<String>, Hindrance> {
+        if let Some(iot_id) = &order.iot_id {
+            return Ok(Some(iot_id.clone()));
+        }
+        self.turn(Action::QueryDeviceDetail).await?;
+        let query = self.cloud.query_device_detail(&order.product_key, &order.device_name);
+        let found = match self.paced(Action::QueryDeviceDetail, query).await {
+            Ok(found) => found,
+            Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => return Ok(None),
+            Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
+            Err(error) => return Err(error.into()),
+        };
+        if row.certificate.as_ref() != Some(&found.certificate) {
+            return Err(Hindrance::Never(
+                "the device of this name at IoT Platform has another secret than the device in the table, so it is \
+                 not the same device; nothing was changed there"
+                    .into(),
+            ));
+        }
+        let Some(iot_id) = found.iot_id else {
+            return Err(Hindrance::Never("IoT Platform's answer has no IotId of the device".into()));
+        };
+        let note = OrderNote::IotId(iot_id.clone());
+        self.repeat(self.config.max_attempts, || self.store.note_order(order.number, note.clone())).await?;
+        Ok(Some(iot_id))
+    }
+
+    /// Makes one call about a device.
+    async fn call_about(&self, action: Action, order: &Order, iot_id: &str) -> Result<(), ApiError> {
+        let Order { product_key, device_name, .. } = order;
+        let thing = Thing { product_key, device_name, iot_id: Some(iot_id) };
+        self.turn(action).await?;
+        self.admit(action)?;
+        let call = match action {
+            Action::DisableThing => self.cloud.disable_thing(thing),
+            Action::EnableThing => self.cloud.enable_thing(thing),
+            _ => self.cloud.delete_device(thing),
+        };
+        self.paced(action, call).await?;
+        lock(&self.breakers).admits(action);
+        Ok(())
+    }
+
+    /// Registers a device whose former secret no longer works.
+    fn register_anew(self: &Arc<Self>, order: &Order) {
+        let Order { device, product_key, device_name, .. } = order.clone();
+        // If the registration cannot start now, the device's next request starts it.
+        drop(self.start(JournalEntry { device, product_key, device_name }));
+    }
+
+    /// Notes a failure, so that the order is tried again later, or ends the order after too many.
+    async fn postpone(self: &Arc<Self>, order: &Order, error: ApiError) {
+        let (failed, unknown) = {
+            let mut attempts = lock(&self.attempts);
+            let (failed, unknown, next) =
+                attempts.failed.entry(order.number).or_insert((0, 0, Instant::now()));
+            *failed = failed.saturating_add(1);
+            *unknown += u32::from(error.class == ErrorClass::Unknown);
+            *next = Instant::now() + self.pause(*failed);
+            (*failed, *unknown)
+        };
+        if error.code == STOPPED {
+            return;
+        }
+        let is_final = error.class == ErrorClass::Device || unknown >= MAX_UNKNOWN || failed >= MAX_ATTEMPTS;
+        if is_final {
+            return self.end(order, &error.to_string()).await;
+        }
+        if error.class == ErrorClass::Operator {
+            let action = calls(order.kind).last().copied().unwrap_or(Action::DeleteDevice);
+            self.break_circuit(&order.product_key, action, &error);
+        } else if error.class != ErrorClass::Throttled {
+            self.failed_for_now(Some(&order.device), None, &error);
+        }
+        let reason = error.to_string();
+        if order.failure.as_ref() != Some(&reason)
+            && let Err(error) = self.store.note_order(order.number, OrderNote::Failure(reason)).await
+        {
+            tracing::debug!(device = %order.device, %error, "could not note the failure of an order");
+        }
+    }
+
+    /// Ends an order that cannot be carried out.
+    async fn end(&self, order: &Order, reason: &str) {
+        let Order { device, kind, number, .. } = order;
+        limited!(self.may_log(), error, %device, work = %kind, reason, "could not carry out an order at IoT Platform; it has ended");
+        let by = Actor { name: self.owner.name.clone(), address: None };
+        let ended =
+            self.repeat(self.config.max_attempts, || self.store.end_order(*number, reason, &by)).await;
+        if let Err(error) = ended {
+            tracing::debug!(%device, %error, "could not end an order; trying again");
+        }
+    }
+}
+
+/// Returns the hindrance for a device that IoT Platform does not know.
+fn is_gone() -> Hindrance {
+    Hindrance::Never("the device does not exist at IoT Platform".into())
+}

@@ -1,0 +1,229 @@
+//! Orders for IoT Platform in SQLite. Each write is one transaction of the writer, or a part of one.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Sqlite, audit, read, unfinished};
+use crate::{
+    device::DeviceId,
+    store::{
+        Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds,
+        audit::{AuditEntry, AuditEvent},
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+    },
+};
+
+/// Query for the columns that [`order`] reads.
+macro_rules! orders {
+    () => {
+        "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure \
+         FROM cloud_order"
+    };
+}
+
+fn order(row: &Row<'_>) -> rusqlite::Result<Order> {
+    let kind: String = row.get(2)?;
+    let unknown = || rusqlite::Error::InvalidColumnType(2, "work".into(), rusqlite::types::Type::Text);
+    Ok(Order {
+        number: row.get(0)?,
+        device: read::id(row, 1)?,
+        kind: OrderKind::named(&kind).ok_or_else(unknown)?,
+        product_key: row.get(3)?,
+        device_name: row.get(4)?,
+        iot_id: row.get(5)?,
+        at: row.get(6)?,
+        by: Actor { name: row.get(7)?, address: row.get(8)? },
+        failure: row.get(9)?,
+    })
+}
+
+fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Option<Order>> {
+    const SQL: &str = concat!(orders!(), " WHERE deviceId = ?1");
+    connection.prepare_cached(SQL)?.query_row([device.as_str()], order).optional()
+}
+
+fn numbered(connection: &Connection, number: OrderNumber) -> rusqlite::Result<Option<Order>> {
+    const SQL: &str = concat!(orders!(), " WHERE number = ?1");
+    connection.prepare_cached(SQL)?.query_row([number], order).optional()
+}
+
+fn remove(connection: &Connection, number: OrderNumber) -> rusqlite::Result<bool> {
+    Ok(connection.prepare_cached("DELETE FROM cloud_order WHERE number = ?1")?.execute([number])? > 0)
+}
+
+/// Writes an audit entry about a device.
+fn audit(
+    connection: &Connection,
+    (event, at): (AuditEvent, UnixSeconds),
+    device: &DeviceId,
+    by: &Actor,
+    detail: String,
+) -> rusqlite::Result<()> {
+    let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
+    audit::append(connection, &entry)
+}
+
+/// Sets the state of a device, and writes an audit entry if the state changes.
+fn set_state(
+    connection: &Connection,
+    row: &DeviceRow,
+    state: DeviceState,
+    now: UnixSeconds,
+    (by, detail): (&Actor, &str),
+) -> rusqlite::Result<()> {
+    const SQL: &str = "UPDATE device_table SET state = ?2, importId = -abs(importId) WHERE deviceId = ?1";
+    if row.state == state {
+        return Ok(());
+    }
+    let (event, name) = match state {
+        DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
+        DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
+    };
+    connection.prepare_cached(SQL)?.execute([row.id.as_str(), name])?;
+    audit::forget_refusals(connection, &row.id)?;
+    audit(connection, (event, now), &row.id, by, detail.to_owned())
+}
+
+fn place(
+    connection: &Connection,
+    device: &DeviceId,
+    kind: OrderKind,
+    by: &Actor,
+    now: UnixSeconds,
+) -> rusqlite::Result<Placed> {
+    const PLACE: &str = "INSERT INTO cloud_order \
+                         (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    const CHANGED: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
+    if unfinished::is_hidden(connection, device)? {
+        return Ok(Placed::NoDevice);
+    }
+    let Some(row) = read::device(connection, device)? else { return Ok(Placed::NoDevice) };
+    let Some(certificate) = &row.certificate else { return Ok(Placed::NoCertificate) };
+    if let Some(known) = of(connection, device)? {
+        return Ok(if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+    }
+    connection.prepare_cached(PLACE)?.execute(params![
+        device.as_str(),
+        kind.name(),
+        certificate.product_key,
+        certificate.device_name,
+        row.iot_id,
+        now,
+        by.name,
+        by.address
+    ])?;
+    let number = connection.last_insert_rowid();
+    // An undo of the device's import must leave the device as it is.
+    connection.prepare_cached(CHANGED)?.execute([device.as_str()])?;
+    audit(connection, (AuditEvent::Ordered, now), device, by, kind.name().into())?;
+    if kind.disables_at_once() {
+        set_state(connection, &row, DeviceState::Disabled, now, (by, "in the table"))?;
+    }
+    Ok(Placed::Yes(number))
+}
+
+fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlite::Result<Completed> {
+    const CLOUD_STATE: &str = "UPDATE device_table SET cloudState = ?2, IotId = coalesce(IotId, ?3) \
+                               WHERE deviceId = ?1";
+    const DELETE: &str = "DELETE FROM device_table WHERE deviceId = ?1";
+    const ROTATE: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
+                          activateTime = NULL, firstIssued = NULL, issueId = NULL, cloudState = NULL, \
+                          importId = -abs(importId) WHERE deviceId = ?1";
+    // An abandoned claim, for which the cloud was not called yet. Any process registers the device
+    // anew, and the device keeps its place in its enrollment.
+    const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, asked, enrollment) \
+                         VALUES (?1, ?2, ?3, ?4, 0, ?5) ON CONFLICT DO NOTHING";
+    // The stored order may know more than the caller's copy, and its operator is the one to name.
+    let Some(order) = numbered(connection, order.number)? else { return Ok(Completed::Ended) };
+    let Order { number, device, by, .. } = &order;
+    remove(connection, *number)?;
+    let row = read::device(connection, device)?.filter(|row| order.fits(row));
+    let Some(row) = row else {
+        let reason = format!("{}: the row was changed meanwhile", order.kind);
+        audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
+        return Ok(Completed::RowChanged);
+    };
+    let id = device.as_str();
+    let detail = format!("at IoT Platform: {}/{}", order.product_key, order.device_name);
+    let event = match order.kind {
+        OrderKind::Disable => {
+            connection.prepare_cached(CLOUD_STATE)?.execute(params![id, "disabled", order.iot_id])?;
+            AuditEvent::Disabled
+        }
+        OrderKind::Enable => {
+            connection.prepare_cached(CLOUD_STATE)?.execute(params![id, None::<&str>, order.iot_id])?;
+            set_state(connection, &row, DeviceState::Enabled, now, (by, "in the table"))?;
+            AuditEvent::Enabled
+        }
+        OrderKind::Delete => {
+            connection.prepare_cached(DELETE)?.execute([id])?;
+            audit::forget_refusals(connection, device)?;
+            AuditEvent::Deleted
+        }
+        OrderKind::Rotate => {
+            connection.prepare_cached(ROTATE)?.execute([id])?;
+            let Order { product_key, device_name, .. } = &order;
+            connection.prepare_cached(CLAIM)?.execute(params![
+                id,
+                product_key,
+                device_name,
+                now,
+                row.enrollment
+            ])?;
+            audit::forget_refusals(connection, device)?;
+            AuditEvent::Rotated
+        }
+    };
+    audit(connection, (event, now), device, by, detail)?;
+    Ok(Completed::Yes)
+}
+
+impl Orders for Sqlite {
+    fn place_order<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        kind: OrderKind,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Placed> {
+        let (device, by, clock) = (device.clone(), by.clone(), self.clock.clone());
+        self.writer.submit(move |connection| Ok(place(connection, &device, kind, &by, clock.now())?))
+    }
+
+    fn orders_after(&self, after: OrderNumber, limit: usize) -> StoreFuture<'_, Vec<Order>> {
+        const SQL: &str = concat!(orders!(), " WHERE number > ?1 ORDER BY number LIMIT ?2");
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(|connection| connection.prepare_cached(SQL)?.query_map([after, limit], order)?.collect())
+    }
+
+    fn order_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<Order>> {
+        self.read(|connection| of(connection, device))
+    }
+
+    fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool> {
+        const IOT_ID: &str = "UPDATE cloud_order SET IotId = ?2, failure = NULL WHERE number = ?1";
+        const FAILURE: &str = "UPDATE cloud_order SET failure = ?2 WHERE number = ?1";
+        self.writer.submit(move |connection| {
+            let (sql, value) = match &note {
+                OrderNote::IotId(iot_id) => (IOT_ID, iot_id),
+                OrderNote::Failure(failure) => (FAILURE, failure),
+            };
+            Ok(connection.prepare_cached(sql)?.execute(params![number, value])? > 0)
+        })
+    }
+
+    fn complete_order<'a>(&'a self, order: &'a Order) -> StoreFuture<'a, Completed> {
+        let (order, clock) = (order.clone(), self.clock.clone());
+        self.writer.submit(move |connection| Ok(complete(connection, &order, clock.now())?))
+    }
+
+    fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool> {
+        let (reason, by, clock) = (reason.to_owned(), by.clone(), self.clock.clone());
+        self.writer.submit(move |connection| {
+            let Some(order) = numbered(connection, number)? else { return Ok(false) };
+            remove(connection, number)?;
+            let detail = format!("{}: {reason}", order.kind);
+            audit(connection, (AuditEvent::Cancelled, clock.now()), &order.device, &by, detail)?;
+            Ok(true)
+        })
+    }
+}
