@@ -51,6 +51,10 @@ CREATE TABLE device_table (
     -- The import that added the row or was the last to change it. With a minus sign: the row has
     -- changed since. NULL: the import cannot be undone.
     importId     INTEGER,
+    -- The [[target]] at which the device is registered, or, while it has no certificate, will be.
+    -- NULL: `default` if the device has a certificate, and otherwise that of its enrollment when it
+    -- is registered.
+    target       TEXT,
 
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
 ) STRICT, WITHOUT ROWID;
@@ -77,6 +81,9 @@ CREATE INDEX device_end ON device_table (upper(substr(deviceId, -4)));
 CREATE INDEX device_refused ON device_table (deviceId, enrollment, refusal) WHERE refusal IS NOT NULL;
 CREATE INDEX device_disabled ON device_table (deviceId) WHERE state = 'disabled';
 CREATE INDEX device_cloud_state ON device_table (deviceId, cloudState) WHERE cloudState IS NOT NULL;
+
+-- Devices whose row names a target. A server with one target has none.
+CREATE INDEX device_target ON device_table (target) WHERE target IS NOT NULL;
 
 -- Numbers of devices by enrollment and product. The triggers below keep them, whoever changes
 -- device_table, so that no one has to count the rows. `certdist database check` compares them with
@@ -308,6 +315,7 @@ CREATE TABLE import_before (
     -- Order of the rows that were not changed in order of their device IDs. Each of them may have
     -- taken a name that a row before it gave up, so they are changed back in reverse order.
     late         INTEGER,
+    target       TEXT,
     PRIMARY KEY (importId, deviceId)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX import_former_key ON import_before (importId) WHERE formerPsk IS NOT NULL;
@@ -404,7 +412,9 @@ CREATE TABLE registration_batch (
     openedAt     INTEGER NOT NULL,
     -- The process that runs the batch. If NULL, or without a row in registration_owner: the batch
     -- is abandoned.
-    owner        INTEGER
+    owner        INTEGER,
+    -- The [[target]] at which its devices are registered.
+    target       TEXT NOT NULL DEFAULT 'default'
 ) STRICT;
 
 -- Devices that a process is registering or has begun to register: the registration journal.
@@ -427,7 +437,9 @@ CREATE TABLE registration_claim (
     -- 1: by the owner; 2: by an owner before it; 3: only in the batch.
     asked        INTEGER NOT NULL DEFAULT 1,
     -- Enrollment of the device when it was claimed. The claim takes one of its places (max_devices).
-    enrollment   TEXT
+    enrollment   TEXT,
+    -- The [[target]] at which the device is registered, whatever the configuration says meanwhile.
+    target       TEXT NOT NULL DEFAULT 'default'
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 
@@ -446,7 +458,9 @@ CREATE TABLE cloud_order (
     who          TEXT NOT NULL,
     address      TEXT,
     -- Reason why it could not be carried out yet; NULL: it was not tried, or not refused.
-    failure      TEXT
+    failure      TEXT,
+    -- The [[target]] at which the device is registered.
+    target       TEXT NOT NULL
 ) STRICT;
 
 -- Time at which the next call of each action may leave. All processes share it, because IoT
@@ -465,7 +479,8 @@ CREATE TABLE lease (
     -- does it.
     owner        INTEGER,
     -- Point that the work has reached, from which the next process continues. That of the sweep is a
-    -- JSON object with the passes over new, late and all devices.
+    -- JSON object with the passes over new, late and all devices. The sweep of another target than
+    -- `default` has the target in its name.
     cursor       TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 

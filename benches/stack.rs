@@ -21,7 +21,7 @@ use certdist::{
     iot_platform::NoCloud,
     provision::Provisioner,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue},
-    registrar::{self, Registrar},
+    registrar::{self, Registrar, Targets},
     resource::Service,
     seal::Keyring,
     server::{
@@ -54,16 +54,11 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
     let path = folder.join(format!("{devices}.db"));
     let store = store::open(&format!("sqlite:{}", path.display()), Keyring::default()).expect("a database");
     let mut rows = (0..devices).map(|number| {
+        let device = DeviceId::parse_sn(&id(number)).expect("an ID");
         Ok(ImportRow {
-            device: DeviceId::parse_sn(&id(number)).expect("an ID"),
-            enrollment: "lamp".into(),
-            enrollment_product: "a1lamp".into(),
-            individual: false,
-            product_key: None,
             device_name: Some(id(number)),
             device_secret: Some(Secret::new(format!("{number:032x}"))),
-            iot_id: None,
-            key: None,
+            ..ImportRow::new(device, "lamp", "a1lamp")
         })
     });
     let by = Actor::system_user();
@@ -100,10 +95,10 @@ fn services(folder: &std::path::Path, runtime: &Runtime, devices: u32) -> Servic
         Owner::new("bench").expect("random numbers"),
         store.clone(),
         // Never called, because every device of this benchmark has its certificate.
-        Arc::new(NoCloud),
+        Arc::new(NoCloud::unconfigured()),
         runtime.handle().clone(),
     );
-    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    let provisioner = Provisioner::new(store.clone(), Targets::only(registrar), Duration::from_secs(5));
     Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, Default::default())),

@@ -1,7 +1,8 @@
 //! Builds a server from a configuration, and runs it. `certdist serve` and `certdist demo` use this
-//! module. `certdist register` uses only its function [`cloud`].
+//! module. `certdist register` uses only its function [`targets`].
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ use crate::{
         uses::{NOTE_EVERY, UseCounters},
     },
     random::random,
-    registrar::{self, Registrar},
+    registrar::{self, Registrar, Target, Targets},
     resource::Service,
     server::{Pulse, Server, Services, plain::Plain},
     store::{
@@ -40,6 +41,7 @@ use crate::{
         retention::{self, Limits, Retention, Size},
         unix_now, waiting,
     },
+    target,
 };
 
 /// Pause between two searches for expired entries of the audit log.
@@ -65,7 +67,7 @@ pub enum Failed {
 pub struct App {
     server: Server,
     services: Services,
-    registrar: Arc<Registrar>,
+    targets: Arc<Targets>,
     admin: Option<admin::Admin>,
     drain: Duration,
     store: Arc<dyn Table>,
@@ -84,18 +86,11 @@ pub struct App {
 
 impl App {
     /// Opens the server's sockets, and resumes the registrations that a crash left in the journal.
-    pub async fn start(
-        config: &Config,
-        table: Arc<dyn Table>,
-        (cloud, limits): (Arc<dyn IotPlatform>, registrar::Config),
-    ) -> Result<Self> {
+    pub async fn start(config: &Config, table: Arc<dyn Table>, targets: Arc<Targets>) -> Result<Self> {
         let store: Arc<dyn Store> = table.clone();
-        let calls = Arc::<Calls>::default();
-        let cloud = Arc::new(Recorded::new(cloud, calls.clone()));
-        let registrar = Registrar::new(limits, Owner::new("serve")?, store.clone(), cloud, Handle::current());
-        let mut provisioner = Provisioner::new(store.clone(), registrar.clone(), config.limits.patience);
-        if let Some(settings) = &config.iot_platform {
-            provisioner = provisioner.with_hosts(Arc::new(Target::new(settings)));
+        let mut provisioner = Provisioner::new(store.clone(), targets.clone(), config.limits.patience);
+        if !config.targets.is_empty() {
+            provisioner = provisioner.with_hosts(Arc::new(MqttHosts::new(config, &targets)));
         }
         let service = Service::new(Instant::now(), provisioner, config.limits.requests.clone());
         let key_uses = Arc::<UseCounters>::default();
@@ -110,15 +105,13 @@ impl App {
                 let sources = admin::Sources {
                     workers: server.metrics(),
                     pulses: server.pulses(),
-                    registrar: registrar.clone(),
-                    calls,
+                    targets: targets.clone(),
                     throttle: services.service.counters(),
                     failures: services.service.failures(),
                     key_uses: key_uses.clone(),
                     store: table.clone(),
                     started: unix_now(),
                     database: config.database.clone(),
-                    cloud: config.iot_platform.as_ref().map(|cloud| cloud.client.host()),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");
@@ -131,13 +124,13 @@ impl App {
             None => None,
         };
         // Without a configured IoT Platform, the registrations in the journal cannot be resumed.
-        if config.iot_platform.is_some() {
-            registrar.recover().await?;
+        if !config.targets.is_empty() {
+            targets.recover().await?;
         }
-        registrar.start_sweeps();
+        targets.start_sweeps();
         let (keep, kept_now) = watch::channel(kept(config.audit));
         let mut pruning = JoinSet::new();
-        pruning.spawn(keep_pruned(table.clone(), kept_now, registrar.clone()));
+        pruning.spawn(keep_pruned(table.clone(), kept_now, targets.clone()));
         let mut noting = JoinSet::new();
         let reloaded = Arc::<Notify>::default();
         noting.spawn(note_key_uses(key_uses.clone(), services.store.clone(), reloaded.clone()));
@@ -146,7 +139,7 @@ impl App {
         Ok(Self {
             server,
             services,
-            registrar,
+            targets,
             admin,
             drain: config.limits.drain,
             _plain: plain,
@@ -189,7 +182,9 @@ impl App {
     /// devices that have signed in there.
     #[cfg(feature = "simulation")]
     pub async fn activated(&self) -> Result<u64> {
-        self.registrar.sweep().await?;
+        for target in self.targets.all() {
+            target.registrar.sweep().await?;
+        }
         let (mut activated, mut after) = (0, None);
         loop {
             let rows = self.services.store.rows_after(after.as_ref(), 1000).await?;
@@ -204,8 +199,11 @@ impl App {
     /// database.
     pub fn reload(&self, config: &Config) -> Result<(), StoreError> {
         self.store.set_keys(config.database_keys.clone())?;
-        self.registrar.set_refuse_existing(config.refuse_existing.clone());
-        self.registrar.set_max_places(config.max_places());
+        for target in self.targets.all() {
+            target.registrar.set_refuse_existing(config.refuse_existing.clone());
+            target.registrar.set_max_places(config.max_places());
+        }
+        self.targets.set_of_enrollments(config.target_of.clone());
         if let Some(admin) = &self.admin {
             admin.reload(config.admin.as_ref(), &config.enrollments);
         }
@@ -224,7 +222,7 @@ impl App {
     /// Unfinished registrations stay in the journal.
     pub async fn stop(self) {
         tracing::info!("draining: finishing registrations, accepting no new ones");
-        let left = self.registrar.drain(self.drain).await;
+        let left = self.targets.drain(self.drain).await;
         if left > 0 {
             tracing::warn!(
                 registrations = left,
@@ -253,23 +251,28 @@ async fn note_key_uses(key_uses: Arc<UseCounters>, store: Arc<dyn Store>, reload
     }
 }
 
-/// The cloud that all devices are registered in, as far as their MQTT hosts follow from it.
-struct Target {
-    host: Option<MqttHost>,
-    instance_id: String,
-    region: String,
+/// The clouds in which devices are registered, as far as their MQTT hosts follow from them.
+struct MqttHosts {
+    targets: Arc<Targets>,
+    /// Of each target: its configured host, its instance ID and its region.
+    clouds: HashMap<String, (Option<MqttHost>, String, String)>,
 }
 
-impl Target {
-    fn new(settings: &IotPlatformSettings) -> Self {
-        let IotPlatformSettings { client, host, .. } = settings;
-        Self { host: host.clone(), instance_id: client.instance_id.clone(), region: client.region.clone() }
+impl MqttHosts {
+    fn new(config: &Config, targets: &Arc<Targets>) -> Self {
+        let cloud = |target: &config::Target| {
+            let IotPlatformSettings { client, host, .. } = target.settings.as_ref().ok()?;
+            let cloud = (host.clone(), client.instance_id.clone(), client.region.clone());
+            Some((target.name.clone(), cloud))
+        };
+        Self { targets: targets.clone(), clouds: config.targets.iter().filter_map(cloud).collect() }
     }
 }
 
-impl Hosts for Target {
-    fn host_of(&self, _: &DeviceRow, product_key: &str) -> Option<String> {
-        Some(mqtt_host(self.host.as_ref(), &self.instance_id, &self.region, product_key))
+impl Hosts for MqttHosts {
+    fn host_of(&self, row: &DeviceRow, product_key: &str) -> Option<String> {
+        let (host, instance_id, region) = self.clouds.get(&self.targets.of(row))?;
+        Some(mqtt_host(host.as_ref(), instance_id, region, product_key))
     }
 }
 
@@ -317,11 +320,11 @@ fn log_keys(has_keys: &mut bool, keys: Result<(), StoreError>) {
 
 /// Removes expired entries of the audit log once a minute and whenever the retention changes. Ends
 /// when the sender of `keep` is dropped.
-async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, registrar: Arc<Registrar>) {
+async fn keep_pruned(store: Arc<dyn Table>, mut keep: watch::Receiver<Limits>, targets: Arc<Targets>) {
     let mut retention = Retention::default();
     loop {
         let limits = *keep.borrow_and_update();
-        match prune(&mut retention, &store, limits, &registrar).await {
+        match prune(&mut retention, &store, limits, &targets).await {
             Ok(Counts { changes: 0, repeats: 0 }) => {}
             Ok(Counts { changes, repeats }) => {
                 tracing::info!(entries = changes, repeats, "removed expired entries of the audit log");
@@ -342,9 +345,9 @@ async fn prune(
     retention: &mut Retention,
     store: &Arc<dyn Table>,
     limits: Limits,
-    registrar: &Registrar,
+    targets: &Targets,
 ) -> Result<Counts, StoreError> {
-    let is_confirmed = registrar.knows_the_time();
+    let is_confirmed = targets.clock_offset().is_some();
     let counted = store.clone();
     let devices = tokio::task::spawn_blocking(move || counted.count()).await;
     let devices = devices.map_err(|error| StoreError::Failed(error.to_string()))??;
@@ -354,7 +357,7 @@ async fn prune(
         return Ok(Counts::default());
     }
     let work = async |_| retention.apply(&**store, keep, is_confirmed).await;
-    Ok(registrar.with_lease(retention::LEASE, work).await?.unwrap_or_default())
+    Ok(targets.with_lease(retention::LEASE, work).await?.unwrap_or_default())
 }
 
 async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result<JoinSet<()>> {
@@ -376,28 +379,82 @@ async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result
     Ok(tasks)
 }
 
-/// Creates the client for IoT Platform, and the settings of the registrar.
-pub fn cloud(config: &Config) -> Result<(Arc<dyn IotPlatform>, registrar::Config)> {
-    let Some(section) = &config.iot_platform else {
-        let max_places = config.max_places();
-        let limits = registrar::Config { sweep_pause: None, max_places, ..registrar::Config::default() };
-        return Ok((Arc::new(NoCloud), limits));
+/// Creates the targets of the configuration, each with its client and registrar. The registrars claim
+/// registrations for `command`. `adapt` may change the settings of each.
+pub fn targets(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    command: &str,
+    adapt: impl Fn(registrar::Config) -> registrar::Config,
+) -> Result<Arc<Targets>> {
+    let mut clouds = Vec::new();
+    for target in &config.targets {
+        clouds.push((target.name.as_str(), cloud(target)?));
+    }
+    if clouds.is_empty() {
+        let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
+        let cloud = Cloud { client: Arc::new(NoCloud::unconfigured()), limits, host: None };
+        clouds.push((target::DEFAULT, cloud));
+    }
+    // Targets with the same credentials share the limits of their account.
+    let mut shared_qps = HashMap::<String, f64>::new();
+    for (_, Cloud { client, limits, .. }) in &clouds {
+        let shared = shared_qps.entry(client.account()).or_default();
+        *shared = shared.max(limits.qps);
+    }
+    let mut all = Vec::new();
+    for (name, Cloud { client, limits, host }) in clouds {
+        let owner = match config.names_targets {
+            true => Owner::new(&format!("{command} at {name}"))?,
+            false => Owner::new(command)?,
+        };
+        let limits = adapt(registrar::Config {
+            shared_qps: shared_qps[&client.account()],
+            refuse_existing: config.refuse_existing.clone(),
+            max_places: config.max_places(),
+            target: name.to_owned(),
+            names_target: config.names_targets,
+            ..limits
+        });
+        let calls = Arc::<Calls>::default();
+        let cloud = Arc::new(Recorded::new(client, calls.clone()));
+        let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
+        all.push(Target { registrar, calls, host });
+    }
+    Ok(Targets::new(all, config.target_of.clone(), config.names_targets))
+}
+
+/// Client of a cloud, and the settings of its registrar.
+struct Cloud {
+    client: Arc<dyn IotPlatform>,
+    limits: registrar::Config,
+    host: Option<String>,
+}
+
+fn cloud(target: &config::Target) -> Result<Cloud> {
+    let defaults = registrar::Config::default();
+    let section = match &target.settings {
+        Ok(section) => section,
+        Err(reason) => {
+            let client = Arc::new(NoCloud::without_credentials(reason));
+            return Ok(Cloud { client, limits: defaults, host: None });
+        }
     };
-    let client = Arc::new(Client::new(section.client.clone()).context("[iot_platform]")?);
+    let place = || match target.is_named {
+        true => format!("[[target]] \"{}\"", target.name),
+        false => "[iot_platform]".to_owned(),
+    };
+    let client = Arc::new(Client::new(section.client.clone()).with_context(place)?);
     let reader = client.clone();
     tokio::spawn(async move { reader.read_credentials().await });
-    let defaults = registrar::Config::default();
     let limits = registrar::Config {
         qps: section.qps,
-        shared_qps: section.qps,
         max_batches: if section.batches { defaults.max_batches } else { 0 },
         sweep_pause: section.sweep,
         manages: section.manages,
-        refuse_existing: config.refuse_existing.clone(),
-        max_places: config.max_places(),
         ..defaults
     };
-    Ok((client, limits))
+    Ok(Cloud { client, limits, host: Some(section.client.host()) })
 }
 
 /// Returns the retention of the audit log.
@@ -445,14 +502,15 @@ mod tests {
             registrar::Config::default(),
             Owner::new("test").unwrap(),
             Arc::new(store.clone()),
-            Arc::new(NoCloud),
+            Arc::new(NoCloud::unconfigured()),
             Handle::current(),
         );
+        let targets = Targets::only(registrar);
         let limits = Limits { days: None, changes: Size::AtMost(3), repeats: Size::AtMost(0) };
         let table: Arc<dyn Table> = Arc::new(Sealed::new(store.clone(), Keyring::default()));
         let mut retention = Retention::default();
         let mut pruned = async || {
-            let counts = prune(&mut retention, &table, limits, &registrar).await.unwrap();
+            let counts = prune(&mut retention, &table, limits, &targets).await.unwrap();
             counts.changes
         };
         let other = Owner::new("other").unwrap();

@@ -12,9 +12,11 @@ mod guards;
 mod iot_platform;
 mod key_next;
 mod restart;
+mod target;
 
 pub use admin::normal_host;
 pub use bounds::QPS;
+pub use target::Target;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -71,9 +73,13 @@ pub struct Config {
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
-    /// Settings for registering devices. If `None`, the server only hands out certificates that are
-    /// already in the table.
-    pub iot_platform: Option<IotPlatformSettings>,
+    /// Clouds in which devices are registered, that of `[iot_platform]` first. If there are none,
+    /// the server only hands out certificates that are already in the table.
+    pub targets: Vec<Target>,
+    /// Set if the configuration has a `[[target]]`, so that outputs name the targets.
+    pub names_targets: bool,
+    /// Name of the target of each enrollment.
+    pub target_of: HashMap<String, String>,
     /// HTTP for health, metrics and the console.
     pub admin: Option<Admin>,
     /// Plain CoAP for tests; off in production.
@@ -215,6 +221,8 @@ impl Config {
         let all = &mut problems;
         let mut root = document.root::<file::Root>(all);
         let cloud = document.section::<file::IotPlatformSection>(all);
+        let named = document.repeated::<file::Target>(all);
+        let targets = target::Targets::read(cloud, named, (folder, secrets), all);
         let admin = document.section::<file::Admin>(all);
         let audit = document.section::<file::Audit>(all);
         let plain_coap = document.section::<file::PlainCoap>(all);
@@ -232,6 +240,7 @@ impl Config {
         let (mut enrollments, mut refuse_existing) = (Vec::new(), HashSet::new());
         let mut tell_host = HashSet::new();
         let mut takes_unlisted = None;
+        let mut target_of = HashMap::new();
         for mut table in tables {
             let name = table.values.name.clone();
             if !names.insert(name.clone()) {
@@ -249,11 +258,12 @@ impl Config {
                 refuse_existing.insert(name.clone());
             }
             if table.values.host {
-                if cloud.is_none() {
+                if targets.all.is_empty() {
                     table.wrong(all, &["host"], NO_HOST);
                 }
                 tell_host.insert(name.clone());
             }
+            target_of.insert(name.clone(), targets.of(&mut table, all));
             let enrollment = read_enrollment(&mut table, (folder, secrets), &mut identities, all);
             guards::check_unlisted(&mut table, &mut takes_unlisted, all);
             limits.requests.enrollments.insert(name, requests);
@@ -267,15 +277,12 @@ impl Config {
         let database_keys = database_key::read(database_key.as_deref(), database_key_previous, folder);
         let keys = database_key.iter().chain(database_key_previous).chain(&sources);
         let mut secret_files: Vec<PathBuf> = keys.filter_map(|source| file_of(source, folder)).collect();
-        if let Some(section) = &cloud {
-            secret_files.extend(iot_platform::secret_file(&section.values, folder));
-        }
+        secret_files.extend(targets.secret_files.iter().cloned());
         if let Some(section) = &admin {
             secret_files.extend(section.values.tls_key.as_ref().map(|path| folder.join(path)));
         }
         let has_inline_keys = sources.iter().any(|source| source.starts_with("hex:"));
         let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
-        let iot_platform = cloud.map(|section| iot_platform::read(section, (folder, secrets), all));
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
         let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
         problems.check()?;
@@ -286,7 +293,9 @@ impl Config {
             database: database.unwrap_or_default(),
             database_keys: database_keys.unwrap_or_default(),
             audit: audit.map_or_else(Audit::default, |section| read_audit(&section.values)),
-            iot_platform: iot_platform.flatten(),
+            targets: targets.all,
+            names_targets: targets.are_named,
+            target_of,
             admin: admin.flatten(),
             plain_coap: plain_coap.flatten(),
             enrollments,
@@ -305,8 +314,8 @@ impl Config {
     }
 
     /// Returns the names of all configuration keys, by section. The first entry has an empty
-    /// section name and lists the configuration keys that precede all sections. The section
-    /// `enrollment` may occur more than once.
+    /// section name and lists the configuration keys that precede all sections. The sections
+    /// `target` and `enrollment` may occur more than once.
     pub fn keys() -> Vec<(&'static str, &'static [&'static str])> {
         file::sections().to_vec()
     }

@@ -11,11 +11,18 @@ use crate::{
 };
 
 /// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
-/// names. Times are RFC 3339 in UTC. `terms` are those of the row's enrollment, or `None` if that
-/// enrollment is not in the configuration; `taken` are its places that other devices have taken.
-/// `claim` is the claim on the device's registration, if any.
-pub fn as_json(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<&ClaimView>) -> Value {
-    json!({
+/// names. Times are RFC 3339 in UTC. `rules` are the terms of the row's enrollment, or `None` if that
+/// enrollment is not in the configuration, and its places that other devices have taken. `claim` is
+/// the claim on the device's registration, if any. The target is part of the JSON only if the
+/// configuration names targets (`names_targets`); it is null if it is decided when the device is
+/// registered.
+pub fn as_json(
+    row: &Listed,
+    (terms, taken): (Option<Terms>, Places),
+    claim: Option<&ClaimView>,
+    names_targets: bool,
+) -> Value {
+    let mut shown = json!({
         "deviceId": row.id.as_str(),
         "enrollment": row.enrollment,
         "state": state(row.state),
@@ -38,7 +45,11 @@ pub fn as_json(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<
             "inBatch": claim.batch.is_some(),
         })),
         "nextRequest": policy::next_request(row, terms, taken, unix_now()),
-    })
+    });
+    if names_targets {
+        shown["target"] = row.target.as_deref().into();
+    }
+    shown
 }
 
 /// Returns the name of the state that the operator has set.
@@ -71,12 +82,7 @@ pub fn time(seconds: Option<UnixSeconds>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        device::DeviceId,
-        guards::Guards,
-        psk::Reissue,
-        store::{DeviceRow, JournalEntry},
-    };
+    use crate::{device::DeviceId, guards::Guards, psk::Reissue, store::DeviceRow};
 
     #[test]
     fn the_json_has_all_but_the_secret() {
@@ -86,8 +92,7 @@ mod tests {
             cloud_state: Some(CloudState::Deleted),
             ..imported.with_certificate("lamp-1", "a-secret")
         };
-        let entry =
-            JournalEntry { device: row.id.clone(), product_key: "a1".into(), device_name: "lamp-1".into() };
+        let entry = row.wanted(crate::target::DEFAULT);
         let claim = ClaimView {
             entry,
             since: 1_700_000_000,
@@ -96,7 +101,11 @@ mod tests {
             batch: None,
         };
         let terms = Terms { reissue: Reissue::Always, guards: Guards::default() };
-        let shown = as_json(&row.listed(true), Some(terms), Places::default(), Some(&claim));
+        let rules = (Some(terms), Places::default());
+        let shown = as_json(&row.listed(true), rules, Some(&claim), false);
+        assert_eq!(shown.get("target"), None);
+        let named = as_json(&row.listed(true), (None, Places::default()), None, true);
+        assert_eq!(named["target"], "default");
         assert_eq!(shown["registration"]["owner"], "certdist serve, process 7");
         assert_eq!(shown["registration"]["since"], "2023-11-14T22:13:20Z");
         assert_eq!(

@@ -19,9 +19,9 @@ use crate::{
     policy::{self, Reason, Verdict},
     psk::{Kind, KindName, Principal},
     rate_limit::Origin,
-    registrar::{Outcome, Registrar},
+    registrar::{Outcome, Targets},
     store::{
-        DeviceRow, Issue, JournalEntry, Store, StoreError,
+        DeviceRow, Issue, Store, StoreError,
         audit::{Asked, Asker, AuditEvent},
         claim::new_id,
         place::Places,
@@ -101,6 +101,10 @@ const ISSUE_ATTEMPTS: u32 = 3;
 /// Delay before a device should retry if its row was changed during its request, in seconds.
 const CHANGED_PAUSE: u32 = 1;
 
+/// Delay before a device should retry if its target is not configured, in seconds. Only the operator
+/// can change that.
+const NO_TARGET_PAUSE: u32 = 60;
+
 /// Delay before a device should retry after a failure of the store, in seconds.
 const STORE_PAUSE: u32 = 30;
 
@@ -113,7 +117,7 @@ const MAX_FAILURE_LINES: u32 = 1;
 /// Hands out certificates.
 pub struct Provisioner {
     store: Arc<dyn Store>,
-    registrar: Arc<Registrar>,
+    targets: Arc<Targets>,
     /// Maximum time that a device waits for its registration.
     patience: Duration,
     hosts: Option<Arc<dyn Hosts>>,
@@ -123,9 +127,9 @@ pub struct Provisioner {
 impl Provisioner {
     /// Creates a provisioner; `patience` is the maximum time that a request waits for its
     /// registration.
-    pub fn new(store: Arc<dyn Store>, registrar: Arc<Registrar>, patience: Duration) -> Self {
+    pub fn new(store: Arc<dyn Store>, targets: Arc<Targets>, patience: Duration) -> Self {
         let failure_lines = Mutex::new(LogLimit::new(MAX_FAILURE_LINES, "failures of the store"));
-        Self { store, registrar, patience, hosts: None, failure_lines }
+        Self { store, targets, patience, hosts: None, failure_lines }
     }
 
     /// Sets where devices sign in. Until it is set, no host is handed out.
@@ -332,9 +336,7 @@ impl Provisioner {
 
     /// Registers a device. Returns `None` if its row has changed in the meantime.
     async fn register(&self, principal: &Principal, row: &DeviceRow) -> Result<Option<Certificate>, Refusal> {
-        let (device, product_key) = (row.id.clone(), row.product_key.clone());
-        let wanted = JournalEntry { device, product_key, device_name: row.name() };
-        match self.registrar.register(wanted, self.patience).await {
+        match self.targets.register(row, self.patience).await {
             Outcome::Registered(certificate) => Ok(Some(certificate)),
             Outcome::Changed => Ok(None),
             // Other devices have taken the last places since they were counted.
@@ -346,6 +348,8 @@ impl Provisioner {
                     Verdict::HandOut | Verdict::Register => Err(Refusal::Later(CHANGED_PAUSE)),
                 }
             }
+            Outcome::NoTarget(_) => Err(Refusal::Later(NO_TARGET_PAUSE)),
+            Outcome::Elsewhere(_) => Err(Refusal::Later(CHANGED_PAUSE)),
             Outcome::Refused(reason) | Outcome::Operator(reason) | Outcome::SharedName(reason) => {
                 Err(Refusal::Operator(reason))
             }
@@ -430,7 +434,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        registrar::Config,
+        registrar::{Config, Registrar},
         store::claim::Owner,
         testing::{cloud::Cloud, log::Log, store::Memory},
     };
@@ -441,7 +445,7 @@ mod tests {
         let cloud: Arc<Cloud> = Arc::default();
         let owner = Owner::new("test").unwrap();
         let registrar = Registrar::new(Config::default(), owner, store.clone(), cloud, Handle::current());
-        let provisioner = Provisioner::new(store, registrar, Duration::from_secs(1));
+        let provisioner = Provisioner::new(store, Targets::only(registrar), Duration::from_secs(1));
         let log = Log::default();
         let begun = Instant::now();
         tracing::subscriber::with_default(log.subscriber(), || {

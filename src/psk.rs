@@ -471,6 +471,7 @@ mod tests {
             product_key: "a1".into(),
             kind: Kind::Derived(Key::from_hex(&byte.repeat(16)).unwrap()),
             reissue: Reissue::Always,
+            next: None,
             guards: Guards { unlisted, ..Guards::default() },
         };
         for unlisted in [Unlisted::Hold, Unlisted::Admit] {

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 33] = [
+const MAY_USE: [(&str, &[&str]); 34] = [
     (
         "cli",
         &[
@@ -31,6 +31,7 @@ const MAY_USE: [(&str, &[&str]); 33] = [
             "simulated_device",
             "store",
             "table_file",
+            "target",
         ],
     ),
     (
@@ -46,6 +47,7 @@ const MAY_USE: [(&str, &[&str]); 33] = [
             "registrar",
             "server",
             "store",
+            "target",
         ],
     ),
     (
@@ -87,6 +89,7 @@ const MAY_USE: [(&str, &[&str]); 33] = [
             "psk",
             "seal",
             "server",
+            "target",
         ],
     ),
     (
@@ -108,12 +111,12 @@ const MAY_USE: [(&str, &[&str]); 33] = [
     ),
     ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
     ("provision", &["device", "guards", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
-    ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store"]),
+    ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store", "target"]),
     ("device_view", &["policy", "psk", "store"]),
-    ("table_file", &["device", "psk", "store"]),
+    ("table_file", &["device", "psk", "store", "target"]),
     ("policy", &["guards", "psk", "store"]),
     ("psk", &["device", "guards", "store"]),
-    ("store", &["device", "histogram", "new_file", "random", "seal", "unix_time"]),
+    ("store", &["device", "histogram", "new_file", "random", "seal", "target", "unix_time"]),
     ("simulated_device", &["device", "iot_platform"]),
     ("iot_platform", &["device", "unix_time"]),
     ("password", &["device"]),
@@ -131,6 +134,7 @@ const MAY_USE: [(&str, &[&str]); 33] = [
     ("notify", &[]),
     ("operators", &[]),
     ("random", &[]),
+    ("target", &[]),
     ("unix_time", &[]),
     ("lib", &[]),
     ("main", &[]),

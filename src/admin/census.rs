@@ -33,6 +33,8 @@ pub(super) struct Census {
     pub(super) unsealed: u64,
     /// Products of the devices, in order.
     pub(super) products: Vec<String>,
+    /// Targets that rows name, in order.
+    pub(super) targets: Vec<String>,
     /// Time of the last import, or of the last undoing of one; 0 if none is known.
     pub(super) imported: UnixSeconds,
 }
@@ -49,6 +51,7 @@ impl Census {
             held: store.held(GROUPS)?,
             unsealed: store.clear_count()?,
             products: store.products()?,
+            targets: store.targets()?,
             imported: changed.max().unwrap_or(0),
         })
     }

@@ -67,18 +67,20 @@ impl Health {
         if let Err(problem) = self.probe(&sources.store).await {
             problems.push(problem);
         }
-        if sources.registrar.is_draining() {
+        if sources.targets.is_draining() {
             problems.push("draining: the server is shutting down".to_owned());
         }
-        let refusals = sources.registrar.refusals();
-        let mut notes: Vec<String> = refusals
-            .into_iter()
-            .take(MAX_NOTES)
-            .map(|(product, reason)| match product {
-                Some(key) => format!("note: IoT Platform refuses product {key}: {reason}"),
-                None => format!("note: IoT Platform refuses calls: {reason}"),
+        let refusals = sources.targets.all().iter().flat_map(|target| {
+            let place = match sources.targets.are_named() {
+                true => format!("IoT Platform at target {}", target.name()),
+                false => "IoT Platform".to_owned(),
+            };
+            target.registrar.refusals().into_iter().map(move |(product, reason)| match product {
+                Some(key) => format!("note: {place} refuses product {key}: {reason}"),
+                None => format!("note: {place} refuses calls: {reason}"),
             })
-            .collect();
+        });
+        let mut notes: Vec<String> = refusals.take(MAX_NOTES).collect();
         if !notes.is_empty() {
             notes.push("note: devices that have no certificate yet wait, all others are served".into());
         }

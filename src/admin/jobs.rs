@@ -29,9 +29,9 @@ use crate::{
     device::DeviceId,
     policy::{self, Verdict},
     psk::{EnrollmentOutline, Reissue, Terms},
-    registrar::{Outcome, Registrar},
+    registrar::{Outcome, Targets},
     store::{
-        Actor, CloudState, DeviceState, JournalEntry, StoreError, Table, UnixSeconds,
+        Actor, CloudState, DeviceState, StoreError, Table, UnixSeconds,
         audit::Asked,
         filter::{Cursor, End, Filter, Listed},
         place::Places,
@@ -318,7 +318,7 @@ impl Jobs {
         order: Order,
         preview: Option<&str>,
         store: Arc<dyn Table>,
-        registrar: Arc<Registrar>,
+        targets: Arc<Targets>,
         enrollments: Arc<Vec<EnrollmentOutline>>,
     ) -> Result<Arc<Job>, NotBegun> {
         let mut all = lock(&self.all);
@@ -353,7 +353,7 @@ impl Jobs {
             jobs.remove(oldest);
         }
         jobs.push_back(job.clone());
-        let worker = Worker { job: job.clone(), store, registrar, enrollments };
+        let worker = Worker { job: job.clone(), store, targets, enrollments };
         tokio::spawn(worker.run());
         Ok(job)
     }
@@ -392,7 +392,7 @@ enum Place {
 struct Worker {
     job: Arc<Job>,
     store: Arc<dyn Table>,
-    registrar: Arc<Registrar>,
+    targets: Arc<Targets>,
     /// The enrollments of the configuration when the job began.
     enrollments: Arc<Vec<EnrollmentOutline>>,
 }
@@ -424,7 +424,7 @@ impl Worker {
         let mut tries = 0;
         while let Err(error) = self.store.audit(Asked::of(&record::end(&self.job, now, how))) {
             tries += 1;
-            if tries == MOST_TRIES || self.registrar.is_draining() {
+            if tries == MOST_TRIES || self.targets.is_draining() {
                 return tracing::error!(job = self.job.id, %error, "the end of a job is not in the audit log");
             }
             tokio::time::sleep(MAX_PAUSE).await;
@@ -434,7 +434,7 @@ impl Worker {
     /// Returns the reason for which the job must end, if there is one.
     fn obstacle(&self) -> Option<How> {
         let stopped = self.job.stop.borrow().clone().map(How::Stopped);
-        stopped.or_else(|| self.registrar.is_draining().then_some(How::ShuttingDown))
+        stopped.or_else(|| self.targets.is_draining().then_some(How::ShuttingDown))
     }
 
     fn first(&self) -> Place {
@@ -598,7 +598,7 @@ impl Worker {
                 let registration = Registration {
                     job: self.job.clone(),
                     store: self.store.clone(),
-                    registrar: self.registrar.clone(),
+                    targets: self.targets.clone(),
                     enrollments: self.enrollments.clone(),
                 };
                 tasks.spawn(async move {
@@ -620,7 +620,7 @@ impl Worker {
 struct Registration {
     job: Arc<Job>,
     store: Arc<dyn Table>,
-    registrar: Arc<Registrar>,
+    targets: Arc<Targets>,
     enrollments: Arc<Vec<EnrollmentOutline>>,
 }
 
@@ -659,16 +659,15 @@ impl Registration {
                     self.job.leave_out(progress, row.state, row.refusal.is_some());
                 });
             }
-            let device_name = row.name();
-            let wanted = JournalEntry { device: row.id, product_key: row.product_key, device_name };
-            match self.registrar.register(wanted, REGISTRATION).await {
+            match self.targets.register(&row, REGISTRATION).await {
                 Outcome::Registered(_) => return self.job.note(|progress| progress.changed += 1),
-                Outcome::Refused(reason) | Outcome::SharedName(reason) | Outcome::Operator(reason) => {
-                    return fail(&reason);
-                }
+                Outcome::Refused(reason)
+                | Outcome::SharedName(reason)
+                | Outcome::Operator(reason)
+                | Outcome::NoTarget(reason) => return fail(&reason),
                 Outcome::NoPlace => return fail(NO_PLACE),
-                Outcome::Changed => {}
-                Outcome::Later(pause) if attempt < MAX_LATER && !self.registrar.is_draining() => {
+                Outcome::Changed | Outcome::Elsewhere(_) => {}
+                Outcome::Later(pause) if attempt < MAX_LATER && !self.targets.is_draining() => {
                     tokio::time::sleep(pause.min(MAX_LATER_PAUSE)).await;
                 }
                 Outcome::Later(_) | Outcome::TimedOut => break,

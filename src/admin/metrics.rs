@@ -15,6 +15,7 @@ use crate::{
     histogram::{Distribution, Histogram},
     iot_platform::{Action, calls::Ended},
     psk::{WhichKey, uses::UseCounters},
+    registrar::{self, Target, Targets},
     resource::throttle::{Counters, Limit},
     server::Metrics,
     store::{self, Totals},
@@ -205,38 +206,80 @@ fn throttling(page: &mut Page, counters: &Counters) {
 }
 
 fn registrations(page: &mut Page, sources: &Sources) {
-    let registrar = &sources.registrar;
-    let counters = registrar.counters();
+    let targets = ByTarget(&sources.targets);
     let help = "Registrations waiting or in progress.";
-    page.one("certdist_registrations", "gauge", help, registrar.registrations());
+    targets.one(page, "certdist_registrations", "gauge", help, |target| target.registrar.registrations());
     let help = "Registrations that wait for a call.";
-    page.one("certdist_registrations_waiting", "gauge", help, registrar.waiting());
-    let outcomes =
-        [("registered", counters.registered), ("recovered", counters.recovered), ("failed", counters.failed)];
-    let outcomes = outcomes.map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count));
+    targets.one(page, "certdist_registrations_waiting", "gauge", help, |target| target.registrar.waiting());
+    let outcomes = targets.each(|target| {
+        let counters = target.registrar.counters();
+        let outcome = |outcome| format!("outcome=\"{outcome}\"");
+        vec![
+            (outcome("registered"), counters.registered),
+            (outcome("recovered"), counters.recovered),
+            (outcome("failed"), counters.failed),
+        ]
+    });
     page.metric("certdist_registrations_total", "counter", "Registrations, by outcome.", outcomes);
     let help = "Time from a registration's start to its certificate on disk.";
-    page.histogram("certdist_registration_duration_seconds", help, &registrar.latency());
-    let calls = CALLED.into_iter().flat_map(|action| {
-        let Ended { worked, failed, timed_out } = sources.calls.ended(action);
-        let labels = move |outcome| format!("{{action=\"{}\",outcome=\"{outcome}\"}}", action.name());
-        [(labels("worked"), worked), (labels("failed"), failed), (labels("timed_out"), timed_out)]
+    let latencies = targets.each(|target| vec![(String::new(), target.registrar.latency())]);
+    page.histograms("certdist_registration_duration_seconds", help, &latencies);
+    let calls = targets.each(|target| {
+        let of = |action: Action| {
+            let Ended { worked, failed, timed_out } = target.calls.ended(action);
+            let labels = move |outcome| format!("action=\"{}\",outcome=\"{outcome}\"", action.name());
+            [(labels("worked"), worked), (labels("failed"), failed), (labels("timed_out"), timed_out)]
+        };
+        CALLED.into_iter().flat_map(of).collect()
     });
     let help = "Calls of IoT Platform, by action and outcome.";
     page.metric("certdist_cloud_calls_total", "counter", help, calls);
+    let counter = |page: &mut Page, name, help, count: fn(&registrar::Counters) -> u64| {
+        targets.one(page, name, "counter", help, |target| count(&target.registrar.counters()));
+    };
     let help = "Repeated calls to IoT Platform.";
-    page.one("certdist_registration_retries_total", "counter", help, counters.retries);
-    page.one(
-        "certdist_batches",
-        "gauge",
-        "Batches that gather devices or are in progress.",
-        registrar.batches(),
-    );
-    page.one("certdist_batches_total", "counter", "Batches started.", counters.batches);
+    counter(page, "certdist_registration_retries_total", help, |counters| counters.retries);
+    let help = "Batches that gather devices or are in progress.";
+    targets.one(page, "certdist_batches", "gauge", help, |target| target.registrar.batches());
+    counter(page, "certdist_batches_total", "Batches started.", |counters| counters.batches);
     let help = "Calls that IoT Platform rejected because of its rate limit.";
-    page.one("certdist_cloud_throttled_total", "counter", help, counters.throttled);
+    counter(page, "certdist_cloud_throttled_total", help, |counters| counters.throttled);
     let help = "Products and accounts that IoT Platform refuses until an operator acts.";
-    page.one("certdist_breakers_open", "gauge", help, registrar.open_breakers());
+    targets.one(page, "certdist_breakers_open", "gauge", help, |target| target.registrar.open_breakers());
+}
+
+/// Values of a metric for each target. If the configuration names targets, each value has the label
+/// `target`. The names are those of the configuration, so there are only a few.
+struct ByTarget<'t>(&'t Targets);
+
+impl ByTarget<'_> {
+    /// Returns the labels and the value of each value of each target.
+    fn each<V>(&self, values: impl Fn(&Target) -> Vec<(String, V)>) -> Vec<(String, V)> {
+        let of = |target| {
+            values(target).into_iter().map(move |(labels, value)| (self.labels(target, &labels), value))
+        };
+        self.0.all().iter().flat_map(of).collect()
+    }
+
+    fn labels(&self, target: &Target, others: &str) -> String {
+        match (self.0.are_named(), others) {
+            (false, "") => String::new(),
+            (false, others) => format!("{{{others}}}"),
+            (true, "") => format!("{{target=\"{}\"}}", target.name()),
+            (true, others) => format!("{{target=\"{}\",{others}}}", target.name()),
+        }
+    }
+
+    fn one<V: Display>(
+        &self,
+        page: &mut Page,
+        name: &str,
+        kind: &str,
+        help: &str,
+        value: impl Fn(&Target) -> V,
+    ) {
+        page.metric(name, kind, help, self.each(|target| vec![(String::new(), value(target))]));
+    }
 }
 
 fn devices(page: &mut Page, all: &Totals) {
@@ -324,11 +367,25 @@ impl Page {
     }
 
     fn histogram(&mut self, name: &str, help: &str, read: &Distribution) {
+        self.histograms(name, help, std::slice::from_ref(&(String::new(), *read)));
+    }
+
+    /// Writes a histogram for each pair of labels, with braces, and distribution.
+    fn histograms(&mut self, name: &str, help: &str, all: &[(String, Distribution)]) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
-        for (bound, count) in read.cumulated() {
-            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        for (labels, read) in all {
+            let own = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix('}'));
+            let own = own.map(|own| format!("{own},")).unwrap_or_default();
+            for (bound, count) in read.cumulated() {
+                let _ = writeln!(self.0, "{name}_bucket{{{own}le=\"{bound}\"}} {count}");
+            }
+            let _ = writeln!(self.0, "{name}_bucket{{{own}le=\"+Inf\"}} {}", read.count());
+            let _ = writeln!(
+                self.0,
+                "{name}_sum{labels} {}\n{name}_count{labels} {}",
+                read.seconds(),
+                read.count()
+            );
         }
-        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {}", read.count());
-        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {}", read.seconds(), read.count());
     }
 }

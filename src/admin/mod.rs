@@ -48,9 +48,8 @@ use self::{
 };
 use crate::{
     config,
-    iot_platform::calls::Calls,
     psk::{Enrollment, EnrollmentOutline, uses::UseCounters},
-    registrar::Registrar,
+    registrar::Targets,
     resource::{failures::Failures, throttle::Counters},
     server::{Metrics, Pulse, bind_failure},
     store::{StoreError, Table, UnixSeconds, unix_now},
@@ -66,10 +65,8 @@ pub struct Sources {
     pub workers: Vec<Arc<Metrics>>,
     /// Progress of each worker.
     pub pulses: Vec<Pulse>,
-    /// Registrations at IoT Platform.
-    pub registrar: Arc<Registrar>,
-    /// Results of the calls to IoT Platform.
-    pub calls: Arc<Calls>,
+    /// Registrations at IoT Platform, by target.
+    pub targets: Arc<Targets>,
     /// Counters of the rate limits.
     pub throttle: Arc<Counters>,
     /// Recent requests that were not served, by device.
@@ -82,8 +79,6 @@ pub struct Sources {
     pub started: UnixSeconds,
     /// Location of the device table, as the console shows it; without credentials.
     pub database: String,
-    /// Host of IoT Platform; `None` if the configuration has no `[iot_platform]`.
-    pub cloud: Option<String>,
 }
 
 /// Maximum wait for the numbers of devices where other things are shown, too.

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     provision::Provisioner,
     psk::{Enrollments, Key, Kind, Reissue},
+    registrar::Registrar,
     resource::Service,
     server::Limits,
     server::{Server, Services},
@@ -21,7 +22,7 @@ fn server(folder: &tempfile::TempDir) -> Server {
     let (config, cloud) = (crate::registrar::Config::default(), Arc::new(Cloud::default()));
     let registrar =
         Registrar::new(config, Owner::new("test").unwrap(), store.clone(), cloud, Handle::current());
-    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    let provisioner = Provisioner::new(store.clone(), Targets::only(registrar), Duration::from_secs(5));
     let kind = Kind::Derived(Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap());
     let enrollment = Enrollment {
         name: "lamp".into(),

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 
 use super::{CommandResult, ConfigArgs, Failure, concerns, print, remark};
 use crate::{
-    config::{Config, IotPlatformSettings},
+    config::{Config, Target},
     iot_platform::{ErrorClass, IotPlatform as _, client::Client},
     store::{self, Condition, SharedName},
 };
@@ -28,7 +28,7 @@ Exit code 0 if the server would start, 2 with all errors of the configuration, 1
 database or IoT Platform fails. Creates and changes nothing: --online asks IoT Platform
 for a device that does not exist.")]
 pub(super) struct Args {
-    /// Call IoT Platform once, to check the credentials
+    /// Call IoT Platform once at each target, to check the credentials
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -46,6 +46,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     print(|out| writeln!(out, "{path}: {enrollments}, listen {}", listen.join(", ")))?;
     report_two_keys(&config)?;
+    if config.names_targets {
+        report_targets(&config)?;
+    }
     let database = store::examine(&config.database).and_then(|condition| {
         if condition == Condition::Current {
             store::check_keys(&config.database, &config.database_keys)?;
@@ -124,17 +127,62 @@ fn report_shared_names(database: &str) -> CommandResult {
     Ok(())
 }
 
-/// Makes one signed call to IoT Platform. The call changes nothing.
+/// Reports the targets, and the enrollments whose devices are registered at each.
+fn report_targets(config: &Config) -> CommandResult {
+    for target in &config.targets {
+        let is_own = |name: &str| config.target_of.get(name) == Some(&target.name);
+        let own: Vec<&str> =
+            config.enrollments.iter().map(|own| own.name.as_str()).filter(|own| is_own(own)).collect();
+        let cloud = match &target.settings {
+            Ok(settings) if settings.client.instance_id.is_empty() => settings.client.endpoint.clone(),
+            Ok(settings) => format!("{}, instance {}", settings.client.endpoint, settings.client.instance_id),
+            Err(_) => "without credentials".to_owned(),
+        };
+        let enrollments = match own.len() {
+            0 => "of no enrollment".to_owned(),
+            1 => format!("of enrollment \"{}\"", own[0].escape_debug()),
+            count => format!("of {count} enrollments"),
+        };
+        print(|out| writeln!(out, "target {}: {cloud}, {enrollments}", target.name))?;
+    }
+    Ok(())
+}
+
+/// Calls the cloud of each target once. Reports all of them, and fails if one of them fails.
 async fn online(config: &Config) -> CommandResult {
-    let Some(IotPlatformSettings { client, .. }) = &config.iot_platform else {
+    let [first, ..] = &config.targets[..] else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));
     };
+    if !config.names_targets {
+        return call(config, first).await;
+    }
+    let mut failed = Vec::new();
+    for target in &config.targets {
+        match call(config, target).await {
+            Ok(()) => {}
+            Err(Failure::Failed(error) | Failure::Usage(error)) => {
+                failed.push(format!("target {}: {error:#}", target.name));
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(anyhow!("{}", failed.join("\nerror: ")).into()) }
+}
+
+/// Makes one signed call to the cloud of a target. The call changes nothing.
+async fn call(config: &Config, target: &Target) -> CommandResult {
+    let client = match &target.settings {
+        Ok(settings) => &settings.client,
+        Err(reason) => return Err(anyhow!("{reason}").into()),
+    };
+    let place =
+        if target.is_named { format!("[[target]] \"{}\"", target.name) } else { "[iot_platform]".to_owned() };
     let endpoint = client.endpoint.clone();
-    let client = Client::new(client.clone()).context("[iot_platform]").map_err(Failure::Usage)?;
+    let client = Client::new(client.clone()).context(place).map_err(Failure::Usage)?;
     // The call works for any product. Each configuration has a product, because it has an
     // enrollment.
-    let products = config.enrollments.iter().map(|enrollment| enrollment.product_key.as_str());
-    let product = products.into_iter().next().unwrap_or_default();
+    let is_own = |name: &str| config.target_of.get(name) == Some(&target.name);
+    let own = config.enrollments.iter().find(|enrollment| is_own(&enrollment.name));
+    let product = own.or(config.enrollments.first()).map_or("", |enrollment| enrollment.product_key.as_str());
     let says = match client.query_device_detail(product, UNUSED_NAME).await {
         Ok(_) => "the credentials are good".to_owned(),
         Err(error) if error.class == ErrorClass::NotFound => "the credentials are good".to_owned(),
@@ -150,5 +198,6 @@ async fn online(config: &Config) -> CommandResult {
             return Err(anyhow!("{endpoint}: {meaning} ({error}); docs/cloud.md explains each answer").into());
         }
     };
-    Ok(print(|out| writeln!(out, "{endpoint}: {says}"))?)
+    let name = if config.names_targets { format!("target {}: ", target.name) } else { String::new() };
+    Ok(print(|out| writeln!(out, "{name}{endpoint}: {says}"))?)
 }

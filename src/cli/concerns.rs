@@ -39,6 +39,15 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
             concerns.push(format!("{file} has a secret, and its group can change it: chmod g-w {file}"));
         }
     }
+    for target in &config.targets {
+        if let (true, Err(reason)) = (config.names_targets, &target.settings) {
+            concerns.push(format!(
+                "no device is registered at target \"{}\", because its credentials are missing: {reason}; then \
+                 restart certdist",
+                target.name
+            ));
+        }
+    }
     let drain = config.limits.drain;
     if drain > USUAL_DRAIN {
         concerns.push(format!(
@@ -126,8 +135,25 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
             further.len()
         ));
     }
+    concerns.extend(of_targets(config));
     concerns.extend(of_clear_secrets(config));
     concerns
+}
+
+/// Returns the concern about devices whose target is not configured.
+fn of_targets(config: &Config) -> Option<String> {
+    let mut unknown = store::targets(&config.database).unwrap_or_default();
+    unknown.retain(|name| config.targets.iter().all(|target| target.name != *name));
+    let shown: Vec<String> =
+        unknown.iter().take(NAMED).map(|name| format!("\"{}\"", name.escape_debug())).collect();
+    if shown.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "devices in the table belong to targets that are not configured ({}): those with a certificate get it, but \
+         others are not registered, and none is looked up; add each [[target]]",
+        shown.join(", ")
+    ))
 }
 
 /// Returns the concerns about secrets in clear text: that every user can read the file, and that a

@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{CommandResult, Failure, open_store, print, serve};
 use crate::{
     app::App,
-    config::{Config, IotPlatformSettings},
+    config::{Config, IotPlatformSettings, Target},
     device::{Certificate, Secret},
     iot_platform::{
         SWEEP_PAUSE,
@@ -28,6 +28,7 @@ use crate::{
     simulated_device::{self, Answer, SimulatedDevice},
     store::Actor,
     table_file::{self, Enrollments, Import},
+    target,
 };
 
 /// Shows the whole chain at work, without an account or a configuration
@@ -137,14 +138,16 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
     );
     let mut config = Config::parse(&text, folder.path())?;
     let host = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?;
-    config.iot_platform = Some(IotPlatformSettings {
+    let settings = IotPlatformSettings {
         client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
         host: Some(host.to_string().parse()?),
         qps: QPS,
         batches: true,
         sweep: Some(SWEEP_PAUSE),
         manages: true,
-    });
+    };
+    config.targets =
+        vec![Target { name: target::DEFAULT.to_owned(), is_named: false, settings: Ok(settings) }];
     Ok(config)
 }
 

@@ -166,14 +166,14 @@ pub(super) async fn run(args: Args) -> CommandResult {
             };
             Ok(print(|out| match json {
                 true => {
-                    let mut shown = as_json(&listed, terms, taken, claim.as_ref());
+                    let mut shown = as_json(&listed, (terms, taken), claim.as_ref(), config.names_targets);
                     if let Some(order) = &order {
                         shown["order"] = everywhere::described(order).into();
                     }
                     writeln!(out, "{shown}")
                 }
                 false => {
-                    write!(out, "{}", as_text(&listed, terms, taken, claim.as_ref()))?;
+                    write!(out, "{}", as_text(&listed, &config, taken, claim.as_ref()))?;
                     match &order {
                         Some(order) => writeln!(out, "{:13} {}", "order", everywhere::described(order)),
                         None => Ok(()),
@@ -282,10 +282,11 @@ fn terms(config: &Config, row: &Listed) -> Option<Terms> {
     named.map(Enrollment::terms)
 }
 
-fn as_text(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<&ClaimView>) -> String {
+fn as_text(row: &Listed, config: &Config, taken: Places, claim: Option<&ClaimView>) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
-    [
+    let target = config.names_targets.then(|| ("target", target(row, config)));
+    let facts = [
         ("device", row.id.to_string()),
         ("enrollment", row.enrollment.clone()),
         ("state", state(row.state).into()),
@@ -299,9 +300,21 @@ fn as_text(row: &Listed, terms: Option<Terms>, taken: Places, claim: Option<&Cla
         ("refused", or_dash(row.refusal.clone())),
         ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
         ("registration", or_dash(claim.map(device_view::registration))),
-        ("next request", policy::next_request(row, terms, taken, unix_now())),
-    ]
-    .iter()
-    .map(|(label, value)| format!("{label:13} {value}\n"))
-    .collect()
+        ("next request", policy::next_request(row, terms(config, row), taken, unix_now())),
+    ];
+    facts.iter().chain(&target).map(|(label, value)| format!("{label:13} {value}\n")).collect()
+}
+
+/// Describes the target of a device.
+fn target(row: &Listed, config: &Config) -> String {
+    match (&row.target, config.target_of.get(&row.enrollment)) {
+        (Some(own), _) if config.targets.iter().all(|target| target.name != *own) => {
+            format!("{own}, which is not configured: add the [[target]]")
+        }
+        (Some(own), _) => own.clone(),
+        (None, Some(target)) => {
+            format!("{target}, if its enrollment does not change before it is registered")
+        }
+        (None, None) => "-".to_owned(),
+    }
 }

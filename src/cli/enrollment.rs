@@ -152,7 +152,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             }
             let totals = totals.unwrap_or_default();
             let uses = match known {
-                Some(enrollment) => super::runtime()?.block_on(keys::read(&*store, enrollment))?,
+                Some(enrollment) => keys::read(&*store, enrollment).await?,
                 None => Reported::new(),
             };
             print(|out| match json {
@@ -173,6 +173,11 @@ pub(super) async fn run(args: Args) -> CommandResult {
         }
     }
     Ok(())
+}
+
+/// Returns the target of an enrollment, if the configuration names targets.
+fn target<'c>(config: &'c Config, enrollment: &str) -> Option<&'c str> {
+    config.target_of.get(enrollment).filter(|_| config.names_targets).map(String::as_str)
 }
 
 fn reissue(policy: Reissue) -> String {
@@ -200,6 +205,9 @@ fn as_text(
         None => line("configured", "no: its devices get no certificate".into()),
         Some(enrollment) => {
             line("product key", enrollment.product_key.clone());
+            if let Some(target) = target(config, name) {
+                line("target", target.to_owned());
+            }
             line("kind", enrollment.kind.name().as_str().into());
             if let Kind::Shared { identity, .. } = &enrollment.kind {
                 line("identity", identity.clone());
@@ -275,6 +283,9 @@ fn as_json(config: &Config, name: &str, known: Option<&Enrollment>, totals: &Tot
     let mut object = json!({ "enrollment": name, "configured": known.is_some() });
     if let Some(enrollment) = known {
         object["productKey"] = json!(enrollment.product_key);
+        if let Some(target) = target(config, name) {
+            object["target"] = json!(target);
+        }
         object["kind"] = json!(enrollment.kind.name().as_str());
         object["reissue"] = json!(reissue(enrollment.reissue));
         object["refuseExisting"] = json!(config.refuse_existing.contains(name));

@@ -68,7 +68,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
         let store = if action.looks() { look_at_store(&config)? } else { open_existing(&config)? };
         return undo::run(action, &*store);
     }
-    let mut enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline));
+    let targets = config.targets.iter().map(|target| target.name.clone());
+    let mut enrollments = Enrollments::new(config.enrollments.iter().map(Enrollment::outline))
+        .with_targets(targets, config.target_of.clone());
     if let Some(name) = &args.enrollment {
         enrollments = enrollments.with_default(name).map_err(|error| Failure::Usage(error.into()))?;
     }

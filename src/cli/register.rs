@@ -3,7 +3,7 @@
 //! ended.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,10 +11,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{
-    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
     task::JoinSet,
@@ -27,8 +26,8 @@ use crate::{
     guards::Guards,
     policy::{self, Verdict},
     psk::{self, Reissue, Terms},
-    registrar::{self, Registrar},
-    store::{DeviceRow, JournalEntry, Store, claim::Owner, place::Places, unix_now},
+    registrar::{self, Targets},
+    store::{DeviceRow, Store, place::Places, unix_now},
 };
 
 /// Number of rows read at a time.
@@ -86,42 +85,55 @@ struct Tally {
     /// Number of devices that their enrollment does not let have a certificate now, by enrollment and
     /// reason.
     guarded: Mutex<BTreeMap<(String, String), u64>>,
-    /// Products for which IoT Platform refuses calls until the operator acts, each with the reason.
-    stopped: Mutex<BTreeMap<String, String>>,
+    /// Targets and products for which IoT Platform refuses calls until the operator acts, each with
+    /// the reason.
+    stopped: Mutex<BTreeMap<(String, String), String>>,
+    /// A sentence for each target that devices need and that is not configured.
+    lost: Mutex<BTreeSet<String>>,
 }
 
 impl Tally {
-    fn note(&self, product_key: &str, outcome: registrar::Outcome) {
+    fn note(&self, (target, product_key): (&str, &str), outcome: registrar::Outcome) {
         let counter = match outcome {
             registrar::Outcome::Registered(_) => &self.registered,
             registrar::Outcome::Refused(_) => &self.refused,
             registrar::Outcome::SharedName(_) => &self.twins,
             registrar::Outcome::Changed | registrar::Outcome::NoPlace => return,
             registrar::Outcome::Operator(reason) => {
-                self.stopped().entry(product_key.to_owned()).or_insert(reason);
+                self.stopped().entry((target.to_owned(), product_key.to_owned())).or_insert(reason);
                 &self.left
             }
-            registrar::Outcome::Later(_) | registrar::Outcome::TimedOut => &self.left,
+            registrar::Outcome::NoTarget(reason) => {
+                self.lost().insert(reason);
+                &self.left
+            }
+            registrar::Outcome::Later(_)
+            | registrar::Outcome::TimedOut
+            | registrar::Outcome::Elsewhere(_) => &self.left,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_stopped(&self, product_key: &str) -> bool {
-        self.stopped().contains_key(product_key)
+    fn is_stopped(&self, target: &str, product_key: &str) -> bool {
+        self.stopped().contains_key(&(target.to_owned(), product_key.to_owned()))
     }
+
+    // No code panics while it holds one of these locks.
 
     fn guard(&self, enrollment: &str, reason: String) {
         *self.guarded().entry((enrollment.to_owned(), reason)).or_insert(0) += 1;
     }
 
     fn guarded(&self) -> MutexGuard<'_, BTreeMap<(String, String), u64>> {
-        // No code panics while it holds the lock.
         self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopped(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        // No code panics while it holds the lock.
+    fn stopped(&self) -> MutexGuard<'_, BTreeMap<(String, String), String>> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,13 +142,14 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
     let store = open_existing(&config)?;
-    let (cloud, limits) = app::cloud(&config).map_err(Failure::Usage)?;
-    let limits = registrar::Config {
+    let table: Arc<dyn Store> = store.clone();
+    let adapt = |limits: registrar::Config| registrar::Config {
         qps: args.qps.unwrap_or(limits.qps),
         max_registrations: IN_PROGRESS + 1,
         sweep_pause: None,
         ..limits
     };
+    let targets = app::targets(&config, &table, "register", adapt).map_err(Failure::Usage)?;
     let total = store.count_unregistered(args.enrollment.as_deref())?;
     let bar = ProgressBar::new(total).with_style(
         ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left")
@@ -144,17 +157,14 @@ pub(super) async fn run(args: Args) -> CommandResult {
     );
     bar.enable_steady_tick(Duration::from_millis(200));
     let shown = Shown::new(&bar);
-    let owner = Owner::new("register")?;
-    let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
     let tally = Arc::new(Tally::default());
     let mut tasks = JoinSet::new();
-    let table: Arc<dyn Store> = store.clone();
     let mut terminated = signal(SignalKind::terminate())?;
     // The reissue policies do not matter, because they apply only to registered devices.
     let terms = |enrollment: &psk::Enrollment| Terms { reissue: Reissue::Always, ..enrollment.terms() };
     let terms = config.enrollments.iter().map(|enrollment| (enrollment.name.clone(), terms(enrollment)));
     let wanted = Arc::new(Wanted { enrollment: args.enrollment.clone(), terms: terms.collect() });
-    let work = register_all(&table, &registrar, &wanted, &bar, &tally, &mut tasks);
+    let work = register_all(&table, &targets, &wanted, &bar, &tally, &mut tasks);
     let interrupted = tokio::select! {
         done = work => done.map(|()| false)?,
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
@@ -162,14 +172,14 @@ pub(super) async fn run(args: Args) -> CommandResult {
     };
     // Waits for the registrations in progress, but no longer than `DRAIN`. A later run continues
     // unfinished registrations.
-    registrar.drain(DRAIN).await;
+    targets.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
     drop(shown);
-    report(&tally, interrupted)
+    report(&tally, interrupted, targets.are_named())
 }
 
 /// Prints the numbers, and advice about the devices that were not registered.
-fn report(tally: &Tally, interrupted: bool) -> CommandResult {
+fn report(tally: &Tally, interrupted: bool, names_targets: bool) -> CommandResult {
     let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
         .map(|counter| counter.load(Ordering::Relaxed));
     print(|out| writeln!(out, "{registered} registered, {refused} refused"))?;
@@ -180,13 +190,20 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
     }
     let stopped = tally.stopped();
     if !stopped.is_empty() {
-        let reasons: Vec<String> =
-            stopped.iter().map(|(product_key, reason)| format!("product {product_key}: {reason}")).collect();
+        let reason = |((target, product_key), reason): (&(String, String), &String)| match names_targets {
+            true => format!("target {target}, product {product_key}: {reason}"),
+            false => format!("product {product_key}: {reason}"),
+        };
+        let reasons: Vec<String> = stopped.iter().map(reason).collect();
         return Err(anyhow!(
             "IoT Platform refuses calls for some devices, which were skipped; fix the cause, then run this again:\n  {}",
             reasons.join("\n  ")
         )
         .into());
+    }
+    let lost: Vec<String> = tally.lost().iter().map(|reason| format!("a device: {reason}")).collect();
+    if !lost.is_empty() {
+        return Err(anyhow!("{left} devices could not be registered:\n  {}", lost.join("\n  ")).into());
     }
     if interrupted {
         return Err(anyhow!("interrupted; run the same command to continue").into());
@@ -226,7 +243,7 @@ fn report(tally: &Tally, interrupted: bool) -> CommandResult {
 }
 
 fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
-    config.iot_platform.as_ref().context("the configuration has no [iot_platform]")?;
+    anyhow::ensure!(!config.targets.is_empty(), "the configuration has no [iot_platform]");
     if let Some(name) = &args.enrollment {
         let known = config.enrollments.iter().any(|enrollment| enrollment.name == *name);
         anyhow::ensure!(known, "--enrollment {name}: no [[enrollment]] has that name");
@@ -245,7 +262,7 @@ fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
 
 async fn register_all(
     store: &Arc<dyn Store>,
-    registrar: &Arc<Registrar>,
+    targets: &Arc<Targets>,
     wanted: &Arc<Wanted>,
     bar: &ProgressBar,
     tally: &Arc<Tally>,
@@ -272,15 +289,15 @@ async fn register_all(
             let place = places.clone().acquire_owned().await?;
             // If IoT Platform refuses calls for a product, the devices of this product are skipped,
             // so that they do not delay other products.
-            if tally.is_stopped(&row.product_key) {
+            if tally.is_stopped(&targets.of(&row), &row.product_key) {
                 tally.left.fetch_add(1, Ordering::Relaxed);
                 bar.inc(1);
                 continue;
             }
-            let (registrar, store, wanted) = (registrar.clone(), store.clone(), wanted.clone());
+            let (targets, store, wanted) = (targets.clone(), store.clone(), wanted.clone());
             let (bar, tally) = (bar.clone(), tally.clone());
             tasks.spawn(async move {
-                register(&registrar, &*store, row, &wanted, &tally).await;
+                register(&targets, &*store, row, &wanted, &tally).await;
                 bar.inc(1);
                 drop(place);
             });
@@ -317,29 +334,22 @@ impl Wanted {
     }
 }
 
-async fn register(
-    registrar: &Arc<Registrar>,
-    store: &dyn Store,
-    mut row: DeviceRow,
-    wanted: &Wanted,
-    tally: &Tally,
-) {
+async fn register(targets: &Targets, store: &dyn Store, mut row: DeviceRow, wanted: &Wanted, tally: &Tally) {
     let (mut later, mut changes) = (0, 0);
     loop {
-        let device_name = row.name();
-        let asked =
-            JournalEntry { device: row.id.clone(), product_key: row.product_key.clone(), device_name };
-        match registrar.register(asked, PATIENCE).await {
+        let target = targets.of(&row);
+        let product = (target.as_str(), row.product_key.as_str());
+        match targets.register(&row, PATIENCE).await {
             registrar::Outcome::NoPlace => {
                 return tally.guard(&row.enrollment, NO_PLACE.to_owned());
             }
             registrar::Outcome::Later(pause)
-                if later < MAX_LATER && !registrar.is_draining() && !tally.is_stopped(&row.product_key) =>
+                if later < MAX_LATER && !targets.is_draining() && !tally.is_stopped(product.0, product.1) =>
             {
                 later += 1;
                 tokio::time::sleep(pause).await;
             }
-            registrar::Outcome::TimedOut if !registrar.is_draining() => {}
+            registrar::Outcome::TimedOut if !targets.is_draining() => {}
             // An operator has changed the row in the meantime. If the changed row still requires a
             // registration, the device is tried again.
             registrar::Outcome::Changed => match store.device(&row.id).await {
@@ -349,9 +359,9 @@ async fn register(
                 }
                 // The changed row no longer requires a registration.
                 Ok(changed) if changed.as_ref().is_none_or(|row| !wanted.has(row)) => return,
-                Ok(_) | Err(_) => return tally.note(&row.product_key, registrar::Outcome::TimedOut),
+                Ok(_) | Err(_) => return tally.note(product, registrar::Outcome::TimedOut),
             },
-            outcome => return tally.note(&row.product_key, outcome),
+            outcome => return tally.note(product, outcome),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     notify,
     server::{self, Pulse},
+    store::Store,
 };
 
 /// Maximum time for the last answers and audit entries when the server stops, after the
@@ -144,8 +145,9 @@ async fn keep_watchdog(pulses: Arc<[Pulse]>) {
 /// Opens the table and the client for IoT Platform, and starts the server.
 pub(super) async fn start(config: &Config) -> Result<App, Failure> {
     let store = open_store(config)?;
-    let cloud = app::cloud(config).map_err(Failure::Usage)?;
-    Ok(App::start(config, store, cloud).await?)
+    let table: Arc<dyn Store> = store.clone();
+    let targets = app::targets(config, &table, "serve", |limits| limits).map_err(Failure::Usage)?;
+    Ok(App::start(config, store, targets).await?)
 }
 
 /// Waits for a signal, the end of a worker, or the loss of the database. If a worker has ended, the

@@ -75,6 +75,8 @@ const fn number(
 ///
 /// Fails with the configuration key, the value and the range if the value is outside its range.
 pub(super) fn check(section: &str, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+    // A target has the keys of `[iot_platform]`.
+    let section = if section == "target" { "iot_platform" } else { section };
     let bounds = NUMBERS.iter().find(|bounds| (bounds.section, bounds.key) == (section, key));
     let Some(Bounds { least, most, unit, .. }) = bounds else { return Ok(()) };
     let (number, text) = match value {
@@ -151,7 +153,7 @@ mod tests {
         for (section, keys) in Config::keys() {
             let header = match section {
                 "" => "",
-                "enrollment" => "[[enrollment]]",
+                "enrollment" | "target" => &format!("[[{section}]]"),
                 other => &format!("[{other}]"),
             };
             for key in keys {

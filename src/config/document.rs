@@ -94,6 +94,12 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
+    /// Converts the values, and keeps their places and the errors that were reported.
+    pub(super) fn into<V: From<T>>(self) -> Table<V> {
+        let Self { values, title, place, places, wrong } = self;
+        Table { values: values.into(), title, place, places, wrong }
+    }
+
     /// Reports an error that concerns all these configuration keys, at the place of the first one
     /// that is present. Does nothing if an error of one of them was already reported.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
@@ -163,10 +169,10 @@ impl<'t> Document<'t> {
             let is_repeated = value.get_ref().is_array();
             let is_key = sections.iter().any(|(section, keys)| section.is_empty() && keys.contains(&name));
             let what = match () {
-                () if is_section && name == REPEATED && !is_tables(value.get_ref()) => {
+                () if is_section && REPEATED.contains(&name) && !is_tables(value.get_ref()) => {
                     format!("{name} is not a [[{name}]]; expected [[{name}]] before the keys of each")
                 }
-                () if is_section && name != REPEATED && !value.get_ref().is_table() => {
+                () if is_section && !REPEATED.contains(&name) && !value.get_ref().is_table() => {
                     format!("{name} is not a section; expected [{name}] before its keys")
                 }
                 () if is_section || is_key => continue,
@@ -299,8 +305,8 @@ impl<'t> Document<'t> {
     }
 }
 
-/// The only section that may be repeated.
-const REPEATED: &str = "enrollment";
+/// The sections that may be repeated.
+const REPEATED: [&str; 2] = ["enrollment", "target"];
 
 fn is_tables(value: &DeValue<'_>) -> bool {
     value.as_array().is_some_and(|values| values.iter().all(|value| value.get_ref().is_table()))
@@ -313,12 +319,18 @@ fn variable(name: &str, sections: &Sections) -> Result<Option<(&'static str, &'s
     let path = path.to_ascii_lowercase();
     let (section, key) = path.split_once("__").unwrap_or(("", &path));
     let Some((section, keys)) = sections.iter().find(|(known, _)| *known == section) else { return Ok(None) };
-    if *section == REPEATED {
-        return Err(
-            "an [[enrollment]] cannot be set by variables; to read its key from one, use key = \"env:NAME\" \
-                    in the file"
-                .into(),
-        );
+    match *section {
+        "enrollment" => {
+            return Err(
+                "an [[enrollment]] cannot be set by variables; to read its key from one, use key = \"env:NAME\" \
+                        in the file"
+                    .into(),
+            );
+        }
+        repeated if REPEATED.contains(&repeated) => {
+            return Err(format!("a [[{repeated}]] cannot be set by variables; set its keys in the file"));
+        }
+        _ => {}
     }
     match keys.iter().find(|known| **known == key) {
         Some(key) => Ok(Some((section, key))),
@@ -386,18 +398,21 @@ fn explained(key: &str, message: &str) -> String {
     message
 }
 
+/// Returns the header of a section, as it is written in the file.
+fn written(section: &str) -> String {
+    if REPEATED.contains(&section) { format!("[[{section}]]") } else { format!("[{section}]") }
+}
+
 fn unknown_key(section: &str, key: &str, sections: &Sections) -> String {
     let title = match section {
         "" => String::new(),
-        REPEATED => format!("[[{section}]] "),
-        _ => format!("[{section}] "),
+        _ => format!("{} ", written(section)),
     };
     let own = sections.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, keys)| keys);
     let elsewhere = sections.iter().find(|(_, keys)| keys.contains(&key));
     let hint = match elsewhere {
-        Some((REPEATED, _)) => format!("it belongs in [[{REPEATED}]]"),
         Some(("", _)) => "it belongs before all sections".to_owned(),
-        Some((name, _)) => format!("it belongs in [{name}]"),
+        Some((name, _)) => format!("it belongs in {}", written(name)),
         None => hint(key, own),
     };
     format!("{title}{}: unknown key; {hint}", key.escape_debug())

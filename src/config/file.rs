@@ -26,14 +26,15 @@ use crate::operators::Role;
 
 /// Returns every section and its configuration keys, in the order of the documentation. The first
 /// entry has an empty section name and lists the configuration keys that precede all sections. The
-/// section `enrollment` may occur more than once.
-pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 7] {
+/// sections `target` and `enrollment` may occur more than once.
+pub(super) fn sections() -> [(&'static str, &'static [&'static str]); 8] {
     fn of<T: Section>() -> (&'static str, &'static [&'static str]) {
         (T::NAME, document::keys::<T>())
     }
     [
         of::<Root>(),
         of::<IotPlatformSection>(),
+        of::<Target>(),
         of::<Admin>(),
         of::<Audit>(),
         of::<PlainCoap>(),
@@ -102,30 +103,62 @@ impl Section for Audit {
     const REQUIRED: &'static [(&'static str, &'static str)] = &[];
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct IotPlatformSection {
-    pub(super) endpoint: String,
-    pub(super) region: String,
+/// Defines the sections that describe a cloud: `[iot_platform]`, and `[[target]]` with the same keys
+/// and a name.
+macro_rules! clouds {
+    ($($(#[$attribute:meta])* $key:ident: $type:ty,)*) => {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct IotPlatformSection {
+            $($(#[$attribute])* pub(super) $key: $type,)*
+        }
+
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct Target {
+            pub(super) name: String,
+            $($(#[$attribute])* pub(super) $key: $type,)*
+        }
+
+        impl From<Target> for IotPlatformSection {
+            fn from(target: Target) -> Self {
+                Self { $($key: target.$key,)* }
+            }
+        }
+    };
+}
+
+clouds! {
+    endpoint: String,
+    region: String,
     #[serde(default)]
-    pub(super) instance_id: String,
+    instance_id: String,
     #[serde(default)]
-    pub(super) host: Host,
-    pub(super) qps: Option<f64>,
+    host: Host,
+    qps: Option<f64>,
     #[serde(default)]
-    pub(super) credentials: Credentials,
-    pub(super) metadata_endpoint: Option<MetadataEndpoint>,
+    credentials: Credentials,
+    metadata_endpoint: Option<MetadataEndpoint>,
     #[serde(default)]
-    pub(super) metadata_token: Extended,
+    metadata_token: Extended,
     #[serde(default)]
-    pub(super) signature: Signature,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) connect_timeout: Option<Seconds>,
-    pub(super) first_byte_timeout: Option<Seconds>,
-    pub(super) timeout: Option<Seconds>,
-    pub(super) batches: Option<bool>,
-    pub(super) manage: Option<bool>,
-    pub(super) sweep: Option<Sweep>,
+    signature: Signature,
+    ca_file: Option<PathBuf>,
+    connect_timeout: Option<Seconds>,
+    first_byte_timeout: Option<Seconds>,
+    timeout: Option<Seconds>,
+    batches: Option<bool>,
+    manage: Option<bool>,
+    sweep: Option<Sweep>,
+}
+
+impl Section for Target {
+    const NAME: &'static str = "target";
+    const REQUIRED: &'static [(&'static str, &'static str)] = &[
+        ("name", "shanghai"),
+        ("endpoint", "https://iot.cn-shanghai.aliyuncs.com"),
+        ("region", "cn-shanghai"),
+    ];
 }
 
 /// MQTT host of the devices: `"HOST"` or `"HOST:PORT"`. An empty text stands for the default.
@@ -288,6 +321,7 @@ pub(super) struct Enrollment {
     pub(super) identity_next: Option<String>,
     pub(super) key_next: Option<String>,
     pub(super) reissue: Option<String>,
+    pub(super) target: Option<String>,
     pub(super) existing: Option<Existing>,
     #[serde(default)]
     pub(super) host: bool,

@@ -29,19 +29,22 @@ const TOKEN: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
-/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an error,
-/// or if the credentials are missing and not required.
+/// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an error.
+/// If the credentials are missing and not required, or if this is no error (`may_lack`), returns the
+/// reason instead of the settings.
 pub(super) fn read(
     mut table: Table<file::IotPlatformSection>,
     (folder, secrets): (&Path, Secrets),
+    may_lack: bool,
     problems: &mut Problems,
-) -> Option<IotPlatformSettings> {
+) -> Option<Result<IotPlatformSettings, String>> {
     let timeouts = read_timeouts(&table.values);
     let timeouts = table.checked(problems, &["connect_timeout", "first_byte_timeout", "timeout"], timeouts);
     let credentials = match read_credentials(&table.values, folder) {
-        Err(_) if secrets == Secrets::IfThere => None,
+        Err(error) if secrets == Secrets::IfThere || may_lack => Some(Err(format!("{error:#}"))),
         credentials => {
-            table.checked(problems, &["credentials", "metadata_endpoint", "metadata_token"], credentials)
+            let keys = ["credentials", "metadata_endpoint", "metadata_token"];
+            table.checked(problems, &keys, credentials).map(Ok)
         }
     };
     let ca_file = table.values.ca_file.as_ref().map(|path| folder.join(path));
@@ -54,12 +57,19 @@ pub(super) fn read(
         file::Signature::V1 => SignatureVersion::V1,
         file::Signature::V3 => SignatureVersion::V3,
     };
+    let (timeouts, credentials) = (
+        timeouts?,
+        match credentials? {
+            Ok(credentials) => credentials,
+            Err(reason) => return Some(Err(reason)),
+        },
+    );
     let client = ClientConfig {
         instance_id: section.instance_id,
         signature,
-        timeouts: timeouts?,
+        timeouts,
         ca_file,
-        ..ClientConfig::new(section.endpoint, section.region, credentials?)
+        ..ClientConfig::new(section.endpoint, section.region, credentials)
     };
     let sweep = match section.sweep {
         None => Some(SWEEP_PAUSE),
@@ -69,7 +79,7 @@ pub(super) fn read(
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
     let file::Host(host) = section.host;
     let manages = section.manage.unwrap_or(false);
-    Some(IotPlatformSettings { client, host, qps, batches, sweep, manages })
+    Some(Ok(IotPlatformSettings { client, host, qps, batches, sweep, manages }))
 }
 
 /// Returns the path of the credentials file. Returns `None` if the credentials are not in a file.

@@ -1,7 +1,8 @@
 //! Finds the changes of a configuration that take effect only after a restart. A running server
 //! applies all other changes.
 
-use super::Config;
+use super::{Config, Target};
+use crate::target;
 
 impl Config {
     /// Returns the configuration keys whose values differ between the two configurations and cannot
@@ -17,33 +18,24 @@ impl Config {
         };
         compare("listen", self.listen == other.listen);
         compare("database", self.database == other.database);
-        match (&self.iot_platform, &other.iot_platform) {
-            (Some(own), Some(other)) => {
-                let (client, changed) = (&own.client, &other.client);
-                compare("[iot_platform] endpoint", client.endpoint == changed.endpoint);
-                compare("[iot_platform] region", client.region == changed.region);
-                compare("[iot_platform] instance_id", client.instance_id == changed.instance_id);
-                compare("[iot_platform] host", own.host == other.host);
-                compare("[iot_platform] qps", own.qps == other.qps);
-                compare("[iot_platform] batches", own.batches == other.batches);
-                compare("[iot_platform] manage", own.manages == other.manages);
-                compare("[iot_platform] sweep", own.sweep == other.sweep);
-                compare("[iot_platform] credentials", client.credentials == changed.credentials);
-                compare("[iot_platform] signature", client.signature == changed.signature);
-                compare("[iot_platform] ca_file", client.ca_file == changed.ca_file);
-                compare(
-                    "[iot_platform] connect_timeout",
-                    client.timeouts.connect == changed.timeouts.connect,
-                );
-                compare(
-                    "[iot_platform] first_byte_timeout",
-                    client.timeouts.first_byte == changed.timeouts.first_byte,
-                );
-                compare("[iot_platform] timeout", client.timeouts.whole == changed.timeouts.whole);
+        match [self, other].map(|config| config.targets.iter().find(|target| target.name == target::DEFAULT))
+        {
+            [Some(own), Some(other)] if !own.is_named && !other.is_named => {
+                changed_keys(own, other).into_iter().for_each(|key| compare(key, false));
             }
-            (None, None) => {}
-            _ => compare("[iot_platform]", false),
+            [own, other] => {
+                let has_section = |target: Option<&Target>| target.is_some_and(|target| !target.is_named);
+                compare("[iot_platform]", has_section(own) == has_section(other));
+            }
         }
+        let [own, other_targets] =
+            [self, other].map(|config| config.targets.iter().filter(|target| target.is_named));
+        let same =
+            |(own, other): (&Target, &Target)| own.name == other.name && changed_keys(own, other).is_empty();
+        compare(
+            "[[target]]",
+            own.clone().count() == other_targets.clone().count() && own.zip(other_targets).all(same),
+        );
         match (&self.admin, &other.admin) {
             (Some(own), Some(other)) => {
                 compare("[admin] listen", own.listen == other.listen);
@@ -91,4 +83,33 @@ impl Config {
         compare("[limits] drain", own.drain == other.drain);
         changed
     }
+}
+
+/// Returns the keys of `[iot_platform]` whose values differ between two targets.
+fn changed_keys(own: &Target, other: &Target) -> Vec<&'static str> {
+    let (own, other) = match (&own.settings, &other.settings) {
+        (Ok(own), Ok(other)) => (own, other),
+        (Err(own), Err(other)) if own == other => return Vec::new(),
+        _ => return vec!["[iot_platform] credentials"],
+    };
+    let (client, changed) = (&own.client, &other.client);
+    [
+        ("[iot_platform] endpoint", client.endpoint == changed.endpoint),
+        ("[iot_platform] region", client.region == changed.region),
+        ("[iot_platform] instance_id", client.instance_id == changed.instance_id),
+        ("[iot_platform] host", own.host == other.host),
+        ("[iot_platform] qps", own.qps == other.qps),
+        ("[iot_platform] batches", own.batches == other.batches),
+        ("[iot_platform] manage", own.manages == other.manages),
+        ("[iot_platform] sweep", own.sweep == other.sweep),
+        ("[iot_platform] credentials", client.credentials == changed.credentials),
+        ("[iot_platform] signature", client.signature == changed.signature),
+        ("[iot_platform] ca_file", client.ca_file == changed.ca_file),
+        ("[iot_platform] connect_timeout", client.timeouts.connect == changed.timeouts.connect),
+        ("[iot_platform] first_byte_timeout", client.timeouts.first_byte == changed.timeouts.first_byte),
+        ("[iot_platform] timeout", client.timeouts.whole == changed.timeouts.whole),
+    ]
+    .into_iter()
+    .filter_map(|(key, same)| (!same).then_some(key))
+    .collect()
 }

@@ -25,7 +25,7 @@ fn a_minimal_configuration_has_sound_defaults() {
     let config = parse(MINIMAL).unwrap();
     assert_eq!(config.database, "sqlite:/etc/certdist/certdist.db");
     assert_eq!(config.enrollments[0].reissue, Reissue::Always);
-    assert!(config.iot_platform.is_none());
+    assert!(config.targets.is_empty());
     assert!(!config.limits.dtls.require_extended_master_secret);
 }
 
@@ -244,6 +244,8 @@ fn the_example_is_valid_and_shows_the_defaults() {
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
+    assert_eq!(whole.targets.pop().map(|target| target.name).as_deref(), Some("tokyo"));
+    assert_eq!(as_it_is.target_of, whole.target_of);
     whole.limits.workers = as_it_is.limits.workers;
     // Each configuration was parsed in its own folder, so the paths of the databases differ.
     whole.database = as_it_is.database.clone();
@@ -401,7 +403,7 @@ fn variables_replace_keys_before_anything_is_checked() {
     assert!(config.limits.dtls.require_extended_master_secret);
     assert_eq!(config.limits.requests.per_address, Rate::new(5, Duration::from_secs(1)));
     assert_eq!(config.limits.patience, Limits::default().patience);
-    let cloud = config.iot_platform.unwrap();
+    let [Target { settings: Ok(cloud), .. }] = &config.targets[..] else { panic!("one target") };
     assert_eq!((cloud.client.instance_id.as_str(), cloud.qps), ("0123", 12.5));
 }
 
@@ -450,6 +452,7 @@ fn a_wrong_variable_is_named() {
         ),
         ("CERTDIST_LISTN", "[::]:1", "CERTDIST_LISTN: listn: unknown key; did you mean listen?"),
         ("CERTDIST_LISTEN", "here", "CERTDIST_LISTEN: listen: invalid socket address"),
+        ("CERTDIST_TARGET__REGION", "r", "a [[target]] cannot be set by variables; set its keys in the file"),
         (
             "CERTDIST_ENROLLMENT__KEY",
             "hex:00",

@@ -22,6 +22,8 @@ const MOST: usize = 256;
 /// cause of the trouble is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
+    /// Name of the target whose cloud is called, if several are configured.
+    pub target: Option<String>,
     /// The action.
     pub action: Action,
     /// The product.
@@ -213,7 +215,8 @@ impl Calls {
             None if is_full => {}
             _ => {
                 let (product_key, error) = (product_key.to_owned(), error.clone());
-                let trouble = Trouble { action, product_key, since: now, last: now, calls: 1, error };
+                let trouble =
+                    Trouble { target: None, action, product_key, since: now, last: now, calls: 1, error };
                 troubles.insert(key, trouble);
             }
         }
@@ -439,7 +442,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_of_a_device_is_recorded_with_its_action_and_product() {
         let calls = Arc::<Calls>::default();
-        let cloud = Recorded::new(Arc::new(super::super::NoCloud), calls.clone());
+        let cloud = Recorded::new(Arc::new(super::super::NoCloud::unconfigured()), calls.clone());
         let thing = Thing { product_key: "a1", device_name: "SN01", iot_id: Some("i") };
         let outcomes = [
             cloud.disable_thing(thing).await,

@@ -96,13 +96,16 @@ pub struct CredentialsFile {
 }
 
 impl Source {
-    /// Returns a name of the account. Processes with the same credentials get the same name, and
-    /// share the account's limits under this name. The name is a hash that reveals nothing about
+    /// Returns a name of the account. Processes and targets with the same access key get the same
+    /// name, wherever the key is kept, and share the account's limits under this name. The name is a hash that reveals nothing about
     /// the credentials.
     pub(super) fn account(&self) -> String {
         let (kind, name) = match self {
             Self::Given(credentials) => ("key", credentials.access_key_id.clone()),
-            Self::File(file) => ("file", format!("{}\0{}", file.path.display(), file.profile)),
+            Self::File(file) => match file::read(&file.path, &file.profile) {
+                Ok(file::Profile::Key(credentials)) => ("key", credentials.access_key_id),
+                _ => ("file", format!("{}\0{}", file.path.display(), file.profile)),
+            },
             Self::Role(role) => ("role", format!("{role:?}")),
         };
         let digest = Sha256::digest(format!("certdist account\0{kind}\0{name}"));

@@ -1,4 +1,4 @@
-//! Replaces the client of IoT Platform if IoT Platform is not configured.
+//! Replaces the client of IoT Platform if IoT Platform is not configured, or cannot be called.
 
 use std::future;
 
@@ -7,29 +7,42 @@ use super::{
 };
 
 /// Refuses every call with an error that only the operator can fix.
-pub struct NoCloud;
+pub struct NoCloud {
+    code: &'static str,
+    reason: String,
+}
 
 impl NoCloud {
-    fn refuse<'a, T: Send + 'a>() -> ApiFuture<'a, T> {
+    /// Creates the cloud of a configuration without `[iot_platform]`.
+    pub fn unconfigured() -> Self {
+        Self { code: "NoCloud", reason: "the configuration has no [iot_platform]".into() }
+    }
+
+    /// Creates a cloud whose credentials were missing when the process started.
+    pub fn without_credentials(reason: &str) -> Self {
+        Self { code: "Credentials", reason: format!("{reason}; then restart certdist") }
+    }
+
+    fn refuse<'a, T: Send + 'a>(&self) -> ApiFuture<'a, T> {
         Box::pin(future::ready(Err(ApiError {
             class: ErrorClass::Operator,
-            code: "NoCloud".into(),
-            message: "the configuration has no [iot_platform]".into(),
+            code: self.code.into(),
+            message: self.reason.clone(),
         })))
     }
 }
 
 impl IotPlatform for NoCloud {
     fn register_device<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn query_device_detail<'a>(&'a self, _: &'a str, _: &'a str) -> ApiFuture<'a, CloudDevice> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn batch_check_device_names<'a>(&'a self, _: &'a str, _: &'a [String]) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn query_batch_register_device_status<'a>(
@@ -37,15 +50,15 @@ impl IotPlatform for NoCloud {
         _: &'a str,
         _: ApplyId,
     ) -> ApiFuture<'a, BatchProgress> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn batch_register_device_with_apply_id<'a>(&'a self, _: &'a str, _: ApplyId) -> ApiFuture<'a, ApplyId> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn query_page_by_apply_id<'a>(&'a self, _: &'a str, _: ApplyId, _: u32) -> ApiFuture<'a, BatchPage> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn batch_query_device_detail<'a>(
@@ -53,18 +66,18 @@ impl IotPlatform for NoCloud {
         _: &'a str,
         _: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn disable_thing<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn enable_thing<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
-        Self::refuse()
+        self.refuse()
     }
 
     fn delete_device<'a>(&'a self, _: Thing<'a>) -> ApiFuture<'a, ()> {
-        Self::refuse()
+        self.refuse()
     }
 }

@@ -131,7 +131,8 @@ impl Registrar {
         let entries: Vec<JournalEntry> =
             registrations.iter().map(|registration| registration.entry.clone()).collect();
         let opened = async {
-            let journal = OpenBatch { id: new_id()?, product_key: product_key.to_owned(), apply_id: None };
+            let (product_key, target) = (product_key.to_owned(), self.config.target.clone());
+            let journal = OpenBatch { id: new_id()?, product_key, apply_id: None, target };
             let now = self.claim_time();
             let claim = || self.store.claim_batch(&self.owner, &journal, &entries, now);
             let claims = self.repeat(CLAIM_ATTEMPTS, claim).await;

@@ -16,6 +16,7 @@ mod plan;
 mod queue;
 mod registration;
 mod sweep;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +24,7 @@ use std::{
     collections::{HashMap, HashSet},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -44,6 +45,7 @@ use crate::{
     iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
     store::{JournalEntry, Store, StoreError, claim::Owner, place::MaxPlaces},
+    target,
 };
 use breaker::{Breakers, Scope};
 use crowd::BATCHES_AHEAD;
@@ -52,6 +54,7 @@ use pace::Paces;
 use plan::Experience;
 use queue::Queue;
 use registration::{Next, Registration};
+pub use targets::{Target, Targets};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
@@ -104,6 +107,11 @@ pub struct Config {
     pub refuse_existing: HashSet<String>,
     /// Maximum number of devices that have a place, by enrollment.
     pub max_places: MaxPlaces,
+    /// Name of the target whose cloud is called. Registrations and devices of other targets are left
+    /// to other registrars.
+    pub target: String,
+    /// Set if log lines name the target, because there are several.
+    pub names_target: bool,
     /// Pause between two passes over the new devices, which a sweep looks up at IoT Platform;
     /// `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
@@ -132,6 +140,8 @@ impl Default for Config {
             batch_deadline: Duration::from_secs(600),
             refuse_existing: HashSet::new(),
             max_places: MaxPlaces::default(),
+            target: target::DEFAULT.to_owned(),
+            names_target: false,
             sweep_pause: Some(SWEEP_PAUSE),
             manages: false,
             seed: None,
@@ -155,6 +165,12 @@ pub enum Outcome {
     NoPlace,
     /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.
     Operator(String),
+    /// The device has an unfinished registration at this other target. Only that registration can
+    /// go on. [`Targets`] does so if the target is configured.
+    Elsewhere(String),
+    /// The device's target is not configured, as the message explains. The device is registered
+    /// nowhere until the operator acts.
+    NoTarget(String),
     /// The device is asked to retry after this time. Its registration may continue in the
     /// meantime.
     Later(Duration),
@@ -230,6 +246,8 @@ pub struct Registrar {
     /// Set while a task of this process carries out orders.
     carries_out: AtomicBool,
     latency: Histogram,
+    /// Clouds whose clock is preferred to that of this registrar's cloud.
+    preferred_clocks: OnceLock<Vec<Arc<dyn IotPlatform>>>,
 }
 
 impl Registrar {
@@ -269,6 +287,7 @@ impl Registrar {
             attempts: Mutex::default(),
             carries_out: AtomicBool::new(false),
             latency: Histogram::default(),
+            preferred_clocks: OnceLock::new(),
         });
         registrar.start_beating();
         registrar
@@ -358,6 +377,11 @@ impl Registrar {
     /// Returns whether the registrar has stopped accepting registrations.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Returns the name of the target whose cloud is called.
+    pub fn target(&self) -> &str {
+        &self.config.target
     }
 
     /// Returns the counters.
@@ -546,6 +570,7 @@ impl Registrar {
         }
         let product_key = is_product.then_some(product_key);
         tracing::error!(
+            at_target = self.shown_target(),
             product_key,
             action = action.name(),
             error = %reason,
@@ -585,6 +610,11 @@ impl Registrar {
         lock(&self.breakers).suspect(product_key, device)
     }
 
+    /// Returns the name of the target for a log line, if there are several targets.
+    fn shown_target(&self) -> Option<&str> {
+        self.config.names_target.then_some(&*self.config.target)
+    }
+
     /// Returns whether the rate limit allows one more log line of a kind that thousands of devices
     /// could cause at the same time.
     fn may_log(&self) -> bool {
@@ -607,14 +637,14 @@ impl Registrar {
     /// for the same reason in an outage.
     fn failed_for_now(&self, device: Option<&DeviceId>, action: Option<Action>, error: &ApiError) {
         let (device, action) = (device.map(tracing::field::display), action.map(Action::name));
-        limited!(self.may_log(), warn, device, action, %error, "a call to IoT Platform failed; trying again");
+        limited!(self.may_log(), warn, at_target = self.shown_target(), device, action, %error, "a call to IoT Platform failed; trying again");
     }
 
     /// Notes that the cloud has throttled a call that was sent at the time `left`.
     fn throttled(&self, action: Action, left: Instant, error: &ApiError) {
         self.paces.of(action).throttled(left);
         self.count(|counters| counters.throttled += 1);
-        limited!(self.may_log(), warn, action = action.name(), %error, "IoT Platform throttles; calling less often");
+        limited!(self.may_log(), warn, at_target = self.shown_target(), action = action.name(), %error, "IoT Platform throttles; calling less often");
     }
 
     fn count(&self, change: impl FnOnce(&mut Counters)) {

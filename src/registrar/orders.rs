@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Lease of the process that carries out the orders.
+/// Lease of the process that carries out the orders of a target.
 const LEASE: &str = "orders";
 
 /// Number of orders read at a time.
@@ -115,7 +115,9 @@ impl Registrar {
                 after = last.number;
                 there.extend(page.iter().map(|order| order.number));
                 let now = Instant::now();
-                let due = page.into_iter().filter(|order| lock(&self.attempts).is_due(order.number, now));
+                let is_ours = |order: &Order| order.target == self.config.target;
+                let is_due = |order: &Order| lock(&self.attempts).is_due(order.number, now);
+                let due = page.into_iter().filter(|order| is_ours(order) && is_due(order));
                 stream::iter(due).for_each_concurrent(AT_ONCE, |order| self.attempt(order)).await;
                 if self.is_draining() {
                     return Ok(());
@@ -124,7 +126,7 @@ impl Registrar {
             lock(&self.attempts).failed.retain(|order, _| there.contains(order));
             Ok(())
         };
-        self.with_lease(LEASE, work).await.map(drop)
+        self.with_lease(&self.lease(LEASE), work).await.map(drop)
     }
 
     async fn attempt(self: &Arc<Self>, order: Order) {
@@ -214,9 +216,9 @@ impl Registrar {
 
     /// Registers a device whose former secret no longer works.
     fn register_anew(self: &Arc<Self>, order: &Order) {
-        let Order { device, product_key, device_name, .. } = order.clone();
-        // If the registration cannot start now, the device's next request starts it.
-        drop(self.start(JournalEntry { device, product_key, device_name }));
+        let Order { device, product_key, device_name, target, .. } = order.clone();
+        // If the registration cannot start now, it is resumed like any abandoned one.
+        drop(self.start(JournalEntry { device, product_key, device_name, target }));
     }
 
     /// Notes a failure, so that the order is tried again later, or ends the order after too many.

@@ -4,6 +4,7 @@
 //! table.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Weak,
@@ -15,9 +16,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Registrar, lock, registration::Registration};
-use crate::store::{
-    StoreError,
-    claim::{Beat, OwnerId},
+use crate::{
+    iot_platform::IotPlatform,
+    store::{
+        StoreError,
+        claim::{Beat, OwnerId},
+    },
+    target,
 };
 
 /// Time between two beats, by which an owner shows that it is alive.
@@ -137,6 +142,14 @@ impl Registrar {
         Ok(())
     }
 
+    /// Returns the name of the lease on work about this target's devices.
+    pub(super) fn lease(&self, work: &'static str) -> Cow<'static, str> {
+        match target::to_store(&self.config.target) {
+            None => work.into(),
+            Some(target) => format!("{work}/{target}").into(),
+        }
+    }
+
     /// Calls `work` under the lease `name`, which only one process has at a time. Passes the
     /// lease's cursor to `work`. Returns `None` if another process has the lease.
     pub async fn with_lease<T>(
@@ -169,9 +182,20 @@ impl Registrar {
     /// windows would open or close at the wrong time, and entries of the audit log would have wrong
     /// dates.
     fn set_clock(&self) {
+        let preferred = self.preferred_clocks.get().into_iter().flatten();
+        if preferred.into_iter().any(|cloud| cloud.clock_offset().is_some()) {
+            return;
+        }
         let Some(offset) = self.cloud.clock_offset() else { return };
         let ahead = if offset.abs() > CLOCK_TOLERANCE { offset } else { 0 };
         self.store.set_clock_ahead(ahead);
+    }
+
+    /// Leaves the store's clock to these clouds while one of them has answered recently. Two clouds
+    /// whose clocks differ would otherwise set it in turn.
+    pub(super) fn leave_clock_to(&self, clouds: Vec<Arc<dyn IotPlatform>>) {
+        // The clouds are given only once, when the process starts.
+        let _ = self.preferred_clocks.set(clouds);
     }
 
     /// Stores the offset of the cloud's clock in claims that were made before the offset was known.
@@ -194,7 +218,7 @@ impl Registrar {
 
     async fn resume(self: &Arc<Self>) -> Result<(), StoreError> {
         let mut count = 0;
-        for (batch, entries) in self.store.take_batches(&self.owner).await? {
+        for (batch, entries) in self.store.take_batches(&self.owner, &self.config.target).await? {
             if !lock(&self.queue).start_running(batch.id) {
                 continue;
             }
@@ -213,7 +237,7 @@ impl Registrar {
         // This search resumes at most as many registrations as `max_registrations` permits. Later
         // searches resume the rest.
         let room = self.config.max_registrations.saturating_sub(self.registrations());
-        let abandoned = self.store.abandoned(room.min(RESUMED)).await?;
+        let abandoned = self.store.abandoned(&self.config.target, room.min(RESUMED)).await?;
         count += abandoned.len();
         for entry in abandoned {
             tracing::debug!(device = %entry.device, device_name = entry.device_name, "resuming a registration");

@@ -226,7 +226,12 @@ mod tests {
     fn registration(product_key: &str, number: usize) -> Registration {
         let name = format!("SN{number:02}");
         let device = DeviceId::parse(&name).unwrap();
-        Registration::new(JournalEntry { device, product_key: product_key.into(), device_name: name })
+        Registration::new(JournalEntry {
+            device,
+            product_key: product_key.into(),
+            device_name: name,
+            target: crate::target::DEFAULT.into(),
+        })
     }
 
     fn queue(registrations: &[(&str, usize)]) -> Queue {

@@ -249,8 +249,12 @@ impl Registrar {
                 registration.claim = None;
                 Some(Next::Done(Outcome::NoPlace))
             }
+            Claimed::Elsewhere(target) => {
+                registration.claim = None;
+                Some(Next::Done(Outcome::Elsewhere(target)))
+            }
             Claimed::NameTaken(holder) => {
-                let JournalEntry { device, product_key, device_name } = &registration.entry;
+                let JournalEntry { device, product_key, device_name, .. } = &registration.entry;
                 limited!(self.admit_line(Kind::Refused), error, %device, %holder, product_key, device_name, "two devices have one name; give one of them another deviceName, or delete it");
                 self.count(|counters| counters.failed += 1);
                 Some(Next::Done(Outcome::SharedName(format!(
@@ -472,7 +476,7 @@ impl Registrar {
             }
             Err(error @ StoreError::Conflict(_)) => {
                 registration.claim = None;
-                let JournalEntry { device, product_key, device_name } = &entry;
+                let JournalEntry { device, product_key, device_name, .. } = &entry;
                 match settlement {
                     Settlement::Registered(_) => {
                         limited!(self.admit_line(Kind::NotStored), error, %device, product_key, device_name, %error, "a certificate is not stored; if the name is not used any more, delete it at IoT Platform");

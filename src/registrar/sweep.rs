@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Name of the lease that lets only one process sweep at a time.
+/// Name of the lease that lets only one process at a time sweep the devices of the default target.
 const LEASE: &str = "sweep";
 /// Maximum number of rows that one read of the store returns.
 const ROWS: usize = 500;
@@ -51,7 +51,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn add(&mut self, devices: Vec<Watched>) {
+    fn add(&mut self, devices: impl IntoIterator<Item = Watched>) {
         for device in devices {
             self.devices += 1;
             // Only the first device of a product needs a copy of the product key.
@@ -190,14 +190,14 @@ impl Registrar {
             sweep.resume(cursor);
             self.look_up_due(sweep, pause).await
         };
-        match self.with_lease(LEASE, look).await {
+        match self.with_lease(&self.lease(LEASE), look).await {
             Ok(Some(wait)) => wait,
             Ok(None) => {
                 tracing::debug!("another process looks up the devices at IoT Platform");
                 pause.min(LOOK_EVERY)
             }
             Err(error) => {
-                tracing::warn!(%error, "could not look up the devices at IoT Platform");
+                tracing::warn!(at_target = self.shown_target(), %error, "could not look up the devices at IoT Platform");
                 pause
             }
         }
@@ -240,7 +240,7 @@ impl Registrar {
                 Step::Halted(Some(error)) => {
                     let wait = pause.max(self.config.breaker_pause);
                     tracing::warn!(
-                        %error, again_in_seconds = wait.as_secs(),
+                        at_target = self.shown_target(), %error, again_in_seconds = wait.as_secs(),
                         "could not look up the devices at IoT Platform; trying again"
                     );
                     return Ok(wait);
@@ -272,7 +272,7 @@ impl Registrar {
                 tokio::task::yield_now().await;
             }
         };
-        let swept = self.with_lease(LEASE, look).await?;
+        let swept = self.with_lease(&self.lease(LEASE), look).await?;
         if swept.is_none() {
             tracing::debug!("another process looks up the devices at IoT Platform");
         }
@@ -327,7 +327,7 @@ impl Registrar {
         sweep.news.report();
         if let Some((product_key, error)) = failure {
             tracing::warn!(
-                part = part.name(), devices = swept.failed, product_key, %error,
+                at_target = self.shown_target(), part = part.name(), devices = swept.failed, product_key, %error,
                 "could not look up some devices at IoT Platform; the next pass tries again"
             );
         }
@@ -353,7 +353,7 @@ impl Registrar {
             (devices, is_last)
         };
         let pass = sweep.pass(part);
-        pass.gathered.add(devices);
+        pass.gathered.add(devices.into_iter().filter(|device| device.target == self.config.target));
         pass.has_read_all = has_read_all;
         Ok(())
     }
@@ -363,7 +363,7 @@ impl Registrar {
     /// pass.
     async fn note_plan(&self, sweep: &mut Sweep) -> Result<(), StoreError> {
         let cursor = sweep.plan.cursor();
-        self.store.set_cursor(self.owner.id, LEASE, &cursor).await?;
+        self.store.set_cursor(self.owner.id, &self.lease(LEASE), &cursor).await?;
         sweep.written = cursor;
         Ok(())
     }

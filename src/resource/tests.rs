@@ -21,7 +21,7 @@ use crate::{
     iot_platform::ErrorClass,
     psk::{Enrollment, Enrollments, Key, Kind, Reissue, WhichKey},
     rate_limit::Rate,
-    registrar::{self, Registrar},
+    registrar::{self, Registrar, Targets},
     resource::throttle::EnrollmentLimits,
     store::{Actor, DeviceState, ImportRow, Store, sqlite::Sqlite},
     testing::{
@@ -115,7 +115,7 @@ impl Bench {
             cloud.clone(),
             Handle::current(),
         );
-        let provisioner = Provisioner::new(store.clone(), registrar.clone(), PATIENCE);
+        let provisioner = Provisioner::new(store.clone(), Targets::only(registrar.clone()), PATIENCE);
         let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
         Self { service: Arc::new(service), store, registrar, cloud, enrollments, folder }
     }

@@ -129,6 +129,10 @@ pub trait Bulk: Send + Sync {
     /// first.
     fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError>;
 
+    /// Returns the names of the targets that rows have, in alphabetical order. The work does not
+    /// grow with the number of devices.
+    fn targets(&self) -> Result<Vec<String>, StoreError>;
+
     /// Returns the devices of `ids` that are in the table, in the order of `ids`. Opens no secret.
     fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError>;
 
@@ -170,6 +174,12 @@ pub struct ImportRow {
     pub iot_id: Option<String>,
     /// PSK identity (1–128 bytes) and key (hex) of a device of an individual enrollment.
     pub key: Option<(String, Secret)>,
+    /// Target that the row itself gives. It takes precedence over the enrollment's target.
+    pub target: Option<String>,
+    /// Target of the enrollment, as the row of a registered device has it
+    /// ([`target::to_store`](crate::target::to_store)). If the row itself gives none, this target
+    /// applies to a certificate that the row adds.
+    pub enrollment_target: Option<String>,
 }
 
 impl ImportRow {
@@ -185,6 +195,8 @@ impl ImportRow {
             device_secret: None,
             iot_id: None,
             key: None,
+            target: None,
+            enrollment_target: None,
         }
     }
 }
@@ -379,8 +391,16 @@ pub struct Conflict {
 impl Conflict {
     /// Returns the column of this name.
     pub(super) fn column_named(name: &str) -> &'static str {
-        const COLUMNS: [&str; 7] =
-            ["enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
+        const COLUMNS: [&str; 8] = [
+            "enrollment",
+            "productKey",
+            "deviceName",
+            "deviceSecret",
+            "iotId",
+            "pskIdentity",
+            "psk",
+            "target",
+        ];
         COLUMNS.into_iter().find(|column| *column == name).unwrap_or("deviceId")
     }
 }

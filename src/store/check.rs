@@ -173,8 +173,8 @@ fn is_repeated(first: &ImportRow, row: &ImportRow, job: &ImportJob<'_>) -> Resul
     };
     let values = |row: &ImportRow| {
         let identity = row.key.as_ref().map(|(identity, _)| identity.clone());
-        let ImportRow { enrollment, product_key, device_name, iot_id, .. } = row.clone();
-        (enrollment, product_key, device_name, iot_id, identity)
+        let ImportRow { enrollment, product_key, device_name, iot_id, target, .. } = row.clone();
+        (enrollment, product_key, device_name, iot_id, target, identity)
     };
     if values(first) != values(row) {
         return Ok(false);

@@ -69,7 +69,7 @@ pub enum Claimed {
     /// unfinished import adds or an undo removes. The caller tries again later.
     Held,
     /// The device does not need this registration: its row has a certificate or a refusal, is
-    /// disabled, has another product or name, or does not exist. An abandoned claim on the device
+    /// disabled, has another product, name or target, or does not exist. An abandoned claim on the device
     /// is removed. But if the row is merely disabled, the claim stays, because IoT Platform may
     /// have been called for the device.
     NotWanted,
@@ -78,6 +78,9 @@ pub enum Claimed {
     /// The device is not in the journal, and no place is free in its enrollment
     /// ([`set_max_places`](super::place::CountsPlaces::set_max_places)).
     NoPlace,
+    /// The device has an unfinished registration at this other target, whose cloud may have created
+    /// it, and its row does not ask for a certain target. Only that registration can go on.
+    Elsewhere(String),
 }
 
 /// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not
@@ -140,8 +143,8 @@ pub trait Claims: Send + Sync + 'static {
     /// answer says whether the caller has the claim and, if not, why.
     ///
     /// The new journal entry replaces an existing entry of the device. The new entry keeps the time
-    /// of the existing entry if both have the same product and name and IoT Platform may have been
-    /// called for the device. A claim outside a batch also notes that IoT Platform may have been
+    /// of the existing entry if both have the same product, name and target and IoT Platform may have
+    /// been called for the device. A claim outside a batch also notes that IoT Platform may have been
     /// called, because the caller calls it next. The next process that claims the device then knows
     /// that the device may exist at IoT Platform. The answer distinguishes earlier calls of the
     /// caller from calls of an earlier owner.
@@ -193,15 +196,15 @@ pub trait Claims: Send + Sync + 'static {
     /// name. Does nothing if the claim belongs to another owner.
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()>;
 
-    /// Hands the abandoned batches that have an `ApplyId` over to `owner`, together with their
-    /// abandoned claims. The answer says for each claim whether IoT Platform may also have been
+    /// Hands the abandoned batches of a target that have an `ApplyId` over to `owner`, together with
+    /// their abandoned claims. The answer says for each claim whether IoT Platform may also have been
     /// called for the device outside the batch. Removes abandoned batches that have no `ApplyId`.
     /// The claims of a removed batch stay, as claims outside a batch.
-    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>>;
+    fn take_batches<'a>(&'a self, owner: &'a Owner, target: &'a str) -> StoreFuture<'a, Vec<TakenBatch>>;
 
-    /// Returns up to `limit` abandoned entries that are in no batch and whose devices are enabled,
-    /// oldest first.
-    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>>;
+    /// Returns up to `limit` abandoned entries of a target that are in no batch and whose devices
+    /// are enabled, oldest first.
+    fn abandoned<'a>(&'a self, target: &'a str, limit: usize) -> StoreFuture<'a, Vec<JournalEntry>>;
 
     /// Returns the claim on a device, if there is one.
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>>;

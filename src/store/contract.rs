@@ -12,6 +12,7 @@ mod key_use;
 mod orders;
 mod sealing;
 mod sightings;
+mod targets;
 mod waiting;
 
 use std::ops::ControlFlow;
@@ -102,7 +103,12 @@ fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
 }
 
 fn entry(device: &str) -> JournalEntry {
-    JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: device.into() }
+    JournalEntry {
+        device: id(device),
+        product_key: "a1lamp".into(),
+        device_name: device.into(),
+        target: target::DEFAULT.into(),
+    }
 }
 
 fn registration(name: &str, secret: &str) -> RegisteredDevice {

@@ -3,7 +3,7 @@
 //! secrets.
 
 use super::{CloudState, DeviceRow, DeviceState, UnixSeconds};
-use crate::device::DeviceId;
+use crate::{device::DeviceId, target};
 
 /// Number of characters at the end of a device ID that a store indexes. A search for an end of at
 /// least this length does not read the whole table.
@@ -104,6 +104,8 @@ pub struct Filter {
     pub issued_before: Option<UnixSeconds>,
     /// Text by which the device is found.
     pub text: Option<Text>,
+    /// Target at which the device is registered or will be registered, as its row says.
+    pub target: Option<String>,
 }
 
 /// The columns by which a filter decides, borrowed from a row.
@@ -133,6 +135,15 @@ pub struct Seen<'r> {
     pub refusal: Option<&'r str>,
     /// Abnormal state at IoT Platform.
     pub cloud_state: Option<CloudState>,
+    /// Target in the row.
+    pub target: Option<&'r str>,
+}
+
+impl Seen<'_> {
+    /// Returns the target of the device, as [`DeviceRow::target`] does.
+    fn target(&self) -> Option<&str> {
+        target::of(self.target, self.is_registered)
+    }
 }
 
 impl Filter {
@@ -146,6 +157,7 @@ impl Filter {
             && self.refusal.as_ref().is_none_or(|reason| seen.refusal == Some(reason))
             && self.issued_from.is_none_or(|from| seen.first_issued.is_some_and(|at| at >= from))
             && self.issued_before.is_none_or(|before| seen.first_issued.is_some_and(|at| at < before))
+            && self.target.as_ref().is_none_or(|target| seen.target() == Some(target))
             && self.text.as_ref().is_none_or(|text| text.fits(seen))
             && self.state.is_none_or(|state| state.fits(seen, is_claimed))
     }
@@ -198,6 +210,7 @@ impl DeviceRow {
             activated: self.activated,
             refusal: self.refusal.as_deref(),
             cloud_state: self.cloud_state,
+            target: self.target.as_deref(),
         }
     }
 
@@ -236,6 +249,9 @@ pub struct Listed {
     pub refusal: Option<String>,
     /// Abnormal state at IoT Platform.
     pub cloud_state: Option<CloudState>,
+    /// Target at which the device is registered or will be registered; `None` if that is decided
+    /// when it is registered.
+    pub target: Option<String>,
     /// Set if the device's registration is in the journal.
     pub is_claimed: bool,
 }
@@ -256,6 +272,7 @@ impl Listed {
             activated: seen.activated,
             refusal: seen.refusal.map(str::to_owned),
             cloud_state: seen.cloud_state,
+            target: seen.target().map(str::to_owned),
             is_claimed,
         }
     }
@@ -275,6 +292,7 @@ impl Listed {
             activated: self.activated,
             refusal: self.refusal.as_deref(),
             cloud_state: self.cloud_state,
+            target: self.target.as_deref(),
         }
     }
 
@@ -389,6 +407,7 @@ mod tests {
             iot_id: Some("iot-1".into()),
             first_issued: Some(100),
             refusal: Some("odd".into()),
+            target: Some("tokyo".into()),
             ..row("001A2B3C4D5E")
         };
         let text = |text| Filter { text: Some(text), ..Filter::default() };
@@ -406,6 +425,8 @@ mod tests {
             (Filter { issued_from: Some(100), issued_before: Some(101), ..Filter::default() }, true),
             (Filter { issued_from: Some(101), ..Filter::default() }, false),
             (Filter { issued_before: Some(100), ..Filter::default() }, false),
+            (Filter { target: some("tokyo"), ..Filter::default() }, true),
+            (Filter { target: some("default"), ..Filter::default() }, false),
             (text(Text::Begins("001A".into())), true),
             (text(Text::Begins("001a".into())), false),
             (text(Text::Ends("4d5e".into())), true),

@@ -6,6 +6,7 @@ use super::{Conflict, DeviceRow, ImportRow, SameSecret, StoreError, undo::KeyCha
 use crate::{
     device::{DeviceId, Secret},
     seal::Place,
+    target,
 };
 
 /// Effect of one imported row on the table.
@@ -63,6 +64,8 @@ pub struct Columns<'r> {
     pub device_secret: Option<&'r Secret>,
     /// The cloud's own identifier for the device.
     pub iot_id: Option<&'r str>,
+    /// Target of the device; see [`DeviceRow::target`].
+    pub target: Option<&'r str>,
 }
 
 /// Returns the columns of a device that is not in the table yet.
@@ -73,7 +76,14 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
         device_name: row.device_name.as_deref(),
         device_secret: row.device_secret.as_ref(),
         iot_id: row.iot_id.as_deref(),
+        target: row.target.as_deref().or(target_of_certificate(row)),
     }
+}
+
+/// Returns the target of the certificate that a row adds and that gives no target itself. The
+/// target is decided with the certificate, so a changed configuration does not move the device.
+fn target_of_certificate(row: &ImportRow) -> Option<&str> {
+    row.enrollment_target.as_deref().filter(|_| row.device_secret.is_some())
 }
 
 /// A change of a device that is in the table. A store that makes the change also clears the cloud's
@@ -102,6 +112,7 @@ pub fn known_device<'r>(
         device_name: stored.device_name.as_deref(),
         device_secret: stored.certificate.as_ref().map(|certificate| &certificate.device_secret),
         iot_id: stored.iot_id.as_deref(),
+        target: stored.target.as_deref(),
     };
     let after = Columns {
         enrollment: &row.enrollment,
@@ -115,6 +126,14 @@ pub fn known_device<'r>(
         device_name: row.device_name.as_deref().or(before.device_name),
         device_secret: row.device_secret.as_ref().filter(|_| !same_secret).or(before.device_secret),
         iot_id: row.iot_id.as_deref().or(before.iot_id),
+        target: match (row.target.as_deref(), &stored.certificate) {
+            // The row says what is already so.
+            (Some(target), Some(_)) if stored.target() == Some(target) => before.target,
+            (Some(target), _) => Some(target),
+            (None, Some(_)) => before.target,
+            // A device that moves to another enrollment has the target of that enrollment.
+            (None, None) => before.target.filter(|_| !moves).or(target_of_certificate(row)),
+        },
     };
     if stored.certificate.is_some() {
         fits_certificate(&before, &after)?;
@@ -153,6 +172,9 @@ fn fits_certificate(before: &Columns<'_>, after: &Columns<'_>) -> Result<(), Con
     }
     if before.iot_id.is_some() && after.iot_id != before.iot_id {
         return differs("iotId", "with another iotId".into());
+    }
+    if after.target != before.target {
+        return differs("target", format!("at target \"{}\"", before.target.unwrap_or(target::DEFAULT)));
     }
     Ok(())
 }
@@ -263,6 +285,7 @@ mod tests {
             ImportRow { device_name: Some("two".into()), ..row() },
             ImportRow { device_name: Some("one".into()), device_secret: Some(secret("s")), ..row() },
             ImportRow { iot_id: Some("j".into()), ..row() },
+            ImportRow { target: Some("tokyo".into()), ..row() },
         ];
         for row in rows {
             let change = known_device(&stored, &row, false).unwrap().unwrap();
@@ -283,6 +306,7 @@ mod tests {
                 "deviceSecret",
             ),
             (ImportRow { iot_id: Some("j".into()), ..row() }, "iotId"),
+            (ImportRow { target: Some("tokyo".into()), ..row() }, "target"),
         ];
         for (row, column) in other {
             assert_eq!(conflict(&known, row), column);
@@ -291,6 +315,60 @@ mod tests {
         let (known, before) = (known, registered());
         assert_eq!(known_device(&known, &identified, false), Ok(None));
         assert_eq!(known_device(&before, &identified, false).unwrap().unwrap().columns.iot_id, Some("i"));
+    }
+
+    #[test]
+    fn a_certificate_has_the_target_that_is_given_or_that_of_its_enrollment() {
+        let some = |target: &str| Some(target.to_owned());
+        let with_secret =
+            |row| ImportRow { device_name: Some("one".into()), device_secret: Some(secret("s")), ..row };
+        let of_tokyo = || ImportRow { enrollment_target: some("tokyo"), ..row() };
+        let osaka = || ImportRow { target: some("osaka"), ..of_tokyo() };
+        for (row, expected) in [
+            (row(), None),
+            (of_tokyo(), None),
+            (osaka(), Some("osaka")),
+            (with_secret(row()), None),
+            (with_secret(of_tokyo()), Some("tokyo")),
+            (with_secret(osaka()), Some("osaka")),
+        ] {
+            assert_eq!(new_device(&row).target, expected, "{row:?}");
+            let stored = stored();
+            let changed = known_device(&stored, &row, false).unwrap();
+            assert_eq!(changed.and_then(|change| change.columns.target), expected, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_registered_device_stays_at_its_target_whatever_its_enrollment_says() {
+        let at = |target: Option<&str>| DeviceRow { target: target.map(str::to_owned), ..registered() };
+        let same = |row: &ImportRow, stored: &DeviceRow| {
+            known_device(stored, row, true).is_ok_and(|change| change.is_none())
+        };
+        let of_tokyo = ImportRow {
+            enrollment_target: Some("tokyo".into()),
+            device_name: Some("one".into()),
+            device_secret: Some(secret("s3cret")),
+            ..row()
+        };
+        assert!(same(&of_tokyo, &at(None)) && same(&of_tokyo, &at(Some("osaka"))));
+        let explicit = |target: &str| ImportRow { target: Some(target.into()), ..of_tokyo.clone() };
+        assert!(same(&explicit("default"), &at(None)) && same(&explicit("osaka"), &at(Some("osaka"))));
+        for (stored, own, other) in [(None, "default", "osaka"), (Some("osaka"), "osaka", "default")] {
+            let conflict = known_device(&at(stored), &explicit(other), true).unwrap_err();
+            assert_eq!(conflict.column, "target");
+            assert!(conflict.reason.ends_with(&format!("at target \"{own}\"")), "{conflict:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_moves_to_another_enrollment_leaves_its_target() {
+        let stored = DeviceRow { target: Some("osaka".into()), ..stored() };
+        assert_eq!(known_device(&stored, &row(), false), Ok(None));
+        let moved = ImportRow { enrollment: "plugs".into(), ..row() };
+        assert_eq!(known_device(&stored, &moved, false).unwrap().unwrap().columns.target, None);
+        let told = ImportRow { target: Some("osaka".into()), ..moved };
+        assert_eq!(known_device(&stored, &told, false).unwrap().unwrap().columns.target, Some("osaka"));
     }
 
     #[test]

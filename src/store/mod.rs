@@ -81,6 +81,7 @@ use crate::{
     device::{Certificate, DeviceId, Secret},
     histogram::Histogram,
     seal::Keyring,
+    target,
 };
 
 /// Answer of a store. If the answer is available at once, the future is ready at its first
@@ -145,6 +146,8 @@ pub struct DeviceRow {
     pub refusal: Option<String>,
     /// Abnormal state at IoT Platform, as of the last query; `None` if no abnormal state is known.
     pub cloud_state: Option<CloudState>,
+    /// Target that the operator or a registration has set; see [`DeviceRow::target`].
+    pub target: Option<String>,
 }
 
 impl DeviceRow {
@@ -152,6 +155,22 @@ impl DeviceRow {
     /// name derived from the device ID.
     pub fn name(&self) -> String {
         self.device_name.clone().unwrap_or_else(|| self.id.device_name())
+    }
+
+    /// Returns the registration for which the row asks, at this target.
+    pub fn wanted(&self, target: &str) -> JournalEntry {
+        JournalEntry {
+            device: self.id.clone(),
+            product_key: self.product_key.clone(),
+            device_name: self.name(),
+            target: target.to_owned(),
+        }
+    }
+
+    /// Returns the target at which the device is registered or will be registered; `None` if that
+    /// is decided when it is registered.
+    pub fn target(&self) -> Option<&str> {
+        target::of(self.target.as_deref(), self.certificate.is_some())
     }
 }
 
@@ -172,6 +191,7 @@ impl DeviceRow {
             activated: None,
             refusal: None,
             cloud_state: None,
+            target: None,
         }
     }
 
@@ -234,6 +254,8 @@ pub struct JournalEntry {
     pub product_key: String,
     /// The device name.
     pub device_name: String,
+    /// Name of the target whose cloud is asked.
+    pub target: String,
 }
 
 /// A claim, as its owner receives it.
@@ -276,6 +298,8 @@ pub struct OpenBatch {
     /// The cloud's `ApplyId` for the batch; `None` if the cloud was not yet asked to create the
     /// devices.
     pub apply_id: Option<u64>,
+    /// Name of the target whose cloud is asked.
+    pub target: String,
 }
 
 /// A journal entry of a registration whose result is not stored yet.
@@ -527,6 +551,12 @@ pub fn clear_secrets(url: &str) -> Result<u64, StoreError> {
 /// current version. Changes nothing.
 pub fn devices_by_enrollment(url: &str) -> Result<Vec<(String, u64)>, StoreError> {
     Sqlite::devices_by_enrollment(file_of(url)?)
+}
+
+/// Returns the names of the targets that rows of the store at `url` have. The store must have the
+/// current version. Changes nothing.
+pub fn targets(url: &str) -> Result<Vec<String>, StoreError> {
+    Sqlite::targets_of(file_of(url)?)
 }
 
 /// Checks that a store, or another file with content, is at `url`. The error is a message for the

@@ -77,6 +77,8 @@ pub struct Order {
     pub product_key: String,
     /// Name of the device when the order was placed.
     pub device_name: String,
+    /// Target at which the device is registered.
+    pub target: String,
     /// `IotId` of the device; `None` until it is known.
     pub iot_id: Option<String>,
     /// Time at which the order was placed.
@@ -89,13 +91,14 @@ pub struct Order {
 
 impl Order {
     /// Returns whether a row still has the device that the order is about: its product, its name,
-    /// its certificate and, if both are known, its `IotId`.
+    /// its target, its certificate and, if both are known, its `IotId`.
     pub fn fits(&self, row: &DeviceRow) -> bool {
         let is_same = match (&row.iot_id, &self.iot_id) {
             (Some(stored), Some(ordered)) => stored == ordered,
             _ => true,
         };
         is_same
+            && row.target() == Some(&self.target)
             && row.certificate.as_ref().is_some_and(|certificate| {
                 certificate.product_key == self.product_key && certificate.device_name == self.device_name
             })

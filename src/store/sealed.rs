@@ -413,8 +413,8 @@ impl<S: Store + StoredSecrets> Claims for Sealed<S> {
         fn set_apply_id(owner: OwnerId, batch: BatchId, apply_id: u64) -> ();
         fn close_batch(owner: OwnerId, batch: BatchId) -> ();
         fn release_claim(owner: OwnerId, device: &'a DeviceId, asked: bool) -> ();
-        fn take_batches(owner: &'a Owner) -> Vec<TakenBatch>;
-        fn abandoned(limit: usize) -> Vec<JournalEntry>;
+        fn take_batches(owner: &'a Owner, target: &'a str) -> Vec<TakenBatch>;
+        fn abandoned(target: &'a str, limit: usize) -> Vec<JournalEntry>;
         fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
         fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
         fn open_batches() -> Vec<OpenBatch>;
@@ -548,6 +548,7 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     pass_results_on! {
         self to self.inner;
+        fn targets() -> Vec<String>;
         fn new_import() -> ImportId;
         fn import_activity() -> ImportActivity;
         fn imports() -> Vec<ImportRecord>;

@@ -24,6 +24,8 @@ pub struct Watched {
     pub activated: Option<UnixSeconds>,
     /// Abnormal state at IoT Platform, as of the last query.
     pub cloud_state: Option<CloudState>,
+    /// Target at which the device is registered.
+    pub target: String,
 }
 
 #[cfg(test)]
@@ -37,6 +39,7 @@ impl From<&super::DeviceRow> for Watched {
             registered: row.registered,
             activated: row.activated,
             cloud_state: row.cloud_state,
+            target: row.target.clone().unwrap_or_else(|| crate::target::DEFAULT.to_owned()),
         }
     }
 }

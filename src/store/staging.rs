@@ -24,8 +24,8 @@ const SCHEMA: &str = "
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA cache_size = -16384;
     CREATE TABLE row (device TEXT, at INTEGER, enrollment INTEGER, product TEXT, name TEXT, secret TEXT, iotId TEXT,
-                      identity TEXT, psk TEXT, PRIMARY KEY (device, at)) WITHOUT ROWID;
-    CREATE TABLE unsorted (device, at, enrollment, product, name, secret, iotId, identity, psk);
+                      identity TEXT, psk TEXT, target TEXT, PRIMARY KEY (device, at)) WITHOUT ROWID;
+    CREATE TABLE unsorted (device, at, enrollment, product, name, secret, iotId, identity, psk, target);
     CREATE TABLE claimed (what TEXT, at INTEGER, device TEXT);
     CREATE TABLE late (at INTEGER PRIMARY KEY, device TEXT);
     CREATE TABLE rejected (at INTEGER PRIMARY KEY, kind INTEGER, column TEXT, reason TEXT, first INTEGER);
@@ -34,7 +34,7 @@ const SCHEMA: &str = "
 /// Columns that [`Staging::row`] reads.
 macro_rules! columns {
     () => {
-        "device, at, enrollment, product, name, secret, iotId, identity, psk"
+        "device, at, enrollment, product, name, secret, iotId, identity, psk, target"
     };
 }
 
@@ -92,7 +92,7 @@ impl Clash {
 
 /// Enrollment of a row: its name, its product, and whether each device has a key of its own. All
 /// rows of the enrollment share one entry in [`Staging::groups`].
-type Group = (String, String, bool);
+type Group = (String, String, bool, Option<String>);
 
 /// The rows of an import, and the results of their check. Each row has an index, its position in
 /// the file from 0.
@@ -162,9 +162,12 @@ impl Staging {
 
     fn add(&mut self, at: u64, row: ImportRow) -> Result<(), StoreError> {
         const SORTED: &str =
-            concat!("INSERT INTO row (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
-        const UNSORTED: &str =
-            concat!("INSERT INTO unsorted (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)");
+            concat!("INSERT INTO row (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        const UNSORTED: &str = concat!(
+            "INSERT INTO unsorted (",
+            columns!(),
+            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        );
         let is_next = self.last.as_ref().is_none_or(|last| last.as_str() <= row.device.as_str());
         let device = row.device.as_str();
         let seal = |place: Place<'_>, value: &Secret| match key_of(value.expose()) {
@@ -175,7 +178,7 @@ impl Staging {
         let psk = row.key.as_ref().map(|(identity, value)| seal(Place::Psk { device, identity }, value));
         let (secret, psk) = (secret.transpose()?, psk.transpose()?);
         self.has_claims |= row.device_name.is_some() || row.iot_id.is_some() || row.key.is_some();
-        let group = (row.enrollment, row.enrollment_product, row.individual);
+        let group = (row.enrollment, row.enrollment_product, row.individual, row.enrollment_target);
         let next = self.groups.len() as i64;
         let enrollment = *self.index_of.entry(group).or_insert_with_key(|group| {
             self.groups.push(group.clone());
@@ -192,6 +195,7 @@ impl Staging {
                 row.iot_id,
                 row.key.as_ref().map(|(identity, _)| identity),
                 psk.as_ref().map(Secret::expose),
+                row.target,
             ])
         };
         insert().map_err(scratch_error)?;
@@ -259,7 +263,8 @@ impl Staging {
         let at: i64 = row.get(1).map_err(scratch_error)?;
         let group: i64 = row.get(2).map_err(scratch_error)?;
         let group = usize::try_from(group).ok().and_then(|group| self.groups.get(group));
-        let (enrollment, enrollment_product, individual) = group.cloned().unwrap_or_default();
+        let (enrollment, enrollment_product, individual, enrollment_target) =
+            group.cloned().unwrap_or_default();
         let open = |place: Place<'_>, stored: String| {
             let mut value = Secret::new(stored);
             // A value that was sealed before it was added here stays sealed: its database key is
@@ -287,6 +292,8 @@ impl Staging {
             device_secret: device_secret.transpose()?,
             iot_id: text(6)?,
             key,
+            target: text(9)?,
+            enrollment_target,
             device,
         };
         Ok((at.cast_unsigned(), row))

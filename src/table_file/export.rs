@@ -65,14 +65,16 @@ fn unwrapped(error: csv::Error) -> io::Error {
 pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result<u64, ExportError> {
     let quotes = if form.for_spreadsheet { QuoteStyle::Always } else { QuoteStyle::Necessary };
     let mut writer = WriterBuilder::new().quote_style(quotes).from_writer(writer);
-    let header = if form.tablestore { &TABLESTORE_COLUMNS[..] } else { &COLUMNS };
+    // A table of a server with one target has the columns that it had before there were targets.
+    let width = COLUMNS.len() - usize::from(store.targets()?.is_empty());
+    let header = if form.tablestore { &TABLESTORE_COLUMNS[..] } else { &COLUMNS[..width] };
     writer.write_record(header).map_err(unwrapped)?;
     let (mut rows, mut written) = (0, Ok(()));
     store.export(&mut |row: DeviceRow, key| {
         let times = form.tablestore.then(|| [row.registered, row.activated].map(seconds));
         let cells = match &times {
             Some([registered, activated]) => tablestore(&row, registered, activated).to_vec(),
-            None => own(&row, key.as_ref()).to_vec(),
+            None => own(&row, key.as_ref())[..width].to_vec(),
         };
         let is_marked =
             |cell: &str| form.for_spreadsheet && needs_mark(cell) || !form.tablestore && has_mark(cell);
@@ -117,6 +119,7 @@ fn own<'a>(row: &'a DeviceRow, key: Option<&'a (String, Secret)>) -> [&'a str; C
         row.iot_id.as_deref().unwrap_or_default(),
         identity,
         psk,
+        row.target.as_deref().unwrap_or_default(),
     ]
 }
 

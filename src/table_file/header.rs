@@ -39,6 +39,7 @@ const SPELLINGS: [&[&str]; COLUMNS.len()] = [
     &["iotid"],
     &["pskidentity", "identity"],
     &["psk", "pskkey", "presharedkey"],
+    &["target", "cloud", "目标", "ターゲット"],
 ];
 
 /// Columns of Tablestore's `device_table` that are not imported, because certdist reads the times

@@ -16,7 +16,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, path::PathBuf};
+use std::{collections::HashMap, fmt, io, path::PathBuf};
 
 pub use self::{
     bad_lines::{BadFile, BadLines, LineError},
@@ -29,20 +29,36 @@ use crate::{
     device::{AskedId, DeviceIdError},
     psk::EnrollmentOutline,
     store::StoreError,
+    target,
 };
 
-/// Names of the columns, in the order of an export.
-pub const COLUMNS: [&str; 8] =
-    ["deviceId", "enrollment", "productKey", "deviceName", "deviceSecret", "iotId", "pskIdentity", "psk"];
+/// Names of the columns, in the order of an export. An export has the last one only if a row of the
+/// table names a target.
+pub const COLUMNS: [&str; 9] = [
+    "deviceId",
+    "enrollment",
+    "productKey",
+    "deviceName",
+    "deviceSecret",
+    "iotId",
+    "pskIdentity",
+    "psk",
+    "target",
+];
 
 /// Maximum number of enrollments that a message names.
 const NAMED: usize = 50;
 
-/// The enrollments of the configuration, and the default for rows that name none.
+/// The enrollments of the configuration, the default for rows that name none, and the targets.
 #[derive(Debug, Clone)]
 pub struct Enrollments {
     known: Vec<EnrollmentOutline>,
     default: Option<usize>,
+    /// Names of the targets. The default target is always known: without a cloud, all certificates
+    /// belong to it.
+    targets: Vec<String>,
+    /// Name of the target of each enrollment.
+    target_of: HashMap<String, String>,
 }
 
 /// Error for a name that no enrollment has. The message lists the known enrollments.
@@ -50,7 +66,7 @@ pub struct Enrollments {
 #[error("unknown enrollment \"{name}\"; {enrollments}")]
 pub struct UnknownEnrollment {
     name: String,
-    enrollments: Enrollments,
+    enrollments: Box<Enrollments>,
 }
 
 impl Enrollments {
@@ -59,14 +75,47 @@ impl Enrollments {
     pub fn new(known: impl IntoIterator<Item = EnrollmentOutline>) -> Self {
         let known: Vec<_> = known.into_iter().collect();
         let default = (known.len() == 1).then_some(0);
-        Self { known, default }
+        Self { known, default, targets: Vec::new(), target_of: HashMap::new() }
+    }
+
+    /// Adds the targets, and the target of each enrollment.
+    pub fn with_targets(
+        self,
+        targets: impl IntoIterator<Item = String>,
+        target_of: HashMap<String, String>,
+    ) -> Self {
+        Self { targets: targets.into_iter().collect(), target_of, ..self }
+    }
+
+    /// Returns the target of an enrollment, as the row of a registered device has it.
+    fn target_of(&self, enrollment: &str) -> Option<&str> {
+        target::to_store(self.target_of.get(enrollment)?)
+    }
+
+    /// Checks the name of a target. The error names the known targets.
+    fn check_target(&self, name: &str) -> Result<(), String> {
+        if name == target::DEFAULT && self.targets.is_empty()
+            || self.targets.iter().any(|known| known == name)
+        {
+            return Ok(());
+        }
+        let names: Vec<String> =
+            self.targets.iter().take(NAMED).map(|known| format!("\"{known}\"")).collect();
+        let known = match names.is_empty() {
+            true => format!("no [[target]] is configured, so only \"{}\" is possible", target::DEFAULT),
+            false => format!("configured: {}", names.join(", ")),
+        };
+        Err(format!(
+            "unknown target {}; {known}; correct the line, or add the [[target]] to the configuration",
+            values::shown(name)
+        ))
     }
 
     /// Makes the enrollment of this name the default.
     pub fn with_default(mut self, name: &str) -> Result<Self, UnknownEnrollment> {
         match self.known.iter().position(|enrollment| enrollment.name == name) {
             Some(index) => self.default = Some(index),
-            None => return Err(UnknownEnrollment { name: name.to_owned(), enrollments: self }),
+            None => return Err(UnknownEnrollment { name: name.to_owned(), enrollments: Box::new(self) }),
         }
         Ok(self)
     }

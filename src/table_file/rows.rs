@@ -323,7 +323,8 @@ impl Rules<'_> {
 
     /// Checks the values of a row, without comparing them with other rows.
     fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
-        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk] = values;
+        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk, target] =
+            values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
         let text = if is_named_by_name { device_name.clone() } else { device }.unwrap_or_default();
         let asked = self.device(&text)?;
@@ -359,6 +360,11 @@ impl Rules<'_> {
                 .transpose()?,
             iot_id: iot_id.map(|value| values::iot_id(&value).map_err(in_column("iotId"))).transpose()?,
             key,
+            target: target
+                .map(|name| self.enrollments.check_target(&name).map(|()| name.into_owned()))
+                .transpose()
+                .map_err(in_column("target"))?,
+            enrollment_target: self.enrollments.target_of(&enrollment.name).map(str::to_owned),
             device,
         };
         if row.product_key.as_ref().is_some_and(|product_key| *product_key != row.enrollment_product) {

@@ -360,6 +360,33 @@ fn rows_without_values_of_their_own_are_named() {
 }
 
 #[test]
+fn a_target_must_be_configured_and_that_of_the_enrollment_is_passed_on() {
+    let target_of =
+        [("lamps", "tokyo"), ("plugs", "default")].map(|(one, target)| (one.into(), target.into()));
+    let targets = ["default", "tokyo"].map(str::to_owned);
+    let both = both().with_targets(targets, target_of.into());
+    let targets = |line: &str| {
+        let row = only(&format!("deviceId,enrollment,target\n{line}\n"), &both);
+        (row.target, row.enrollment_target)
+    };
+    let some = |target: &str| Some(target.to_owned());
+    assert_eq!(targets("SN-1,lamps,"), (None, some("tokyo")));
+    assert_eq!(targets("SN-1,lamps,default"), (some("default"), some("tokyo")));
+    let row = only(
+        "deviceId,enrollment,target,pskIdentity,psk\nSN-1,plugs,tokyo,one,000102030405060708090a0b0c0d0e0f\n",
+        &both,
+    );
+    assert_eq!((row.target, row.enrollment_target), (some("tokyo"), None));
+    let error = fault("deviceId,enrollment,target\nSN-1,lamps,osaka\n", &both);
+    let expected = "line 2, column target: unknown target \"osaka\"; configured: \"default\", \"tokyo\"; correct the \
+                    line, or add the [[target]] to the configuration";
+    assert_eq!(error, expected);
+    // Without a cloud, all certificates belong to the default target.
+    assert_eq!(only("deviceId,target\nSN-1,default\n", &lamps()).target, some("default"));
+    assert!(fault("deviceId,target\nSN-1,tokyo\n", &lamps()).contains("no [[target]] is configured"));
+}
+
+#[test]
 fn what_the_configuration_accepts_can_be_imported() {
     let odd = Enrollment {
         name: " 'odd' ".into(),

@@ -106,6 +106,8 @@ struct State {
     clock_ahead: i64,
     /// Set if no answer shows the cloud's time.
     hides_clock: bool,
+    /// Name of the account, whose limits all clouds of this account share.
+    account_name: String,
 }
 
 impl State {
@@ -148,6 +150,14 @@ impl State {
 
 pub(crate) struct Cloud(Mutex<State>);
 
+/// Returns the maximum number of these times within one second.
+pub(crate) fn busiest_second(times: &[Instant]) -> usize {
+    let within = |from: &Instant| {
+        times.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(at)).count()
+    };
+    times.iter().map(within).max().unwrap_or(0)
+}
+
 impl Default for Cloud {
     /// Makes a cloud whose calls all succeed immediately, until a test changes that.
     fn default() -> Self {
@@ -170,6 +180,7 @@ impl Cloud {
             started: None,
             clock_ahead: 0,
             hides_clock: false,
+            account_name: String::new(),
         }))
     }
 
@@ -188,6 +199,11 @@ impl Cloud {
             Fates::Script(script) => script.extend(steps),
             Fates::Dice(_) => panic!("dice decide"),
         }
+    }
+
+    /// Sets the account of the calls.
+    pub(crate) fn set_account(&self, name: &str) {
+        self.state().account_name = name.to_owned();
     }
 
     /// Refuses every call of an action from now on.
@@ -255,15 +271,14 @@ impl Cloud {
         self.calls(Action::RegisterDevice)
     }
 
+    /// Returns the times of the calls of an action.
+    pub(crate) fn times(&self, action: Action) -> Vec<Instant> {
+        self.state().log.iter().filter(|(called, _)| *called == action).map(|(_, at)| *at).collect()
+    }
+
     /// Returns the maximum number of calls of an action within one second.
     pub(crate) fn busiest_second(&self, action: Action) -> usize {
-        let state = self.state();
-        let times: Vec<_> =
-            state.log.iter().filter(|(called, _)| *called == action).map(|(_, at)| *at).collect();
-        let within = |from: &Instant| {
-            times.iter().filter(|at| (*from..*from + Duration::from_secs(1)).contains(at)).count()
-        };
-        times.iter().map(within).max().unwrap_or(0)
+        busiest_second(&self.times(action))
     }
 
     /// Creates a device, as another user of the account.
@@ -334,6 +349,10 @@ pub(crate) fn error(class: ErrorClass) -> ApiError {
 
 impl IotPlatform for Cloud {
     /// The cloud's clock is virtual, like all time in a test.
+    fn account(&self) -> String {
+        self.state().account_name.clone()
+    }
+
     fn clock_offset(&self) -> Option<i64> {
         let mut state = self.state();
         let offset = state.now_ms() / 1000 - unix_now() + state.clock_ahead;

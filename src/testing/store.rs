@@ -637,6 +637,7 @@ pub(crate) async fn register(
         device: device.clone(),
         product_key: registered.certificate.product_key.clone(),
         device_name: registered.certificate.device_name.clone(),
+        target: crate::target::DEFAULT.to_owned(),
     };
     store.claim(&owner, &entry, ClaimTime { at: unix_now(), cloud_offset: None }).await?;
     store.settle(owner.id, &entry, &Settlement::Registered(registered)).await

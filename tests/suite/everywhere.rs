@@ -99,11 +99,15 @@ fn a_file_of_devices_is_changed_and_those_without_a_certificate_are_told() {
     site.write("list.csv", "deviceId\nSN1\nSN2\nSN4\n");
     let done = site.run(&["device", "rotate", "--file", "list.csv"]);
     assert_eq!(done.status.code(), Some(1));
-    assert!(stdout(&done).contains("list.csv: 2 devices rotated"), "{}", stdout(&done));
+    assert!(stdout(&done).contains("list.csv: 2 devices: rotated"), "{}", stdout(&done));
     assert!(stderr(&done).contains("SN4: has no certificate"), "{}", stderr(&done));
     let done = site.run(&["device", "disable", "--file", "list.csv", "--everywhere"]);
     assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
-    assert!(stdout(&done).contains("2 devices disabled here and at IoT Platform"), "{}", stdout(&done));
+    assert!(
+        stdout(&done).contains("list.csv: 2 devices: disabled here and at IoT Platform"),
+        "{}",
+        stdout(&done)
+    );
     assert!(stdout(&site.run(&["device", "show", "SN4"])).contains("disabled"));
 }
 

@@ -29,5 +29,6 @@ mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod targets;
 mod torn_log;
 mod two_keys;

@@ -11,6 +11,7 @@ use certdist::{
         claim::{ClaimTime, Claims, Owner, Settlement},
         sqlite::Sqlite,
     },
+    target,
 };
 
 fn wait<T>(future: StoreFuture<'_, T>) -> T {
@@ -26,7 +27,12 @@ fn id(device: &str) -> DeviceId {
 }
 
 fn entry(device: &str) -> JournalEntry {
-    JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
+    JournalEntry {
+        device: id(device),
+        product_key: "a1".into(),
+        device_name: device.into(),
+        target: target::DEFAULT.into(),
+    }
 }
 
 fn certificate(device: &str) -> Certificate {
@@ -81,7 +87,8 @@ fn a_log_that_is_torn_at_any_page_leaves_the_last_write_that_was_whole() {
 
     let log = || fs::read(path.with_extension("db-wal")).unwrap_or_default();
     let mut written = vec![(log().len(), state(&store))];
-    let batch = || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None };
+    let batch =
+        || OpenBatch { id: 1, product_key: "a1".into(), apply_id: None, target: target::DEFAULT.into() };
     let now = ClaimTime { at: 1000, cloud_offset: None };
     let owner = Owner { id: 1, name: "test".into() };
     let steps: [&dyn Fn(); 8] = [

@@ -32,6 +32,8 @@ pub(super) struct Known<'k> {
     /// Reason why calls for the device's product are stopped at present; `None` if they are not
     /// stopped.
     pub(super) stopped: Option<&'k str>,
+    /// The device's target, if it is not configured.
+    pub(super) lost_target: Option<&'k str>,
     /// Claim on the device's registration.
     pub(super) claim: Option<&'k ClaimView>,
     /// The device's entries in the audit log, newest first.
@@ -173,6 +175,10 @@ impl Known<'_> {
             Verdict::Refuse(Reason::Filling { .. }) => {
                 return advice(Tone::Note, "advice-filling", say("advice-filling-text"));
             }
+            Verdict::Register if let Some(target) = self.lost_target => {
+                let text = t.rich("advice-no-target-text", [("target", target.into())]);
+                return advice(Tone::Bad, "advice-no-target", text);
+            }
             Verdict::Register if let Some(reason) = self.stopped => {
                 // The reason often ends with a full stop, and so does the sentence into which it is
                 // inserted.
@@ -305,7 +311,7 @@ mod tests {
         psk::{Enrollment, Kind},
         recent::Counted,
         server::failed_handshakes::Claimed,
-        store::{DeviceState, JournalEntry, audit::Asker},
+        store::{DeviceState, audit::Asker},
     };
 
     fn row() -> DeviceRow {
@@ -333,6 +339,7 @@ mod tests {
         guards: Guards,
         taken: Places,
         stopped: Option<&'static str>,
+        lost_target: Option<&'static str>,
         claim: Option<ClaimView>,
         history: Vec<AuditEntry>,
         failure: Option<Failure>,
@@ -346,6 +353,7 @@ mod tests {
             guards: Guards::default(),
             taken: Places::default(),
             stopped: None,
+            lost_target: None,
             claim: None,
             history: Vec::new(),
             failure: None,
@@ -360,6 +368,7 @@ mod tests {
                 row: &self.row,
                 enrolled: enrolled.as_ref(),
                 stopped: self.stopped,
+                lost_target: self.lost_target,
                 claim: self.claim.as_ref(),
                 history: &self.history,
                 failure: self.failure.as_ref(),
@@ -389,6 +398,10 @@ mod tests {
         stopped.is(Tone::Bad, "advice-stopped");
         stopped.says("<bdi>no permission</bdi>. ");
         Case { stopped: Some("no permission"), ..case(with_certificate()) }.is(Tone::Good, "advice-has-it");
+        let lost = |row| Case { lost_target: Some("tokyo"), ..case(row) };
+        lost(row()).is(Tone::Bad, "advice-no-target");
+        lost(row()).says("<bdi>tokyo</bdi>");
+        lost(with_certificate()).is(Tone::Good, "advice-has-it");
         let disabled = |row| DeviceRow { state: DeviceState::Disabled, ..row };
         case(disabled(with_certificate())).is(Tone::Warning, "advice-disabled");
         case(disabled(with_certificate())).says("still works at IoT Platform");
@@ -537,7 +550,7 @@ mod tests {
 
     #[test]
     fn a_registration_in_progress_is_said() {
-        let entry = JournalEntry { device: row().id, product_key: "a1".into(), device_name: "SN-1".into() };
+        let entry = row().wanted(crate::target::DEFAULT);
         let claim = ClaimView { entry, since: 150, owner: Some("x".into()), last_beat: None, batch: None };
         Case { claim: Some(claim.clone()), ..case(row()) }.is(Tone::Note, "advice-registering");
         let put_off = Some(failure(Unserved::TimedOut));

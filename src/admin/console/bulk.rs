@@ -251,7 +251,7 @@ impl Preview<'_> {
                     }
                 }
             }
-            @if !samples.is_empty() { div.card { (devices::table(t, samples, &sampled)) } }
+            @if !samples.is_empty() { div.card { (devices::table(t, samples, &sampled, shared.sources.targets.are_named())) } }
         };
         let title = t.with("bulk-heading", [("action", (&name).into()), ("count", (*count).into())]);
         frame.page(&title, Some(visitor), "/devices", &body).into_response()
@@ -285,10 +285,10 @@ fn begin(
         return unreadable(frame, visitor, Unreadable("bulk-not-confirmed"));
     }
     let order = Order { action, target, expected, by: visitor.actor() };
-    let (store, registrar) = (shared.sources.store.clone(), shared.sources.registrar.clone());
+    let (store, targets) = (shared.sources.store.clone(), shared.sources.targets.clone());
     // A script sends no token of a preview, because no page was shown to it.
     let preview = (!visitor.is_script() || !fields.preview.is_empty()).then_some(fields.preview.as_str());
-    match shared.pages.jobs.begin(order, preview, store, registrar, shared.enrollments()) {
+    match shared.pages.jobs.begin(order, preview, store, targets, shared.enrollments()) {
         Ok(job) => Redirect::to(&jobs::link(&job.id)).into_response(),
         Err(NotBegun::Again(id)) => Redirect::to(&jobs::link(&id)).into_response(),
         Err(NotBegun::NotPreviewed) => unreadable(frame, visitor, Unreadable("bulk-not-confirmed")),
@@ -549,7 +549,7 @@ pub(super) async fn list(
                     }
                 }
             }
-            div.card { (devices::table(t, &shown, &caption)) }
+            div.card { (devices::table(t, &shown, &caption, shared.sources.targets.are_named())) }
         }
         (list_form(frame, visitor))
     };

@@ -68,6 +68,8 @@ pub(super) struct Situation<'s> {
     pub(super) troubles: Vec<Trouble>,
     /// Start time of the oldest call to IoT Platform that has no answer yet.
     pub(super) unanswered_since: Option<UnixSeconds>,
+    /// Target of that call, if several are configured.
+    pub(super) unanswered_target: Option<String>,
     /// Seconds to add to this machine's clock to get IoT Platform's time; `None` if the difference
     /// is not known.
     pub(super) clock_offset: Option<i64>,
@@ -83,6 +85,8 @@ pub(super) struct Situation<'s> {
     pub(super) census: Option<Result<&'s Census, String>>,
     /// Names of the configured enrollments.
     pub(super) configured: HashSet<&'s str>,
+    /// Names of the configured targets.
+    pub(super) targets: HashSet<&'s str>,
     /// Set if the server is shutting down.
     pub(super) is_draining: bool,
     /// Number of registrations that wait or are in progress.
@@ -126,6 +130,8 @@ pub(super) struct Concern {
     pub(super) code: Option<String>,
     /// Message of IoT Platform or of the database.
     pub(super) said: Option<String>,
+    /// Target whose cloud is concerned, if several are configured.
+    pub(super) target: Option<String>,
     /// Names of the actions, products or enrollments concerned.
     pub(super) names: Vec<String>,
     /// Pairs of enrollments: that of the device in the table, and that of its key.
@@ -146,6 +152,7 @@ impl Concern {
             ids: Vec::new(),
             code: None,
             said: None,
+            target: None,
             names: Vec::new(),
             pairs: Vec::new(),
         }
@@ -250,21 +257,21 @@ fn subject_of(trouble: &Trouble) -> Subject {
     }
 }
 
-/// Adds the concerns about calls to IoT Platform. All failed calls with the same subject and code
-/// make up one concern.
+/// Adds the concerns about calls to IoT Platform. All failed calls to one target with the same
+/// subject and code make up one concern.
 fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let now = situation.now;
     // Before the first device has had an answer, only the number of registrations is known.
     let unanswered = Some(situation.waiting).filter(|waiting| *waiting > 0);
-    let mut by_subject = BTreeMap::<(Subject, &str), Vec<&Trouble>>::new();
+    let mut by_subject = BTreeMap::<(Subject, &str, Option<&str>), Vec<&Trouble>>::new();
     for trouble in situation.troubles.iter().filter(|trouble| counts(trouble, situation)) {
         let subject = subject_of(trouble);
         // One outage produces several codes: at first, calls cannot connect; later, they get no
         // answer in time. Calls with any of these codes make up one concern.
         let code = if subject == Subject::CloudSilent { "" } else { trouble.error.code.as_str() };
-        by_subject.entry((subject, code)).or_default().push(trouble);
+        by_subject.entry((subject, code, trouble.target.as_deref())).or_default().push(trouble);
     }
-    for ((subject, _), troubles) in by_subject {
+    for ((subject, _, target), troubles) in by_subject {
         let Some(last) = troubles.iter().max_by_key(|trouble| trouble.last) else { continue };
         let name = |trouble: &&Trouble| match subject {
             Subject::CloudProduct => trouble.product_key.clone(),
@@ -285,17 +292,21 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             devices: concern.devices.or(unanswered),
             code: Some(last.error.code.clone()),
             said: Some(last.error.message.clone()),
+            target: target.map(str::to_owned),
             names: names.into_iter().collect(),
             ..concern
         });
     }
-    let is_silent = all.iter().any(|concern| concern.subject == Subject::CloudSilent);
+    let is_silent = all.iter().any(|concern| {
+        concern.subject == Subject::CloudSilent && concern.target == situation.unanswered_target
+    });
     if let Some(since) = situation.unanswered_since.filter(|since| now - since >= SLOW && !is_silent) {
         let concerned = waiting_for(situation, Subject::CloudSlow, "");
         let concern = Concern::of(Subject::CloudSlow).with_requests(&concerned);
         all.push(Concern {
             since: Some(since),
             last: None,
+            target: situation.unanswered_target.clone(),
             times: (now - since).unsigned_abs(),
             devices: concern.devices.or(unanswered),
             ..concern
@@ -523,6 +534,12 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let names = unknown.iter().take(MAX_NAMES + 1).map(|totals| totals.enrollment.clone()).collect();
     let lost = unknown.iter().map(|totals| totals.devices).sum();
     all.extend(counted(Subject::Unconfigured, lost).map(|concern| Concern { names, ..concern }));
+    let lost = census.targets.iter().filter(|name| !situation.targets.contains(name.as_str()));
+    let names: Vec<String> = lost.take(MAX_NAMES + 1).cloned().collect();
+    if !names.is_empty() {
+        let concern = Concern::of(Subject::TargetUnconfigured);
+        all.push(Concern { names, counted: Some(census.at), ..concern });
+    }
     if census.unsealed > 0 {
         all.push(Concern {
             times: census.unsealed,

@@ -28,6 +28,8 @@ pub(super) struct Conditions {
     pub(super) by: String,
     /// Text that is a part or the whole of a device's ID, name or `IotId`.
     pub(super) part: String,
+    /// Name of the target at which a device is registered or will be registered.
+    pub(super) target: String,
 }
 
 /// Catalogue key of the sentence that says which condition cannot be read.
@@ -84,10 +86,11 @@ impl Conditions {
             issued_from: day(self.from.trim(), 0)?,
             issued_before: day(self.to.trim(), 1)?,
             text,
+            target: some(self.target.trim()),
         })
     }
 
-    fn pairs(&self) -> [(&'static str, &str); 8] {
+    fn pairs(&self) -> [(&'static str, &str); 9] {
         [
             ("enrollment", &self.enrollment),
             ("product", &self.product),
@@ -97,6 +100,7 @@ impl Conditions {
             ("to", &self.to),
             ("by", &self.by),
             ("part", &self.part),
+            ("target", &self.target),
         ]
     }
 
@@ -127,6 +131,7 @@ impl Conditions {
             }
         };
         add("where-enrollment", &self.enrollment);
+        add("where-target", &self.target);
         add("where-product", &self.product);
         if let Some(state) = State::named(&self.state) {
             add("where-state", &t.say(name_of(state)));

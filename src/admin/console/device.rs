@@ -60,6 +60,11 @@ struct Device {
     /// Reason why calls for the device's product are stopped at present; `None` if they are not
     /// stopped.
     stopped: Option<String>,
+    /// Target at which the device is registered or will be registered, if the configuration names
+    /// targets.
+    target: Option<String>,
+    /// Set if this target is not configured.
+    has_lost_target: bool,
     /// The device's last request that was not served.
     failure: Option<Failure>,
     /// The last failed handshake of a client that claimed to be the device.
@@ -76,7 +81,14 @@ impl Device {
         let (work, id) = (store.clone(), row.id.clone());
         let imports = blocking(move || work.imports_of(&id)).await?;
         let enrolled = shared.enrollments().iter().find(|enrolled| enrolled.name == row.enrollment).cloned();
-        let stopped = shared.sources.registrar.stopped(&row.product_key);
+        let stopped = shared.sources.targets.stopped(&row);
+        let targets = &shared.sources.targets;
+        let own = match (row.target(), &claim) {
+            (None, Some(claim)) => claim.entry.target.clone(),
+            _ => targets.of(&row),
+        };
+        let has_lost_target = targets.named(&own).is_none();
+        let target = (targets.are_named() || has_lost_target).then_some(own);
         let failure = shared.sources.failures.last_of(&row.id);
         let handshake = handshakes::last_of(shared, &row.id);
         let is_limited = enrolled.as_ref().is_some_and(|enrolled| enrolled.guards.max_devices.is_some());
@@ -85,15 +97,28 @@ impl Device {
             true => store.places(&row.enrollment).await?,
             false => Places::default(),
         };
-        Ok(Self { row, claim, history, imports, enrolled, stopped, failure, handshake, taken })
+        Ok(Self {
+            row,
+            claim,
+            history,
+            imports,
+            enrolled,
+            stopped,
+            target,
+            has_lost_target,
+            failure,
+            handshake,
+            taken,
+        })
     }
 
     fn advice(&self, t: Texts) -> advice::Advice {
-        let Self { row, claim, history, enrolled, stopped, failure, handshake, taken, .. } = self;
+        let Self { row, claim, history, enrolled, stopped, target, failure, handshake, taken, .. } = self;
         let known = Known {
             row,
             enrolled: enrolled.as_ref(),
             stopped: stopped.as_deref(),
+            lost_target: target.as_deref().filter(|_| self.has_lost_target),
             claim: claim.as_ref(),
             history,
             failure: failure.as_ref(),
@@ -124,7 +149,9 @@ pub(super) async fn show(
     if wants_json(&headers) {
         let terms = device.enrolled.as_ref().map(EnrollmentOutline::terms);
         let listed = device.row.listed(device.claim.is_some());
-        return Json(as_json(&listed, terms, device.taken, device.claim.as_ref())).into_response();
+        let names_targets = device.target.is_some();
+        let shown = as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets);
+        return Json(shown).into_response();
     }
     let t = frame.texts;
     let notice = match done(&which.done) {
@@ -247,6 +274,9 @@ fn facts(t: Texts, device: &Device) -> Markup {
         ("fact-product", html! { (text(&row.product_key)) " " (copy(t, &row.product_key)) }),
         ("fact-name", html! { (text(&name)) " " (copy(t, &name)) }),
     ];
+    if let Some(target) = &device.target {
+        facts.push(("column-target", text(target)));
+    }
     let mut time = |key, at: Option<i64>| facts.extend(at.map(|at| (key, moment(at))));
     time("fact-registered", row.registered);
     time("column-issued", row.first_issued);

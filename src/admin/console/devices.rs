@@ -26,6 +26,7 @@ use crate::{
     admin::{Shared, blocking},
     device::DeviceId,
     psk::EnrollmentOutline,
+    registrar::Target,
     store::{
         CloudState, DeviceState, StoreError, UnixSeconds,
         filter::{Cursor, End, Filter, Found, Listed, State as Kind, Tally, Text},
@@ -249,7 +250,7 @@ fn show(shared: &Shared, frame: &Frame, visitor: &Visitor, page: &Page<'_>) -> R
         }
         @if !found.devices.is_empty() {
             div.card {
-                (table(t, &found.devices, &total(t, page, &conditions)))
+                (table(t, &found.devices, &total(t, page, &conditions), shared.sources.targets.are_named()))
             }
             @if previous.is_some() || next.is_some() {
                 p.pages {
@@ -277,14 +278,15 @@ fn total(t: Texts, page: &Page<'_>, conditions: &Conditions) -> Markup {
     }
 }
 
-/// Renders a table of devices.
-pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup) -> Markup {
+/// Renders a table of devices. It has a column of their targets if `names_targets` is set.
+pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup, names_targets: bool) -> Markup {
     html! {
         table.stacked {
             caption { (caption) }
             thead { tr {
                 th scope="col" { (t.say("column-device")) }
                 th scope="col" { (t.say("column-enrollment")) }
+                @if names_targets { th scope="col" { (t.say("column-target")) } }
                 th scope="col" { (t.say("column-state")) }
                 th scope="col" { (t.say("column-issued")) }
             } }
@@ -293,6 +295,9 @@ pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup) -> Markup {
                     tr {
                         th scope="row" { a.id href=(link(&device.id)) { (device.id) } }
                         td data-label=(t.say("column-enrollment")) { bdi { (device.enrollment) } }
+                        @if names_targets {
+                            td data-label=(t.say("column-target")) { bdi { (device.target.as_deref().unwrap_or("–")) } }
+                        }
                         td data-label=(t.say("column-state")) {
                             (pill(t, device))
                             @if let Some(reason) = &device.refusal { " " bdi.hint { (shortened(&advice::reason(t, reason))) } }
@@ -317,7 +322,8 @@ fn shortened(text: &str) -> String {
 
 /// Renders the form in which an operator sets the conditions.
 fn form(shared: &Shared, t: Texts, asked: &Asked, is_empty: bool) -> Markup {
-    let Conditions { enrollment, product, state, from, to, refusal, .. } = &asked.conditions;
+    let Conditions { enrollment, product, state, from, to, refusal, target, .. } = &asked.conditions;
+    let targets = &shared.sources.targets;
     let enrollments = shared.enrollments();
     let mut products: Vec<&str> = enrollments.iter().map(|enrolled| enrolled.product_key.as_str()).collect();
     products.sort_unstable();
@@ -344,6 +350,13 @@ fn form(shared: &Shared, t: Texts, asked: &Asked, is_empty: bool) -> Markup {
                         label for="product" { (t.say("fact-product")) }
                         input #product name="product" value=(product) list="products" autocomplete="off" autocapitalize="none" spellcheck="false";
                         (choices("products", products.into_iter()))
+                    }
+                    @if targets.are_named() {
+                        div {
+                            label for="target" { (t.say("column-target")) }
+                            input #target name="target" value=(target) list="targets" autocomplete="off" autocapitalize="none" spellcheck="false";
+                            (choices("targets", targets.all().iter().map(Target::name)))
+                        }
                     }
                     div {
                         label for="state" { (t.say("column-state")) }

@@ -200,6 +200,8 @@ fn form(t: Texts, which: &Which) -> Markup {
 struct Enrollment<'e> {
     name: &'e str,
     enrolled: Option<&'e EnrollmentOutline>,
+    /// Target of its devices, if the configuration names targets.
+    target: Option<String>,
     totals: Totals,
     waiting: u64,
     refused: Vec<&'e Held>,
@@ -234,6 +236,8 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
     for group in &census.held {
         held.entry(&group.enrollment).or_default().push(group);
     }
+    let targets = &shared.sources.targets;
+    let of_enrollments = targets.of_enrollments();
     let configured = shared.enrollments();
     let known: HashSet<&str> = configured.iter().map(|enrolled| enrolled.name.as_str()).collect();
     let unknown = census.totals.iter().filter(|totals| !known.contains(totals.enrollment.as_str()));
@@ -249,6 +253,7 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
             Enrollment {
                 name,
                 enrolled,
+                target: of_enrollments.get(name).cloned().filter(|_| targets.are_named()),
                 totals: census.of(name).cloned().unwrap_or_default(),
                 waiting: waiting.iter().map(|held| held.devices).sum(),
                 refused,
@@ -290,7 +295,7 @@ fn kind_of(kind: KindName) -> &'static str {
 }
 
 fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
-    let Enrollment { name, enrolled, totals, waiting, refused, .. } = enrollment;
+    let Enrollment { name, enrolled, target, totals, waiting, refused, .. } = enrollment;
     let number = |count: u64| t.rich("count", [("count", count.into())]);
     let link = |conditions: Conditions, text: Markup| {
         html! { a href=(conditions.of(name).path("/devices", &[], &[])) { (text) } }
@@ -312,6 +317,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                         ("product", product_key.into()),
                         ("reissue", (&advice::reissue(t, *reissue)).into()),
                     ]))
+                    @if let Some(target) = target { " · " (t.rich("fact-at-target", [("target", target.into())])) }
                 }
                 (guards(t, &enrolled.guards, totals.registered))
             } @else {

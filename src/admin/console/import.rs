@@ -359,7 +359,10 @@ fn unreadable(frame: &Frame, visitor: &Visitor, error: &MultipartError) -> Respo
 }
 
 fn enrollments(shared: &Shared, default: &str) -> Result<Enrollments, String> {
-    let known = Enrollments::new(shared.enrollments().iter().cloned());
+    let targets = &shared.sources.targets;
+    let names = targets.all().iter().map(|target| target.name().to_owned());
+    let known =
+        Enrollments::new(shared.enrollments().iter().cloned()).with_targets(names, targets.of_enrollments());
     if default.is_empty() {
         Ok(known)
     } else {

@@ -30,6 +30,8 @@ use crate::{
     },
     device_view::time,
     histogram::Distribution,
+    iot_platform::calls::Trouble,
+    registrar::{Target, Targets},
     store::{StoreError, UnixSeconds, unix_now},
 };
 
@@ -81,7 +83,7 @@ async fn summary(shared: &Shared) -> serde_json::Value {
     let concerns: Vec<_> = concerns
         .iter()
         .map(|concern| {
-            json!({
+            let mut shown = json!({
                 "subject": concern.subject.keys()[0],
                 "severity": concern.tone.class(),
                 "course": match concern.course {
@@ -97,7 +99,11 @@ async fn summary(shared: &Shared) -> serde_json::Value {
                 "code": concern.code,
                 "names": concern.names,
                 "pairs": concern.pairs,
-            })
+            });
+            if let Some(target) = &concern.target {
+                shown["target"] = target.as_str().into();
+            }
+            shown
         })
         .collect();
     json!({
@@ -115,11 +121,11 @@ async fn summary(shared: &Shared) -> serde_json::Value {
             "failedHandshakes": hour.sum(&Kind::FAILED_HANDSHAKES),
         },
         "sessions": sessions(shared),
-        "registrations": sources.registrar.registrations(),
-        "registrationsWaiting": sources.registrar.waiting(),
-        "batches": sources.registrar.batches(),
-        "breakersOpen": sources.registrar.open_breakers(),
-        "draining": sources.registrar.is_draining(),
+        "registrations": sources.targets.registrations(),
+        "registrationsWaiting": sources.targets.waiting(),
+        "batches": sources.targets.batches(),
+        "breakersOpen": sources.targets.open_breakers(),
+        "draining": sources.targets.is_draining(),
     })
 }
 
@@ -150,14 +156,16 @@ async fn look(shared: &Shared, now: &Sample) -> Looked {
     let enrollments = shared.enrollments();
     let ring = shared.ring();
     let hour = ring.total(Range::Hour, now);
+    let unanswered = unanswered(&sources.targets);
     let situation = Situation {
         now: now.at,
         episodes: Kind::ALL.map(|kind| ring.episode(&[kind], now)),
-        troubles: sources.calls.troubles(),
-        unanswered_since: sources.calls.unanswered_since(),
-        clock_offset: sources.registrar.clock_offset(),
-        cloud_worked: sources.calls.last_worked(),
-        has_cloud: sources.cloud.is_some(),
+        troubles: troubles(&sources.targets),
+        unanswered_since: unanswered.as_ref().map(|(since, _)| *since),
+        unanswered_target: unanswered.and_then(|(_, target)| target),
+        clock_offset: sources.targets.clock_offset(),
+        cloud_worked: last_worked(&sources.targets),
+        has_cloud: sources.targets.has_cloud(),
         unserved: &recent.all,
         handshakes: &handshakes,
         census: census.as_ref().map(|census| match census {
@@ -165,12 +173,38 @@ async fn look(shared: &Shared, now: &Sample) -> Looked {
             Err(error) => Err(error.to_string()),
         }),
         configured: enrollments.iter().map(|enrolled| enrolled.name.as_str()).collect(),
-        is_draining: sources.registrar.is_draining(),
-        waiting: sources.registrar.registrations() as u64,
+        targets: sources.targets.all().iter().map(Target::name).collect(),
+        is_draining: sources.targets.is_draining(),
+        waiting: sources.targets.registrations() as u64,
     };
     let concerns = concerns::of(&situation);
     let outlook = concerns::outlook(&situation, sources.started, hour.sum(&Kind::ALL));
     Looked { concerns, outlook, recent, census, hour }
+}
+
+/// Returns the name of a target, if the configuration names targets.
+fn shown_name(targets: &Targets, target: &Target) -> Option<String> {
+    targets.are_named().then(|| target.name().to_owned())
+}
+
+/// Returns the calls that fail, to the clouds of all targets.
+fn troubles(targets: &Targets) -> Vec<Trouble> {
+    let of = |target: &Target| {
+        let name = shown_name(targets, target);
+        target.calls.troubles().into_iter().map(move |trouble| Trouble { target: name.clone(), ..trouble })
+    };
+    targets.all().iter().flat_map(of).collect()
+}
+
+/// Returns the start time of the oldest call that has no answer yet, and its target.
+fn unanswered(targets: &Targets) -> Option<(UnixSeconds, Option<String>)> {
+    let of = |target: &Target| Some((target.calls.unanswered_since()?, shown_name(targets, target)));
+    targets.all().iter().filter_map(of).min()
+}
+
+/// Returns the time of the last call that worked, to the cloud of any target.
+fn last_worked(targets: &Targets) -> Option<UnixSeconds> {
+    targets.all().iter().filter_map(|target| target.calls.last_worked()).max()
 }
 
 async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
@@ -180,7 +214,7 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
         let ring = shared.ring();
         (ring.bars(range, &now), ring.total(range, &now))
     };
-    let registrar = &sources.registrar;
+    let registrar = &sources.targets;
     let waiting = sources.store.metrics().map_or(0, |metrics| metrics.waiting.load(Ordering::Relaxed));
     let tile = |name, value: &str, about: Markup| {
         html! { div.tile { dt { (t.say(name)) } dd { strong { (value) } " " span { (about) } } } }
@@ -227,8 +261,8 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
 /// little.
 fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> Markup {
     let sources = &shared.sources;
-    let cloud = match sources.calls.last_worked() {
-        _ if sources.cloud.is_none() => html! { (t.say("looked-no-cloud")) },
+    let cloud = match last_worked(&sources.targets) {
+        _ if !sources.targets.has_cloud() => html! { (t.say("looked-no-cloud")) },
         Some(at) => t.rich("looked-cloud", [("time", moment(at).into())]),
         None => html! { (t.say("looked-cloud-idle")) },
     };
@@ -284,7 +318,10 @@ struct Shown<'c> {
 
 impl<'c> Shown<'c> {
     fn of(shared: &'c Shared, t: Texts, concern: &'c Concern) -> Self {
-        let cloud = shared.sources.cloud.as_deref().unwrap_or_default();
+        let targets = &shared.sources.targets;
+        let own = concern.target.as_deref().and_then(|name| targets.named(name));
+        let cloud =
+            own.or(targets.all().first()).and_then(|target| target.host.as_deref()).unwrap_or_default();
         Self { t, concern, started: shared.sources.started, cloud }
     }
 
@@ -331,7 +368,9 @@ impl<'c> Shown<'c> {
         let counted = concern.counted.map(|counted| at("fact-counted", counted));
         let devices =
             concern.devices.map(|count| html! { (t.with("fact-devices", [("count", count.into())])) });
-        [devices, since, last, counted].into_iter().flatten().collect()
+        let target =
+            concern.target.as_ref().map(|target| t.rich("fact-at-target", [("target", target.into())]));
+        [target, devices, since, last, counted].into_iter().flatten().collect()
     }
 
     fn render(&self) -> Markup {

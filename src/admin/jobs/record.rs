@@ -74,8 +74,17 @@ fn parts(entry: &AuditEntry) -> Option<(&str, &str)> {
 
 /// Describes the conditions of a filter.
 fn words(filter: &Filter) -> String {
-    let Filter { enrollment, product_key, state, is_registered, refusal, issued_from, issued_before, text } =
-        filter;
+    let Filter {
+        enrollment,
+        product_key,
+        state,
+        is_registered,
+        refusal,
+        issued_from,
+        issued_before,
+        text,
+        target,
+    } = filter;
     let text = text.as_ref().map(|text| match text {
         Text::Begins(text) => ("begins", text.clone()),
         Text::Ends(text) => ("ends", text.clone()),
@@ -91,6 +100,7 @@ fn words(filter: &Filter) -> String {
         issued_from.map(|at| ("from", at.to_string())),
         issued_before.map(|at| ("before", at.to_string())),
         text,
+        target.clone().map(|value| ("target", value)),
     ];
     let words: Vec<String> =
         conditions.into_iter().flatten().map(|(name, value)| format!("{name}={value}")).collect();

@@ -5,7 +5,7 @@ use tokio::runtime::Handle;
 use super::{record::Recorded, *};
 use crate::{
     iot_platform::Action as Call,
-    registrar::{self, Registrar},
+    registrar::{self, Registrar, Targets},
     seal::Keyring,
     store::{
         DeviceRow,
@@ -52,7 +52,13 @@ impl Bench {
     fn begin(&self, action: Action, target: Target, expected: u64) -> Result<Arc<Job>, NotBegun> {
         let by = Actor { name: "console:anna".into(), address: None };
         let order = Order { action, target, expected, by };
-        self.jobs.begin(order, None, self.store.clone(), self.registrar.clone(), Arc::default())
+        self.jobs.begin(
+            order,
+            None,
+            self.store.clone(),
+            Targets::only(self.registrar.clone()),
+            Arc::default(),
+        )
     }
 
     async fn run(&self, action: Action, target: Target, expected: u64) -> Progress {
@@ -308,7 +314,7 @@ async fn a_confirmation_that_comes_twice_begins_one_job() {
             order.clone(),
             Some(token),
             bench.store.clone(),
-            bench.registrar.clone(),
+            Targets::only(bench.registrar.clone()),
             Arc::default(),
         )
     };
@@ -331,7 +337,7 @@ async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
             order(action),
             Some(token),
             bench.store.clone(),
-            bench.registrar.clone(),
+            Targets::only(bench.registrar.clone()),
             Arc::default(),
         )
     };

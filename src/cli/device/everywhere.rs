@@ -4,12 +4,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use futures_util::future::try_join_all;
-use tokio::runtime::Handle;
 
 use super::{
     super::{CommandResult, Failure, print, progress::Progress, remark},
@@ -18,14 +18,13 @@ use super::{
 };
 use crate::{
     app,
-    config::Config,
+    config::{Config, Target},
     device::DeviceId,
     device_view::time,
-    registrar::{self, Registrar},
+    registrar::{self, Targets},
     store::{
-        Actor, DeviceState, StoreError, Table,
+        Actor, DeviceState, Store, StoreError, Table,
         audit::AuditEvent,
-        claim::Owner,
         order::{Order, OrderKind, OrderNumber, Placed},
     },
 };
@@ -70,39 +69,41 @@ struct Tally {
 /// Changes the chosen devices in the table and at IoT Platform, and reports the changes.
 pub(super) async fn change(
     config: &Config,
-    store: &std::sync::Arc<dyn Table>,
+    store: &Arc<dyn Table>,
     chosen: Chosen,
     kind: OrderKind,
     by: &Actor,
 ) -> CommandResult {
     check(config).map_err(Failure::Usage)?;
-    let (cloud, limits) = app::cloud(config).map_err(Failure::Usage)?;
+    let table: Arc<dyn Store> = store.clone();
+    let adapt = |limits| registrar::Config { sweep_pause: None, ..limits };
+    let targets = app::targets(config, &table, &format!("device {kind}"), adapt).map_err(Failure::Usage)?;
     let (mut tally, placed) = place(config, &**store, &chosen, kind, by).await?;
     if !placed.is_empty() {
-        let limits = registrar::Config { sweep_pause: None, ..limits };
-        let owner = Owner::new(&format!("device {kind}"))?;
-        let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
         let waited = tokio::select! {
-            waited = wait(&**store, &registrar, placed, &mut tally) => waited,
+            waited = wait(&**store, &targets, placed, &mut tally) => waited,
             signal = tokio::signal::ctrl_c() => signal.map_err(|error| StoreError::Failed(error.to_string())),
         };
-        registrar.drain(DRAIN).await;
+        targets.drain(DRAIN).await;
         waited?;
         tally.left = placed_still(&**store, &chosen, kind).await?;
     }
     report(&chosen, kind, &tally)
 }
 
-/// Checks that the configuration permits changes at IoT Platform.
+/// Checks that the configuration permits changes at a cloud.
 fn check(config: &Config) -> anyhow::Result<()> {
-    match &config.iot_platform {
-        None => Err(anyhow!("the configuration has no [iot_platform], so there is nothing to change there")),
-        Some(section) if !section.manages => Err(anyhow!(
-            "the configuration does not permit changes at IoT Platform: set manage = true in [iot_platform], and give \
-             its RAM user the second policy of docs/cloud.md"
-        )),
-        Some(_) => Ok(()),
-    }
+    let manages = |target: &Target| target.settings.as_ref().is_ok_and(|settings| settings.manages);
+    ensure!(
+        !config.targets.is_empty(),
+        "the configuration has no [iot_platform], so there is nothing to change there"
+    );
+    ensure!(
+        config.targets.iter().any(manages),
+        "the configuration does not permit changes at IoT Platform: set manage = true in [iot_platform], and give its \
+         RAM user the second policy of docs/cloud.md"
+    );
+    Ok(())
 }
 
 /// Places the orders. Returns the devices that have one.
@@ -174,14 +175,16 @@ async fn placed_still(store: &dyn Table, chosen: &Chosen, kind: OrderKind) -> Re
 /// Waits until the orders are carried out, by this process or another one.
 async fn wait(
     store: &dyn Table,
-    registrar: &std::sync::Arc<Registrar>,
+    targets: &Targets,
     mut placed: BTreeMap<OrderNumber, DeviceId>,
     tally: &mut Tally,
 ) -> Result<(), StoreError> {
     let mut progress = Progress::new("{pos} devices changed at IoT Platform");
     let (mut moved, mut told) = (Instant::now(), BTreeSet::new());
     while !placed.is_empty() && moved.elapsed() < PATIENCE {
-        registrar.look_for_orders().await?;
+        for target in targets.all() {
+            target.registrar.look_for_orders().await?;
+        }
         tokio::time::sleep(LOOK).await;
         let orders = all(store).await?;
         for reason in orders.iter().filter_map(|order| order.failure.clone()) {
@@ -204,7 +207,7 @@ async fn wait(
     }
     // Rotated devices are registered anew by the process that has carried the orders out.
     let deadline = Instant::now() + ANEW;
-    while registrar.registrations() > 0 && Instant::now() < deadline {
+    while targets.registrations() > 0 && Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
@@ -243,10 +246,10 @@ fn report(chosen: &Chosen, kind: OrderKind, tally: &Tally) -> CommandResult {
     };
     print(|out| {
         if tally.done > 0 {
-            writeln!(out, "{}: {done}", subject(tally.done).trim_end_matches(':'))?;
+            writeln!(out, "{}: {done}", subject(tally.done))?;
         }
         if tally.here > 0 {
-            writeln!(out, "{}: changed in the table only, because of no certificate", subject(tally.here))?;
+            writeln!(out, "{}: changed in the table only, without a certificate", subject(tally.here))?;
         }
         Ok::<_, std::io::Error>(())
     })?;

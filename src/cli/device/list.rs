@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// Only this product
     #[arg(long, value_name = "KEY")]
     product: Option<String>,
+    /// Only devices that are registered at this target, or whose row names it
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
     /// Only devices in this state
     #[arg(long, value_enum)]
     state: Option<State>,
@@ -109,6 +112,7 @@ impl Args {
             state: states.into_iter().find_map(|(is_set, state)| is_set.then_some(state)),
             is_registered: (self.registered || self.unregistered).then_some(self.registered),
             text: begins.or(ends).transpose()?,
+            target: self.target.clone(),
             ..Filter::default()
         })
     }
@@ -130,6 +134,12 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
         // This is only a warning, because the table may still contain devices of a former
         // enrollment.
         tracing::warn!(enrollment = name, "the configuration has no [[enrollment]] of this name");
+    }
+    if let Some(name) = &args.target
+        && config.targets.iter().all(|target| target.name != *name)
+    {
+        // Devices may still belong to a former target.
+        tracing::warn!(at_target = name, "the configuration has no [[target]] of this name");
     }
     let filter = args.filter()?;
     let after = args.after.as_deref().map(after).transpose()?;
@@ -156,8 +166,8 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
             print(|out| {
                 done.iter().try_for_each(|row| {
                     let taken = taken.get(&row.enrollment).copied().filter(|_| !row.is_claimed);
-                    let taken = taken.unwrap_or_default();
-                    writeln!(out, "{}", as_json(row, terms(config, row), taken, None))
+                    let rules = (terms(config, row), taken.unwrap_or_default());
+                    writeln!(out, "{}", as_json(row, rules, None, config.names_targets))
                 })
             })?;
             listed += found;
@@ -176,7 +186,8 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
     };
     drop(progress);
     if !args.json {
-        print(|out| write!(out, "{}", as_table(&page)))?;
+        let table = if config.names_targets { with_targets(&page) } else { as_table(&page) };
+        print(|out| write!(out, "{table}"))?;
     }
     match stopped {
         Some((last, true)) if listed == limit => {
@@ -217,20 +228,35 @@ fn part(option: &str, text: &str) -> Result<String, Failure> {
         .map_err(|error| Failure::Usage(anyhow!("{option} \"{}\": {error}", text.escape_debug())))
 }
 
+const HEAD: [&str; 7] =
+    ["DEVICE", "ENROLLMENT", "STATE", "CERTIFICATE", "FIRST ISSUED", "ACTIVATED", "REFUSED"];
+
+fn cells(row: &Listed) -> [String; 7] {
+    [
+        row.id.to_string(),
+        row.enrollment.clone(),
+        state(row.state).into(),
+        if row.is_registered { "yes".into() } else { "no".into() },
+        time(row.first_issued).unwrap_or_else(|| "-".into()),
+        time(row.activated).unwrap_or_else(|| "-".into()),
+        row.refusal.clone().unwrap_or_else(|| "-".into()),
+    ]
+}
+
 fn as_table(devices: &[Listed]) -> String {
-    let line = |row: &Listed| {
-        [
-            row.id.to_string(),
-            row.enrollment.clone(),
-            state(row.state).into(),
-            if row.is_registered { "yes".into() } else { "no".into() },
-            time(row.first_issued).unwrap_or_else(|| "-".into()),
-            time(row.activated).unwrap_or_else(|| "-".into()),
-            row.refusal.clone().unwrap_or_else(|| "-".into()),
-        ]
+    let mut lines = vec![HEAD.map(String::from)];
+    lines.extend(devices.iter().map(cells));
+    aligned(&lines)
+}
+
+/// Formats a table with a column of the targets.
+fn with_targets(devices: &[Listed]) -> String {
+    let line = |[device, enrollment, others @ ..]: [String; 7], target: String| {
+        let [state, certificate, issued, activated, refused] = others;
+        [device, enrollment, target, state, certificate, issued, activated, refused]
     };
-    let head = ["DEVICE", "ENROLLMENT", "STATE", "CERTIFICATE", "FIRST ISSUED", "ACTIVATED", "REFUSED"];
-    let mut lines = vec![head.map(String::from)];
-    lines.extend(devices.iter().map(line));
+    let mut lines = vec![line(HEAD.map(String::from), "TARGET".into())];
+    let target = |row: &Listed| row.target.clone().unwrap_or_else(|| "-".into());
+    lines.extend(devices.iter().map(|row| line(cells(row), target(row))));
     aligned(&lines)
 }

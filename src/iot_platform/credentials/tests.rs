@@ -365,3 +365,22 @@ async fn until(done: impl Fn() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("in time");
 }
+
+#[test]
+fn an_account_has_one_name_wherever_its_access_key_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let of_file = |name: &str, id: &str| {
+        let path = folder.path().join(name);
+        write(&path, id);
+        Source::File(CredentialsFile { path, profile: "default".into(), role: Role::default() }).account()
+    };
+    let given = Source::Given(Credentials {
+        access_key_id: "LTAI1".into(),
+        access_key_secret: Secret::new("hush".into()),
+        security_token: None,
+    });
+    assert_eq!(of_file("one", "LTAI1"), given.account());
+    assert_eq!(of_file("other", "LTAI1"), given.account());
+    assert_ne!(of_file("other", "LTAI2"), given.account());
+    assert!(!given.account().contains("LTAI"));
+}

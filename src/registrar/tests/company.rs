@@ -97,7 +97,10 @@ impl Company {
                             Outcome::Changed | Outcome::NoPlace => {
                                 tokio::time::sleep(Duration::from_secs(60)).await
                             }
-                            Outcome::Refused(reason) | Outcome::SharedName(reason) => panic!("{reason}"),
+                            Outcome::Refused(reason)
+                            | Outcome::SharedName(reason)
+                            | Outcome::Elsewhere(reason)
+                            | Outcome::NoTarget(reason) => panic!("{reason}"),
                         }
                     }
                 }

@@ -35,6 +35,10 @@ impl Line {
 }
 
 impl IotPlatform for Line {
+    fn account(&self) -> String {
+        self.cloud.account()
+    }
+
     fn clock_offset(&self) -> Option<i64> {
         self.cloud.clock_offset()
     }

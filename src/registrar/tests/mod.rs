@@ -8,6 +8,7 @@ mod others;
 mod products;
 mod stall;
 mod sweep;
+mod targets;
 
 use super::*;
 use crate::{
@@ -37,7 +38,12 @@ fn id(device: &str) -> DeviceId {
 }
 
 fn wanted(device: &str) -> JournalEntry {
-    JournalEntry { device: id(device), product_key: "a1".into(), device_name: device.into() }
+    JournalEntry {
+        device: id(device),
+        product_key: "a1".into(),
+        device_name: device.into(),
+        target: crate::target::DEFAULT.into(),
+    }
 }
 
 /// Returns a new owner, because each process is an owner of its own.

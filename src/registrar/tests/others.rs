@@ -140,7 +140,9 @@ async fn resume_beside_others(check_takes: Duration) {
     // A process has died before any device was created.
     let entries = [0, 1, 2].map(|number| wanted(&name(number)));
     let names: Vec<String> = entries.iter().map(|entry| entry.device_name.clone()).collect();
-    let (dead, batch) = (owner(), OpenBatch { id: 1, product_key: "a1".into(), apply_id: None });
+    let batch =
+        OpenBatch { id: 1, product_key: "a1".into(), apply_id: None, target: crate::target::DEFAULT.into() };
+    let dead = owner();
     let now = ClaimTime { at: crate::store::unix_now(), cloud_offset: crowd.cloud.clock_offset() };
     // For the third device, an earlier call of that process is unanswered.
     crowd.store.claim(&dead, &entries[2], now).await.unwrap();

@@ -119,6 +119,7 @@ async fn a_device_whose_registration_has_begun_keeps_its_place() {
         device: id.clone(),
         product_key: "a1lamp".into(),
         device_name: "SN-1".into(),
+        target: "default".into(),
     };
     let at = crate::store::claim::ClaimTime { at: 1, cloud_offset: None };
     use crate::store::claim::Claims as _;
@@ -141,7 +142,7 @@ async fn a_crowd_at_two_servers_gets_exactly_as_many_certificates_as_there_are_p
     let config = registrar::Config { qps: 1000.0, ..registrar::Config::default() };
     let registrar = Registrar::new(config, other, second.clone(), bench.cloud.clone(), Handle::current());
     registrar.set_max_places(Arc::new([("plug".to_owned(), MAX as u64)].into()));
-    let provisioner = Provisioner::new(second.clone(), registrar, PATIENCE);
+    let provisioner = Provisioner::new(second.clone(), Targets::only(registrar), PATIENCE);
     let service = Arc::new(Service::new(Instant::now(), provisioner, RequestLimits::default()));
     let principal = bench.principal("plug-identity").await;
     let asking = (0..80).map(|number| {

@@ -16,7 +16,7 @@ impl Hosts for Named {
 /// Returns a bench whose service knows hosts, and tells them to the devices of `enrollments`.
 fn bench_with_hosts(enrollments: &[&str]) -> Bench {
     let bench = Bench::new();
-    let provisioner = Provisioner::new(bench.store.clone(), bench.registrar.clone(), PATIENCE);
+    let provisioner = Provisioner::new(bench.store.clone(), Targets::only(bench.registrar.clone()), PATIENCE);
     let provisioner = provisioner.with_hosts(Arc::new(Named));
     let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
     let names = enrollments.iter().map(|name| (*name).to_owned()).collect();

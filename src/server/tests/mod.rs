@@ -25,7 +25,7 @@ use crate::{
     provision::Provisioner,
     psk::{Enrollment, Key, Kind, Reissue},
     rate_limit::Rate,
-    registrar::Registrar,
+    registrar::{Registrar, Targets},
     resource::throttle::{EnrollmentLimits, RequestLimits},
     store::{Actor, ImportRow, sqlite::Sqlite},
     testing::{cloud::Cloud, store::import},
@@ -54,7 +54,7 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
         cloud,
         runtime.clone(),
     );
-    let provisioner = Provisioner::new(store.clone(), registrar, Duration::from_secs(5));
+    let provisioner = Provisioner::new(store.clone(), Targets::only(registrar), Duration::from_secs(5));
     Services {
         enrollments: Arc::new(Enrollments::new([enrollment])),
         service: Arc::new(Service::new(Instant::now(), provisioner, requests)),

@@ -107,8 +107,8 @@ impl<S: Claims> Claims for Alternating<S> {
         fn close_batch(owner: OwnerId, batch: BatchId) -> ();
         fn settle(owner: OwnerId, entry: &'a JournalEntry, settlement: &'a Settlement) -> ();
         fn release_claim(owner: OwnerId, device: &'a DeviceId, asked: bool) -> ();
-        fn take_batches(owner: &'a Owner) -> Vec<TakenBatch>;
-        fn abandoned(limit: usize) -> Vec<JournalEntry>;
+        fn take_batches(owner: &'a Owner, target: &'a str) -> Vec<TakenBatch>;
+        fn abandoned(target: &'a str, limit: usize) -> Vec<JournalEntry>;
         fn claim_of(device: &'a DeviceId) -> Option<ClaimView>;
         fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
         fn open_batches() -> Vec<OpenBatch>;
@@ -241,6 +241,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn import_activity(&self) -> Result<ImportActivity, StoreError> {
         self.next().import_activity()
+    }
+
+    fn targets(&self) -> Result<Vec<String>, StoreError> {
+        self.next().targets()
     }
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {

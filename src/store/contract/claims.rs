@@ -13,6 +13,7 @@ use crate::store::{
     claim::{Beat, ClaimTime, Claimed, Settlement},
     turn::Turn,
 };
+use crate::target;
 
 fn claim(store: &impl Store, by: i64, device: &str) -> Claimed {
     now(store.claim(&owner(by), &entry(device), NOW)).unwrap()
@@ -231,7 +232,7 @@ fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
 
     assert!(now(store.fence(second)).unwrap());
     assert!(!now(store.fence(second)).unwrap(), "once");
-    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-1")]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), [entry("SN-1")]);
     assert_eq!(yours(claim(store, 2, "SN-1")).asked_by, AskedBy::Other);
     let answer = settle(store, 1, "SN-1", &registered("SN-1", "s3cret"));
     assert!(matches!(answer, Err(StoreError::Fenced)), "{answer:?}");
@@ -254,12 +255,12 @@ fn an_owner_that_stops_leaves_its_claims_to_others(store: &(impl Store + Bulk)) 
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 1, "SN-1"));
     yours(claim(store, 2, "SN-3"));
-    assert_eq!(now(store.abandoned(9)).unwrap(), []);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), []);
     now(store.retire(1)).unwrap();
     now(store.release_claim(2, &id("SN-3"), true)).unwrap();
-    let abandoned = now(store.abandoned(9)).unwrap();
+    let abandoned = now(store.abandoned(target::DEFAULT, 9)).unwrap();
     assert_eq!(abandoned.len(), 2);
-    assert_eq!(now(store.abandoned(1)).unwrap(), abandoned[..1]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 1)).unwrap(), abandoned[..1]);
 }
 
 /// `retire_if_idle` does not retire an owner that has claims or a batch.
@@ -293,7 +294,7 @@ fn a_claim_is_shown_with_its_owner(store: &(impl Store + Bulk)) {
 }
 
 fn batch(id: i64) -> OpenBatch {
-    OpenBatch { id, product_key: "a1lamp".into(), apply_id: None }
+    OpenBatch { id, product_key: "a1lamp".into(), apply_id: None, target: target::DEFAULT.into() }
 }
 
 /// `claim_batch` returns an answer for each entry.
@@ -399,8 +400,8 @@ fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
 
 /// If nothing is abandoned, `take_batches` and `abandoned` do not make the caller an owner.
 fn one_that_takes_nothing_owns_nothing(store: &(impl Store + Bulk)) {
-    assert_eq!(now(store.take_batches(&owner(1))).unwrap(), []);
-    assert_eq!(now(store.abandoned(9)).unwrap(), []);
+    assert_eq!(now(store.take_batches(&owner(1), target::DEFAULT)).unwrap(), []);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), []);
     assert_eq!(now(store.beats(None)).unwrap(), []);
 }
 
@@ -412,7 +413,7 @@ fn what_a_disabled_device_has_begun_is_not_resumed(store: &(impl Store + Bulk)) 
     }
     now(store.retire(1)).unwrap();
     now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
-    assert_eq!(now(store.abandoned(1)).unwrap(), [entry("SN-2")]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 1)).unwrap(), [entry("SN-2")]);
 }
 
 /// `take_batches` takes the abandoned batches that have an `ApplyId`, with their claims.
@@ -424,9 +425,9 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     now(store.claim_batch(&owner(3), &batch(79), &[entry("SN-4")], NOW)).unwrap();
     now(store.set_apply_id(1, 77, 5)).unwrap();
     now(store.set_apply_id(3, 79, 6)).unwrap();
-    assert_eq!(now(store.take_batches(&owner(2))).unwrap(), []);
+    assert_eq!(now(store.take_batches(&owner(2), target::DEFAULT)).unwrap(), []);
     now(store.retire(1)).unwrap();
-    let taken = now(store.take_batches(&owner(2))).unwrap();
+    let taken = now(store.take_batches(&owner(2), target::DEFAULT)).unwrap();
     let [(taken, claims)] = &taken[..] else { panic!("{taken:?}") };
     assert_eq!(*taken, OpenBatch { apply_id: Some(5), ..batch(77) });
     let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
@@ -435,15 +436,15 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     let asked =
         |claims: &[(JournalEntry, Claim)]| claims.iter().map(|(_, claim)| claim.asked_by).collect::<Vec<_>>();
     assert_eq!(asked(claims), [AskedBy::Nobody, AskedBy::Other]);
-    let again = now(store.take_batches(&owner(2))).unwrap();
+    let again = now(store.take_batches(&owner(2), target::DEFAULT)).unwrap();
     assert_eq!((again.len(), again[0].1.len()), (1, 2), "the answer may have been lost");
     assert_eq!(asked(&again[0].1), [AskedBy::Nobody, AskedBy::Other]);
     // The abandoned batch without an `ApplyId` was removed, so SN-3 can be registered by a single
     // call.
-    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-3")]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), [entry("SN-3")]);
     assert_eq!(claim(store, 3, "SN-1"), Claimed::Held);
     settle(store, 2, "SN-1", &registered("SN-1", "s3cret")).unwrap();
-    assert_eq!(now(store.take_batches(&owner(4))).unwrap(), [], "its new owner lives");
+    assert_eq!(now(store.take_batches(&owner(4), target::DEFAULT)).unwrap(), [], "its new owner lives");
 }
 
 /// A lease has one owner at a time, and the next owner gets the cursor of the lease.
@@ -491,7 +492,7 @@ fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
         now(store.note_cloud_offset(1, 7)).unwrap();
     }
     let entries = [entry("SN-2"), entry("SN-3")];
-    let batch = OpenBatch { id: 5, product_key: "a1lamp".into(), apply_id: None };
+    let batch = batch(5);
     for _ in 0..2 {
         let claimed = now(store.claim_batch(&owner(1), &batch, &entries, NOW)).unwrap();
         assert!(claimed.iter().all(|claimed| matches!(claimed, Claimed::Yours(_))), "{claimed:?}");
@@ -501,7 +502,7 @@ fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
     }
     assert_eq!(now(store.open_batches()).unwrap(), [OpenBatch { apply_id: Some(9), ..batch }]);
     assert_eq!(open_entries(store), 3);
-    let taken = [(); 2].map(|()| now(store.take_batches(&owner(1))).unwrap());
+    let taken = [(); 2].map(|()| now(store.take_batches(&owner(1), target::DEFAULT)).unwrap());
     assert_eq!(taken[0], taken[1]);
     for _ in 0..2 {
         now(store.close_batch(1, 5)).unwrap();
@@ -519,7 +520,7 @@ fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
     for _ in 0..2 {
         now(store.release_claim(1, &id("SN-1"), true)).unwrap();
     }
-    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-1")]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), [entry("SN-1")]);
     let leases = [(); 2].map(|()| now(store.take_lease(&owner(1), "work")).unwrap());
     assert_eq!(leases, [Some(String::new()), Some(String::new())]);
     for _ in 0..2 {

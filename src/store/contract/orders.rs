@@ -126,7 +126,7 @@ fn a_completed_order_changes_the_row(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!((&rotated.certificate, &rotated.iot_id, rotated.first_issued), (&None, &None, None));
     assert_eq!((rotated.state, rotated.device_name.as_deref()), (DeviceState::Enabled, Some("SN-4")));
     // Any process registers the rotated device anew.
-    assert_eq!(now(store.abandoned(9)).unwrap(), [entry("SN-4")]);
+    assert_eq!(now(store.abandoned("default", 9)).unwrap(), [entry("SN-4")]);
 }
 
 /// While a device has an order, it is not registered. After a rotation, it is registered anew.

@@ -67,7 +67,7 @@ pub(super) fn the_claims_of_a_batch_share_the_free_places(store: &(impl Store + 
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     limit(store, 3);
     assert!(matches!(claim(store, 1, "SN-2"), Claimed::Yours(_)));
-    let batch = OpenBatch { id: 7, product_key: "a1lamp".into(), apply_id: None };
+    let batch = OpenBatch { id: 7, product_key: "a1lamp".into(), apply_id: None, target: "default".into() };
     let entries = ["SN-1", "SN-2", "SN-3", "SN-4"].map(entry);
     let claimed = now(store.claim_batch(&owner(1), &batch, &entries, NOW)).unwrap();
     let [Claimed::Yours(_), Claimed::Yours(_), Claimed::Yours(_), Claimed::NoPlace] = &claimed[..] else {

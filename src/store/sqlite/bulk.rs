@@ -43,6 +43,10 @@ impl Bulk for Sqlite {
         }
     }
 
+    fn targets(&self) -> Result<Vec<String>, StoreError> {
+        self.read_now(find::targets)
+    }
+
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {
         self.read_now(imports::all)
     }

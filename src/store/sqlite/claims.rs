@@ -1,10 +1,7 @@
 //! Claims on registrations in SQLite. Each method is one transaction of the writer, or a part of
 //! one, so that no other process sees a half-finished change.
 
-use std::{
-    task::{Context, Poll, Waker},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::task::{Context, Poll, Waker};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -26,8 +23,8 @@ use crate::{
         },
         lease::Leases,
         merge,
-        turn::{Turn, Turns},
     },
+    target,
 };
 
 /// SQL condition for claims and batches that no living owner has.
@@ -73,8 +70,11 @@ struct Before {
     /// Owner that may have called IoT Platform for an existing entry with the same name, and the
     /// entry's time and cloud offset.
     asked: Option<(AskedBy, UnixSeconds, Option<i64>)>,
-    /// Existing entry with another name, if that name may exist at IoT Platform.
+    /// Existing entry with another name or target, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
+    /// Target of an existing entry with the same name, if IoT Platform may have been called there
+    /// and the row asks for no certain target.
+    elsewhere: Option<String>,
     /// Set if another living owner has the claim, or the device has an order.
     held: bool,
     /// Set if the device is in the journal.
@@ -89,31 +89,45 @@ impl Before {
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
                            (o.ownerId IS NOT NULL AND o.ownerId <> ?2) \
                            OR EXISTS (SELECT 1 FROM cloud_order r WHERE r.deviceId = d.deviceId), \
-                           c.asked, c.owner IS ?2, c.deviceId IS NOT NULL, d.enrollment \
+                           c.asked, c.owner IS ?2, d.target, c.target, d.enrollment \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
                            WHERE d.deviceId = ?1";
-        let JournalEntry { device, product_key, device_name } = entry;
+        let JournalEntry { device, product_key, device_name, target } = entry;
         let before = connection
             .prepare_cached(SQL)?
             .query_row(params![device.as_str(), owner], |row| {
                 let name: Option<String> = row.get(1)?;
                 let name = name.unwrap_or_else(|| device.device_name());
-                let is_same_row = row.get_ref(0)?.as_str()? == product_key && name == *device_name;
+                let own_target = row.get_ref(11)?.as_str_or_null()?;
+                let is_same_row = row.get_ref(0)?.as_str()? == product_key
+                    && name == *device_name
+                    && own_target.is_none_or(|own| own == target);
                 let (asks, is_enabled): (bool, bool) = (is_same_row && row.get(2)?, row.get(3)?);
-                let claimed: (Option<String>, Option<String>) = (row.get(4)?, row.get(5)?);
-                let is_same_name = claimed == (Some(product_key.clone()), Some(device_name.clone()));
-                let other_name = match claimed {
-                    (Some(product_key), Some(device_name)) if !is_same_name => {
-                        Some(JournalEntry { device: device.clone(), product_key, device_name })
-                    }
-                    _ => None,
+                let claimed = match row.get(4)? {
+                    None => None,
+                    Some(product_key) => Some(JournalEntry {
+                        device: device.clone(),
+                        product_key,
+                        device_name: row.get(5)?,
+                        target: row.get(12)?,
+                    }),
+                };
+                let (asked, is_claimed): (Option<i64>, bool) = (row.get(9)?, claimed.is_some());
+                let is_same_name = claimed.as_ref() == Some(entry);
+                let is_elsewhere = |claimed: &JournalEntry| {
+                    let same = JournalEntry { target: target.clone(), ..claimed.clone() };
+                    own_target.is_none() && same == *entry && asked != Some(NOT_ASKED)
+                };
+                let (elsewhere, other_name) = match claimed.filter(|_| !is_same_name) {
+                    Some(claimed) if is_elsewhere(&claimed) => (Some(claimed.target), None),
+                    other => (None, other),
                 };
                 Ok(Self {
                     wanted: asks && is_enabled,
                     disabled: asks && !is_enabled,
-                    asked: match row.get::<_, Option<i64>>(9)?.filter(|_| is_same_name) {
+                    asked: match asked.filter(|_| is_same_name) {
                         None | Some(NOT_ASKED) => None,
                         Some(ASKED | ASKED_IN_BATCH) if row.get(10)? => {
                             Some((AskedBy::Caller, row.get(6)?, row.get(7)?))
@@ -121,9 +135,10 @@ impl Before {
                         Some(_) => Some((AskedBy::Other, row.get(6)?, row.get(7)?)),
                     },
                     other_name,
+                    elsewhere,
                     held: row.get(8)?,
-                    claimed: row.get(11)?,
-                    enrollment: row.get(12)?,
+                    claimed: is_claimed,
+                    enrollment: row.get(13)?,
                 })
             })
             .optional()?;
@@ -210,14 +225,14 @@ fn claim(
 ) -> rusqlite::Result<Claimed> {
     const CLAIM: &str = "INSERT INTO registration_claim \
                          (deviceId, productKey, deviceName, openedAt, cloudOffset, batchId, owner, asked, \
-                         enrollment) \
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) \
+                         enrollment, target) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
                          ON CONFLICT (deviceId) DO UPDATE SET productKey = excluded.productKey, \
                          deviceName = excluded.deviceName, openedAt = excluded.openedAt, \
                          cloudOffset = excluded.cloudOffset, batchId = excluded.batchId, \
                          owner = excluded.owner, asked = excluded.asked, \
-                         enrollment = excluded.enrollment";
-    let JournalEntry { device, product_key, device_name } = entry;
+                         enrollment = excluded.enrollment, target = excluded.target";
+    let JournalEntry { device, product_key, device_name, target } = entry;
     let before = Before::read(connection, owner.id, entry)?;
     if !before.wanted {
         if !before.held && !before.disabled {
@@ -228,6 +243,9 @@ fn claim(
     if before.held {
         return Ok(Claimed::Held);
     }
+    if let Some(target) = before.elsewhere {
+        return Ok(Claimed::Elsewhere(target));
+    }
     if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
         // Whether the name is taken is known when the import has ended.
         let is_hidden = unfinished::is_hidden(connection, &holder)?;
@@ -237,8 +255,15 @@ fn claim(
     if !before.claimed && !room.take(connection, &before.enrollment)? {
         return Ok(Claimed::NoPlace);
     }
-    if let Some(JournalEntry { product_key, device_name, .. }) = &before.other_name {
-        tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
+    match &before.other_name {
+        None => {}
+        Some(former) if former.target == *target => {
+            let JournalEntry { product_key, device_name, .. } = former;
+            tracing::warn!(%device, product_key, device_name, "a device was renamed while its registration was unfinished; if its former name exists at IoT Platform, delete it there");
+        }
+        Some(JournalEntry { product_key, device_name, target, .. }) => {
+            tracing::warn!(%device, product_key, device_name, former_target = target, "a device was given another target while its registration was unfinished; if its name exists at the former target, delete it there");
+        }
     }
     let (asked_by, since, cloud_offset) = before.asked.unwrap_or((AskedBy::Nobody, now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
@@ -256,7 +281,8 @@ fn claim(
             (AskedBy::Nobody, None) | (AskedBy::Caller, _) => ASKED,
             (AskedBy::Other, _) => ASKED_BEFORE,
         },
-        before.enrollment
+        before.enrollment,
+        target
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, asked_by }))
 }
@@ -285,11 +311,11 @@ fn settle(
     now: UnixSeconds,
 ) -> Result<Settled, WriteError> {
     const OWNER: &str = "SELECT owner FROM registration_claim \
-                         WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3";
-    let JournalEntry { device, product_key, device_name } = entry;
+                         WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3 AND target = ?4";
+    let JournalEntry { device, product_key, device_name, target } = entry;
     let claimed_by: Option<Option<OwnerId>> = connection
         .prepare_cached(OWNER)?
-        .query_row([device.as_str(), product_key, device_name], |row| row.get(0))
+        .query_row([device.as_str(), product_key, device_name, target], |row| row.get(0))
         .optional()?;
     let is_ours = claimed_by == Some(Some(owner));
     let row = read::device(connection, device)?;
@@ -321,6 +347,10 @@ fn settle(
         let reason = format!("device {device} was given another product or name meanwhile");
         return Ok(conflict(connection, device, reason)?);
     }
+    if row.target.as_ref().is_some_and(|own| own != target) {
+        let reason = format!("device {device} was given another target meanwhile");
+        return Ok(conflict(connection, device, reason)?);
+    }
     match settlement {
         Settlement::Registered(registered) => {
             if let Some(iot_id) = &registered.iot_id
@@ -340,7 +370,7 @@ fn settle(
                 refuse(connection, device, &reason)?;
                 return Ok(conflict(connection, device, reason)?);
             }
-            register(connection, device, registered, now)?;
+            register(connection, device, target, registered, now)?;
         }
         Settlement::Refused(reason) => {
             let changed = match row {
@@ -369,12 +399,13 @@ fn refuse(connection: &Connection, device: &DeviceId, reason: &str) -> rusqlite:
 fn register(
     connection: &Connection,
     device: &DeviceId,
+    target: &str,
     registered: &RegisteredDevice,
     now: UnixSeconds,
 ) -> Result<(), WriteError> {
     const SQL: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, \
                        IotId = coalesce(?5, IotId), registerTime = coalesce(registerTime, ?6), refusal = NULL, \
-                       importId = -abs(importId) WHERE deviceId = ?1";
+                       importId = -abs(importId), target = coalesce(target, ?7) WHERE deviceId = ?1";
     let RegisteredDevice { certificate, iot_id, registered } = registered;
     secrets::note(connection, certificate.device_secret.expose())?;
     connection.prepare_cached(SQL)?.execute(params![
@@ -383,7 +414,8 @@ fn register(
         certificate.device_name,
         certificate.device_secret.expose(),
         iot_id,
-        registered
+        registered,
+        target::to_store(target)
     ])?;
     let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
     let entry = AuditEntry::new(AuditEvent::Registered, now);
@@ -393,28 +425,30 @@ fn register(
 fn take_batches(
     connection: &Connection,
     owner: &Owner,
+    target: &str,
     now: UnixSeconds,
 ) -> rusqlite::Result<Vec<TakenBatch>> {
-    const REMOVE: &str = concat!("DELETE FROM registration_batch WHERE applyId IS NULL AND ", abandoned!());
+    const REMOVE: &str =
+        concat!("DELETE FROM registration_batch WHERE target = ?1 AND applyId IS NULL AND ", abandoned!());
     const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId IS NOT NULL \
                           AND batchId NOT IN (SELECT batchId FROM registration_batch)";
     const TAKE: &str = concat!(
-        "UPDATE registration_batch SET owner = ?1 WHERE owner = ?1 OR ",
+        "UPDATE registration_batch SET owner = ?1 WHERE target = ?2 AND (owner = ?1 OR ",
         abandoned!(),
-        " RETURNING batchId, productKey, applyId"
+        ") RETURNING batchId, productKey, applyId, target"
     );
     const TAKE_CLAIMS: &str = concat!(
         "UPDATE registration_claim SET owner = ?1, \
          asked = iif(asked = ?3 AND owner IS NOT ?1, ?4, asked) WHERE batchId = ?2 AND (owner = ?1 OR ",
         abandoned!(),
-        ") RETURNING deviceId, productKey, deviceName, openedAt, cloudOffset, asked"
+        ") RETURNING deviceId, productKey, deviceName, target, openedAt, cloudOffset, asked"
     );
-    if connection.prepare_cached(REMOVE)?.execute(())? > 0 {
+    if connection.prepare_cached(REMOVE)?.execute([target])? > 0 {
         connection.prepare_cached(SINGLE)?.execute(())?;
     }
     let batches: Vec<OpenBatch> = connection
         .prepare_cached(TAKE)?
-        .query_map([owner.id], read::open_batch)?
+        .query_map(params![owner.id, target], read::open_batch)?
         .collect::<rusqlite::Result<_>>()?;
     if !batches.is_empty() {
         note_owner(connection, owner, now)?;
@@ -424,11 +458,11 @@ fn take_batches(
         .into_iter()
         .map(|batch| {
             let entries = claims.query_map([owner.id, batch.id, ASKED, ASKED_BEFORE], |row| {
-                let asked_by = match row.get(5)? {
+                let asked_by = match row.get(6)? {
                     NOT_ASKED | ASKED_IN_BATCH => AskedBy::Nobody,
                     _ => AskedBy::Other,
                 };
-                let claim = Claim { since: row.get(3)?, cloud_offset: row.get(4)?, asked_by };
+                let claim = Claim { since: row.get(4)?, cloud_offset: row.get(5)?, asked_by };
                 Ok((read::journal_entry(row)?, claim))
             })?;
             Ok((batch, entries.collect::<rusqlite::Result<_>>()?))
@@ -439,10 +473,10 @@ fn take_batches(
 fn view(row: &Row<'_>) -> rusqlite::Result<ClaimView> {
     Ok(ClaimView {
         entry: read::journal_entry(row)?,
-        since: row.get(3)?,
-        batch: row.get(4)?,
-        owner: row.get(5)?,
-        last_beat: row.get(6)?,
+        since: row.get(4)?,
+        batch: row.get(5)?,
+        owner: row.get(6)?,
+        last_beat: row.get(7)?,
     })
 }
 
@@ -535,14 +569,14 @@ impl Claims for Sqlite {
         entries: &'a [JournalEntry],
         now: ClaimTime,
     ) -> StoreFuture<'a, Vec<Claimed>> {
-        const BATCH: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt, owner) \
-                             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (batchId) DO NOTHING";
+        const BATCH: &str = "INSERT INTO registration_batch (batchId, productKey, applyId, openedAt, owner, target) \
+                             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (batchId) DO NOTHING";
         let (owner, batch, entries) = (owner.clone(), batch.clone(), entries.to_vec());
         let mut room = Room::new(self.max_places.load_full());
         self.writer.submit(move |connection| {
             note_owner(connection, &owner, now.at)?;
             let apply_id = batch.apply_id.map(u64::cast_signed);
-            let row = params![batch.id, batch.product_key, apply_id, now.at, owner.id];
+            let row = params![batch.id, batch.product_key, apply_id, now.at, owner.id, batch.target];
             connection.prepare_cached(BATCH)?.execute(row)?;
             let claims =
                 entries.iter().map(|entry| claim(connection, &owner, entry, Some(batch.id), now, &mut room));
@@ -595,30 +629,30 @@ impl Claims for Sqlite {
         self.execute(sql, (device.as_str().to_owned(), owner))
     }
 
-    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
+    fn take_batches<'a>(&'a self, owner: &'a Owner, target: &'a str) -> StoreFuture<'a, Vec<TakenBatch>> {
         if !self.has_any("SELECT 1 FROM registration_batch") {
             return Box::pin(std::future::ready(Ok(Vec::new())));
         }
-        let (owner, now) = (owner.clone(), self.clock.now());
-        self.writer.submit(move |connection| Ok(take_batches(connection, &owner, now)?))
+        let (owner, target, now) = (owner.clone(), target.to_owned(), self.clock.now());
+        self.writer.submit(move |connection| Ok(take_batches(connection, &owner, &target, now)?))
     }
 
-    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
+    fn abandoned<'a>(&'a self, target: &'a str, limit: usize) -> StoreFuture<'a, Vec<JournalEntry>> {
         const SQL: &str = concat!(
-            "SELECT c.deviceId, c.productKey, c.deviceName FROM registration_claim c \
+            "SELECT c.deviceId, c.productKey, c.deviceName, c.target FROM registration_claim c \
              JOIN device_table d ON d.deviceId = c.deviceId \
-             WHERE c.batchId IS NULL AND d.state = 'enabled' AND ",
+             WHERE c.target = ?2 AND c.batchId IS NULL AND d.state = 'enabled' AND ",
             abandoned!(),
             " ORDER BY c.openedAt, c.deviceId LIMIT ?1"
         );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(move |connection| {
-            connection.prepare_cached(SQL)?.query_map([limit], read::journal_entry)?.collect()
+            connection.prepare_cached(SQL)?.query_map(params![limit, target], read::journal_entry)?.collect()
         })
     }
 
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>> {
-        const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.openedAt, c.batchId, o.name, \
+        const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.target, c.openedAt, c.batchId, o.name, \
                            o.lastBeat FROM registration_claim c \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
         self.read(|connection| connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional())
@@ -636,27 +670,6 @@ impl Claims for Sqlite {
 
     fn open_entries(&self) -> StoreFuture<'_, Vec<OpenEntry>> {
         self.read(read::open_entries)
-    }
-}
-
-impl Turns for Sqlite {
-    fn take_turn<'a>(&'a self, pace: &'a str, turn: Turn) -> StoreFuture<'a, Option<Duration>> {
-        const NEXT: &str = "SELECT nextMicros FROM call_pace WHERE pace = ?1";
-        const SET: &str = "INSERT INTO call_pace (pace, nextMicros) VALUES (?1, ?2) \
-                           ON CONFLICT (pace) DO UPDATE SET nextMicros = excluded.nextMicros";
-        let pace = pace.to_owned();
-        self.writer.submit(move |connection| {
-            let next = connection.prepare_cached(NEXT)?.query_row([&pace], |row| row.get(0)).optional()?;
-            // The clock is read only now, because the write may have waited for other transactions.
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-            match turn.take(next, i64::try_from(now).unwrap_or(i64::MAX)) {
-                Ok(next) => {
-                    connection.prepare_cached(SET)?.execute(params![pace, next])?;
-                    Ok(None)
-                }
-                Err(wait) => Ok(Some(wait)),
-            }
-        })
     }
 }
 

@@ -482,10 +482,19 @@ fn columns(filter: &Filter) -> &'static str {
 /// Returns the number of devices that a filter admits, or `None` if the stored numbers do not
 /// determine it.
 pub(super) fn number(connection: &Connection, filter: &Filter) -> rusqlite::Result<Option<u64>> {
-    let Filter { enrollment, product_key, state, is_registered, refusal, issued_from, issued_before, text } =
-        filter;
+    let Filter {
+        enrollment,
+        product_key,
+        state,
+        is_registered,
+        refusal,
+        issued_from,
+        issued_before,
+        text,
+        target,
+    } = filter;
     let enrollment = enrollment.as_deref();
-    if issued_from.is_some() || issued_before.is_some() || text.is_some() {
+    if issued_from.is_some() || issued_before.is_some() || text.is_some() || target.is_some() {
         return Ok(None);
     }
     match (refusal, state, is_registered) {

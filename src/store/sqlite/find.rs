@@ -17,6 +17,7 @@ use super::{
 use crate::{
     device::DeviceId,
     store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
+    target,
 };
 
 /// Number of rows that a search examines between two looks at the clock. Because of this, every
@@ -25,7 +26,7 @@ const ROWS: u64 = 128;
 
 /// The columns that [`seen`] reads, in the order in which it reads them.
 const COLUMNS: &str = "d.deviceId, d.enrollment, d.productKey, d.deviceName, d.deviceSecret IS NOT NULL, d.IotId, d.state, \
-     d.firstIssued, d.activateTime, d.refusal, d.cloudState, d.registerTime";
+     d.firstIssued, d.activateTime, d.refusal, d.cloudState, d.registerTime, d.target";
 
 /// Query plan that reads the rows that a filter may admit, in order of device ID. A plan that names
 /// an index reads the table itself, `main.device_table`, and not the view of the same name.
@@ -76,6 +77,15 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
         }
         (_, Some(State::DisabledAtCloud | State::DeletedAtCloud)) => {
             without("main.device_table d INDEXED BY device_cloud_state WHERE d.cloudState IS NOT NULL")
+        }
+        // Devices of the default target need no name of it, so the index lacks most of them.
+        _ if filter.enrollment.is_none()
+            && filter.target.as_deref().is_some_and(|target| target != target::DEFAULT) =>
+        {
+            with(
+                "main.device_table d INDEXED BY device_target WHERE d.target IS NOT NULL AND d.target = ?3",
+                filter.target.as_deref().unwrap_or_default().into(),
+            )
         }
         _ => match &filter.enrollment {
             Some(name) => {
@@ -133,6 +143,7 @@ fn seen<'r>(row: &'r Row<'_>) -> rusqlite::Result<Seen<'r>> {
         activated: time(8)?,
         refusal: optional(9)?,
         cloud_state: cloud_state(row, 10)?,
+        target: optional(12)?,
     })
 }
 
@@ -206,6 +217,7 @@ fn narrowed<'f>(connection: &Connection, filter: &'f Filter) -> rusqlite::Result
     // These paths are short, or in order of the beginnings of the IDs.
     let has_own = matches!(filter.text, Some(Text::Begins(_)))
         || filter.refusal.is_some()
+        || filter.target.is_some()
         || filter.enrollment.is_some();
     let is_rare = matches!(
         filter.state,
@@ -319,6 +331,17 @@ pub(super) fn listed(connection: &Connection, ids: &[DeviceId]) -> rusqlite::Res
     Ok(devices)
 }
 
+/// Implements [`Bulk::targets`](crate::store::Bulk::targets). Searches the index once for each
+/// target. Devices of an unfinished import count, too.
+pub(super) fn targets(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    const SQL: &str = "WITH RECURSIVE own(target) AS (\
+                       SELECT min(target) FROM main.device_table INDEXED BY device_target WHERE target IS NOT NULL \
+                       UNION ALL SELECT (SELECT min(d.target) FROM main.device_table d INDEXED BY device_target \
+                       WHERE d.target IS NOT NULL AND d.target > own.target) FROM own WHERE own.target IS NOT NULL) \
+                       SELECT target FROM own WHERE target IS NOT NULL";
+    connection.prepare_cached(SQL)?.query_map([], |row| row.get(0))?.collect()
+}
+
 /// Implements [`Bulk::products`](crate::store::Bulk::products).
 pub(super) fn products(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     const SQL: &str = "SELECT DISTINCT productKey FROM device_count WHERE devices > 0 ORDER BY productKey";
@@ -349,6 +372,7 @@ mod tests {
             Filter::default(),
             Filter { enrollment: Some("lamps".into()), ..Filter::default() },
             Filter { refusal: Some("odd".into()), ..Filter::default() },
+            Filter { target: Some("tokyo".into()), ..Filter::default() },
             text(Text::Begins("SN-".into())),
             text(Text::Ends("0001".into())),
             text(Text::Ends("1".into())),

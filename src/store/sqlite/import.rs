@@ -433,11 +433,11 @@ impl<'c> Table<'c> {
             noted: None,
             insert: connection.prepare(
                 "INSERT INTO device_table (deviceId, enrollment, productKey, deviceName, deviceSecret, \
-                 IotId, importId) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (deviceId) DO NOTHING",
+                 IotId, importId, target) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (deviceId) DO NOTHING",
             )?,
             update: connection.prepare(
                 "UPDATE device_table SET enrollment = ?2, productKey = ?3, deviceName = ?4, \
-                 deviceSecret = ?5, IotId = ?6, refusal = NULL WHERE deviceId = ?1",
+                 deviceSecret = ?5, IotId = ?6, refusal = NULL, target = ?7 WHERE deviceId = ?1",
             )?,
             insert_key: connection.prepare(
                 "INSERT INTO device_key (pskIdentity, deviceId, psk) VALUES (?1, ?2, ?3) \
@@ -504,11 +504,11 @@ impl<'c> Table<'c> {
     /// Adds a device; returns false if the device is already in the table.
     fn insert(&mut self, row: &ImportRow) -> Result<bool, Unmerged> {
         let columns = merge::new_device(row);
-        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id, target } = columns;
         let secret = device_secret.map(Secret::expose);
         let id = self.id.map(|id| id.0);
         let parameters =
-            params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id, id];
+            params![row.device.as_str(), enrollment, product_key, device_name, secret, iot_id, id, target];
         let added = self.insert.execute(parameters)? > 0;
         if added {
             self.added.add(&Counted::new(&columns));
@@ -533,7 +533,7 @@ impl<'c> Table<'c> {
             return Ok((false, false));
         };
         self.is_unique(row, &columns)?;
-        let Columns { enrollment, product_key, device_name, device_secret, iot_id } = columns;
+        let Columns { enrollment, product_key, device_name, device_secret, iot_id, target } = columns;
         device_secret.map_or(Ok(()), |secret| self.note(secret))?;
         self.update.execute(params![
             row.device.as_str(),
@@ -541,7 +541,8 @@ impl<'c> Table<'c> {
             product_key,
             device_name,
             device_secret.map(Secret::expose),
-            iot_id
+            iot_id,
+            target
         ])?;
         let former = Counted::of(stored);
         self.changed.remove(&former);

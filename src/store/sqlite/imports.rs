@@ -107,8 +107,8 @@ pub(super) fn note_before(
     change: &ChangeOf<'_>,
 ) -> rusqlite::Result<()> {
     const BEFORE: &str = "INSERT INTO import_before (importId, deviceId, former, enrollment, productKey, deviceName, \
-                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk, late) \
-                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 FROM device_table \
+                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk, late, target) \
+                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13 FROM device_table \
                           WHERE deviceId = ?2";
     const LABEL: &str = "UPDATE device_table SET importId = coalesce(?1, -abs(importId)) WHERE deviceId = ?2";
     let key_change = match change.key {
@@ -130,7 +130,8 @@ pub(super) fn note_before(
         key_change,
         change.former_key.map(|(identity, _)| identity),
         change.former_key.map(|(_, psk)| psk.expose()),
-        change.late
+        change.late,
+        before.target
     ])?;
     label(Some(id)).map(drop)
 }
@@ -198,7 +199,7 @@ pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
 /// Gives a row the values that it had before an import, except for its key.
 pub(super) fn restore_row(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
     const RESTORE: &str = "UPDATE device_table SET importId = b.former, enrollment = b.enrollment, productKey = b.productKey, \
-                           deviceName = b.deviceName, IotId = b.IotId, refusal = b.refusal, \
+                           deviceName = b.deviceName, IotId = b.IotId, refusal = b.refusal, target = b.target, \
                            deviceSecret = iif(b.hadSecret, device_table.deviceSecret, NULL) \
                            FROM import_before b WHERE b.importId = ?1 AND b.deviceId = ?2 \
                            AND device_table.deviceId = ?2";

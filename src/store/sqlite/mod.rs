@@ -23,6 +23,7 @@ mod reversal;
 mod secrets;
 mod sightings;
 mod since_backup;
+mod turns;
 mod undo;
 mod unfinished;
 mod waiting;
@@ -272,6 +273,12 @@ impl Sqlite {
     pub fn devices_by_enrollment(path: &Path) -> Result<Vec<(String, u64)>, StoreError> {
         let totals = look::at(path, counts::totals)?;
         Ok(totals.into_iter().map(|totals| (totals.enrollment, totals.devices)).collect())
+    }
+
+    /// Returns the names of the targets that rows of a file of the current version have. Changes
+    /// nothing.
+    pub fn targets_of(path: &Path) -> Result<Vec<String>, StoreError> {
+        look::at(path, find::targets)
     }
 
     /// Returns the file's absolute path.

@@ -15,7 +15,7 @@ use crate::{
 /// Query for the columns that [`order`] reads.
 macro_rules! orders {
     () => {
-        "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure \
+        "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure, target \
          FROM cloud_order"
     };
 }
@@ -33,6 +33,7 @@ fn order(row: &Row<'_>) -> rusqlite::Result<Order> {
         at: row.get(6)?,
         by: Actor { name: row.get(7)?, address: row.get(8)? },
         failure: row.get(9)?,
+        target: row.get(10)?,
     })
 }
 
@@ -91,8 +92,8 @@ fn place(
     now: UnixSeconds,
 ) -> rusqlite::Result<Placed> {
     const PLACE: &str = "INSERT INTO cloud_order \
-                         (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address) \
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+                         (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, target) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     const CHANGED: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     if unfinished::is_hidden(connection, device)? {
         return Ok(Placed::NoDevice);
@@ -110,7 +111,8 @@ fn place(
         row.iot_id,
         now,
         by.name,
-        by.address
+        by.address,
+        row.target()
     ])?;
     let number = connection.last_insert_rowid();
     // An undo of the device's import must leave the device as it is.
@@ -129,10 +131,10 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
     const ROTATE: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                           activateTime = NULL, firstIssued = NULL, issueId = NULL, cloudState = NULL, \
                           importId = -abs(importId) WHERE deviceId = ?1";
-    // An abandoned claim, for which the cloud was not called yet. Any process registers the device
-    // anew, and the device keeps its place in its enrollment.
-    const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, asked, enrollment) \
-                         VALUES (?1, ?2, ?3, ?4, 0, ?5) ON CONFLICT DO NOTHING";
+    // An abandoned claim of an earlier owner, so that any process registers the device anew. While the
+    // claim is there, the device keeps its place in its enrollment, and its target.
+    const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, asked, enrollment, target) \
+                         VALUES (?1, ?2, ?3, ?4, 2, ?5, ?6) ON CONFLICT DO NOTHING";
     // The stored order may know more than the caller's copy, and its operator is the one to name.
     let Some(order) = numbered(connection, order.number)? else { return Ok(Completed::Ended) };
     let Order { number, device, by, .. } = &order;
@@ -161,14 +163,15 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
             AuditEvent::Deleted
         }
         OrderKind::Rotate => {
+            let Order { product_key, device_name, target, .. } = &order;
             connection.prepare_cached(ROTATE)?.execute([id])?;
-            let Order { product_key, device_name, .. } = &order;
             connection.prepare_cached(CLAIM)?.execute(params![
                 id,
                 product_key,
                 device_name,
                 now,
-                row.enrollment
+                row.enrollment,
+                target
             ])?;
             audit::forget_refusals(connection, device)?;
             AuditEvent::Rotated

@@ -17,12 +17,12 @@ use crate::{
 macro_rules! device_columns {
     () => {
         "enrollment, productKey, deviceName, deviceSecret, IotId, state, firstIssued, registerTime, \
-         activateTime, refusal, cloudState"
+         activateTime, refusal, cloudState, target"
     };
 }
 
 /// Number of columns that [`device_row`] reads.
-const DEVICE_COLUMNS: usize = 11;
+const DEVICE_COLUMNS: usize = 12;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
@@ -208,29 +208,31 @@ pub(super) fn rows_after(
         .collect()
 }
 
-/// Reads a journal entry from the first three columns of a row.
+/// Reads a journal entry from the first four columns of a row.
 pub(super) fn journal_entry(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
-    Ok(JournalEntry { device: id(row, 0)?, product_key: row.get(1)?, device_name: row.get(2)? })
+    let (product_key, device_name, target) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    Ok(JournalEntry { device: id(row, 0)?, product_key, device_name, target })
 }
 
-/// Reads a batch from the first three columns of a row.
+/// Reads a batch from the first four columns of a row.
 pub(super) fn open_batch(row: &Row<'_>) -> rusqlite::Result<OpenBatch> {
     let apply_id: Option<i64> = row.get(2)?;
-    Ok(OpenBatch { id: row.get(0)?, product_key: row.get(1)?, apply_id: apply_id.map(i64::cast_unsigned) })
+    let apply_id = apply_id.map(i64::cast_unsigned);
+    Ok(OpenBatch { id: row.get(0)?, product_key: row.get(1)?, apply_id, target: row.get(3)? })
 }
 
 /// Reads the journal, oldest entry first.
 pub(super) fn open_entries(connection: &Connection) -> rusqlite::Result<Vec<OpenEntry>> {
-    const SQL: &str = "SELECT deviceId, productKey, deviceName, openedAt, batchId \
+    const SQL: &str = "SELECT deviceId, productKey, deviceName, target, openedAt, batchId \
                        FROM registration_claim ORDER BY openedAt, deviceId";
     let open =
-        |row: &Row<'_>| Ok(OpenEntry { entry: journal_entry(row)?, since: row.get(3)?, batch: row.get(4)? });
+        |row: &Row<'_>| Ok(OpenEntry { entry: journal_entry(row)?, since: row.get(4)?, batch: row.get(5)? });
     connection.prepare_cached(SQL)?.query_map((), open)?.collect()
 }
 
 /// Reads the batches of the journal, in order of their numbers.
 pub(super) fn open_batches(connection: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
-    const SQL: &str = "SELECT batchId, productKey, applyId FROM registration_batch ORDER BY batchId";
+    const SQL: &str = "SELECT batchId, productKey, applyId, target FROM registration_batch ORDER BY batchId";
     connection.prepare_cached(SQL)?.query_map((), open_batch)?.collect()
 }
 
@@ -277,6 +279,7 @@ fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         activated: row.get(8)?,
         refusal: row.get(9)?,
         cloud_state: cloud_state(row, 10)?,
+        target: row.get(11)?,
     })
 }
 

@@ -16,12 +16,13 @@ use crate::{
 /// The columns of a [`Watched`], in the order in which [`watched`] reads them.
 macro_rules! columns {
     () => {
-        "deviceId, productKey, deviceName, firstIssued, registerTime, activateTime, cloudState"
+        "deviceId, productKey, deviceName, firstIssued, registerTime, activateTime, cloudState, \
+         coalesce(target, 'default')"
     };
 }
 
 /// Number of columns that [`watched`] reads.
-const COLUMNS: usize = 7;
+const COLUMNS: usize = 8;
 
 /// Query that also returns the rows without a certificate, so that `LIMIT` bounds the number of
 /// rows that are read.
@@ -55,6 +56,7 @@ fn watched(row: &Row<'_>) -> rusqlite::Result<Watched> {
         registered: row.get(4)?,
         activated: row.get(5)?,
         cloud_state: read::cloud_state(row, 6)?,
+        target: row.get(7)?,
     })
 }
 

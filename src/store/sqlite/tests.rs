@@ -114,8 +114,12 @@ fn another_certificate_is_named_by_its_column_and_shown_to_no_one() {
     let store = open(&directory);
     let device = id("SN-1");
     import(&store, [row("SN-1")]);
-    let entry =
-        JournalEntry { device: device.clone(), product_key: "a1lamp".into(), device_name: "SN-1".into() };
+    let entry = JournalEntry {
+        device: device.clone(),
+        product_key: "a1lamp".into(),
+        device_name: "SN-1".into(),
+        target: crate::target::DEFAULT.into(),
+    };
     let owner = Owner { id: 1, name: "test".into() };
     wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
     import(&store, [with_certificate("SN-1", "s3cret")]);

@@ -1,5 +1,13 @@
 -- From version 8 of schema.sql to version 9.
 
+-- Targets: the cloud at which a device is registered. Registered devices without a target belong to
+-- the target `default`, so no row is rewritten.
+ALTER TABLE device_table ADD COLUMN target TEXT;
+CREATE INDEX device_target ON device_table (target) WHERE target IS NOT NULL;
+ALTER TABLE import_before ADD COLUMN target TEXT;
+ALTER TABLE registration_batch ADD COLUMN target TEXT NOT NULL DEFAULT 'default';
+ALTER TABLE registration_claim ADD COLUMN target TEXT NOT NULL DEFAULT 'default';
+
 -- Numbers of imports, which are not given twice.
 CREATE TABLE import_number (
     importId     INTEGER PRIMARY KEY
@@ -76,5 +84,6 @@ CREATE TABLE cloud_order (
     orderedAt    INTEGER NOT NULL,
     who          TEXT NOT NULL,
     address      TEXT,
-    failure      TEXT
+    failure      TEXT,
+    target       TEXT NOT NULL
 ) STRICT;

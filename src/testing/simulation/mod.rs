@@ -23,7 +23,7 @@ use crate::{
     dtls::{self, Psk, testing::Profile},
     provision::Provisioner,
     psk::{Enrollment, Enrollments, Key, Kind, NextKey, Reissue},
-    registrar::{self, Registrar},
+    registrar::{self, Registrar, Targets},
     resource::Service,
     server::{
         Services,
@@ -138,7 +138,7 @@ impl Process {
             Handle::current(),
         );
         registrar.recover().await.unwrap();
-        let provisioner = Provisioner::new(shared.clone(), registrar, Duration::from_secs(10));
+        let provisioner = Provisioner::new(shared.clone(), Targets::only(registrar), Duration::from_secs(10));
         let key = |digits: &str| Key::from_hex(digits).unwrap();
         let enrollment = |name: &str, kind, next| Enrollment {
             name: name.into(),

@@ -82,7 +82,7 @@ impl Tables {
             }
         };
         let device_changed = after.is_some();
-        if let Some(Columns { enrollment, product_key, device_name, device_secret, iot_id }) = after {
+        if let Some(Columns { enrollment, product_key, device_name, device_secret, iot_id, target }) = after {
             let blank = || DeviceRow::imported(row.device.clone(), enrollment, product_key);
             let before = known.clone().unwrap_or_else(blank);
             let certificate = device_secret.zip(device_name).map(|(secret, name)| Certificate {
@@ -90,7 +90,7 @@ impl Tables {
                 device_name: name.to_owned(),
                 device_secret: secret.clone(),
             });
-            let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id };
+            let columns = Columns { enrollment, product_key, device_name, device_secret, iot_id, target };
             let name = merge::name_of(&row.device, &columns);
             self.is_unique(&row.device, product_key, &name, iot_id)?;
             let merged = DeviceRow {
@@ -100,6 +100,7 @@ impl Tables {
                 certificate,
                 iot_id: iot_id.map(str::to_owned),
                 refusal: None,
+                target: target.map(str::to_owned),
                 ..before
             };
             self.devices.insert(row.device.clone(), merged);
@@ -174,10 +175,20 @@ impl Tables {
             }
             self.labels.extend(former.map(|former| (device.clone(), former)));
             let now_there = self.devices.get(device).cloned().unwrap_or_else(|| row.clone());
-            let DeviceRow { enrollment, product_key, device_name, iot_id, refusal, certificate, .. } = row;
+            let DeviceRow {
+                enrollment, product_key, device_name, iot_id, refusal, certificate, target, ..
+            } = row;
             let certificate = certificate.and(now_there.certificate.clone());
-            let changed =
-                DeviceRow { enrollment, product_key, device_name, iot_id, refusal, certificate, ..now_there };
+            let changed = DeviceRow {
+                enrollment,
+                product_key,
+                device_name,
+                iot_id,
+                refusal,
+                certificate,
+                target,
+                ..now_there
+            };
             self.devices.insert(device.clone(), changed);
             undone.restored += 1;
         }
@@ -297,6 +308,14 @@ impl Bulk for Memory {
         let undone = tables.imports.iter().filter(|(record, _)| record.undone.is_some()).count() as u64;
         let imports = tables.numbers.len() as u64;
         Ok(ImportActivity { is_unfinished: false, imports, undone })
+    }
+
+    fn targets(&self) -> Result<Vec<String>, StoreError> {
+        let mut targets: Vec<String> =
+            self.tables().devices.values().filter_map(|row| row.target.clone()).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        Ok(targets)
     }
 
     fn imports(&self) -> Result<Vec<ImportRecord>, StoreError> {

@@ -17,6 +17,7 @@ use crate::{
         order::Order,
         turn::{Turn, Turns},
     },
+    target,
 };
 
 #[derive(Clone)]
@@ -113,12 +114,12 @@ impl Tables {
 
     /// Adds an abandoned claim on a device that was rotated, so that any process registers it anew.
     pub(super) fn claim_anew(&mut self, order: &Order, enrollment: String, now: UnixSeconds) {
-        let Order { device, product_key, device_name, .. } = order.clone();
-        let entry = JournalEntry { device: device.clone(), product_key, device_name };
+        let Order { device, product_key, device_name, target, .. } = order.clone();
+        let entry = JournalEntry { device: device.clone(), product_key, device_name, target };
         let open = OpenEntry { entry, since: now, batch: None };
         let number = self.journal.opened;
         self.journal.opened += 1;
-        let held = Held { number, open, cloud_offset: None, owner: None, asked: By::Nobody, enrollment };
+        let held = Held { number, open, cloud_offset: None, owner: None, asked: By::Earlier, enrollment };
         self.journal.claims.entry(device).or_insert(held);
     }
 
@@ -131,7 +132,7 @@ impl Tables {
         max: &HashMap<String, u64>,
     ) -> Claimed {
         self.journal.note(owner, now.at);
-        let JournalEntry { device, product_key, device_name } = entry;
+        let JournalEntry { device, product_key, device_name, target } = entry;
         let known = self.journal.claims.get(device).cloned();
         let is_held = known
             .as_ref()
@@ -142,8 +143,10 @@ impl Tables {
                 && row.refusal.is_none()
                 && row.product_key == *product_key
                 && row.name() == *device_name
+                && row.target.as_ref().is_none_or(|own| own == target)
         });
         let enrollment = asks.map(|row| row.enrollment.clone()).unwrap_or_default();
+        let has_own_target = asks.is_some_and(|row| row.target.is_some());
         match asks.map(|row| row.state) {
             Some(DeviceState::Enabled) => {}
             // The claim stays, because the cloud may have been asked for the device.
@@ -157,6 +160,12 @@ impl Tables {
         }
         if is_held {
             return Claimed::Held;
+        }
+        if let Some(known) = known.as_ref().filter(|known| known.asked != By::Nobody && !has_own_target) {
+            let at_its_target = JournalEntry { target: known.open.entry.target.clone(), ..entry.clone() };
+            if known.open.entry == at_its_target && known.open.entry != *entry {
+                return Claimed::Elsewhere(at_its_target.target);
+            }
         }
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
@@ -226,6 +235,9 @@ impl Tables {
         if row.product_key != entry.product_key || row.name() != entry.device_name {
             return Err(StoreError::Conflict("another product or name".into()));
         }
+        if row.target.as_ref().is_some_and(|own| *own != entry.target) {
+            return Err(StoreError::Conflict("another target".into()));
+        }
         match settlement {
             Settlement::Registered(registered) => {
                 let iot_id = registered.iot_id.as_deref();
@@ -242,6 +254,7 @@ impl Tables {
                     iot_id: row.iot_id.or_else(|| registered.iot_id.clone()),
                     registered: row.registered.or(Some(registered.registered)),
                     refusal: None,
+                    target: row.target.or_else(|| target::to_store(&entry.target).map(str::to_owned)),
                     ..row
                 };
                 self.devices.insert(device.clone(), row);
@@ -378,7 +391,7 @@ impl Claims for Memory {
         })
     }
 
-    fn take_batches<'a>(&'a self, owner: &'a Owner) -> StoreFuture<'a, Vec<TakenBatch>> {
+    fn take_batches<'a>(&'a self, owner: &'a Owner, target: &'a str) -> StoreFuture<'a, Vec<TakenBatch>> {
         self.answer(|tables, now| {
             let journal = &mut tables.journal;
             let mut taken = Vec::new();
@@ -387,7 +400,7 @@ impl Claims for Memory {
             let mut batches: Vec<_> = journal.batches.clone().into_iter().collect();
             batches.sort_by_key(|(_, (batch, _))| batch.apply_id);
             for (id, (batch, by)) in batches {
-                if by != Some(owner.id) && !journal.is_abandoned(by) {
+                if batch.target != target || by != Some(owner.id) && !journal.is_abandoned(by) {
                     continue;
                 }
                 if by != Some(owner.id) && batch.apply_id.is_none() {
@@ -424,13 +437,14 @@ impl Claims for Memory {
         })
     }
 
-    fn abandoned(&self, limit: usize) -> StoreFuture<'_, Vec<JournalEntry>> {
+    fn abandoned<'a>(&'a self, target: &'a str, limit: usize) -> StoreFuture<'a, Vec<JournalEntry>> {
         self.answer(|tables, _| {
             let is_enabled = |device: &DeviceId| {
                 tables.devices.get(device).is_some_and(|row| row.state == DeviceState::Enabled)
             };
             let is_one = |held: &&Held| {
                 held.open.batch.is_none()
+                    && held.open.entry.target == target
                     && tables.journal.is_abandoned(held.owner)
                     && is_enabled(&held.open.entry.device)
             };

@@ -52,6 +52,7 @@ impl Tables {
             kind,
             product_key: certificate.product_key,
             device_name: certificate.device_name,
+            target: row.target().unwrap_or_default().to_owned(),
             iot_id: row.iot_id.clone(),
             at: now,
             by: by.clone(),

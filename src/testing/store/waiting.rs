@@ -103,6 +103,7 @@ impl Tables {
             activated: None,
             refusal: None,
             cloud_state: None,
+            target: None,
         };
         self.devices.insert(device, row);
         Admission::Added

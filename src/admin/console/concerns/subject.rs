@@ -27,6 +27,8 @@ pub(in crate::admin::console) enum Subject {
     WrongEnrollment,
     /// Devices belong to an enrollment that is not configured.
     Unconfigured,
+    /// Devices belong to a target that is not configured.
+    TargetUnconfigured,
     /// Devices were deleted at IoT Platform.
     DeletedAtCloud,
     /// The server is shutting down.
@@ -92,6 +94,9 @@ impl Subject {
                 ["wrong-enrollment", "wrong-enrollment-cause", "wrong-enrollment-remedy"]
             }
             Self::Unconfigured => ["unconfigured", "unconfigured-cause", "unconfigured-remedy"],
+            Self::TargetUnconfigured => {
+                ["target-unconfigured", "target-unconfigured-cause", "target-unconfigured-remedy"]
+            }
             Self::DeletedAtCloud => ["deleted-at-cloud", "deleted-at-cloud-cause", "deleted-at-cloud-remedy"],
             Self::Draining => ["draining", "draining-cause", "draining-remedy"],
             Self::Unknown => ["unknown-devices", "unknown-devices-cause", "unknown-devices-remedy"],
@@ -132,6 +137,7 @@ impl Subject {
             | Self::DevicesRefused
             | Self::WrongEnrollment
             | Self::Unconfigured
+            | Self::TargetUnconfigured
             | Self::DeletedAtCloud => Tone::Bad,
             Self::CloudSlow
             | Self::CloudThrottles

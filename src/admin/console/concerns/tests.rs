@@ -24,6 +24,7 @@ fn quiet() -> Situation<'static> {
         episodes: [None; Kind::ALL.len()],
         troubles: Vec::new(),
         unanswered_since: None,
+        unanswered_target: None,
         clock_offset: Some(0),
         cloud_worked: Some(NOW - 60),
         has_cloud: true,
@@ -31,6 +32,7 @@ fn quiet() -> Situation<'static> {
         handshakes: &[],
         census: None,
         configured: ["lamp"].into(),
+        targets: HashSet::from(["default"]),
         is_draining: false,
         waiting: 0,
     }
@@ -39,7 +41,7 @@ fn quiet() -> Situation<'static> {
 fn trouble(class: ErrorClass, code: &str, product: &str, calls: u64) -> Trouble {
     let error = ApiError { class, code: code.into(), message: "the message".into() };
     let (action, product_key) = (Action::RegisterDevice, product.to_owned());
-    Trouble { action, product_key, since: NOW - 600, last: NOW - 5, calls, error }
+    Trouble { target: None, action, product_key, since: NOW - 600, last: NOW - 5, calls, error }
 }
 
 /// Returns requests of a device of the enrollment `lamp`, with its key.

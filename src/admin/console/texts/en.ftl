@@ -33,6 +33,7 @@ console-off-config = Put it into {$file}, then reload certdist ({$command}, or S
 
 ## Devices
 
+column-target = Target
 column-enrollment = Enrollment
 column-state = State
 column-issued = First issued
@@ -81,6 +82,7 @@ devices-bad-state = There is no such state. Choose one of the list.
 devices-bad-date = A day has the form 2026-11-28.
 devices-bad-part = The address of the page is incomplete. Search again.
 where-enrollment = enrollment {$value}
+where-target = target {$value}
 where-product = product {$value}
 where-state = state: {$value}
 where-refusal = refused: {$value}
@@ -323,6 +325,8 @@ advice-once = Its enrollment's policy permits one issue only.
 advice-window-over = The time in which it might fetch its certificate again ended at {$time}.
 advice-window-open = It may fetch its certificate again until {$time}.
 advice-issued-text = If the device has lost its certificate, reset it.
+advice-no-target = Not registered: its target is not configured
+advice-no-target-text = This device has no certificate yet, and the configuration of this server has no target {$target}. Add the [[target]] to certdist.toml and restart the server. If the device is registered nowhere, you can also import another target for it.
 advice-stopped = Not registered: IoT Platform refuses calls
 advice-stopped-text = This device has no certificate yet, because IoT Platform refuses the calls of this server at the moment: {$reason}. This is no fault of the device. {$overview} says what to do; the device then tries again by itself.
 advice-registering = Being registered
@@ -470,6 +474,7 @@ course-over = It has not happened again since then.
 course-untested = No such call has been made since then, so the cause may be gone already. The next device that registers shows it.
 list-comma = {", "}
 enrollment-pair = the table lists them under {$own}, but they ask with the key of {$key}
+fact-at-target = at target {$target}
 fact-devices = {$count ->
     [one] {$count} device
    *[other] {$count} devices
@@ -623,6 +628,9 @@ unconfigured = {$devices ->
 }
 unconfigured-cause = The configuration of this server has no enrollment {$names}, so these devices cannot sign in.
 unconfigured-remedy = Add the enrollment to certdist.toml and reload, or import the devices into another one.
+target-unconfigured = A target of devices is not configured
+target-unconfigured-cause = The configuration of this server has no target {$names}. Devices that belong to it and have a certificate get it; others are not registered, and none is looked up at IoT Platform.
+target-unconfigured-remedy = Add the [[target]] to certdist.toml and restart the server, or import another target for devices that are registered nowhere.
 deleted-at-cloud = {$devices ->
     [one] {$devices} device was deleted at IoT Platform
    *[other] {$devices} devices were deleted at IoT Platform

@@ -225,8 +225,12 @@ fn a_device_that_is_being_registered_keeps_what_an_import_that_was_cut_off_gave_
     import(&store, [named("SN-1", "name-1"), named("SN-2", "name-2")]);
     let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
     cut_off(&store, [named("SN-1", "name-9"), named("SN-2", "name-1")]);
-    let entry =
-        JournalEntry { device: id("SN-2"), product_key: "a1lamp".into(), device_name: "name-1".into() };
+    let entry = JournalEntry {
+        device: id("SN-2"),
+        product_key: "a1lamp".into(),
+        device_name: "name-1".into(),
+        target: crate::target::DEFAULT.into(),
+    };
     let owner = Owner { id: 1, name: "test".into() };
     wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
     drop(lock);

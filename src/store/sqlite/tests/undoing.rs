@@ -48,7 +48,12 @@ fn ids(store: &Sqlite) -> Vec<String> {
 }
 
 fn entry(device: &str) -> JournalEntry {
-    JournalEntry { device: id(device), product_key: "a1lamp".into(), device_name: device.into() }
+    JournalEntry {
+        device: id(device),
+        product_key: "a1lamp".into(),
+        device_name: device.into(),
+        target: "default".into(),
+    }
 }
 
 fn claim(store: &Sqlite, device: &str) -> crate::store::claim::Claimed {
