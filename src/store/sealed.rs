@@ -2,9 +2,11 @@
 //! [`Sealed`] seals them on the way in and opens them on the way out. This module also changes the
 //! database keys while other processes use the store. The module `seal` contains the cipher.
 
+mod passed_on;
+
 use std::{
     collections::HashSet,
-    ops::{ControlFlow, Range},
+    ops::ControlFlow,
     sync::atomic::Ordering,
     task::{Context, Poll, Waker},
     thread,
@@ -17,15 +19,11 @@ use super::{
     Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError, ImportJob,
     ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry,
     RegisteredDevice, Reject, Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
-    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
+    audit::{Asked, Asker, AuditEntry},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
-    lease::Leases,
-    order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
     seal_step::SealStep,
-    sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
-    turn::{Turn, Turns},
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
 use crate::{
@@ -443,77 +441,6 @@ impl<S: Store + StoredSecrets> Claims for Sealed<S> {
             }
             settled
         }))
-    }
-}
-
-impl<S: Leases> Leases for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
-        fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
-        fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
-    }
-}
-
-impl<S: Orders> Orders for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
-        fn order_of(device: &'a DeviceId) -> Option<Order>;
-        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
-        fn complete_order(order: &'a Order) -> Completed;
-        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
-    }
-}
-
-impl<S: Sightings> Sightings for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn registered_after(after: Option<&'a DeviceId>, limit: usize) -> Examined;
-        fn unactivated(
-            issued: Range<UnixSeconds>,
-            after: Option<&'a IssuePlace>,
-            limit: usize
-        ) -> Vec<Watched>;
-    }
-
-    fn store_sightings(&self, sightings: Vec<(Watched, Sighting)>) -> StoreFuture<'_, ()> {
-        self.inner.store_sightings(sightings)
-    }
-}
-
-impl<S: Turns> Turns for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
-    }
-}
-
-impl<S: AuditLog> AuditLog for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn has_expired(keep: Keep) -> bool;
-        fn prune(keep: Keep) -> Counts;
-        fn newest_entry() -> Option<UnixSeconds>;
-    }
-
-    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
-        self.inner.export_audit(filter, each)
-    }
-
-    fn review_audit(
-        &self,
-        kinds: &[AuditEvent],
-        since: UnixSeconds,
-        time: Duration,
-        each: EachEntry<'_>,
-    ) -> Result<bool, StoreError> {
-        self.inner.review_audit(kinds, since, time, each)
-    }
-
-    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
-        self.inner.verify_audit(hash_at)
     }
 }
 

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
     Sqlite, audit, difference,
+    names::{holder_of_iot_id, holder_of_name},
     places::Room,
     read, secrets, unfinished,
     writer::{WriteError, Writer},
@@ -14,15 +15,14 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        AskedBy, BatchId, Claim, Conflict, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
-        RegisteredDevice, SharedName, StoreError, StoreFuture, UnixSeconds,
+        AskedBy, BatchId, Claim, DeviceRow, DeviceState, JournalEntry, OpenBatch, OpenEntry,
+        RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::{
             Beat, ClaimTime, ClaimView, Claimed, Claims, IOT_ID_IS_TAKEN, Owner, OwnerId, Settlement,
             TakenBatch,
         },
         lease::Leases,
-        merge,
     },
     target,
 };
@@ -144,75 +144,6 @@ impl Before {
             .optional()?;
         Ok(before.unwrap_or_default())
     }
-}
-
-/// Returns another device that has the same name in the same product, if any.
-pub(super) fn holder_of_name(
-    connection: &Connection,
-    device: &DeviceId,
-    product_key: &str,
-    device_name: &str,
-) -> rusqlite::Result<Option<DeviceId>> {
-    const SQL: &str = "SELECT deviceId, deviceName IS NOT NULL FROM device_table \
-                       WHERE productKey = ?1 AND coalesce(deviceName, deviceId) = ?2 AND deviceId <> ?3";
-    let mut statement = connection.prepare_cached(SQL)?;
-    let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
-    while let Some(row) = rows.next()? {
-        let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // For a row without a name, the query compares the ID. The name that is derived from the ID
-        // can differ from the ID, so the derived name is compared here.
-        if row.get(1)? || holder.device_name() == device_name {
-            return Ok(Some(holder));
-        }
-    }
-    Ok(None)
-}
-
-/// Returns another device that has the same `IotId`, if any.
-pub(super) fn holder_of_iot_id(
-    connection: &Connection,
-    device: &DeviceId,
-    iot_id: &str,
-) -> rusqlite::Result<Option<DeviceId>> {
-    const SQL: &str = "SELECT deviceId FROM device_table WHERE IotId = ?1 AND deviceId <> ?2 LIMIT 1";
-    let holder: Option<String> =
-        connection.prepare_cached(SQL)?.query_row([iot_id, device.as_str()], |row| row.get(0)).optional()?;
-    Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
-}
-
-/// Checks that no other device has this name in this product, or this `IotId`.
-pub(super) fn is_unique(
-    connection: &Connection,
-    device: &DeviceId,
-    product_key: &str,
-    device_name: &str,
-    iot_id: Option<&str>,
-) -> rusqlite::Result<Result<(), Conflict>> {
-    let named = holder_of_name(connection, device, product_key, device_name)?;
-    let identified = match iot_id {
-        Some(iot_id) => holder_of_iot_id(connection, device, iot_id)?,
-        None => None,
-    };
-    Ok(merge::unique_name(named, device_name).and_then(|()| merge::unique_iot_id(identified)))
-}
-
-/// Returns up to `limit` names that several devices of one product share. Each name comes with the
-/// first of its devices and the number of its devices. Versions before 5 allowed such names. Reads
-/// the whole index.
-pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
-    const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
-                       FROM main.device_table INDEXED BY device_name GROUP BY productKey, name \
-                       HAVING count(*) > 1 LIMIT ?1";
-    let mut statement = connection.prepare(SQL)?;
-    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-        Ok(SharedName {
-            product_key: row.get(0)?,
-            device_name: row.get(1)?,
-            device: row.get(2)?,
-            devices: row.get::<_, i64>(3)?.unsigned_abs(),
-        })
-    })?;
-    rows.collect()
 }
 
 fn claim(

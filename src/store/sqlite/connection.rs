@@ -15,9 +15,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use rustix::fs::Access;
 
 use super::{
-    audit, claims, lock,
+    audit, lock,
     look::{self, Place},
-    store_error, unfinished,
+    names, store_error, unfinished,
 };
 use crate::store::{Condition, SharedName, StoreError};
 
@@ -328,7 +328,7 @@ pub(super) fn migrate(
                 then.map_or(Ok(()), |step| step(&transaction)).map_err(failed)?;
             }
             transaction.pragma_update(None, "user_version", VERSION as i64).map_err(failed)?;
-            for shared in claims::shared_names(&transaction, MAX_SHARED).map_err(failed)? {
+            for shared in names::shared_names(&transaction, MAX_SHARED).map_err(failed)? {
                 let SharedName { product_key, device_name, device, devices } = shared;
                 tracing::warn!(
                     device,
@@ -530,7 +530,7 @@ mod tests {
         assert_eq!(text("SELECT batchId || '/' || applyId FROM registration_batch").unwrap(), "7/1295006");
         let refused = old.execute("UPDATE device_table SET refusal = 'x' WHERE deviceId = 'BOTH-1'", ());
         assert!(refused.unwrap_err().to_string().contains("CHECK"), "a certificate and a refusal");
-        let shared = claims::shared_names(&old, 9).unwrap();
+        let shared = names::shared_names(&old, 9).unwrap();
         let [SharedName { device_name, devices: 2, device, .. }] = &shared[..] else { panic!("{shared:?}") };
         assert_eq!((device_name.as_str(), device.as_str()), ("twin", "TWIN-1"));
     }

@@ -8,11 +8,11 @@ use std::{cell::Cell, collections::BTreeSet, time::Instant};
 use rusqlite::{Connection, DropBehavior, OptionalExtension, Statement, params};
 
 use super::{
-    Access, Sqlite, audit, claims, connection,
+    Access, Sqlite, audit, connection,
     counts::{self, Counted, Counts},
     imports::{self, ChangeOf},
     lock::ImportLock,
-    look, read, secrets, store_error,
+    look, names, read, secrets, store_error,
     unfinished::{self, SLICE, Turns},
     writer::WriteError,
 };
@@ -178,11 +178,11 @@ impl Standing for View<'_> {
         product_key: &str,
         name: &str,
     ) -> Result<Option<DeviceId>, StoreError> {
-        self.read(|connection| claims::holder_of_name(connection, device, product_key, name))
+        self.read(|connection| names::holder_of_name(connection, device, product_key, name))
     }
 
     fn holder_of_iot_id(&self, device: &DeviceId, iot_id: &str) -> Result<Option<DeviceId>, StoreError> {
-        self.read(|connection| claims::holder_of_iot_id(connection, device, iot_id))
+        self.read(|connection| names::holder_of_iot_id(connection, device, iot_id))
     }
 }
 
@@ -522,7 +522,7 @@ impl<'c> Table<'c> {
     fn is_unique(&self, row: &ImportRow, columns: &Columns<'_>) -> Result<(), Unmerged> {
         let name = merge::name_of(&row.device, columns);
         let Columns { product_key, iot_id, .. } = *columns;
-        Ok(claims::is_unique(self.connection, &row.device, product_key, &name, iot_id)??)
+        Ok(names::is_unique(self.connection, &row.device, product_key, &name, iot_id)??)
     }
 
     /// Merges a row into a device that is in the table. Returns whether the device has changed, and

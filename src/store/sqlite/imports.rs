@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{claims, read, writer::WriteError};
+use super::{names, read, writer::WriteError};
 use crate::{
     device::{DeviceId, Secret},
     store::{
@@ -218,7 +218,7 @@ pub(super) fn shared(connection: &Connection, device: &str) -> rusqlite::Result<
     let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
     let Some(row) = read::device(connection, &device)? else { return Ok(None) };
     let (name, iot_id) = (row.name(), row.iot_id.as_deref());
-    let unique = claims::is_unique(connection, &device, &row.product_key, &name, iot_id)?;
+    let unique = names::is_unique(connection, &device, &row.product_key, &name, iot_id)?;
     Ok(unique.err().map(|conflict| conflict.reason))
 }
 

@@ -15,6 +15,7 @@ mod imports;
 mod key_use;
 pub mod lock;
 mod look;
+mod names;
 mod orders;
 mod page;
 mod places;
@@ -253,7 +254,7 @@ impl Sqlite {
     /// Returns up to `limit` names that several devices of one product share, from a file of the
     /// current version. Changes nothing, and reads the whole table.
     pub fn shared_names(path: &Path, limit: usize) -> Result<Vec<SharedName>, StoreError> {
-        look::at(path, |connection| claims::shared_names(connection, limit))
+        look::at(path, |connection| names::shared_names(connection, limit))
     }
 
     /// Returns the IDs of the database keys under which secrets in a file of the current version

@@ -9,9 +9,9 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    Access, Sqlite, audit, claims, connection, imports,
+    Access, Sqlite, audit, connection, imports,
     lock::ImportLock,
-    look, store_error,
+    look, names, store_error,
     unfinished::{self, Mark},
 };
 use crate::{
@@ -121,11 +121,11 @@ fn conflict(state: &Connection, id: ImportId) -> rusqlite::Result<Option<NotUndo
         let former =
             Former { product_key: row.get(1)?, name: name(&device, row.get(2)?), iot_id: row.get(3)? };
         let Former { product_key, name, iot_id } = &former;
-        let named = claims::holder_of_name(state, &device, product_key, name)?;
+        let named = names::holder_of_name(state, &device, product_key, name)?;
         let keeps_name = |holder: &Former| holder.product_key == *product_key && holder.name == *name;
         let mut found = merge::unique_name(kept(state, id, named, keeps_name)?, name);
         if let (Ok(()), Some(iot_id)) = (&found, iot_id) {
-            let holder = claims::holder_of_iot_id(state, &device, iot_id)?;
+            let holder = names::holder_of_iot_id(state, &device, iot_id)?;
             let keeps_iot_id = |holder: &Former| holder.iot_id.as_ref() == Some(iot_id);
             found = merge::unique_iot_id(kept(state, id, holder, keeps_iot_id)?);
         }

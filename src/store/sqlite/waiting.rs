@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Sqlite, audit, claims, read, writer::WriteError};
+use super::{Sqlite, audit, names, read, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
@@ -81,7 +81,7 @@ fn admit(
         return Ok(if other == *enrollment { Admission::Known } else { Admission::Elsewhere });
     }
     let name = device.device_name();
-    if let Some(holder) = claims::holder_of_name(connection, device, product_key, &name)? {
+    if let Some(holder) = names::holder_of_name(connection, device, product_key, &name)? {
         return Ok(Admission::NameTaken(holder));
     }
     if let Admits::Configuration { max_rows: Some(max), .. } = by {

@@ -1,0 +1,88 @@
+//! The parts of a store that hold no secrets. A sealed store passes their calls on as they are.
+
+use std::{ops::Range, time::Duration};
+
+use super::Sealed;
+use crate::{
+    device::DeviceId,
+    store::{
+        Actor, StoreError, StoreFuture, UnixSeconds,
+        audit::{AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
+        claim::{Owner, OwnerId},
+        lease::Leases,
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
+        turn::{Turn, Turns},
+    },
+};
+
+impl<S: Leases> Leases for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
+        fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
+        fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
+    }
+}
+
+impl<S: Orders> Orders for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
+        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn order_of(device: &'a DeviceId) -> Option<Order>;
+        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
+        fn complete_order(order: &'a Order) -> Completed;
+        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
+    }
+}
+
+impl<S: Sightings> Sightings for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn registered_after(after: Option<&'a DeviceId>, limit: usize) -> Examined;
+        fn unactivated(
+            issued: Range<UnixSeconds>,
+            after: Option<&'a IssuePlace>,
+            limit: usize
+        ) -> Vec<Watched>;
+    }
+
+    fn store_sightings(&self, sightings: Vec<(Watched, Sighting)>) -> StoreFuture<'_, ()> {
+        self.inner.store_sightings(sightings)
+    }
+}
+
+impl<S: Turns> Turns for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn take_turn(pace: &'a str, turn: Turn) -> Option<Duration>;
+    }
+}
+
+impl<S: AuditLog> AuditLog for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn has_expired(keep: Keep) -> bool;
+        fn prune(keep: Keep) -> Counts;
+        fn newest_entry() -> Option<UnixSeconds>;
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        self.inner.export_audit(filter, each)
+    }
+
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        self.inner.review_audit(kinds, since, time, each)
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        self.inner.verify_audit(hash_at)
+    }
+}
