@@ -460,8 +460,11 @@ CREATE TABLE cloud_order (
     -- Reason why it could not be carried out yet; NULL: it was not tried, or not refused.
     failure      TEXT,
     -- The [[target]] at which the device is registered.
-    target       TEXT NOT NULL
+    target       TEXT NOT NULL,
+    -- 1: IoT Platform has confirmed that IotId is that of this device.
+    isConfirmed  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE INDEX order_target ON cloud_order (target, number);
 
 -- Time at which the next call of each action may leave. All processes share it, because IoT
 -- Platform limits how often an account may call each action.

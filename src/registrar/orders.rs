@@ -55,23 +55,24 @@ impl Attempts {
 
 /// Reason why an order was not carried out in this attempt.
 enum Hindrance {
-    /// A call or the store has failed.
-    Failed(ApiError),
+    /// A call of this action, or the store, has failed.
+    Failed(Action, ApiError),
+    /// The order must wait for the registrar. This does not count as an attempt.
+    NotNow,
     /// The order can never be carried out.
     Never(String),
 }
 
-impl From<ApiError> for Hindrance {
-    fn from(error: ApiError) -> Self {
-        Self::Failed(error)
+impl From<StoreError> for Hindrance {
+    fn from(error: StoreError) -> Self {
+        // An error of the store opens no breaker, so the action does not matter.
+        Self::Failed(Action::QueryDeviceDetail, error_of_store(&error))
     }
 }
 
-impl From<StoreError> for Hindrance {
-    fn from(error: StoreError) -> Self {
-        Self::Failed(error_of_store(&error))
-    }
-}
+/// Maximum number of registrations that wait or are in progress while devices are deleted to be
+/// registered anew. A device is without a certificate in between.
+const MAX_WAITING: usize = 100;
 
 /// Returns the calls that carry out an order, in order.
 const fn calls(kind: OrderKind) -> &'static [Action] {
@@ -89,7 +90,13 @@ impl Registrar {
     /// Starts a task that carries out the orders in the store, unless this process has such a task
     /// already, must not change devices at IoT Platform, or there are no orders.
     pub async fn look_for_orders(self: &Arc<Self>) -> Result<(), StoreError> {
-        if !self.config.manages || self.store.orders_after(0, 1).await?.is_empty() {
+        if !self.config.manages || self.carries_out.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let first = self.store.orders_after(Some(&self.config.target), 0, PAGE).await?;
+        let now = Instant::now();
+        let is_due = |order: &Order| lock(&self.attempts).is_due(order.number, now);
+        if first.len() < PAGE && !first.iter().any(is_due) {
             return Ok(());
         }
         if !self.carries_out.swap(true, Ordering::Relaxed) {
@@ -110,14 +117,12 @@ impl Registrar {
         let work = async |_| {
             let (mut after, mut there) = (0, HashSet::new());
             loop {
-                let page = self.store.orders_after(after, PAGE).await?;
+                let page = self.store.orders_after(Some(&self.config.target), after, PAGE).await?;
                 let Some(last) = page.last() else { break };
                 after = last.number;
                 there.extend(page.iter().map(|order| order.number));
                 let now = Instant::now();
-                let is_ours = |order: &Order| order.target == self.config.target;
-                let is_due = |order: &Order| lock(&self.attempts).is_due(order.number, now);
-                let due = page.into_iter().filter(|order| is_ours(order) && is_due(order));
+                let due = page.into_iter().filter(|order| lock(&self.attempts).is_due(order.number, now));
                 stream::iter(due).for_each_concurrent(AT_ONCE, |order| self.attempt(order)).await;
                 if self.is_draining() {
                     return Ok(());
@@ -145,13 +150,17 @@ impl Registrar {
                 }
             }
             Err(Hindrance::Never(reason)) => self.end(&order, &reason).await,
-            Err(Hindrance::Failed(error)) => self.postpone(&order, error).await,
+            Err(Hindrance::NotNow) => {}
+            Err(Hindrance::Failed(action, error)) => self.postpone(&order, action, error).await,
         }
     }
 
     /// Makes the calls of an order, and stores the result.
     async fn carry_out(&self, order: &Order) -> Result<Completed, Hindrance> {
         let Some(row) = self.store.device(&order.device).await? else { return Ok(Completed::Ended) };
+        if order.kind == OrderKind::Rotate && !self.may_register_anew(order) {
+            return Err(Hindrance::NotNow);
+        }
         if order.fits(&row)
             && let Some(iot_id) = self.identify(order, &row).await?
         {
@@ -161,28 +170,43 @@ impl Registrar {
                     // A device that does not exist any more needs not be disabled or deleted.
                     Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => {}
                     Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(Hindrance::Failed(*action, error)),
                 }
             }
         }
         Ok(self.repeat(self.config.max_attempts, || self.store.complete_order(order)).await?)
     }
 
-    /// Returns the `IotId` of an order's device. If it is not known, looks the device up by its name
-    /// and stores the `IotId` with the order, so that a repeated call cannot meet another device.
-    /// Returns `None` if the device does not exist and the order removes it.
+    /// Returns whether a device that is deleted now would soon be registered anew.
+    fn may_register_anew(&self, order: &Order) -> bool {
+        let now = Instant::now();
+        let is_stopped = {
+            let breakers = lock(&self.breakers);
+            breakers.reason(&order.product_key, now).is_some()
+                || breakers.stops(Action::RegisterDevice, now)
+                || breakers.stopped(&order.product_key).is_some()
+        };
+        !is_stopped && self.registrations() < MAX_WAITING
+    }
+
+    /// Returns the `IotId` of an order's device. Until it is confirmed, looks the device up by its
+    /// name, compares it with the row, and stores the `IotId` with the order, so that no call can
+    /// meet another device. Returns `None` if the device does not exist and the order removes it.
     async fn identify(&self, order: &Order, row: &DeviceRow) -> Result<Option<String>, Hindrance> {
-        if let Some(iot_id) = &order.iot_id {
-            return Ok(Some(iot_id.clone()));
+        const ACTION: Action = Action::QueryDeviceDetail;
+        if order.is_confirmed {
+            return Ok(order.iot_id.clone());
         }
-        self.turn(Action::QueryDeviceDetail).await?;
+        self.turn(ACTION).await.map_err(|error| Hindrance::Failed(ACTION, error))?;
+        self.admit(ACTION).map_err(|error| Hindrance::Failed(ACTION, error))?;
         let query = self.cloud.query_device_detail(&order.product_key, &order.device_name);
-        let found = match self.paced(Action::QueryDeviceDetail, query).await {
+        let found = match self.paced(ACTION, query).await {
             Ok(found) => found,
             Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => return Ok(None),
             Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(Hindrance::Failed(ACTION, error)),
         };
+        lock(&self.breakers).admits(ACTION);
         if row.certificate.as_ref() != Some(&found.certificate) {
             return Err(Hindrance::Never(
                 "the device of this name at IoT Platform has another secret than the device in the table, so it is \
@@ -193,6 +217,11 @@ impl Registrar {
         let Some(iot_id) = found.iot_id else {
             return Err(Hindrance::Never("IoT Platform's answer has no IotId of the device".into()));
         };
+        if order.iot_id.as_ref().is_some_and(|known| *known != iot_id) {
+            return Err(Hindrance::Never(format!(
+                "the table has another IotId for the device than IoT Platform ({iot_id}); nothing was changed there"
+            )));
+        }
         let note = OrderNote::IotId(iot_id.clone());
         self.repeat(self.config.max_attempts, || self.store.note_order(order.number, note.clone())).await?;
         Ok(Some(iot_id))
@@ -222,7 +251,7 @@ impl Registrar {
     }
 
     /// Notes a failure, so that the order is tried again later, or ends the order after too many.
-    async fn postpone(self: &Arc<Self>, order: &Order, error: ApiError) {
+    async fn postpone(self: &Arc<Self>, order: &Order, action: Action, error: ApiError) {
         let (failed, unknown) = {
             let mut attempts = lock(&self.attempts);
             let (failed, unknown, next) =
@@ -240,7 +269,6 @@ impl Registrar {
             return self.end(order, &error.to_string()).await;
         }
         if error.class == ErrorClass::Operator {
-            let action = calls(order.kind).last().copied().unwrap_or(Action::DeleteDevice);
             self.break_circuit(&order.product_key, action, &error);
         } else if error.class != ErrorClass::Throttled {
             self.failed_for_now(Some(&order.device), None, &error);

@@ -39,6 +39,16 @@ impl OrderKind {
         }
     }
 
+    /// Returns whether an operator's plain change to the device's row is refused while the device has
+    /// this order.
+    pub const fn forbids(self, change: PlainChange) -> bool {
+        match change {
+            PlainChange::Delete => true,
+            PlainChange::Enable => self.disables_at_once(),
+            PlainChange::Disable => false,
+        }
+    }
+
     /// Finds the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -61,6 +71,17 @@ impl fmt::Display for OrderKind {
     }
 }
 
+/// A change that an operator makes to a row, without an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlainChange {
+    /// The device is enabled.
+    Enable,
+    /// The device is disabled.
+    Disable,
+    /// The device is deleted.
+    Delete,
+}
+
 /// Number of an order. No other order of the store has, or ever had, the same number.
 pub type OrderNumber = i64;
 
@@ -79,8 +100,12 @@ pub struct Order {
     pub device_name: String,
     /// Target at which the device is registered.
     pub target: String,
-    /// `IotId` of the device; `None` until it is known.
+    /// `IotId` of the device; `None` until it is known. Before it is confirmed, it is only what the
+    /// row says.
     pub iot_id: Option<String>,
+    /// Set once IoT Platform has confirmed that the `IotId` is that of the device with the row's
+    /// certificate.
+    pub is_confirmed: bool,
     /// Time at which the order was placed.
     pub at: UnixSeconds,
     /// Operator who placed the order.
@@ -90,6 +115,14 @@ pub struct Order {
 }
 
 impl Order {
+    /// Returns the reason for which an operator's plain change is refused.
+    pub fn conflict(&self) -> String {
+        let Self { device, kind, .. } = self;
+        format!(
+            "device {device} has an order, to {kind} it at IoT Platform; `certdist device cancel {device}` ends it"
+        )
+    }
+
     /// Returns whether a row still has the device that the order is about: its product, its name,
     /// its target, its certificate and, if both are known, its `IotId`.
     pub fn fits(&self, row: &DeviceRow) -> bool {
@@ -113,8 +146,13 @@ pub enum Placed {
     Yes(OrderNumber),
     /// The device is not in the table.
     NoDevice,
-    /// The device has no certificate, so there is nothing to change at IoT Platform.
+    /// The device has no certificate, so it is not at IoT Platform. The change was made in the table
+    /// alone.
+    Here,
+    /// The device has no certificate, so it has no secret to rotate.
     NoCertificate,
+    /// The device is being registered, so it may be at IoT Platform already.
+    Registering,
     /// The device has an order of another kind.
     Other(OrderKind),
 }
@@ -122,7 +160,7 @@ pub enum Placed {
 /// Data that becomes known while an order is carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderNote {
-    /// `IotId` of the device.
+    /// `IotId` of the device, as IoT Platform has confirmed it.
     IotId(String),
     /// Reason why the order cannot be carried out now.
     Failure(String),
@@ -146,7 +184,13 @@ pub enum Completed {
 pub trait Orders: Send + Sync + 'static {
     /// Places an order durably, before IoT Platform is called for it, and writes audit entries that
     /// name `by`. An order that [disables at once](OrderKind::disables_at_once) disables the device
-    /// in the table, in the same step. While a device has an order, it is not registered.
+    /// in the table, in the same step. If the device has no certificate, the change is made in the
+    /// table alone, unless the device is being registered.
+    ///
+    /// While a device has an order, it is not registered. An operator's plain change that
+    /// contradicts the order fails with [`StoreError::Conflict`](super::StoreError::Conflict):
+    /// deleting the device, and enabling one that is to be disabled or deleted. Disabling a device
+    /// cancels the order to enable it.
     fn place_order<'a>(
         &'a self,
         device: &'a DeviceId,
@@ -154,8 +198,14 @@ pub trait Orders: Send + Sync + 'static {
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed>;
 
-    /// Returns up to `limit` orders with numbers above `after`, oldest first.
-    fn orders_after(&self, after: OrderNumber, limit: usize) -> StoreFuture<'_, Vec<Order>>;
+    /// Returns up to `limit` orders with numbers above `after`, oldest first; those of one target, or
+    /// all.
+    fn orders_after<'a>(
+        &'a self,
+        target: Option<&'a str>,
+        after: OrderNumber,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Order>>;
 
     /// Returns the order of a device, if it has one.
     fn order_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<Order>>;

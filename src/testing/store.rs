@@ -34,7 +34,7 @@ use crate::{
         },
         claim::{ClaimTime, Owner, Settlement, new_id},
         key_use::KeyUse,
-        order::{Order, OrderNumber},
+        order::{Order, OrderNumber, PlainChange},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         undo::{ImportId, ImportRecord},
@@ -406,7 +406,12 @@ impl Store for Memory {
             DeviceState::Enabled => AuditEvent::Enabled,
             DeviceState::Disabled => AuditEvent::Disabled,
         };
+        let change = match state {
+            DeviceState::Enabled => PlainChange::Enable,
+            DeviceState::Disabled => PlainChange::Disable,
+        };
         self.answer(|tables, now| {
+            tables.permit(id, change, by, now)?;
             tables.touch(id);
             Ok(tables.operate(id, event, by, now, |row| row.state = state))
         })
@@ -449,6 +454,7 @@ impl Store for Memory {
 
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables, now| {
+            tables.permit(id, PlainChange::Delete, by, now)?;
             let found = tables.operate(id, AuditEvent::Deleted, by, now, |_| ());
             tables.forget(id);
             Ok(found)

@@ -21,11 +21,13 @@ use crate::{
     config::{Config, Target},
     device::DeviceId,
     device_view::time,
+    guards::Phase,
     registrar::{self, Targets},
     store::{
-        Actor, DeviceState, Store, StoreError, Table,
+        Actor, DeviceRow, Store, StoreError, Table,
         audit::AuditEvent,
         order::{Order, OrderKind, OrderNumber, Placed},
+        unix_now,
     },
 };
 
@@ -78,7 +80,7 @@ pub(super) async fn change(
     let table: Arc<dyn Store> = store.clone();
     let adapt = |limits| registrar::Config { sweep_pause: None, ..limits };
     let targets = app::targets(config, &table, &format!("device {kind}"), adapt).map_err(Failure::Usage)?;
-    let (mut tally, placed) = place(config, &**store, &chosen, kind, by).await?;
+    let (mut tally, placed) = place(config, &**store, &targets, &chosen, (kind, by)).await?;
     if !placed.is_empty() {
         let waited = tokio::select! {
             waited = wait(&**store, &targets, placed, &mut tally) => waited,
@@ -110,21 +112,36 @@ fn check(config: &Config) -> anyhow::Result<()> {
 async fn place(
     config: &Config,
     store: &dyn Table,
+    targets: &Targets,
     chosen: &Chosen,
-    kind: OrderKind,
-    by: &Actor,
+    (kind, by): (OrderKind, &Actor),
 ) -> Result<(Tally, BTreeMap<OrderNumber, DeviceId>), Failure> {
     let (mut tally, mut orders) = (Tally::default(), BTreeMap::new());
     for some in chosen.devices().chunks(AT_ONCE) {
-        let answers = try_join_all(some.iter().map(|id| store.place_order(id, kind, by))).await?;
+        let place = async |id: &DeviceId| match store.device(id).await? {
+            Some(row) if let Some(reason) = hindrance(config, targets, &row, kind) => Ok(Err(reason)),
+            _ => store.place_order(id, kind, by).await.map(Ok),
+        };
+        let answers = try_join_all(some.iter().map(async |id| place(id).await)).await?;
         for (id, answer) in some.iter().zip(answers) {
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(reason) => {
+                    tally.failed.push((id.clone(), reason));
+                    continue;
+                }
+            };
             match answer {
                 Placed::Yes(number) => drop(orders.insert(number, id.clone())),
                 Placed::NoDevice if matches!(chosen, Chosen::One(_)) => {
                     return Err(not_there(id, config).into());
                 }
                 Placed::NoDevice => tally.failed.push((id.clone(), "is not in the table".into())),
-                Placed::NoCertificate if here(store, id, kind, by).await? => tally.here += 1,
+                Placed::Here => tally.here += 1,
+                Placed::Registering => {
+                    let reason = "is being registered; run this again when that has ended";
+                    tally.failed.push((id.clone(), reason.into()));
+                }
                 Placed::NoCertificate => {
                     let reason = "has no certificate, so it has no secret to rotate";
                     tally.failed.push((id.clone(), reason.into()));
@@ -141,14 +158,26 @@ async fn place(
     Ok((tally, orders))
 }
 
-/// Changes a device without a certificate, which is not at IoT Platform, in the table. Returns
-/// whether there is anything to change.
-async fn here(store: &dyn Table, id: &DeviceId, kind: OrderKind, by: &Actor) -> Result<bool, StoreError> {
-    match kind {
-        OrderKind::Disable => store.set_state(id, DeviceState::Disabled, by).await,
-        OrderKind::Enable => store.set_state(id, DeviceState::Enabled, by).await,
-        OrderKind::Delete => store.delete(id, by).await,
-        OrderKind::Rotate => Ok(false),
+/// Returns the reason for which no order of this kind is placed for a device, if there is one.
+fn hindrance(config: &Config, targets: &Targets, row: &DeviceRow, kind: OrderKind) -> Option<String> {
+    row.certificate.as_ref()?;
+    let name = targets.of(row);
+    match config.targets.iter().find(|target| target.name == name).map(|target| &target.settings) {
+        None => return Some(format!("its target {name} is not in the configuration")),
+        Some(Err(reason)) => return Some(format!("its target {name} cannot be called: {reason}")),
+        Some(Ok(settings)) if !settings.manages => {
+            return Some(format!("manage = true is not set for its target {name}"));
+        }
+        Some(Ok(_)) => {}
+    }
+    let enrollment = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment)?;
+    match (kind, enrollment.guards.phase(unix_now())) {
+        (OrderKind::Rotate, Phase::NotOpen { .. } | Phase::Closed(_)) => Some(format!(
+            "enrollment {} gives out no first certificates now (opens, closes), so the device would get no new one; \
+             change that first",
+            row.enrollment
+        )),
+        _ => None,
     }
 }
 
@@ -157,7 +186,7 @@ async fn all(store: &dyn Table) -> Result<Vec<Order>, StoreError> {
     let mut orders: Vec<Order> = Vec::new();
     loop {
         let after = orders.last().map_or(0, |order| order.number);
-        let page = store.orders_after(after, PAGE).await?;
+        let page = store.orders_after(None, after, PAGE).await?;
         if page.is_empty() {
             return Ok(orders);
         }
@@ -185,8 +214,10 @@ async fn wait(
         for target in targets.all() {
             target.registrar.look_for_orders().await?;
         }
-        tokio::time::sleep(LOOK).await;
+        let read = Instant::now();
         let orders = all(store).await?;
+        // A long list is read less often.
+        tokio::time::sleep(LOOK.max(read.elapsed() * 10)).await;
         for reason in orders.iter().filter_map(|order| order.failure.clone()) {
             if told.len() < NAMED && told.insert(reason.clone()) {
                 remark(&format!("note: {reason}; trying again, and Ctrl-C stops waiting\n"));

@@ -65,7 +65,7 @@ impl World {
     }
 
     async fn is_done(&self, registrar: &Registrar) -> bool {
-        let no_orders = self.store.orders_after(0, 1).await.unwrap().is_empty();
+        let no_orders = self.store.orders_after(None, 0, 1).await.unwrap().is_empty();
         let journal = self.store.open_entries().await.unwrap();
         no_orders && journal.is_empty() && registrar.registrations() == 0
     }
@@ -155,6 +155,47 @@ async fn a_device_with_another_secret_is_not_touched() {
         assert!(detail.contains("has another secret"), "{detail}");
         assert_eq!(world.row().unwrap().certificate, row.certificate);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_iot_id_in_the_table_leads_to_no_other_device() {
+    for kind in OrderKind::ALL {
+        let world = World::new(true).await;
+        world.cloud.make("a1", "OTHER");
+        let other = world.cloud.query_device_detail("a1", "OTHER").await.unwrap();
+        let row = DeviceRow { iot_id: other.iot_id, ..world.row().unwrap() };
+        world.store.insert(row.clone());
+        world.place(kind).await;
+        assert!(world.run(usize::MAX).await);
+        assert_eq!(world.cloud.devices(), 2, "{kind}");
+        assert!(!world.cloud.query_device_detail("a1", "OTHER").await.unwrap().disabled);
+        let detail = world.store.history(&id(NAME), 1).await.unwrap()[0].detail.clone().unwrap();
+        assert!(detail.contains("another IotId"), "{detail}");
+        assert_eq!(world.row().unwrap().certificate, row.certificate);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_is_not_deleted_while_it_could_not_be_registered_anew() {
+    let world = World::new(true).await;
+    let before = world.row();
+    // Another device of the product meets the refusal, which opens the breaker.
+    world.store.insert(row("SN02", "lamp", "a1"));
+    world.cloud.refuse(Action::RegisterDevice, "Forbidden.RAM");
+    let config = Config { manages: true, seed: Some(7), sweep_pause: None, ..Config::default() };
+    let store = Arc::new(world.store.clone());
+    let registrar = Registrar::new(config, owner(), store, world.cloud.clone(), Handle::current());
+    assert!(matches!(registrar.register(wanted("SN02"), PATIENCE).await, Outcome::Operator(_)));
+    world.place(OrderKind::Rotate).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!((world.calls(Action::DeleteDevice), world.row()), (0, before));
+    world.cloud.allow(Action::RegisterDevice);
+    registrar.register(wanted("SN02"), PATIENCE).await;
+    while !world.is_done(&registrar).await {
+        registrar.register(wanted("SN02"), PATIENCE).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert_eq!(world.calls(Action::DeleteDevice), 1);
 }
 
 #[tokio::test(start_paused = true)]

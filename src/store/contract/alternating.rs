@@ -152,7 +152,7 @@ impl<S: Store> Orders for Alternating<S> {
     pass_on! {
         self to self.next();
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
         fn complete_order(order: &'a Order) -> Completed;

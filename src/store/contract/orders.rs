@@ -70,9 +70,9 @@ fn orders_are_read_in_pages(store: &(impl Store + Bulk)) {
     import(store, names.map(|name| with_certificate(name, "s3cret")));
     let orders = ["SN-3", "SN-1", "SN-2"].map(|name| placed(store, name, OrderKind::Enable));
     let [first, second, third] = &orders;
-    assert_eq!(now(store.orders_after(0, 9)).unwrap(), orders);
-    assert_eq!(now(store.orders_after(0, 2)).unwrap(), orders[..2]);
-    assert_eq!(now(store.orders_after(second.number, 9)).unwrap(), orders[2..]);
+    assert_eq!(now(store.orders_after(None, 0, 9)).unwrap(), orders);
+    assert_eq!(now(store.orders_after(None, 0, 2)).unwrap(), orders[..2]);
+    assert_eq!(now(store.orders_after(None, second.number, 9)).unwrap(), orders[2..]);
     assert!(now(store.end_order(third.number, "odd", &by())).unwrap());
     assert!(placed(store, "SN-2", OrderKind::Enable).number > third.number);
     assert!(first.number > 0);
@@ -88,6 +88,7 @@ fn notes_are_kept_with_the_order(store: &(impl Store + Bulk)) {
     assert!(note(OrderNote::IotId("iot-1".into())));
     let noted = order_of(store, "SN-1").unwrap();
     assert_eq!((noted.iot_id.as_deref(), noted.failure), (Some("iot-1"), None));
+    assert!(noted.is_confirmed && !order.is_confirmed);
     assert!(now(store.end_order(order.number, "odd", &by())).unwrap());
     assert!(!note(OrderNote::Failure("late".into())));
 }
@@ -162,7 +163,7 @@ fn an_order_does_not_change_a_row_of_another_device(store: &(impl Store + Bulk +
     assert_eq!(said(store, "SN-1").last(), Some(&cancelled));
 }
 
-/// `end_order` ends an order without a change. A deleted device has no order.
+/// `end_order` ends an order without a change.
 fn an_order_ends_without_a_change(store: &(impl Store + Bulk + AuditLog)) {
     import(store, [with_certificate("SN-1", "s3cret"), with_certificate("SN-2", "s3cret")]);
     let order = placed(store, "SN-1", OrderKind::Rotate);
@@ -171,9 +172,46 @@ fn an_order_ends_without_a_change(store: &(impl Store + Bulk + AuditLog)) {
     assert!(!now(store.end_order(order.number, "not wanted", &by())).unwrap());
     assert_eq!((order_of(store, "SN-1"), device(store, "SN-1")), (None, before));
     assert_eq!(said(store, "SN-1").last(), Some(&(AuditEvent::Cancelled, "rotate: not wanted".into())));
-    placed(store, "SN-2", OrderKind::Rotate);
-    assert!(now(store.delete(&id("SN-2"), &by())).unwrap());
-    assert_eq!(order_of(store, "SN-2"), None);
+}
+
+/// Without a certificate, the change is made in the table alone, but not while the device is being
+/// registered.
+fn a_device_without_a_certificate_is_changed_in_the_table(store: &(impl Store + Bulk + AuditLog)) {
+    import(store, ["SN-1", "SN-2", "SN-3"].map(row));
+    assert_eq!(place(store, "SN-1", OrderKind::Disable), Placed::Here);
+    assert_eq!(device(store, "SN-1").unwrap().state, DeviceState::Disabled);
+    assert_eq!(place(store, "SN-1", OrderKind::Enable), Placed::Here);
+    assert_eq!(device(store, "SN-1").unwrap().state, DeviceState::Enabled);
+    assert_eq!(place(store, "SN-2", OrderKind::Delete), Placed::Here);
+    assert_eq!(device(store, "SN-2"), None);
+    assert_eq!(said(store, "SN-2"), [(AuditEvent::Deleted, "in the table".into())]);
+    now(store.claim(&owner(1), &entry("SN-3"), NOW)).unwrap();
+    for kind in OrderKind::ALL {
+        assert_eq!(place(store, "SN-3", kind), Placed::Registering);
+    }
+    assert_eq!(device(store, "SN-3").unwrap().state, DeviceState::Enabled);
+}
+
+/// An operator's plain change that contradicts an order is refused. Disabling a device cancels the
+/// order to enable it.
+fn a_plain_change_does_not_contradict_an_order(store: &(impl Store + Bulk + AuditLog)) {
+    let names = ["SN-1", "SN-2", "SN-3", "SN-4"];
+    import(store, names.map(|name| with_certificate(name, "s3cret")));
+    for (name, kind) in names.into_iter().zip(OrderKind::ALL) {
+        placed(store, name, kind);
+        let deleted = now(store.delete(&id(name), &by()));
+        let Err(StoreError::Conflict(reason)) = deleted else { panic!("{deleted:?}") };
+        assert!(reason.contains(&format!("an order, to {kind}")), "{reason}");
+        assert!(device(store, name).is_some());
+        let enabled = now(store.set_state(&id(name), DeviceState::Enabled, &by()));
+        assert_eq!(matches!(enabled, Err(StoreError::Conflict(_))), kind.disables_at_once(), "{kind}");
+    }
+    for (name, kind) in names.into_iter().zip(OrderKind::ALL) {
+        assert!(now(store.set_state(&id(name), DeviceState::Disabled, &by())).unwrap());
+        assert_eq!(order_of(store, name).is_none(), kind == OrderKind::Enable, "{kind}");
+    }
+    let cancelled = (AuditEvent::Cancelled, "enable: the operator disabled the device".to_owned());
+    assert!(said(store, "SN-2").contains(&cancelled));
 }
 
 contract! {
@@ -185,4 +223,6 @@ contract! {
     a_device_with_an_order_is_not_registered
     an_order_does_not_change_a_row_of_another_device
     an_order_ends_without_a_change
+    a_device_without_a_certificate_is_changed_in_the_table
+    a_plain_change_does_not_contradict_an_order
 }

@@ -29,7 +29,7 @@ impl<S: Orders> Orders for Sealed<S> {
     pass_on! {
         self to self.inner;
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn orders_after(after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
         fn complete_order(order: &'a Order) -> Completed;

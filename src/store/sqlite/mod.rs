@@ -57,6 +57,7 @@ use super::{
     Actor, Clock, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName, Store,
     StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
+    order::PlainChange,
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -328,7 +329,7 @@ impl Sqlite {
         id: &DeviceId,
         event: AuditEvent,
         by: &Actor,
-        change: impl FnOnce(&Connection, &DeviceId) -> rusqlite::Result<bool> + Send + 'static,
+        change: impl FnOnce(&Connection, &DeviceId) -> Result<bool, WriteError> + Send + 'static,
     ) -> StoreFuture<'static, bool> {
         let (id, by, clock) = (id.clone(), by.clone(), self.clock.clone());
         self.writer.submit(move |connection| {
@@ -492,7 +493,13 @@ impl Store for Sqlite {
             DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
             DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
         };
+        let change = match event {
+            AuditEvent::Enabled => PlainChange::Enable,
+            _ => PlainChange::Disable,
+        };
+        let (actor, clock) = (by.clone(), self.clock.clone());
         self.operate(id, event, by, move |connection, id| {
+            orders::permit(connection, id, change, (&actor, clock.now()))?;
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str(), state])? > 0)
         })
     }
@@ -527,7 +534,9 @@ impl Store for Sqlite {
     fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
         // ON DELETE CASCADE deletes the key and the claim as well.
         const SQL: &str = "DELETE FROM device_table WHERE deviceId = ?1";
-        self.operate(id, AuditEvent::Deleted, by, |connection, id| {
+        let (actor, clock) = (by.clone(), self.clock.clone());
+        self.operate(id, AuditEvent::Deleted, by, move |connection, id| {
+            orders::permit(connection, id, PlainChange::Delete, (&actor, clock.now()))?;
             Ok(connection.prepare_cached(SQL)?.execute([id.as_str()])? > 0)
         })
     }

@@ -2,20 +2,23 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Sqlite, audit, read, unfinished};
+use super::{Sqlite, audit, read, unfinished, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
-        Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds,
+        Actor, DeviceRow, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange},
     },
 };
+
+const DELETE: &str = "DELETE FROM device_table WHERE deviceId = ?1";
 
 /// Query for the columns that [`order`] reads.
 macro_rules! orders {
     () => {
-        "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure, target \
+        "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure, target, \
+         isConfirmed \
          FROM cloud_order"
     };
 }
@@ -34,6 +37,7 @@ fn order(row: &Row<'_>) -> rusqlite::Result<Order> {
         by: Actor { name: row.get(7)?, address: row.get(8)? },
         failure: row.get(9)?,
         target: row.get(10)?,
+        is_confirmed: row.get(11)?,
     })
 }
 
@@ -61,6 +65,51 @@ fn audit(
 ) -> rusqlite::Result<()> {
     let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
     audit::append(connection, &entry)
+}
+
+/// Makes a change in the table alone, because the device has no certificate.
+fn here(
+    connection: &Connection,
+    row: &DeviceRow,
+    kind: OrderKind,
+    by: &Actor,
+    now: UnixSeconds,
+) -> rusqlite::Result<Placed> {
+    const IS_CLAIMED: &str = "SELECT EXISTS (SELECT 1 FROM registration_claim WHERE deviceId = ?1)";
+    if connection.prepare_cached(IS_CLAIMED)?.query_row([row.id.as_str()], |row| row.get(0))? {
+        return Ok(Placed::Registering);
+    }
+    match kind {
+        OrderKind::Rotate => return Ok(Placed::NoCertificate),
+        OrderKind::Disable => set_state(connection, row, DeviceState::Disabled, now, (by, "in the table"))?,
+        OrderKind::Enable => set_state(connection, row, DeviceState::Enabled, now, (by, "in the table"))?,
+        OrderKind::Delete => {
+            connection.prepare_cached(DELETE)?.execute([row.id.as_str()])?;
+            audit::forget_refusals(connection, &row.id)?;
+            audit(connection, (AuditEvent::Deleted, now), &row.id, by, "in the table".into())?;
+        }
+    }
+    Ok(Placed::Here)
+}
+
+/// Checks that no order of a device contradicts an operator's plain change. Disabling a device
+/// cancels the order to enable it.
+pub(super) fn permit(
+    connection: &Connection,
+    device: &DeviceId,
+    change: PlainChange,
+    (by, now): (&Actor, UnixSeconds),
+) -> Result<(), WriteError> {
+    let Some(order) = of(connection, device)? else { return Ok(()) };
+    if order.kind.forbids(change) {
+        return Err(StoreError::Conflict(order.conflict()).into());
+    }
+    if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
+        remove(connection, order.number)?;
+        let reason = format!("{}: the operator disabled the device", order.kind);
+        audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
+    }
+    Ok(())
 }
 
 /// Sets the state of a device, and writes an audit entry if the state changes.
@@ -99,7 +148,7 @@ fn place(
         return Ok(Placed::NoDevice);
     }
     let Some(row) = read::device(connection, device)? else { return Ok(Placed::NoDevice) };
-    let Some(certificate) = &row.certificate else { return Ok(Placed::NoCertificate) };
+    let Some(certificate) = &row.certificate else { return here(connection, &row, kind, by, now) };
     if let Some(known) = of(connection, device)? {
         return Ok(if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
     }
@@ -127,7 +176,6 @@ fn place(
 fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlite::Result<Completed> {
     const CLOUD_STATE: &str = "UPDATE device_table SET cloudState = ?2, IotId = coalesce(IotId, ?3) \
                                WHERE deviceId = ?1";
-    const DELETE: &str = "DELETE FROM device_table WHERE deviceId = ?1";
     const ROTATE: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                           activateTime = NULL, firstIssued = NULL, issueId = NULL, cloudState = NULL, \
                           importId = -abs(importId) WHERE deviceId = ?1";
@@ -192,10 +240,23 @@ impl Orders for Sqlite {
         self.writer.submit(move |connection| Ok(place(connection, &device, kind, &by, clock.now())?))
     }
 
-    fn orders_after(&self, after: OrderNumber, limit: usize) -> StoreFuture<'_, Vec<Order>> {
-        const SQL: &str = concat!(orders!(), " WHERE number > ?1 ORDER BY number LIMIT ?2");
+    fn orders_after<'a>(
+        &'a self,
+        target: Option<&'a str>,
+        after: OrderNumber,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Order>> {
+        const ALL: &str = concat!(orders!(), " WHERE number > ?1 ORDER BY number LIMIT ?2");
+        const OF_TARGET: &str =
+            concat!(orders!(), " WHERE number > ?1 AND target = ?3 ORDER BY number LIMIT ?2");
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.read(|connection| connection.prepare_cached(SQL)?.query_map([after, limit], order)?.collect())
+        self.read(|connection| match target {
+            None => connection.prepare_cached(ALL)?.query_map([after, limit], order)?.collect(),
+            Some(target) => connection
+                .prepare_cached(OF_TARGET)?
+                .query_map(params![after, limit, target], order)?
+                .collect(),
+        })
     }
 
     fn order_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<Order>> {
@@ -203,7 +264,8 @@ impl Orders for Sqlite {
     }
 
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool> {
-        const IOT_ID: &str = "UPDATE cloud_order SET IotId = ?2, failure = NULL WHERE number = ?1";
+        const IOT_ID: &str =
+            "UPDATE cloud_order SET IotId = ?2, isConfirmed = 1, failure = NULL WHERE number = ?1";
         const FAILURE: &str = "UPDATE cloud_order SET failure = ?2 WHERE number = ?1";
         self.writer.submit(move |connection| {
             let (sql, value) = match &note {

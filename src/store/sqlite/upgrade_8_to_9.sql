@@ -85,5 +85,7 @@ CREATE TABLE cloud_order (
     who          TEXT NOT NULL,
     address      TEXT,
     failure      TEXT,
-    target       TEXT NOT NULL
+    target       TEXT NOT NULL,
+    isConfirmed  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE INDEX order_target ON cloud_order (target, number);

@@ -4,9 +4,9 @@ use super::{Memory, Tables};
 use crate::{
     device::DeviceId,
     store::{
-        Actor, CloudState, DeviceState, StoreFuture, UnixSeconds,
+        Actor, CloudState, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange},
     },
 };
 
@@ -39,9 +39,48 @@ impl Tables {
         self.note((event, now), device, by, "in the table".into());
     }
 
+    /// Makes a change in the table alone, because the device has no certificate.
+    fn here(&mut self, device: &DeviceId, kind: OrderKind, by: &Actor, now: UnixSeconds) -> Placed {
+        if self.journal.is_claimed(device) {
+            return Placed::Registering;
+        }
+        match kind {
+            OrderKind::Rotate => return Placed::NoCertificate,
+            OrderKind::Disable => self.change_state(device, DeviceState::Disabled, by, now),
+            OrderKind::Enable => self.change_state(device, DeviceState::Enabled, by, now),
+            OrderKind::Delete => {
+                self.forget(device);
+                self.note((AuditEvent::Deleted, now), device, by, "in the table".into());
+            }
+        }
+        Placed::Here
+    }
+
+    /// Checks that no order of a device contradicts an operator's plain change.
+    pub(super) fn permit(
+        &mut self,
+        device: &DeviceId,
+        change: PlainChange,
+        by: &Actor,
+        now: UnixSeconds,
+    ) -> Result<(), StoreError> {
+        let Some(order) = self.orders.values().find(|order| order.device == *device).cloned() else {
+            return Ok(());
+        };
+        if order.kind.forbids(change) {
+            return Err(StoreError::Conflict(order.conflict()));
+        }
+        if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
+            self.orders.remove(&order.number);
+            let reason = format!("{}: the operator disabled the device", order.kind);
+            self.note((AuditEvent::Cancelled, now), device, by, reason);
+        }
+        Ok(())
+    }
+
     fn place(&mut self, device: &DeviceId, kind: OrderKind, by: &Actor, now: UnixSeconds) -> Placed {
         let Some(row) = self.devices.get(device) else { return Placed::NoDevice };
-        let Some(certificate) = row.certificate.clone() else { return Placed::NoCertificate };
+        let Some(certificate) = row.certificate.clone() else { return self.here(device, kind, by, now) };
         if let Some(known) = self.orders.values().find(|order| order.device == *device) {
             return if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) };
         }
@@ -54,6 +93,7 @@ impl Tables {
             device_name: certificate.device_name,
             target: row.target().unwrap_or_default().to_owned(),
             iot_id: row.iot_id.clone(),
+            is_confirmed: false,
             at: now,
             by: by.clone(),
             failure: None,
@@ -117,10 +157,16 @@ impl Orders for Memory {
         self.answer(|tables, now| Ok(tables.place(device, kind, by, now)))
     }
 
-    fn orders_after(&self, after: OrderNumber, limit: usize) -> StoreFuture<'_, Vec<Order>> {
+    fn orders_after<'a>(
+        &'a self,
+        target: Option<&'a str>,
+        after: OrderNumber,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<Order>> {
         self.answer(|tables, _| {
-            let following = tables.orders.range(after.saturating_add(1)..);
-            Ok(following.take(limit).map(|(_, order)| order.clone()).collect())
+            let following = tables.orders.range(after.saturating_add(1)..).map(|(_, order)| order);
+            let wanted = following.filter(|order| target.is_none_or(|target| order.target == target));
+            Ok(wanted.take(limit).cloned().collect())
         })
     }
 
@@ -132,7 +178,9 @@ impl Orders for Memory {
         self.answer(|tables, _| {
             let Some(order) = tables.orders.get_mut(&number) else { return Ok(false) };
             match note {
-                OrderNote::IotId(iot_id) => (order.iot_id, order.failure) = (Some(iot_id), None),
+                OrderNote::IotId(iot_id) => {
+                    (order.iot_id, order.failure, order.is_confirmed) = (Some(iot_id), None, true);
+                }
                 OrderNote::Failure(failure) => order.failure = Some(failure),
             }
             Ok(true)
