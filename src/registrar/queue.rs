@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::{plan, registration::Registration};
 use crate::store::BatchId;
 
-/// Maximum number of registrations that a product's turn takes out of the queue. A small product is
-/// served in one turn. If each of them kept a few devices instead, as many batches would be needed
-/// as for whole products.
+/// Maximum number of registrations of one product that are taken from the queue before the next
+/// product is served. A product with no more waiting devices than this is finished at once. If a few
+/// devices of each small product stayed in the queue instead, each product would still need a batch.
 const TURN: usize = 10;
 
 #[derive(Default)]

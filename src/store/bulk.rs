@@ -176,9 +176,9 @@ pub struct ImportRow {
     pub key: Option<(String, Secret)>,
     /// Target that the row itself gives. It takes precedence over the enrollment's target.
     pub target: Option<String>,
-    /// Target of the enrollment, as the row of a registered device has it
-    /// ([`target::to_store`](crate::target::to_store)). If the row itself gives none, this target
-    /// applies to a certificate that the row adds.
+    /// Target of the enrollment, in the form in which the table stores it
+    /// ([`target::to_store`](crate::target::to_store)). It applies if this row adds a certificate and
+    /// names no target itself.
     pub enrollment_target: Option<String>,
 }
 

@@ -395,9 +395,10 @@ pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Orders + Turns + Sig
     /// identity exists: an unknown identity costs the same work as a known one.
     fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
 
-    /// Records durably that `certificate` is issued to `asker` now, unless it was issued before,
-    /// and writes the audit entry in the same step. `issue_id` is the caller's random number for
-    /// this request: a call that is repeated with the same number gets the same answer.
+    /// Records durably that `certificate` is issued to `asker` now, and writes the audit entry in the
+    /// same step. If the certificate was issued before, records nothing and returns the earlier
+    /// issue. `issue_id` is a random number that the caller chooses for each request: a call that is
+    /// repeated with the same number gets the same answer.
     ///
     /// Fails with [`StoreError::Conflict`] unless the device is, at that moment, enabled, in the
     /// asker's enrollment, and has this certificate.

@@ -105,7 +105,8 @@ impl Tables {
         old.max(usize::try_from(surplus).unwrap_or(usize::MAX))
     }
 
-    /// Adds an entry about a request: to the chain if it is a change, otherwise to the repeats.
+    /// Adds an audit entry about a request. A reissue, or a refusal for the same reason as before, goes
+    /// to the repeats; any other entry goes to the hash chain.
     fn note_request(&mut self, entry: AuditEntry) {
         let is_repeat = match (entry.event, &entry.device) {
             (AuditEvent::Reissued, _) => true,

@@ -394,8 +394,8 @@ fn in_other_case(
         let filter = Filter { text: Some(Text::Ends(text.clone())), ..Filter::default() };
         let found = store.find(&filter, &Cursor::First, ENDS, left)?;
         let mut same = found.devices.iter().filter(|device| device.id.as_str().eq_ignore_ascii_case(&text));
-        // If the search did not read all devices, another device may have the same letters, so none
-        // is returned.
+        // If the search did not read all devices, another device may have an ID that differs only in
+        // case, so none is returned.
         if found.end == End::Complete
             && let (Some(only), None) = (same.next(), same.next())
         {

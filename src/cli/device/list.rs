@@ -1,4 +1,5 @@
-//! `certdist device list`: lists the devices that match a filter. Shows no secret, and opens none.
+//! `certdist device list`: lists the devices that match a filter. Neither shows nor
+//! decrypts any secret.
 
 use std::{
     collections::HashMap,

@@ -21,7 +21,7 @@ pub(in crate::admin::console) enum Subject {
     CloudThrottles,
     /// IoT Platform fails in another way.
     CloudFails,
-    /// IoT Platform refuses devices one by one.
+    /// IoT Platform refuses single devices, but not all calls for their product.
     DevicesRefused,
     /// Devices use the key of another enrollment.
     WrongEnrollment,

@@ -45,8 +45,9 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds the next part in the open transaction, if there are enough entries for the part. Returns
-/// whether a part was added. Adds no part if some of the part's entries are missing.
+/// Adds the next part of the index, which covers [`PART`] entries, in the open transaction. Returns
+/// whether a part was added. Adds none while fewer entries are not indexed, or if some of the part's
+/// entries were pruned.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
