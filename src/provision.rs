@@ -138,9 +138,9 @@ impl Provisioner {
     }
 
     /// Returns the certificate of the device `asked`, for a client at `origin` that has proven to
-    /// be `principal`, and the device's MQTT host if `wants_host` is set. Writes refusals and reissues to the audit log. If `may_wait` is false and
-    /// the answer requires a registration or the record of a first issue, the future starts no work
-    /// and never becomes ready.
+    /// be `principal`, and the device's MQTT host if `wants_host` is set. Writes refusals and
+    /// reissues to the audit log. If `may_wait` is false and the answer requires a registration or
+    /// the record of a first issue, the future starts no work and never becomes ready.
     pub async fn certificate(
         &self,
         origin: Origin,
@@ -157,12 +157,23 @@ impl Provisioner {
         };
         let (device, answer) = match row {
             Ok(mut row) => {
-                let answer = self.decide(origin, principal, &mut row, may_wait).await;
-                let answer = answer.map(|certificate| {
-                    let hosts = self.hosts.as_ref().filter(|_| wants_host);
-                    let host = hosts.and_then(|hosts| hosts.host_of(&row, &certificate.product_key));
-                    HandedOut { certificate, host }
-                });
+                let hosts = self.hosts.as_deref().filter(|_| wants_host);
+                let is_registered = row.certificate.is_some();
+                // `decide` takes the certificate out of the row, which then no longer says where the
+                // device is registered.
+                let host = hosts.and_then(|hosts| host_of(hosts, &row));
+                let answer = match self.decide(origin, principal, &mut row, may_wait).await {
+                    Ok(certificate) => {
+                        let host = match hosts {
+                            Some(hosts) if !is_registered => {
+                                self.new_host(hosts, &row.id, &certificate).await
+                            }
+                            _ => host,
+                        };
+                        Ok(HandedOut { certificate, host })
+                    }
+                    Err(refusal) => Err(refusal),
+                };
                 (row.id, answer)
             }
             Err(refusal) => (asked.first().clone(), Err(refusal)),
@@ -325,6 +336,27 @@ impl Provisioner {
         Ok(certificate)
     }
 
+    /// Returns the MQTT host of a device that was registered since its row was read. Where this
+    /// took place is in the row that is stored now. Returns `None` if that row has another
+    /// certificate than the one that is handed out, or cannot be read.
+    async fn new_host(
+        &self,
+        hosts: &dyn Hosts,
+        device: &DeviceId,
+        certificate: &Certificate,
+    ) -> Option<String> {
+        match self.store.device(device).await {
+            Ok(row) => {
+                let row = row.filter(|row| row.certificate.as_ref() == Some(certificate))?;
+                host_of(hosts, &row)
+            }
+            Err(error) => {
+                self.log_failure(&error, "a device gets its certificate without its MQTT host");
+                None
+            }
+        }
+    }
+
     /// Counts the places of a device's enrollment that other devices have taken. A device whose
     /// registration has begun has its place, so nothing is counted for it.
     async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
@@ -396,12 +428,16 @@ impl Provisioner {
 
     /// Logs a failure of the store, and returns the refusal of the device.
     fn store_failed(&self, error: &StoreError) -> Refusal {
+        self.log_failure(error, "a device is asked to retry later");
+        Refusal::Later(STORE_PAUSE)
+    }
+
+    fn log_failure(&self, error: &StoreError, effect: &str) {
         // No code panics while it holds the lock.
         let mut lines = self.failure_lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.admit(Instant::now()) {
-            tracing::error!(%error, "the store failed: a device is asked to retry later");
+            tracing::error!(%error, "the store failed: {effect}");
         }
-        Refusal::Later(STORE_PAUSE)
     }
 
     /// Returns the refusal of a device whose row has changed since it was read, according to the
@@ -417,6 +453,11 @@ impl Provisioner {
             Verdict::HandOut | Verdict::Register => Refusal::Later(CHANGED_PAUSE),
         }
     }
+}
+
+/// Returns the MQTT host of a device whose row has its certificate; `None` if it has none.
+fn host_of(hosts: &dyn Hosts, row: &DeviceRow) -> Option<String> {
+    hosts.host_of(row, &row.certificate.as_ref()?.product_key)
 }
 
 /// Returns the client as the audit log names it.
@@ -457,5 +498,43 @@ mod tests {
         let log = log.text();
         let lines = log.matches("the store failed").count() as u64;
         assert!((1..=1 + begun.elapsed().as_secs()).contains(&lines), "{log}");
+    }
+
+    /// Names the target of a row, if it has one.
+    struct OfRow;
+
+    impl Hosts for OfRow {
+        fn host_of(&self, row: &DeviceRow, _: &str) -> Option<String> {
+            row.target().map(str::to_owned)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_is_of_the_row_that_has_the_certificate_or_is_not_told() {
+        let certificate = |secret: &str| Certificate {
+            product_key: "a1".into(),
+            device_name: "SN-1".into(),
+            device_secret: crate::device::Secret::new(secret.into()),
+        };
+        let store = Memory::default();
+        let before = DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "lamp", "a1");
+        let registrar = Registrar::new(
+            Config::default(),
+            Owner::new("test").unwrap(),
+            Arc::new(store.clone()),
+            Arc::<Cloud>::default(),
+            Handle::current(),
+        );
+        let provisioner =
+            Provisioner::new(Arc::new(store.clone()), Targets::only(registrar), Duration::from_secs(1));
+        let new = certificate("new");
+        assert_eq!(provisioner.new_host(&OfRow, &before.id, &new).await, None, "the device was deleted");
+        store.insert(before.clone());
+        assert_eq!(provisioner.new_host(&OfRow, &before.id, &new).await, None);
+        for (stored, expected) in [("other", None), ("new", Some("tokyo"))] {
+            let (target, certificate) = (Some("tokyo".to_owned()), Some(certificate(stored)));
+            store.insert(DeviceRow { target, certificate, ..before.clone() });
+            assert_eq!(provisioner.new_host(&OfRow, &before.id, &new).await.as_deref(), expected, "{stored}");
+        }
     }
 }

@@ -15,7 +15,7 @@ pub struct HandedOut {
 
 /// Finds the MQTT host of a device.
 pub trait Hosts: Send + Sync {
-    /// Returns the host of the device whose row was `row` when the request arrived, and whose
-    /// certificate is of the product `product_key`. Returns `None` if its cloud is not configured.
+    /// Returns the host of the device of `row`, which has its certificate; the certificate is of
+    /// the product `product_key`. Returns `None` if its cloud is not configured.
     fn host_of(&self, row: &DeviceRow, product_key: &str) -> Option<String>;
 }

@@ -1,8 +1,14 @@
 //! Tests of the MQTT host in an answer: who gets it, in which form, and that nothing changes for a
 //! device that does not ask for it.
 
+use std::collections::HashMap;
+
 use super::*;
-use crate::{provision::Hosts, store::DeviceRow};
+use crate::{
+    provision::Hosts,
+    registrar::Target,
+    store::{DeviceRow, claim::Claims},
+};
 
 /// Makes a host of the device's ID and of its certificate's product.
 struct Named;
@@ -21,6 +27,37 @@ fn bench_with_hosts(enrollments: &[&str]) -> Bench {
     let service = Service::new(Instant::now(), provisioner, RequestLimits::default());
     let names = enrollments.iter().map(|name| (*name).to_owned()).collect();
     Bench { service: Arc::new(service.telling_host(names)), ..bench }
+}
+
+/// Makes a host of the name of the device's target.
+struct OfTarget(Arc<Targets>);
+
+impl Hosts for OfTarget {
+    fn host_of(&self, row: &DeviceRow, _: &str) -> Option<String> {
+        Some(format!("{}.example", self.0.of(row)))
+    }
+}
+
+/// Returns a bench with the targets `default` and `tokyo`, which share a cloud. The devices of
+/// `lamp` are registered at `tokyo`.
+fn bench_with_targets() -> (Bench, Arc<Targets>) {
+    let bench = Bench::new();
+    let config = registrar::Config { target: "tokyo".into(), names_target: true, ..Default::default() };
+    let owner = crate::store::claim::Owner::new("test at tokyo").unwrap();
+    let (store, cloud) = (bench.store.clone(), bench.cloud.clone());
+    let tokyo = Registrar::new(config, owner, store.clone(), cloud, Handle::current());
+    let target = |registrar| Target { registrar, calls: Arc::default(), host: None };
+    let all = vec![target(bench.registrar.clone()), target(tokyo)];
+    let targets = Targets::new(all, at("tokyo"), true);
+    let provisioner = Provisioner::new(store, targets.clone(), PATIENCE);
+    let provisioner = provisioner.with_hosts(Arc::new(OfTarget(targets.clone())));
+    let service = Arc::new(Service::new(Instant::now(), provisioner, RequestLimits::default()));
+    (Bench { service, ..bench }, targets)
+}
+
+/// Returns the targets of enrollments: the one of `lamp` is `target`.
+fn at(target: &str) -> HashMap<String, String> {
+    [("lamp".to_owned(), target.to_owned())].into()
 }
 
 fn cbor(bytes: &[u8]) -> Ask {
@@ -178,6 +215,40 @@ async fn only_a_device_that_gets_its_certificate_is_told_a_host() {
     assert_eq!(other.code, Code::Forbidden);
     for answer in [stranger, other] {
         assert!(!answer.payload.windows(7).any(|part| part == b"example"));
+    }
+}
+
+#[tokio::test]
+async fn a_device_of_the_default_target_gets_that_host_whatever_its_enrollment_has_now() {
+    let (bench, _) = bench_with_targets();
+    // The first request records the issue, and the second one does not.
+    for _ in 0..2 {
+        let answer = certificate(&bench.ask("SN-KNOWN", get().query("host=1")).await);
+        assert_eq!(answer["host"], "default.example");
+    }
+    let answer = certificate(&bench.ask("SN-1", get().query("host=1")).await);
+    assert_eq!(answer["host"], "tokyo.example");
+}
+
+#[tokio::test]
+async fn after_a_registration_that_goes_on_elsewhere_the_host_is_the_one_of_that_target() {
+    for (begun, now) in [("tokyo", "default"), ("default", "tokyo")] {
+        let (bench, targets) = bench_with_targets();
+        targets.set_of_enrollments(at(begun));
+        bench.cloud.script([Scripted::Slow(Duration::from_millis(300))]);
+        let device = DeviceId::parse("SN-1").unwrap();
+        let change = async {
+            while bench.store.claim_of(&device).await.unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+            targets.set_of_enrollments(at(now));
+            certificate(&bench.ask("SN-1", get().query("host=1")).await)
+        };
+        let first = bench.ask("SN-1", get().query("host=1"));
+        let (first, second) = tokio::join!(first, change);
+        for answer in [certificate(&first), second] {
+            assert_eq!(answer["host"], format!("{begun}.example"));
+        }
     }
 }
 
