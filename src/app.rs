@@ -18,12 +18,11 @@ use tokio::{
 
 use crate::{
     admin,
-    config::{self, Config, IotPlatformSettings},
+    config::{self, Config, MqttSettings},
     iot_platform::{
         IotPlatform, NoCloud,
         calls::{Calls, Recorded},
         client::Client,
-        host::{MqttHost, mqtt_host},
     },
     provision::{Hosts, Provisioner},
     psk::{
@@ -254,25 +253,20 @@ async fn note_key_uses(key_uses: Arc<UseCounters>, store: Arc<dyn Store>, reload
 /// The clouds in which devices are registered, as far as their MQTT hosts follow from them.
 struct MqttHosts {
     targets: Arc<Targets>,
-    /// Of each target: its configured host, its instance ID and its region.
-    clouds: HashMap<String, (Option<MqttHost>, String, String)>,
+    /// Settings of each target, also of one whose cloud cannot be called.
+    clouds: HashMap<String, MqttSettings>,
 }
 
 impl MqttHosts {
     fn new(config: &Config, targets: &Arc<Targets>) -> Self {
-        let cloud = |target: &config::Target| {
-            let IotPlatformSettings { client, host, .. } = target.settings.as_ref().ok()?;
-            let cloud = (host.clone(), client.instance_id.clone(), client.region.clone());
-            Some((target.name.clone(), cloud))
-        };
-        Self { targets: targets.clone(), clouds: config.targets.iter().filter_map(cloud).collect() }
+        let cloud = |target: &config::Target| (target.name.clone(), target.mqtt.clone());
+        Self { targets: targets.clone(), clouds: config.targets.iter().map(cloud).collect() }
     }
 }
 
 impl Hosts for MqttHosts {
     fn host_of(&self, row: &DeviceRow, product_key: &str) -> Option<String> {
-        let (host, instance_id, region) = self.clouds.get(&self.targets.of(row))?;
-        Some(mqtt_host(host.as_ref(), instance_id, region, product_key))
+        Some(self.clouds.get(&self.targets.of(row))?.host_of(product_key))
     }
 }
 
@@ -485,6 +479,46 @@ mod tests {
             log_keys(&mut has_keys, keys);
             assert_eq!(has_keys, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_device_gets_its_host_although_the_credentials_of_its_target_are_missing() {
+        let section = |kind: &str, keys: &str| {
+            format!(
+                "{kind}\nendpoint = \"http://127.0.0.1:1\"\ncredentials = \"file:/nowhere/certdist.ini\"\n{keys}\n"
+            )
+        };
+        let text = [
+            "listen = \"127.0.0.1:5684\"\ndatabase = \"sqlite:certdist.db\"\n".to_owned(),
+            section("[iot_platform]", "region = \"cn-shanghai\""),
+            section("[[target]]\nname = \"tokyo\"", "region = \"ap-northeast-1\"\ninstance_id = \"iot-1\""),
+            section("[[target]]\nname = \"osaka\"", "region = \"r\"\nhost = \"mqtt.example:1884\""),
+            "[[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1\"\nkind = \"individual\"\n".to_owned(),
+        ];
+        let config = Config::parse(&text.concat(), std::path::Path::new("/etc/certdist")).unwrap();
+        assert!(config.targets.iter().all(|target| target.settings.is_err()));
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let targets = targets(&config, &store, "test", |limits| limits).unwrap();
+        let hosts = MqttHosts::new(&config, &targets);
+        let host_of = |target: &str| {
+            let row = DeviceRow {
+                target: Some(target.into()),
+                ..DeviceRow::imported(crate::device::DeviceId::parse("SN-1").unwrap(), "lamp", "a1")
+            };
+            hosts.host_of(&row, "a1")
+        };
+        let expected = [
+            ("default", Some(config.targets[0].mqtt.host_of("a1"))),
+            ("tokyo", Some(config.targets[1].mqtt.host_of("a1"))),
+            ("osaka", Some("mqtt.example:1884".to_owned())),
+            ("kobe", None),
+        ];
+        for (target, expected) in expected {
+            assert_eq!(host_of(target), expected, "{target}");
+        }
+        assert!(
+            host_of("default").unwrap().starts_with("a1.") && host_of("tokyo").unwrap().starts_with("iot-1.")
+        );
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ mod target;
 
 pub use admin::normal_host;
 pub use bounds::QPS;
-pub use target::Target;
+pub use target::{MqttSettings, Target};
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,7 +33,7 @@ use anyhow::{Context, Result, bail};
 use self::document::{Document, Problems, Table};
 use crate::{
     dtls,
-    iot_platform::{client::ClientConfig, host::MqttHost},
+    iot_platform::client::ClientConfig,
     operators::{Token, User},
     psk::{Enrollment, Key, Kind, Reissue},
     rate_limit::{self, Rate},
@@ -113,8 +113,6 @@ pub struct PlainCoap {
 pub struct IotPlatformSettings {
     /// Endpoint, credentials, and further settings of the client.
     pub client: ClientConfig,
-    /// MQTT host of the devices, if it is not the one of the instance or the product.
-    pub host: Option<MqttHost>,
     /// `RegisterDevice` calls per second.
     pub qps: f64,
     /// Set if devices are registered in batches when many are waiting.

@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{CommandResult, Failure, open_store, print, serve};
 use crate::{
     app::App,
-    config::{Config, IotPlatformSettings, Target},
+    config::{Config, IotPlatformSettings, MqttSettings, Target},
     device::{Certificate, Secret},
     iot_platform::{
         SWEEP_PAUSE,
@@ -140,14 +140,18 @@ fn configuration(folder: &Folder, cloud: &Simulator) -> Result<Config> {
     let host = cloud.mqtt_addr().context("the simulated cloud accepts no devices")?;
     let settings = IotPlatformSettings {
         client: ClientConfig::new(cloud.endpoint(), "cn-shanghai", cloud.credentials()),
-        host: Some(host.to_string().parse()?),
         qps: QPS,
         batches: true,
         sweep: Some(SWEEP_PAUSE),
         manages: true,
     };
+    let mqtt = MqttSettings {
+        host: Some(host.to_string().parse()?),
+        instance_id: settings.client.instance_id.clone(),
+        region: settings.client.region.clone(),
+    };
     config.targets =
-        vec![Target { name: target::DEFAULT.to_owned(), is_named: false, settings: Ok(settings) }];
+        vec![Target { name: target::DEFAULT.to_owned(), is_named: false, mqtt, settings: Ok(settings) }];
     Ok(config)
 }
 

@@ -162,7 +162,7 @@ impl Section for Target {
 }
 
 /// MQTT host of the devices: `"HOST"` or `"HOST:PORT"`. An empty text stands for the default.
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, Clone)]
 #[serde(try_from = "String")]
 pub(super) struct Host(pub(super) Option<MqttHost>);
 

@@ -77,9 +77,8 @@ pub(super) fn read(
         Some(file::Sweep::Off(file::Off::Off)) => None,
     };
     let (qps, batches) = (section.qps.unwrap_or(QPS), section.batches.unwrap_or(true));
-    let file::Host(host) = section.host;
     let manages = section.manage.unwrap_or(false);
-    Some(Ok(IotPlatformSettings { client, host, qps, batches, sweep, manages }))
+    Some(Ok(IotPlatformSettings { client, qps, batches, sweep, manages }))
 }
 
 /// Returns the path of the credentials file. Returns `None` if the credentials are not in a file.

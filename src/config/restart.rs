@@ -87,17 +87,27 @@ impl Config {
 
 /// Returns the keys of `[iot_platform]` whose values differ between two targets.
 fn changed_keys(own: &Target, other: &Target) -> Vec<&'static str> {
+    let is_changed = |(key, same): (&'static str, bool)| (!same).then_some(key);
+    // These are known, and used, without credentials too.
+    let mut keys: Vec<_> = [
+        ("[iot_platform] region", own.mqtt.region == other.mqtt.region),
+        ("[iot_platform] instance_id", own.mqtt.instance_id == other.mqtt.instance_id),
+        ("[iot_platform] host", own.mqtt.host == other.mqtt.host),
+    ]
+    .into_iter()
+    .filter_map(is_changed)
+    .collect();
     let (own, other) = match (&own.settings, &other.settings) {
         (Ok(own), Ok(other)) => (own, other),
-        (Err(own), Err(other)) if own == other => return Vec::new(),
-        _ => return vec!["[iot_platform] credentials"],
+        (own, other) => {
+            let same = matches!((own, other), (Err(own), Err(other)) if own == other);
+            keys.extend(is_changed(("[iot_platform] credentials", same)));
+            return keys;
+        }
     };
     let (client, changed) = (&own.client, &other.client);
-    [
+    let of_calls = [
         ("[iot_platform] endpoint", client.endpoint == changed.endpoint),
-        ("[iot_platform] region", client.region == changed.region),
-        ("[iot_platform] instance_id", client.instance_id == changed.instance_id),
-        ("[iot_platform] host", own.host == other.host),
         ("[iot_platform] qps", own.qps == other.qps),
         ("[iot_platform] batches", own.batches == other.batches),
         ("[iot_platform] manage", own.manages == other.manages),
@@ -108,8 +118,7 @@ fn changed_keys(own: &Target, other: &Target) -> Vec<&'static str> {
         ("[iot_platform] connect_timeout", client.timeouts.connect == changed.timeouts.connect),
         ("[iot_platform] first_byte_timeout", client.timeouts.first_byte == changed.timeouts.first_byte),
         ("[iot_platform] timeout", client.timeouts.whole == changed.timeouts.whole),
-    ]
-    .into_iter()
-    .filter_map(|(key, same)| (!same).then_some(key))
-    .collect()
+    ];
+    keys.extend(of_calls.into_iter().filter_map(is_changed));
+    keys
 }

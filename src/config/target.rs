@@ -11,7 +11,10 @@ use super::{
     document::{Problems, Table},
     file, iot_platform,
 };
-use crate::target;
+use crate::{
+    iot_platform::host::{MqttHost, mqtt_host},
+    target,
+};
 
 /// Maximum number of targets that a message names.
 const NAMED: usize = 10;
@@ -23,9 +26,30 @@ pub struct Target {
     pub name: String,
     /// Set if it is a `[[target]]`, and not `[iot_platform]`.
     pub is_named: bool,
+    /// Settings from which the MQTT host of its devices follows. They are known without credentials.
+    pub mqtt: MqttSettings,
     /// Settings of the calls. The error says which credentials are missing; the cloud then cannot
     /// be called, but other targets can.
     pub settings: Result<IotPlatformSettings, String>,
+}
+
+/// Settings from which the MQTT host of a target's devices follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MqttSettings {
+    /// Host, if it is not the one of the instance or the product.
+    pub host: Option<MqttHost>,
+    /// ID of the instance; empty for the public instance.
+    pub instance_id: String,
+    /// Region, such as `cn-shanghai`.
+    pub region: String,
+}
+
+impl MqttSettings {
+    /// Returns the MQTT host of a device of the product `product_key`, with a port if it is not the
+    /// usual one.
+    pub fn host_of(&self, product_key: &str) -> String {
+        mqtt_host(self.host.as_ref(), &self.instance_id, &self.region, product_key)
+    }
 }
 
 /// The targets, while the rest of the configuration is read.
@@ -78,8 +102,11 @@ impl Targets {
             .filter_map(|(_, section)| iot_platform::secret_file(&section.values, folder))
             .collect();
         let read = |(index, (name, section)): (usize, (String, Table<file::IotPlatformSection>))| {
+            let file::Host(host) = section.values.host.clone();
+            let (instance_id, region) = (section.values.instance_id.clone(), section.values.region.clone());
+            let mqtt = MqttSettings { host, instance_id, region };
             let settings = iot_platform::read(section, (folder, secrets), are_named, problems)?;
-            Some(Target { name, is_named: index >= unnamed, settings })
+            Some(Target { name, is_named: index >= unnamed, mqtt, settings })
         };
         let all = sections.into_iter().enumerate().filter_map(read).collect();
         Self { all, are_named, secret_files, names }
@@ -260,6 +287,15 @@ mod tests {
         ] {
             assert_eq!(before.needs_restart(&with(&targets, "")), changed, "{targets}");
         }
+        // Hosts follow from these keys, also while the credentials are missing.
+        let lost = |keys: &str| {
+            let text = target("tokyo", keys).replace("ecs-role", "file:/nowhere/certdist.ini");
+            with(&text, "")
+        };
+        for keys in ["host = \"mqtt.example\"\n", "instance_id = \"iot-1\"\n"] {
+            assert_eq!(lost("").needs_restart(&lost(keys)), ["[[target]]"], "{keys}");
+        }
+        assert_eq!(lost("").needs_restart(&lost("qps = 1\n")), [""; 0]);
         let moved = with(&target("tokyo", ""), "target = \"tokyo\"\n");
         assert_eq!(before.needs_restart(&moved), [""; 0]);
         let renamed = read(&[&target("default", ""), &target("tokyo", ""), &enrollment("lamp", "")]).unwrap();

@@ -11,7 +11,7 @@ fn with_cloud(enrollment: &str, cloud: &str) -> String {
 }
 
 fn host_of(text: &str) -> Option<String> {
-    parse(text).unwrap().targets.remove(0).settings.unwrap().host.map(|host| host.to_string())
+    parse(text).unwrap().targets.remove(0).mqtt.host.map(|host| host.to_string())
 }
 
 #[test]
@@ -28,10 +28,7 @@ fn the_clouds_own_host_is_used_unless_another_one_is_configured() {
     }
     let variable = [("CERTDIST_IOT_PLATFORM__HOST", "mqtt.example.com")];
     let config = with_variables(&with_cloud("", "host = \"other.example.com\""), &variable).unwrap();
-    assert_eq!(
-        config.targets[0].settings.as_ref().unwrap().host.as_ref().unwrap().to_string(),
-        "mqtt.example.com"
-    );
+    assert_eq!(config.targets[0].mqtt.host.as_ref().unwrap().to_string(), "mqtt.example.com");
 }
 
 #[test]
