@@ -206,6 +206,16 @@ pub(super) fn restore_row(connection: &Connection, id: ImportId, device: &str) -
     connection.prepare_cached(RESTORE)?.execute(params![id.0, device]).map(drop)
 }
 
+/// Leaves a row as an import has changed it, although the import is taken back. The row then counts as
+/// one that has changed since the earlier import from which it came. If it kept the number, it would
+/// look like a row that the import has added, and a take-back that continues would delete it.
+pub(super) fn leave_row(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
+    const LEAVE: &str = "UPDATE main.device_table SET importId = (SELECT -abs(b.former) FROM import_before b \
+                         WHERE b.importId = ?1 AND b.deviceId = ?2) WHERE deviceId = ?2 AND importId = ?1";
+    connection.prepare_cached(LEAVE)?.execute(params![id.0, device])?;
+    forget_before(connection, id, device)
+}
+
 /// Deletes the values that a row had before an import.
 pub(super) fn forget_before(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
     const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId = ?2";

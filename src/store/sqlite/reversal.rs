@@ -276,7 +276,7 @@ impl Reversal<'_> {
             if self.mark.kind == Kind::Import {
                 // The device may have changed after its new key was removed.
                 restore_key(transaction, self.mark, device)?;
-                imports::forget_before(transaction, id, device)?;
+                imports::leave_row(transaction, id, device)?;
             }
             return Ok(());
         }
@@ -319,7 +319,7 @@ impl Reversal<'_> {
                 .collect::<rusqlite::Result<_>>()?;
             for device in &devices {
                 restore_key(&transaction, self.mark, device)?;
-                imports::forget_before(&transaction, self.mark.id, device)?;
+                imports::leave_row(&transaction, self.mark.id, device)?;
             }
             self.note(&transaction, "taken", devices.len() as i64)?;
             transaction.commit()?;

@@ -242,6 +242,46 @@ fn a_device_that_is_being_registered_keeps_what_an_import_that_was_cut_off_gave_
     assert_eq!(store.check_counts().unwrap().different, 0);
 }
 
+/// A claim that ends between two runs leaves a device that has neither a claim nor former values.
+#[test]
+fn a_take_back_that_is_cut_off_after_any_transaction_deletes_no_device_that_was_there_before() {
+    let entry = JournalEntry {
+        device: id("SN-2"),
+        product_key: "a1lamp".into(),
+        device_name: "name-1".into(),
+        target: crate::target::DEFAULT.into(),
+    };
+    let owner = Owner { id: 1, name: "test".into() };
+    for turns in 1..100 {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory);
+        import(&store, [named("SN-1", "name-1"), named("SN-2", "name-2")]);
+        let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+        // SN-2 is registered under the former name of SN-1, so both stay as they are.
+        cut_off(&store, [named("SN-1", "name-9"), named("SN-2", "name-1"), row("SN-3")]);
+        wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
+        let writer = connection::open_again(store.path(), SOON).unwrap();
+        let left = std::cell::Cell::new(turns);
+        let is_stopped = || {
+            left.set(left.get() - 1);
+            left.get() == 0
+        };
+        unfinished::take_back(&writer, &is_stopped).unwrap();
+        let is_complete = !store.import_activity().unwrap().is_unfinished;
+        wait(store.release_claim(1, &id("SN-2"), false)).unwrap();
+        unfinished::take_back(&writer, &|| false).unwrap();
+        let rows = at_once(store.rows_after(None, 9)).unwrap();
+        let ids: Vec<_> = rows.iter().map(|row| row.id.as_str()).collect();
+        assert_eq!(ids, ["SN-1", "SN-2"], "{turns}");
+        assert_eq!(store.check_counts().unwrap().different, 0, "{turns}");
+        if is_complete {
+            assert!(turns > 4, "it has more transactions: {turns}");
+            return;
+        }
+    }
+    panic!("it never ends");
+}
+
 #[test]
 fn a_backup_beside_an_unfinished_import_is_complete() {
     let directory = tempfile::tempdir().unwrap();
