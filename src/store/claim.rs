@@ -65,8 +65,8 @@ pub struct ClaimTime {
 pub enum Claimed {
     /// The caller has the claim until the caller settles or releases it, or is fenced.
     Yours(Claim),
-    /// Another living owner has the claim, or the name of the device belongs to a device that an
-    /// unfinished import adds or an undo removes. The caller tries again later.
+    /// Another living owner has the claim, or an unfinished import adds, or an undo removes, the
+    /// device or another device that has its name. The caller tries again later.
     Held,
     /// The device does not need this registration: its row has a certificate or a refusal, is
     /// disabled, has another product, name or target, or does not exist. An abandoned claim on the device

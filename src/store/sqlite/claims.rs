@@ -165,6 +165,11 @@ fn claim(
                          enrollment = excluded.enrollment, target = excluded.target";
     let JournalEntry { device, product_key, device_name, target } = entry;
     let before = Before::read(connection, owner.id, entry)?;
+    // Whether the device stays in the table is known when the import or its undo has ended. Its claim
+    // would make the device visible, and would keep it in the table.
+    if unfinished::is_hidden(connection, device)? {
+        return Ok(Claimed::Held);
+    }
     if !before.wanted {
         if !before.held && !before.disabled {
             end_claim(connection, device)?;

@@ -282,6 +282,33 @@ fn a_take_back_that_is_cut_off_after_any_transaction_deletes_no_device_that_was_
     panic!("it never ends");
 }
 
+/// A registration can wait in memory since before its device was deleted and imported again.
+#[test]
+fn a_device_that_an_unfinished_import_adds_cannot_be_claimed() {
+    use crate::store::claim::Claimed;
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    cut_off(&store, [row("SN-1")]);
+    let entry = JournalEntry {
+        device: id("SN-1"),
+        product_key: "a1lamp".into(),
+        device_name: "SN-1".into(),
+        target: crate::target::DEFAULT.into(),
+    };
+    let owner = Owner { id: 1, name: "test".into() };
+    let claim =
+        || wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
+    assert_eq!(claim(), Claimed::Held);
+    assert_eq!((journal(&store), at_once(store.device(&id("SN-1"))).unwrap()), (vec![], None));
+    drop(lock);
+    import(&store, [row("SN-2")]);
+    assert_eq!(claim(), Claimed::NotWanted);
+    import(&store, [row("SN-1")]);
+    assert!(matches!(claim(), Claimed::Yours(_)));
+    assert_eq!(store.check_counts().unwrap().different, 0);
+}
+
 #[test]
 fn a_backup_beside_an_unfinished_import_is_complete() {
     let directory = tempfile::tempdir().unwrap();
