@@ -85,6 +85,9 @@ pub enum Admission {
     NameTaken(DeviceId),
     /// The enrollment has as many devices as it may have.
     Full,
+    /// An unfinished import adds, or an undo removes, the device or another device that has its name.
+    /// Nothing was changed. The caller tries again later.
+    Later,
 }
 
 /// The part of a store that keeps the devices that wait.
@@ -108,7 +111,9 @@ pub trait WaitingList: Send + Sync + 'static {
 
     /// Adds devices to the table as an import adds them, and removes them from the list, in one
     /// step with their audit entries. Never changes a device that is in the table. Returns a result
-    /// for each device.
+    /// for each device. If the configuration admits a device that must wait for the end of an
+    /// import, fails with [`StoreError::Busy`](super::StoreError::Busy) instead of
+    /// [`Admission::Later`].
     fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>>;
 
     /// Removes devices from the list of an enrollment. Returns how many were in it.

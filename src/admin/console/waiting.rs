@@ -51,6 +51,7 @@ pub(super) async fn show(
         "added" => Some("done-admit"),
         "known" => Some("done-admit-known"),
         "taken" => Some("done-admit-taken"),
+        "later" => Some("done-admit-later"),
         "dismissed" => Some("done-dismiss"),
         _ => None,
     };
@@ -122,6 +123,7 @@ pub(super) async fn admit(State(shared): State<Arc<Shared>>, OperatorForm(sent):
             let result = match results {
                 [Admission::Added] => "added",
                 [Admission::Known | Admission::Elsewhere] => "known",
+                [Admission::Later] => "later",
                 _ => "taken",
             };
             tracing::info!(%device, user = sent.visitor.name, result, "a waiting device was admitted in the console");

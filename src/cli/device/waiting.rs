@@ -296,6 +296,10 @@ pub(super) async fn admit(args: &Admit, config: &Config, store: &dyn Table, by: 
                     "{device}: device {holder} has the same name in product {product_key}; import {device} with \
                      another deviceName"
                 )),
+                Admission::Later => failed.push(format!(
+                    "{device}: an unfinished import adds, or an undo removes, it or another device that has its \
+                     name; run this again when that has ended"
+                )),
                 Admission::Full => failed.push(format!("{device}: its enrollment is full")),
             }
         }

@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Sqlite, audit, names, read, writer::WriteError};
+use super::{Sqlite, audit, names, read, unfinished, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
-        StoreFuture, UnixSeconds,
+        StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         waiting::{
             Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
@@ -76,13 +76,17 @@ fn admit(
     const ROWS: &str = "SELECT coalesce(sum(devices), 0) FROM device_count WHERE enrollment = ?1";
     const ADD: &str = "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES (?1, ?2, ?3)";
     let NewDevice { device, enrollment, product_key } = new;
+    if is_hidden(connection, read::known_as(connection, &device.clone().into())?)? {
+        return later(device, by);
+    }
     if let Some(other) = enrollment_of(connection, device)? {
         forget(connection, device)?;
         return Ok(if other == *enrollment { Admission::Known } else { Admission::Elsewhere });
     }
     let name = device.device_name();
     if let Some(holder) = names::holder_of_name(connection, device, product_key, &name)? {
-        return Ok(Admission::NameTaken(holder));
+        let is_hidden = unfinished::is_hidden(connection, &holder)?;
+        return if is_hidden { later(device, by) } else { Ok(Admission::NameTaken(holder)) };
     }
     if let Admits::Configuration { max_rows: Some(max), .. } = by {
         let rows: i64 = connection.prepare_cached(ROWS)?.query_row([enrollment], |row| row.get(0))?;
@@ -107,6 +111,24 @@ fn admit(
     };
     audit::append(connection, &entry)?;
     Ok(Admission::Added)
+}
+
+/// Returns whether a device is in the table, but hidden.
+fn is_hidden(connection: &Connection, known: Option<DeviceId>) -> rusqlite::Result<bool> {
+    known.map_or(Ok(false), |known| unfinished::is_hidden(connection, &known))
+}
+
+/// Returns the result for a device that can be admitted only when an import or its undo has ended,
+/// because whether the device or its name is in the table is known then.
+fn later(device: &DeviceId, by: &Admits) -> Result<Admission, WriteError> {
+    match by {
+        Admits::Operator(_) => Ok(Admission::Later),
+        Admits::Configuration { .. } => Err(StoreError::Busy(format!(
+            "an unfinished import adds, or an undo removes, device {device} or another device that has its name; \
+             it is admitted when that has ended"
+        ))
+        .into()),
+    }
 }
 
 /// Removes a device from the list, in all enrollments.
@@ -177,9 +199,13 @@ impl WaitingList for Sqlite {
     fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64> {
         const EXPIRED: &str = "SELECT 1 FROM device_waiting w WHERE last < ?1 \
                                OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) LIMIT 1";
-        const SQL: &str = "DELETE FROM device_waiting WHERE last < ?1 \
-                           OR deviceId IN (SELECT w.deviceId FROM device_waiting w \
-                           JOIN device_table d ON d.deviceId = w.deviceId)";
+        // Whether a hidden device stays in the table is known later.
+        const SQL: &str = concat!(
+            "DELETE FROM device_waiting WHERE last < ?1 OR deviceId IN (SELECT w.deviceId FROM device_waiting w \
+             JOIN device_table d ON d.deviceId = w.deviceId WHERE ",
+            unfinished::shown!(""),
+            ")"
+        );
         let any = self.read_now(|connection| {
             connection.prepare_cached(EXPIRED)?.query_row([before], |_| Ok(())).optional()
         });

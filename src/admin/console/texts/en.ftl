@@ -252,6 +252,7 @@ waiting-dismiss = Dismiss
 done-admit = It is in the table now, and gets its certificate with its next request.
 done-admit-known = It was in the table already.
 done-admit-taken = It was not admitted: another device has its name. Import it with another deviceName.
+done-admit-later = It was not admitted: an import or an undo is running that has this device, or another one with its name. Admit it when that has ended.
 done-dismiss = It is dismissed. If it asks again, it waits again.
 confirm-title = {$action} {$device}?
 removes-issue = The first issue of {$time} is forgotten.

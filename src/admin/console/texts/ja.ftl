@@ -213,6 +213,7 @@ waiting-dismiss = 却下
 done-admit = テーブルに追加しました。次の要求で証明書を取得します。
 done-admit-known = すでにテーブルにあります。
 done-admit-taken = 承認しませんでした。同じ名前のデバイスがあります。別の deviceName でインポートしてください。
+done-admit-later = 承認しませんでした。実行中のインポートまたは取り消しに、このデバイスまたは同じ名前のデバイスが含まれています。終了後に承認してください。
 done-dismiss = 却下しました。再び要求すると、再び待ちます。
 confirm-title = {$device} を{$action}しますか
 removes-issue = {$time} の初回発行の記録が消えます。

@@ -213,6 +213,7 @@ waiting-dismiss = 忽略
 done-admit = 已加入设备表，下次请求时将取得证书。
 done-admit-known = 它已在设备表中。
 done-admit-taken = 未准入：另一台设备已使用其名称。请以其他 deviceName 导入。
+done-admit-later = 未准入：正在进行的导入或撤销涉及此设备或同名的另一台设备。请在其结束后再准入。
 done-dismiss = 已忽略。如果它再次请求，会再次等待。
 confirm-title = {$action} {$device}？
 removes-issue = {$time} 的首次发放记录将被清除。

@@ -297,8 +297,7 @@ fn a_device_that_an_unfinished_import_adds_cannot_be_claimed() {
         target: crate::target::DEFAULT.into(),
     };
     let owner = Owner { id: 1, name: "test".into() };
-    let claim =
-        || wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
+    let claim = || wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
     assert_eq!(claim(), Claimed::Held);
     assert_eq!((journal(&store), at_once(store.device(&id("SN-1"))).unwrap()), (vec![], None));
     drop(lock);
@@ -307,6 +306,49 @@ fn a_device_that_an_unfinished_import_adds_cannot_be_claimed() {
     import(&store, [row("SN-1")]);
     assert!(matches!(claim(), Claimed::Yours(_)));
     assert_eq!(store.check_counts().unwrap().different, 0);
+}
+
+#[test]
+fn a_device_that_an_unfinished_import_adds_is_admitted_later_and_goes_on_waiting() {
+    use crate::store::waiting::{Admission, Admits, NewDevice, Note, WaitingList};
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let asker = || Asker { enrollment: "lamps".into(), address: "192.0.2.1".into(), ..Asker::default() };
+    for device in ["SN-1", "SN-2", "SN-3", "SN-4"] {
+        wait(store.note_waiting(Note { device: id(device), asker: asker(), is_shared: false })).unwrap();
+    }
+    let new = |device: &str| NewDevice {
+        device: id(device),
+        enrollment: "lamps".into(),
+        product_key: "a1lamp".into(),
+    };
+    let by_operator = |devices: &[&str]| {
+        let devices = devices.iter().map(|device| new(device)).collect();
+        wait(store.admit(devices, Admits::Operator(Actor::system_user()))).unwrap()
+    };
+    let waiting = || {
+        let all = at_once(store.waiting(None, None, 9)).unwrap();
+        all.into_iter().map(|one| one.device).collect::<Vec<_>>()
+    };
+    import(&store, [row("SN-4")]);
+    let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    // SN-1 is added in another enrollment, and the name of SN-2 goes to another device.
+    cut_off(&store, [ImportRow::new(id("SN-1"), "plugs", "a1plug"), named("SN-9", "SN-2")]);
+    assert_eq!(
+        by_operator(&["SN-1", "SN-2", "SN-3"]),
+        [Admission::Later, Admission::Later, Admission::Added]
+    );
+    for device in ["SN-1", "SN-2"] {
+        let by = Admits::Configuration { asker: asker(), max_rows: None };
+        let later = wait(store.admit(vec![new(device)], by)).unwrap_err();
+        assert!(matches!(&later, StoreError::Busy(_)), "{later}");
+    }
+    assert_eq!(wait(store.prune_waiting(0)).unwrap(), 1, "SN-4, which is in the table for good");
+    assert_eq!(waiting(), [id("SN-1"), id("SN-2")]);
+    drop(lock);
+    import(&store, [row("SN-7")]);
+    assert_eq!(by_operator(&["SN-1", "SN-2"]), [Admission::Added, Admission::Added]);
+    assert_eq!(waiting(), []);
 }
 
 #[test]
