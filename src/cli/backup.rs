@@ -39,7 +39,7 @@ Example
 
 A backup of an older version is upgraded, in a copy. Everything that was issued,
 registered or imported since the backup is lost: it is listed first, and --dry-run only
-lists it. --force is needed to replace a database that is newer than the backup, or
+lists it. Orders in the backup end without being carried out. --force is needed to replace a database that is newer than the backup, or
 damaged. A database in use is never replaced: stop all servers first.")]
 pub struct RestoreArgs {
     /// File that `certdist backup` wrote
@@ -131,6 +131,17 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
             )
         })?;
     }
+    let orders = backup.contents.orders;
+    if orders > 0 {
+        let file = args.file.display();
+        print(|out| {
+            writeln!(
+                out,
+                "{file}: {orders} orders for IoT Platform would end without being carried out; the audit log names \
+                 their devices as `cancelled`, so that you can give an order again"
+            )
+        })?;
+    }
     let Some(lock) = lock else {
         return Ok(print(|out| writeln!(out, "{}: would be restored", path.display()))?);
     };
@@ -139,7 +150,11 @@ pub(super) fn restore(args: &RestoreArgs) -> CommandResult {
     }
     let (by, damaged) = (Actor::system_user(), matches!(target, Target::Nothing | Target::Damaged(_)));
     Progress::showing(PROGRESS, |progress| backup.restore(path, damaged, &lock, &by, progress))?;
-    print(|out| writeln!(out, "{}: restored", path.display()))?;
+    let ended = match orders {
+        0 => String::new(),
+        orders => format!("; {orders} orders for IoT Platform ended"),
+    };
+    print(|out| writeln!(out, "{}: restored{ended}", path.display()))?;
     Ok(())
 }
 
@@ -180,6 +195,7 @@ fn listed(since: &SinceBackup) -> String {
     line(&since.enabled, "enabled devices would become disabled");
     line(&since.deleted, "deleted devices would come back");
     line(&since.reset, "reset devices would count as issued or refused again");
+    line(&since.rotated, "rotated devices would have certificates that IoT Platform has deleted");
     line(&since.issued, "first issues would be forgotten, and may happen once more");
     line(&since.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
     line(&since.imported, "imports would be undone");

@@ -17,6 +17,8 @@ pub struct Contents {
     pub keys: Vec<String>,
     /// Secrets that are not sealed.
     pub clear: u64,
+    /// Orders for IoT Platform that are not carried out yet.
+    pub orders: u64,
     /// Result of verifying the store's audit log.
     pub audit: Chain,
 }
@@ -53,6 +55,9 @@ pub struct SinceBackup {
     pub deleted: Sample,
     /// Devices that were reset, and would count as issued or refused again.
     pub reset: Sample,
+    /// Devices that were rotated, and would have their former certificates again. IoT Platform has
+    /// deleted these.
+    pub rotated: Sample,
     /// First issues of certificates since the backup.
     pub issued: Sample,
     /// Registrations at IoT Platform since the backup.

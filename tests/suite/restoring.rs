@@ -379,3 +379,24 @@ fn resets_and_undone_imports_are_listed_by_what_they_are_and_an_issue_once() {
     let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
     assert!(told.contains("may happen once more: PLUG-1\n"), "{told}");
 }
+
+#[test]
+fn a_restore_says_that_the_orders_of_the_backup_end_and_carries_none_out() {
+    let site = Site::new();
+    site.import(DEVICES);
+    let table = rusqlite::Connection::open(site.path("certdist.db")).expect("it opens");
+    let order = "INSERT INTO cloud_order (deviceId, work, productKey, deviceName, orderedAt, who, target) \
+                 VALUES ('PLUG-1', 'delete', 'a1plug', 'plug-1', 1, 'root', 'default')";
+    assert_eq!(table.execute(order, ()), Ok(1));
+    drop(table);
+    succeeds(&site, &["backup", "copy.db"]);
+    assert!(succeeds(&site, &["device", "orders"]).starts_with("PLUG-1"));
+    let told = succeeds(&site, &["restore", "copy.db", "--dry-run"]);
+    assert!(told.contains("copy.db: 1 orders for IoT Platform would end"), "{told}");
+    assert!(succeeds(&site, &["device", "orders"]).starts_with("PLUG-1"));
+    let told = succeeds(&site, &["restore", "copy.db", "--yes"]);
+    assert!(told.ends_with("/certdist.db: restored; 1 orders for IoT Platform ended\n"), "{told}");
+    assert_eq!(succeeds(&site, &["device", "orders"]), "");
+    let log = succeeds(&site, &["audit", "export"]);
+    assert!(log.contains("\"delete: restored from a backup\""), "{log}");
+}

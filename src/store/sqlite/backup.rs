@@ -19,7 +19,7 @@ use super::{
     files::identity,
     lock::Lock,
     look::{self, Place},
-    secrets, since_backup, store_error,
+    orders, secrets, since_backup, store_error,
 };
 use crate::{
     new_file::NewFile,
@@ -210,20 +210,24 @@ impl Restorable {
     }
 
     /// Copies the backup into the existing database in one transaction. If the database is
-    /// `damaged` or missing, writes a new file in its place instead. Writes an audit entry with the
-    /// name `by`. The caller must have the database's exclusive lock.
+    /// `damaged` or missing, writes a new file in its place instead. Ends the orders of the backup.
+    /// Writes audit entries with the name `by`. The caller must have the database's exclusive lock.
     pub fn restore(
         &self,
         to: &Path,
         damaged: bool,
         _lock: &Lock,
         by: &Actor,
-        progress: impl FnMut(u64, u64),
+        mut progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {
         // If the path is a link, the link stays, and the file to which it leads is replaced.
         let real = to.canonicalize();
         let to = real.as_deref().unwrap_or(to);
-        self.read(|source| self.copy(source, to, damaged, by, progress))
+        if self.contents.orders == 0 {
+            return self.read(|source| self.copy(source, to, damaged, by, progress));
+        }
+        let part = self.read(|source| without_orders(source, to, by, &mut progress))?;
+        look::at_any(part.path(), |source| self.copy(source, to, damaged, by, progress))
     }
 
     fn copy(
@@ -264,6 +268,29 @@ impl Restorable {
         audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Restored) })?;
         transaction.commit()
     }
+}
+
+/// Copies a backup to a file beside `to`, and ends the orders in the copy. Since the backup they
+/// may have been cancelled or carried out, and the next server would carry them out as it starts.
+/// They end before the copy is in place, so that a restore that is cut off revives none of them.
+fn without_orders(
+    source: &Connection,
+    to: &Path,
+    by: &Actor,
+    progress: impl FnMut(u64, u64),
+) -> Result<NewFile, StoreError> {
+    let part = begin(to, NewFile::replacing)?;
+    let failed = |error| store_error(part.path(), error);
+    {
+        let mut copy = Connection::open(part.path()).map_err(failed)?;
+        copy_pages(source, &mut copy, progress).map_err(failed)?;
+        as_one_file(&copy).map_err(failed)?;
+        let transaction =
+            Transaction::new_unchecked(&copy, TransactionBehavior::Immediate).map_err(failed)?;
+        orders::end_all(&transaction, "restored from a backup", by).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+    }
+    Ok(part)
 }
 
 fn begin(to: &Path, new: fn(&Path) -> io::Result<NewFile>) -> Result<NewFile, StoreError> {
@@ -310,6 +337,7 @@ fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
         psks: count("SELECT count(*) FROM device_key")?,
         keys: secrets::keys_in_use(connection)?,
         clear: secrets::count_clear(connection)?,
+        orders: orders::count(connection)?,
         audit: audit::verify_in(connection, |_, _| ())?,
     })
 }

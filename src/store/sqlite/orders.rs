@@ -9,6 +9,7 @@ use crate::{
         Actor, DeviceRow, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange},
+        unix_now,
     },
 };
 
@@ -53,6 +54,24 @@ fn numbered(connection: &Connection, number: OrderNumber) -> rusqlite::Result<Op
 
 fn remove(connection: &Connection, number: OrderNumber) -> rusqlite::Result<bool> {
     Ok(connection.prepare_cached("DELETE FROM cloud_order WHERE number = ?1")?.execute([number])? > 0)
+}
+
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<u64> {
+    let count = connection.query_row("SELECT count(*) FROM cloud_order", (), |row| row.get::<_, i64>(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Ends all orders, and writes an audit entry with this reason for each. The caller has begun a
+/// transaction.
+pub(super) fn end_all(connection: &Connection, reason: &str, by: &Actor) -> rusqlite::Result<()> {
+    const FIRST: &str = concat!(orders!(), " ORDER BY number LIMIT 1");
+    let first = || connection.prepare_cached(FIRST)?.query_row((), order).optional();
+    while let Some(order) = first()? {
+        remove(connection, order.number)?;
+        let detail = format!("{}: {reason}", order.kind);
+        audit(connection, (AuditEvent::Cancelled, unix_now()), &order.device, by, detail)?;
+    }
+    Ok(())
 }
 
 /// Writes an audit entry about a device.

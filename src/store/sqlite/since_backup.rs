@@ -78,6 +78,13 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
                 }
                 &mut since.reset
             }
+            (AuditEvent::Rotated, Some(id)) => {
+                let has_certificate = state_of(backup, id)?.is_some_and(|before| before.has_certificate);
+                if !has_certificate || !seen.rotated.insert(id.clone()) {
+                    return Ok(());
+                }
+                &mut since.rotated
+            }
             (AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted, Some(id)) => {
                 // A device may have changed more than once; only its last state counts.
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
@@ -110,6 +117,7 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
 struct Seen {
     changed: HashSet<DeviceId>,
     reset: HashSet<DeviceId>,
+    rotated: HashSet<DeviceId>,
     /// Devices of which an issue at the time `second` was listed. An issue is listed only if the
     /// device's row has the same time, so it is enough to remember the devices of one second.
     issued: HashSet<DeviceId>,
@@ -128,21 +136,28 @@ impl Seen {
     }
 }
 
-/// Part of a device's state that an operator or an issue can change.
+/// Part of a device's state that an operator, a registration or an issue can change.
 #[derive(Default)]
 struct State {
     enabled: bool,
     issued: Option<UnixSeconds>,
     refusal: Option<String>,
+    has_certificate: bool,
 }
 
 fn state_of(connection: &Connection, id: &DeviceId) -> rusqlite::Result<Option<State>> {
     connection
         .prepare_cached(
-            "SELECT state = 'enabled', firstIssued, refusal FROM device_table WHERE deviceId = ?1",
+            "SELECT state = 'enabled', firstIssued, refusal, deviceSecret IS NOT NULL FROM device_table \
+             WHERE deviceId = ?1",
         )?
         .query_row([id.as_str()], |row| {
-            Ok(State { enabled: row.get(0)?, issued: row.get(1)?, refusal: row.get(2)? })
+            Ok(State {
+                enabled: row.get(0)?,
+                issued: row.get(1)?,
+                refusal: row.get(2)?,
+                has_certificate: row.get(3)?,
+            })
         })
         .optional()
 }

@@ -4,6 +4,7 @@
 mod auditing;
 mod importing;
 mod looking;
+mod restoring;
 mod sealing;
 mod undoing;
 
