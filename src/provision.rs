@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
+
 pub use self::hosts::{HandedOut, Hosts};
 use crate::{
     device::{AskedId, Certificate, DeviceId},
@@ -236,16 +238,15 @@ impl Provisioner {
     ) -> Result<DeviceRow, Refusal> {
         let enrollment = &principal.enrollment;
         policy::may_have_first(enrollment.terms(), self.store.now())?;
-        // The caller drops a future that is not ready at its first poll, so nothing is written.
-        if !may_wait {
-            return future::pending().await;
-        }
         let device = asked.canonical().clone();
         let asker = asker_of(origin, principal);
         if enrollment.guards.unlisted == Unlisted::Hold {
             let note = Note { device, asker, is_shared: enrollment.kind.name() == KindName::Shared };
-            // If the request cannot be noted, the device asks again and is noted then.
-            if let Err(error) = self.store.note_waiting(note).await {
+            // The write goes on without this future. If the answer waited for it, its time would
+            // reveal whether there is something to write, and many requests would pass the limit on
+            // refused lookups before the first of them is counted. If the request cannot be noted,
+            // the device asks again and is noted then.
+            if let Some(Err(error)) = self.store.note_waiting(note).now_or_never() {
                 self.store_failed(&error);
             }
             return Err(Refusal::Held(HELD_PAUSE));
@@ -254,6 +255,10 @@ impl Provisioner {
             device: device.clone(),
             enrollment: enrollment.name.clone(),
             product_key: enrollment.product_key.clone(),
+        // The caller drops a future that is not ready at its first poll, so nothing is written.
+        if !may_wait {
+            return future::pending().await;
+        }
         };
         let by = Admits::Configuration { asker, max_rows: enrollment.guards.max_devices };
         match self.store.admit(vec![new], by).await.as_deref() {

@@ -49,6 +49,13 @@ fn ask_at(server: SocketAddr, sn: &str) -> String {
     }
 }
 
+/// Waits until the table has noted that a device waits. The answer to the device is sent before.
+fn until_noted(site: &Site, sn: &str) {
+    while !stdout(&site.run(&["device", "waiting", "--json"])).contains(sn) {
+        std::thread::yield_now();
+    }
+}
+
 fn registered_there(simulator: &Process) -> u64 {
     let stats: serde_json::Value =
         serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
@@ -93,6 +100,7 @@ fn a_held_device_is_listed_admitted_and_served() {
     site.write("some.csv", "deviceId\nNEW-2\n");
     assert_eq!(stdout(&site.run(&["device", "admit", "--file", "some.csv"])), "1 device admitted\n");
     assert_eq!(ask(&server, "NEW-3"), "5.03 device is not admitted yet 300");
+    until_noted(&site, "NEW-3");
     let all = site.run(&["device", "admit", "--all", "--enrollment", "plug"]);
     assert_eq!(stdout(&all), "1 device admitted\n", "{}", stderr(&all));
     for sn in ["NEW-2", "NEW-3"] {
@@ -201,6 +209,7 @@ fn an_operator_admits_a_device_in_the_console() {
     let server = site.serve();
     for sn in ["NEW-1", "NEW-2"] {
         assert_eq!(ask(&server, sn), "5.03 device is not admitted yet 300");
+        until_noted(&site, sn);
     }
     let (lead, guest) = (Visitor::new(listen, "lead"), Visitor::new(listen, "guest"));
     let page = guest.get("/waiting").body;

@@ -40,6 +40,8 @@ impl Bench {
     }
 
     async fn waiting(&self) -> Vec<String> {
+        // The answers do not wait for the notes. Writes are done in order.
+        self.store.probe().await.unwrap();
         let all = self.store.waiting(None, None, 100).await.unwrap();
         all.into_iter().map(|one| format!("{} in {}: {}", one.device, one.enrollment, one.count)).collect()
     }
@@ -224,6 +226,25 @@ async fn a_guess_at_a_held_device_counts_as_a_guess() {
 }
 
 #[tokio::test]
+async fn a_held_device_is_answered_before_its_request_is_noted() {
+    let bench = guarded(held());
+    let principal = bench.principal("plug-identity").await;
+    let mut codes = Vec::new();
+    // None of these requests waits for the disk, so each is counted before the next one.
+    for number in 0..200 {
+        let request = get().query(&format!("sn=GUESS-{number}"));
+        match bench.answer(&principal, &request) {
+            Answer::Now(response) => codes.push(response.code),
+            Answer::Later(work) => codes.push(work.now_or_never().expect("an answer at once").code),
+        }
+    }
+    let held = codes.iter().filter(|code| **code == Code::ServiceUnavailable).count();
+    assert!((100..150).contains(&held), "{held}");
+    assert_eq!(codes.iter().filter(|code| **code == Code::TooManyRequests).count(), 200 - held);
+    assert_eq!(bench.waiting().await.len(), 100, "they are noted");
+}
+
+#[tokio::test]
 async fn a_closed_or_not_yet_open_enrollment_notes_and_adds_no_device() {
     let now = Bench::new().store.now();
     for unlisted in [Unlisted::Hold, Unlisted::Admit] {
@@ -239,20 +260,17 @@ async fn a_closed_or_not_yet_open_enrollment_notes_and_adds_no_device() {
 }
 
 #[tokio::test]
-async fn nothing_is_noted_for_an_answer_that_is_dropped() {
-    for unlisted in [Unlisted::Hold, Unlisted::Admit] {
-        let bench = guarded(Guards { unlisted, ..Guards::default() });
-        let principal = bench.principal("SN-NEW").await;
-        let Answer::Later(work) = bench.service.answer(Instant::now(), home(), &principal, &get().0, false)
-        else {
-            panic!("an answer at once")
-        };
-        assert!(work.now_or_never().is_none());
-        // A write that had been queued before this one would be done now.
-        bench.store.probe().await.unwrap();
-        assert!(bench.waiting().await.is_empty());
-        assert_eq!(bench.store.device(&DeviceId::parse("SN-NEW").unwrap()).await.unwrap(), None);
-    }
+async fn no_device_is_added_for_an_answer_that_is_dropped() {
+    let bench = guarded(Guards { unlisted: Unlisted::Admit, ..Guards::default() });
+    let principal = bench.principal("SN-NEW").await;
+    let Answer::Later(work) = bench.service.answer(Instant::now(), home(), &principal, &get().0, false)
+    else {
+        panic!("an answer at once")
+    };
+    assert!(work.now_or_never().is_none());
+    // A write that had been queued before this one would be done now.
+    bench.store.probe().await.unwrap();
+    assert_eq!(bench.store.device(&DeviceId::parse("SN-NEW").unwrap()).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
