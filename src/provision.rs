@@ -365,7 +365,7 @@ impl Provisioner {
     /// Counts the places of a device's enrollment that other devices have taken. A device whose
     /// registration has begun has its place, so nothing is counted for it.
     async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
-        if self.store.claim_of(&row.id).await?.is_some() {
+        if self.store.claim_of(&row.id).await?.is_some_and(|claim| claim.has_place_in(&row.enrollment)) {
             return Ok(Places::default());
         }
         self.store.places(&row.enrollment).await

@@ -113,6 +113,16 @@ pub struct ClaimView {
     pub last_beat: Option<UnixSeconds>,
     /// The batch to which the claim belongs, if any.
     pub batch: Option<BatchId>,
+    /// Enrollment of the device at the time of the claim, in which the claim takes a place.
+    pub enrollment: Option<String>,
+}
+
+impl ClaimView {
+    /// Returns whether the claim takes a place in this enrollment. An import may have moved the
+    /// device to another one since the claim.
+    pub fn has_place_in(&self, enrollment: &str) -> bool {
+        self.enrollment.as_deref() == Some(enrollment)
+    }
 }
 
 /// A batch that was taken over, with its claims.

@@ -63,6 +63,23 @@ pub(super) fn a_device_in_the_journal_has_its_place(store: &(impl Store + Bulk))
     assert!(issue(store, "SN-1", 7).unwrap().is_first);
 }
 
+pub(super) fn a_device_that_was_moved_takes_a_place_of_its_new_enrollment(store: &(impl Store + Bulk)) {
+    import(store, [ImportRow::new(id("SN-1"), "plugs", "a1lamp"), row("SN-2")]);
+    limit(store, 1);
+    assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
+    assert!(now(store.claim_of(&id("SN-1"))).unwrap().unwrap().has_place_in("plugs"));
+    // The process dies after it has asked, and the device is moved.
+    now(store.release_claim(1, &id("SN-1"), true)).unwrap();
+    import(store, [row("SN-1")]);
+    assert_eq!((taken(store, "plugs"), taken(store, "lamps")), ((0, 1), (0, 0)));
+    assert!(!now(store.claim_of(&id("SN-1"))).unwrap().unwrap().has_place_in("lamps"));
+    assert!(matches!(claim(store, 2, "SN-2"), Claimed::Yours(_)));
+    assert_eq!(claim(store, 2, "SN-1"), Claimed::NoPlace);
+    limit(store, 2);
+    assert!(matches!(claim(store, 2, "SN-1"), Claimed::Yours(_)));
+    assert_eq!((taken(store, "plugs"), taken(store, "lamps")), ((0, 0), (0, 2)));
+}
+
 pub(super) fn the_claims_of_a_batch_share_the_free_places(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     limit(store, 3);
@@ -243,3 +260,4 @@ contract! {
     the_configuration_admits_up_to_a_number_of_rows
     a_dismissed_or_silent_device_leaves_the_list
 }
+    a_device_that_was_moved_takes_a_place_of_its_new_enrollment

@@ -77,8 +77,9 @@ struct Before {
     elsewhere: Option<String>,
     /// Set if another living owner has the claim, or the device has an order.
     held: bool,
-    /// Set if the device is in the journal.
-    claimed: bool,
+    /// Set if an existing claim takes a place in the device's enrollment. An import may have moved
+    /// the device to another enrollment since that claim.
+    has_place: bool,
     enrollment: String,
 }
 
@@ -89,7 +90,8 @@ impl Before {
                            c.productKey, c.deviceName, c.openedAt, c.cloudOffset, \
                            (o.ownerId IS NOT NULL AND o.ownerId <> ?2) \
                            OR EXISTS (SELECT 1 FROM cloud_order r WHERE r.deviceId = d.deviceId), \
-                           c.asked, c.owner IS ?2, d.target, c.target, d.enrollment \
+                           c.asked, c.owner IS ?2, d.target, c.target, d.enrollment, \
+                           c.enrollment IS d.enrollment \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -114,7 +116,7 @@ impl Before {
                         target: row.get(12)?,
                     }),
                 };
-                let (asked, is_claimed): (Option<i64>, bool) = (row.get(9)?, claimed.is_some());
+                let asked: Option<i64> = row.get(9)?;
                 let is_same_name = claimed.as_ref() == Some(entry);
                 let is_elsewhere = |claimed: &JournalEntry| {
                     let same = JournalEntry { target: target.clone(), ..claimed.clone() };
@@ -137,8 +139,8 @@ impl Before {
                     other_name,
                     elsewhere,
                     held: row.get(8)?,
-                    claimed: is_claimed,
                     enrollment: row.get(13)?,
+                    has_place: row.get(14)?,
                 })
             })
             .optional()?;
@@ -187,8 +189,7 @@ fn claim(
         let is_hidden = unfinished::is_hidden(connection, &holder)?;
         return Ok(if is_hidden { Claimed::Held } else { Claimed::NameTaken(holder) });
     }
-    // A device that is in the journal has its place.
-    if !before.claimed && !room.take(connection, &before.enrollment)? {
+    if !before.has_place && !room.take(connection, &before.enrollment)? {
         return Ok(Claimed::NoPlace);
     }
     match &before.other_name {
@@ -413,6 +414,7 @@ fn view(row: &Row<'_>) -> rusqlite::Result<ClaimView> {
         batch: row.get(5)?,
         owner: row.get(6)?,
         last_beat: row.get(7)?,
+        enrollment: row.get(8)?,
     })
 }
 
@@ -589,7 +591,7 @@ impl Claims for Sqlite {
 
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>> {
         const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.target, c.openedAt, c.batchId, o.name, \
-                           o.lastBeat FROM registration_claim c \
+                           o.lastBeat, c.enrollment FROM registration_claim c \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
         self.read(|connection| connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional())
     }

@@ -170,8 +170,8 @@ impl Tables {
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
         }
-        // A device that is in the journal has its place.
-        if known.is_none()
+        // A device that is in the journal has its place in the enrollment of its claim.
+        if known.as_ref().is_none_or(|known| known.enrollment != enrollment)
             && let Some(max) = max.get(&enrollment)
         {
             let taken = self.places(&enrollment);
@@ -464,6 +464,7 @@ impl Claims for Memory {
                 owner: living.map(|living| living.name.clone()),
                 last_beat: living.map(|living| living.last_beat),
                 batch: held.open.batch,
+                enrollment: Some(held.enrollment.clone()),
             }))
         })
     }
