@@ -58,6 +58,10 @@ pub enum Refusal {
     /// it.
     #[error("IoT Platform refuses: {0}")]
     Operator(String),
+    /// The device is not in the table and cannot be added, because another device has its name, for
+    /// this reason. Only the operator can fix it.
+    #[error("the name is taken: {0}")]
+    NameTaken(String),
     /// The certificate is not available yet; the device should retry after this number of
     /// seconds.
     #[error("not yet; retry in {0} s")]
@@ -251,20 +255,20 @@ impl Provisioner {
             }
             return Err(Refusal::Held(HELD_PAUSE));
         }
-        let new = NewDevice {
-            device: device.clone(),
-            enrollment: enrollment.name.clone(),
-            product_key: enrollment.product_key.clone(),
         // The caller drops a future that is not ready at its first poll, so nothing is written.
         if !may_wait {
             return future::pending().await;
         }
+        let new = NewDevice {
+            device: device.clone(),
+            enrollment: enrollment.name.clone(),
+            product_key: enrollment.product_key.clone(),
         };
         let by = Admits::Configuration { asker, max_rows: enrollment.guards.max_devices };
         match self.store.admit(vec![new], by).await.as_deref() {
             Ok([Admission::Added | Admission::Known]) => {}
             Ok([Admission::NameTaken(holder)]) => {
-                return Err(Refusal::Operator(format!(
+                return Err(Refusal::NameTaken(format!(
                     "device {holder} has the name that this device would have: import this device with another \
                      deviceName"
                 )));
@@ -363,7 +367,7 @@ impl Provisioner {
     }
 
     /// Counts the places of a device's enrollment that other devices have taken. A device whose
-    /// registration has begun has its place, so nothing is counted for it.
+    /// registration has begun in this enrollment has its place, so nothing is counted for it.
     async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
         if self.store.claim_of(&row.id).await?.is_some_and(|claim| claim.has_place_in(&row.enrollment)) {
             return Ok(Places::default());

@@ -155,6 +155,7 @@ fn is_guess(refusal: &Refusal) -> bool {
         | Refusal::Issued
         | Refusal::Closed
         | Refusal::Full
+        | Refusal::NameTaken(_)
         | Refusal::Held(_) => true,
         Refusal::NotYours
         | Refusal::Operator(_)
@@ -172,7 +173,7 @@ fn reason(refusal: &Refusal) -> (Reason, &str) {
         Refusal::Disabled => (Reason::Disabled, ""),
         Refusal::Issued => (Reason::Issued, ""),
         Refusal::Closed | Refusal::Full => (Reason::Closed, ""),
-        Refusal::Operator(message) => (Reason::Operator, message),
+        Refusal::Operator(message) | Refusal::NameTaken(message) => (Reason::Operator, message),
         Refusal::NotOpen(_) => (Reason::NotOpen, ""),
         Refusal::Held(_) => (Reason::Held, ""),
         Refusal::Later(_) => (Reason::Later, ""),
@@ -276,7 +277,7 @@ fn refused(refusal: &Refusal) -> Response {
         Refusal::Issued => Response::problem(Code::Forbidden, "certificate was issued already"),
         Refusal::Closed => Response::problem(Code::Forbidden, "enrollment is closed"),
         Refusal::Full => Response::problem(Code::Forbidden, "enrollment is full"),
-        Refusal::Operator(_) => {
+        Refusal::Operator(_) | Refusal::NameTaken(_) => {
             Response::problem(Code::BadGateway, "IoT Platform refuses; the operator must act")
         }
         Refusal::Later(seconds) => {

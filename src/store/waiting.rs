@@ -72,6 +72,17 @@ pub enum Admits {
     },
 }
 
+impl Admits {
+    /// Returns the maximum number of devices that the enrollment may have in the table. An operator
+    /// is not limited.
+    pub(crate) fn max_rows(&self) -> Option<u64> {
+        match self {
+            Self::Operator(_) => None,
+            Self::Configuration { max_rows, .. } => *max_rows,
+        }
+    }
+}
+
 /// Result of admitting a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
@@ -83,7 +94,8 @@ pub enum Admission {
     Elsewhere,
     /// This other device of the product has the name that the device would have.
     NameTaken(DeviceId),
-    /// The enrollment has as many devices as it may have.
+    /// The enrollment has as many devices as it may have. This is the result for each device that is
+    /// not in this enrollment, whether or not it could be added otherwise.
     Full,
     /// An unfinished import adds, or an undo removes, the device or another device that has its name.
     /// Nothing was changed. The caller tries again later.

@@ -307,10 +307,20 @@ async fn an_enrollment_admits_only_as_many_devices_as_it_takes() {
     for device in ["PLUG-1", "PLUG-2"] {
         assert_eq!(name(&bench.plug(device).await), device);
     }
-    // A device of another enrollment stays what it is, and is refused as before.
+    // A device of another enrollment stays what it is, and gets the answer of an invented one.
     let foreign = bench.plug("OWN-1").await;
-    assert_eq!((foreign.code, title(&foreign).as_str()), (Code::NotFound, "device is invalid"));
+    assert_eq!((foreign.code, title(&foreign).as_str()), (Code::Forbidden, "enrollment is full"));
     assert_eq!(bench.admitted("OWN-1").await, 0);
+}
+
+#[tokio::test]
+async fn an_id_whose_name_is_taken_counts_as_a_guess() {
+    let bench = guarded(Guards { unlisted: Unlisted::Admit, max_devices: Some(9), ..Guards::default() });
+    import(&*bench.store, [ImportRow { device_name: Some("NAMED".into()), ..row("PLUG-3", "plug") }]);
+    assert_eq!(bench.plug("NAMED").await.code, Code::BadGateway);
+    assert_eq!(bench.service.counters().refused_lookups(), 1);
+    assert_eq!(bench.plug("OWN-1").await.code, Code::NotFound);
+    assert_eq!(bench.service.counters().refused_lookups(), 2);
 }
 
 #[tokio::test]

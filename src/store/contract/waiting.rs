@@ -232,6 +232,21 @@ pub(super) fn the_configuration_admits_up_to_a_number_of_rows(store: &(impl Stor
     assert_eq!(entry.detail.as_deref(), Some("unlisted = \"admit\""));
 }
 
+pub(super) fn a_full_enrollment_says_the_same_of_each_device_that_is_not_in_it(store: &(impl Store + Bulk)) {
+    let named = ImportRow { device_name: Some("SN-9".into()), ..row("SN-1") };
+    import(store, [named, ImportRow::new(id("SN-2"), "plugs", "a1lamp")]);
+    let admit = |device, max_rows| {
+        let by = Admits::Configuration { asker: asker(), max_rows: Some(max_rows) };
+        now(store.admit(vec![new(device, "lamps")], by)).unwrap().remove(0)
+    };
+    for device in ["SN-2", "SN-9", "SN-8"] {
+        assert_eq!(admit(device, 1), Admission::Full, "{device}");
+    }
+    assert_eq!(admit("SN-1", 1), Admission::Known);
+    assert_eq!(admit("SN-2", 2), Admission::Elsewhere);
+    assert_eq!(admit("SN-9", 2), Admission::NameTaken(id("SN-1")));
+}
+
 pub(super) fn a_dismissed_or_silent_device_leaves_the_list(store: &(impl Store + Bulk)) {
     for device in ["SN-1", "SN-2", "SN-3", "SN-4"] {
         noted(store, device);
@@ -251,6 +266,7 @@ pub(super) fn a_dismissed_or_silent_device_leaves_the_list(store: &(impl Store +
 contract! {
     a_claim_takes_a_place_and_finds_none_in_a_full_enrollment
     a_device_in_the_journal_has_its_place
+    a_device_that_was_moved_takes_a_place_of_its_new_enrollment
     the_claims_of_a_batch_share_the_free_places
     a_device_that_is_not_in_the_table_waits_and_its_requests_are_counted
     a_full_list_takes_no_further_device
@@ -258,6 +274,6 @@ contract! {
     a_device_whose_name_is_taken_is_not_admitted
     a_mac_address_in_another_spelling_is_not_admitted
     the_configuration_admits_up_to_a_number_of_rows
+    a_full_enrollment_says_the_same_of_each_device_that_is_not_in_it
     a_dismissed_or_silent_device_leaves_the_list
 }
-    a_device_that_was_moved_takes_a_place_of_its_new_enrollment

@@ -67,32 +67,54 @@ fn is_full(connection: &Connection, note: &Note) -> rusqlite::Result<bool> {
     Ok(of_address >= MOST_OF_ADDRESS)
 }
 
+/// Returns the result for a device that is not added, or `None` if nothing prevents its addition. In
+/// a full enrollment, all devices that are not in it have the same result, so that this result
+/// reveals nothing about them.
+fn obstacle(
+    connection: &Connection,
+    new: &NewDevice,
+    max_rows: Option<u64>,
+) -> rusqlite::Result<Option<Admission>> {
+    const ROWS: &str = "SELECT coalesce(sum(devices), 0) FROM device_count WHERE enrollment = ?1";
+    let NewDevice { device, enrollment, product_key } = new;
+    let known_in = enrollment_of(connection, device)?;
+    if known_in.as_ref() == Some(enrollment) {
+        return Ok(Some(Admission::Known));
+    }
+    if let Some(max) = max_rows {
+        let rows: i64 = connection.prepare_cached(ROWS)?.query_row([enrollment], |row| row.get(0))?;
+        if rows.unsigned_abs() >= max {
+            return Ok(Some(Admission::Full));
+        }
+    }
+    if known_in.is_some() {
+        return Ok(Some(Admission::Elsewhere));
+    }
+    let holder = names::holder_of_name(connection, device, product_key, &device.device_name())?;
+    Ok(holder.map(Admission::NameTaken))
+}
+
 fn admit(
     connection: &Connection,
     new: &NewDevice,
     by: &Admits,
     now: UnixSeconds,
 ) -> Result<Admission, WriteError> {
-    const ROWS: &str = "SELECT coalesce(sum(devices), 0) FROM device_count WHERE enrollment = ?1";
     const ADD: &str = "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES (?1, ?2, ?3)";
     let NewDevice { device, enrollment, product_key } = new;
     if is_hidden(connection, read::known_as(connection, &device.clone().into())?)? {
         return later(device, by);
     }
-    if let Some(other) = enrollment_of(connection, device)? {
-        forget(connection, device)?;
-        return Ok(if other == *enrollment { Admission::Known } else { Admission::Elsewhere });
-    }
-    let name = device.device_name();
-    if let Some(holder) = names::holder_of_name(connection, device, product_key, &name)? {
-        let is_hidden = unfinished::is_hidden(connection, &holder)?;
-        return if is_hidden { later(device, by) } else { Ok(Admission::NameTaken(holder)) };
-    }
-    if let Admits::Configuration { max_rows: Some(max), .. } = by {
-        let rows: i64 = connection.prepare_cached(ROWS)?.query_row([enrollment], |row| row.get(0))?;
-        if rows.unsigned_abs() >= *max {
-            return Ok(Admission::Full);
+    if let Some(obstacle) = obstacle(connection, new, by.max_rows())? {
+        if let Admission::NameTaken(holder) = &obstacle
+            && unfinished::is_hidden(connection, holder)?
+        {
+            return later(device, by);
         }
+        if matches!(obstacle, Admission::Known | Admission::Elsewhere) {
+            forget(connection, device)?;
+        }
+        return Ok(obstacle);
     }
     connection.prepare_cached(ADD)?.execute([device.as_str(), product_key, enrollment])?;
     forget(connection, device)?;

@@ -59,22 +59,31 @@ impl Tables {
         self.waiting.insert(key, Waiting { device: note.device, enrollment, first, last, count, address });
     }
 
-    fn admit(&mut self, new: NewDevice, by: &Admits, now: UnixSeconds) -> Admission {
+    /// Returns the result for a device that is not added.
+    fn obstacle(&self, new: &NewDevice, max_rows: Option<u64>) -> Option<Admission> {
         let NewDevice { device, enrollment, product_key } = new;
-        if let Some(other) = self.enrollment_of(&device) {
-            let is_own = other == enrollment;
-            self.waiting.retain(|(known, _), _| *known != device);
-            return if is_own { Admission::Known } else { Admission::Elsewhere };
+        let known_in = self.enrollment_of(device);
+        if known_in == Some(enrollment) {
+            return Some(Admission::Known);
         }
-        if let Some(holder) = self.holder_of_name(&device, &product_key, &device.device_name()) {
-            return Admission::NameTaken(holder);
+        let rows = self.devices.values().filter(|row| row.enrollment == *enrollment).count();
+        if max_rows.is_some_and(|max| rows as u64 >= max) {
+            return Some(Admission::Full);
         }
-        if let Admits::Configuration { max_rows: Some(max), .. } = by {
-            let rows = self.devices.values().filter(|row| row.enrollment == enrollment).count();
-            if rows as u64 >= *max {
-                return Admission::Full;
+        if known_in.is_some() {
+            return Some(Admission::Elsewhere);
+        }
+        self.holder_of_name(device, product_key, &device.device_name()).map(Admission::NameTaken)
+    }
+
+    fn admit(&mut self, new: NewDevice, by: &Admits, now: UnixSeconds) -> Admission {
+        if let Some(obstacle) = self.obstacle(&new, by.max_rows()) {
+            if matches!(obstacle, Admission::Known | Admission::Elsewhere) {
+                self.waiting.retain(|(known, _), _| *known != new.device);
             }
+            return obstacle;
         }
+        let NewDevice { device, enrollment, product_key } = new;
         let entry = match by {
             Admits::Operator(by) => AuditEntry {
                 at: now,
