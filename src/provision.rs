@@ -255,28 +255,35 @@ impl Provisioner {
             }
             return Err(Refusal::Held(HELD_PAUSE));
         }
-        // The caller drops a future that is not ready at its first poll, so nothing is written.
-        if !may_wait {
-            return future::pending().await;
-        }
         let new = NewDevice {
             device: device.clone(),
             enrollment: enrollment.name.clone(),
             product_key: enrollment.product_key.clone(),
         };
-        let by = Admits::Configuration { asker, max_rows: enrollment.guards.max_devices };
-        match self.store.admit(vec![new], by).await.as_deref() {
-            Ok([Admission::Added | Admission::Known]) => {}
-            Ok([Admission::NameTaken(holder)]) => {
+        let max_rows = enrollment.guards.max_devices;
+        // A guess is usually refused here, without the writer, so that it is counted before the
+        // next one, and guesses cannot fill the writer's queue.
+        let admission = match self.store.not_admitted(&new, max_rows).await {
+            // The caller drops a future that is not ready at its first poll, so nothing is written.
+            Ok(None) if !may_wait => return future::pending().await,
+            Ok(None) => {
+                let by = Admits::Configuration { asker, max_rows };
+                self.store.admit(vec![new], by).await.map(|mut all| all.pop())
+            }
+            known => known,
+        };
+        match admission {
+            Ok(Some(Admission::Added | Admission::Known)) => {}
+            Ok(Some(Admission::NameTaken(holder))) => {
                 return Err(Refusal::NameTaken(format!(
                     "device {holder} has the name that this device would have: import this device with another \
                      deviceName"
                 )));
             }
-            Ok([Admission::Full]) => return Err(Refusal::Full),
-            Ok(_) => return Err(Refusal::Invalid),
+            Ok(Some(Admission::Full)) => return Err(Refusal::Full),
+            Ok(Some(Admission::Elsewhere) | None) => return Err(Refusal::Invalid),
             // The device may have been added. It asks again.
-            Err(error) => return Err(self.store_failed(error)),
+            Err(error) => return Err(self.store_failed(&error)),
         }
         match self.row_of(principal, asked).await {
             // An unfinished import may hide the row, or an operator may have moved it.

@@ -128,6 +128,14 @@ pub trait WaitingList: Send + Sync + 'static {
     /// [`Admission::Later`].
     fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>>;
 
+    /// Returns the result of [`admit`](Self::admit) by the configuration for a device that it would
+    /// not add now, or `None` if it would add the device. Writes nothing.
+    fn not_admitted<'a>(
+        &'a self,
+        new: &'a NewDevice,
+        max_rows: Option<u64>,
+    ) -> StoreFuture<'a, Option<Admission>>;
+
     /// Removes devices from the list of an enrollment. Returns how many were in it.
     fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64>;
 
@@ -141,6 +149,7 @@ impl<S: WaitingList> WaitingList for Sealed<S> {
         self to self.inner();
         fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
         fn waiting_counts() -> Vec<(String, u64)>;
+        fn not_admitted(new: &'a NewDevice, max_rows: Option<u64>) -> Option<Admission>;
         fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
         fn prune_waiting(before: UnixSeconds) -> u64;
         fn note_waiting(note: Note) -> ();

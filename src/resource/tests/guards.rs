@@ -314,6 +314,24 @@ async fn an_enrollment_admits_only_as_many_devices_as_it_takes() {
 }
 
 #[tokio::test]
+async fn a_guess_at_an_admitting_enrollment_is_refused_without_the_writer() {
+    let guess = |bench: &Bench, principal: &Principal, device: &str| match bench
+        .answer(principal, &get().query(&format!("sn={device}")))
+    {
+        Answer::Now(response) => Some(response.code),
+        Answer::Later(work) => work.now_or_never().map(|response| response.code),
+    };
+    // Two devices of `plug` are in the table.
+    for (max, foreign, free) in [(2, Code::Forbidden, Some(Code::Forbidden)), (3, Code::NotFound, None)] {
+        let bench =
+            guarded(Guards { unlisted: Unlisted::Admit, max_devices: Some(max), ..Guards::default() });
+        let principal = bench.principal("plug-identity").await;
+        assert_eq!(guess(&bench, &principal, "OWN-1"), Some(foreign));
+        assert_eq!(guess(&bench, &principal, "FREE-1"), free);
+    }
+}
+
+#[tokio::test]
 async fn an_id_whose_name_is_taken_counts_as_a_guess() {
     let bench = guarded(Guards { unlisted: Unlisted::Admit, max_devices: Some(9), ..Guards::default() });
     import(&*bench.store, [ImportRow { device_name: Some("NAMED".into()), ..row("PLUG-3", "plug") }]);

@@ -134,6 +134,7 @@ impl<S: WaitingList> WaitingList for Alternating<S> {
         fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
         fn waiting_counts() -> Vec<(String, u64)>;
         fn admit(devices: Vec<NewDevice>, by: Admits) -> Vec<Admission>;
+        fn not_admitted(new: &'a NewDevice, max_rows: Option<u64>) -> Option<Admission>;
         fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
         fn prune_waiting(before: UnixSeconds) -> u64;
     }

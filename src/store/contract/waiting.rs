@@ -236,8 +236,11 @@ pub(super) fn a_full_enrollment_says_the_same_of_each_device_that_is_not_in_it(s
     let named = ImportRow { device_name: Some("SN-9".into()), ..row("SN-1") };
     import(store, [named, ImportRow::new(id("SN-2"), "plugs", "a1lamp")]);
     let admit = |device, max_rows| {
+        let foreseen = now(store.not_admitted(&new(device, "lamps"), Some(max_rows))).unwrap();
         let by = Admits::Configuration { asker: asker(), max_rows: Some(max_rows) };
-        now(store.admit(vec![new(device, "lamps")], by)).unwrap().remove(0)
+        let admission = now(store.admit(vec![new(device, "lamps")], by)).unwrap().remove(0);
+        assert_eq!(foreseen.unwrap_or(Admission::Added), admission, "{device}");
+        admission
     };
     for device in ["SN-2", "SN-9", "SN-8"] {
         assert_eq!(admit(device, 1), Admission::Full, "{device}");
@@ -245,6 +248,9 @@ pub(super) fn a_full_enrollment_says_the_same_of_each_device_that_is_not_in_it(s
     assert_eq!(admit("SN-1", 1), Admission::Known);
     assert_eq!(admit("SN-2", 2), Admission::Elsewhere);
     assert_eq!(admit("SN-9", 2), Admission::NameTaken(id("SN-1")));
+    assert_eq!(now(store.not_admitted(&new("SN-8", "lamps"), Some(2))).unwrap(), None);
+    assert_eq!(now(store.device(&id("SN-8"))).unwrap(), None, "nothing is written");
+    assert_eq!(admit("SN-8", 2), Admission::Added);
 }
 
 pub(super) fn a_dismissed_or_silent_device_leaves_the_list(store: &(impl Store + Bulk)) {

@@ -209,6 +209,14 @@ impl WaitingList for Sqlite {
     fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
         const SQL: &str = "DELETE FROM device_waiting WHERE deviceId = ?1 AND enrollment = ?2";
         let (enrollment, devices) = (enrollment.to_owned(), devices.to_vec());
+    fn not_admitted<'a>(
+        &'a self,
+        new: &'a NewDevice,
+        max_rows: Option<u64>,
+    ) -> StoreFuture<'a, Option<Admission>> {
+        self.read(|connection| obstacle(connection, new, max_rows))
+    }
+
         self.writer.submit(move |connection| {
             let mut removed = 0;
             for device in &devices {

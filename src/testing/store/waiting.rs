@@ -179,6 +179,14 @@ impl WaitingList for Memory {
         self.answer(|tables, now| Ok(devices.into_iter().map(|new| tables.admit(new, &by, now)).collect()))
     }
 
+    fn not_admitted<'a>(
+        &'a self,
+        new: &'a NewDevice,
+        max_rows: Option<u64>,
+    ) -> StoreFuture<'a, Option<Admission>> {
+        self.answer(|tables, _| Ok(tables.obstacle(new, max_rows)))
+    }
+
     fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
         self.answer(|tables, _| {
             let remove = |device: &&DeviceId| {
