@@ -26,6 +26,7 @@ use crate::{
         self, Code, ExchangeId, Response,
         echo::{Echo, Verdict},
     },
+    guards::Unlisted,
     psk::{Enrollment, Principal, WhichKey},
     rate_limit,
     resource::{Answer, MAX_PAYLOAD, Service},
@@ -64,8 +65,9 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Creates a listener that treats every client as a device of the enrollment. `seed`
-    /// must be random.
+    /// Creates a listener that treats every client as a device of the enrollment. No client has proven
+    /// a key, so a device that is not in the table is invalid, also if the enrollment holds or admits
+    /// such devices. `seed` must be random.
     pub fn new(
         socket: UdpSocket,
         service: Arc<Service>,
@@ -73,6 +75,9 @@ impl Plain {
         now: Instant,
         seed: [[u8; 32]; 2],
     ) -> io::Result<Self> {
+        let mut enrollment = Arc::unwrap_or_clone(enrollment);
+        enrollment.guards.unlisted = Unlisted::Refuse;
+        let enrollment = Arc::new(enrollment);
         local::report_destination(&socket, socket.local_addr()?)?;
         let config = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
         Ok(Self {
@@ -182,4 +187,43 @@ fn send(socket: &UdpSocket, peer: Peer, message: &[u8]) -> io::Result<()> {
         Some(PacketInfo::V6(info)) => send(&[ControlMessage::Ipv6PacketInfo(&info)]),
     }?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        guards::Guards,
+        provision::Provisioner,
+        psk::{Key, Kind, Reissue},
+        registrar::{self, Registrar, Targets},
+        resource::throttle::RequestLimits,
+        store::claim::Owner,
+        testing::{cloud::Cloud, store::Memory},
+    };
+
+    #[tokio::test]
+    async fn a_client_without_a_key_neither_waits_nor_is_admitted() {
+        let (store, cloud): (Arc<Memory>, Arc<Cloud>) = Default::default();
+        let (config, owner) = (registrar::Config::default(), Owner::new("test").unwrap());
+        let runtime = tokio::runtime::Handle::current();
+        let registrar = Registrar::new(config, owner, store.clone(), cloud, runtime);
+        let provisioner = Provisioner::new(store, Targets::only(registrar), Duration::from_secs(1));
+        let now = Instant::now();
+        let service = Arc::new(Service::new(now, provisioner, RequestLimits::default()));
+        let key = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
+        for unlisted in [Unlisted::Hold, Unlisted::Admit] {
+            let enrollment = Enrollment {
+                name: "plug".into(),
+                product_key: "a1plug".into(),
+                kind: Kind::Shared { identity: "plug".into(), key: key.clone() },
+                reissue: Reissue::Always,
+                next: None,
+                guards: Guards { unlisted, ..Guards::default() },
+            };
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let plain = Plain::new(socket, service.clone(), Arc::new(enrollment), now, [[7; 32]; 2]).unwrap();
+            assert_eq!(plain.principal.unlisted(), Unlisted::Refuse);
+        }
+    }
 }
