@@ -140,7 +140,7 @@ pub trait WaitingList: Send + Sync + 'static {
     fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64>;
 
     /// Removes devices that have not asked since `before`, and those that are in the table. Returns
-    /// their number.
+    /// their number. Removes them in steps, the first of which begins at once.
     fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64>;
 }
 

@@ -18,7 +18,9 @@ use crate::{
     store::{
         Bulk, Conflict, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, JournalEntry,
         RegisteredDevice, Rejection,
+        audit::Asker,
         claim::{ClaimTime, Claims, Owner, Settlement},
+        waiting::{Note, WaitingList},
     },
     testing::store::import,
 };
@@ -565,4 +567,23 @@ fn an_import_is_forgotten_as_a_whole() {
     assert!(matches!(undo, Err(UndoError::NotUndone(NotUndone::Unknown(ImportId(2))))), "{undo:?}");
     assert!(store.known_as(&DeviceId::parse("SN-1").unwrap().into()).unwrap().is_some());
     assert_eq!(store.imports().unwrap().len(), 1);
+}
+
+#[test]
+fn devices_that_no_longer_wait_are_removed_in_small_writes() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let notes = (0..1001).map(|number| {
+        let device = id(&format!("SN-{number:04}"));
+        let asker = Asker { enrollment: "lamps".into(), identity: "x".into(), address: "192.0.2.1".into() };
+        store.note_waiting(Note { device, asker, is_shared: false })
+    });
+    wait(Box::pin(futures_util::future::try_join_all(notes))).unwrap();
+    let metrics = store.metrics().unwrap();
+    let written = || metrics.written.load(Ordering::Relaxed);
+    let before = written();
+    assert_eq!(wait(store.prune_waiting(store.now() + 1)).unwrap(), 1001);
+    assert_eq!(written() - before, 3, "500 devices, 500 devices, and the last one");
+    assert_eq!(wait(store.prune_waiting(store.now() + 1)).unwrap(), 0);
+    assert_eq!(written() - before, 3);
 }

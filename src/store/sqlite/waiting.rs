@@ -1,6 +1,6 @@
 //! Devices that wait to be admitted, and their admission.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::{Sqlite, audit, names, read, unfinished, writer::WriteError};
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
         },
     },
 };
+
+/// Maximum number of devices that one write removes, so that devices that ask do not wait for long.
+const STEP: usize = 500;
 
 /// Devices in order of their IDs, and all enrollments of each, also if the limit cuts the list.
 const LIST: &str = "SELECT deviceId, enrollment, first, last, count, address FROM device_waiting \
@@ -206,9 +209,6 @@ impl WaitingList for Sqlite {
         })
     }
 
-    fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
-        const SQL: &str = "DELETE FROM device_waiting WHERE deviceId = ?1 AND enrollment = ?2";
-        let (enrollment, devices) = (enrollment.to_owned(), devices.to_vec());
     fn not_admitted<'a>(
         &'a self,
         new: &'a NewDevice,
@@ -217,6 +217,9 @@ impl WaitingList for Sqlite {
         self.read(|connection| obstacle(connection, new, max_rows))
     }
 
+    fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64> {
+        const SQL: &str = "DELETE FROM device_waiting WHERE deviceId = ?1 AND enrollment = ?2";
+        let (enrollment, devices) = (enrollment.to_owned(), devices.to_vec());
         self.writer.submit(move |connection| {
             let mut removed = 0;
             for device in &devices {
@@ -227,24 +230,43 @@ impl WaitingList for Sqlite {
     }
 
     fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64> {
-        const EXPIRED: &str = "SELECT 1 FROM device_waiting w WHERE last < ?1 \
-                               OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) LIMIT 1";
-        // Whether a hidden device stays in the table is known later.
-        const SQL: &str = concat!(
-            "DELETE FROM device_waiting WHERE last < ?1 OR deviceId IN (SELECT w.deviceId FROM device_waiting w \
-             JOIN device_table d ON d.deviceId = w.deviceId WHERE ",
-            unfinished::shown!(""),
-            ")"
-        );
-        let any = self.read_now(|connection| {
-            connection.prepare_cached(EXPIRED)?.query_row([before], |_| Ok(())).optional()
+        let step = self.prune_step(before);
+        Box::pin(async move {
+            let mut some = step.await?;
+            let mut removed = some;
+            while some == STEP as u64 {
+                some = self.prune_step(before).await?;
+                removed += some;
+            }
+            Ok(removed)
+        })
+    }
+}
+
+impl Sqlite {
+    /// Removes up to [`STEP`] devices in one write. They are searched before it, on the reader, so
+    /// that the writer need not search, and usually need not run.
+    fn prune_step(&self, before: UnixSeconds) -> StoreFuture<'static, u64> {
+        const EXPIRED: &str = "SELECT deviceId, enrollment FROM device_waiting w WHERE last < ?1 \
+                               OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) LIMIT ?2";
+        const REMOVE: &str = "DELETE FROM device_waiting WHERE deviceId = ?1 AND enrollment = ?2 \
+                              AND (last < ?3 OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = ?1))";
+        let expired = self.read_now(|connection| {
+            connection
+                .prepare_cached(EXPIRED)?
+                .query_map(params![before, STEP as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<Vec<(String, String)>>>()
         });
-        match any {
-            // Usually there is nothing to remove, and then the writer need not run.
-            Ok(None) => Box::pin(std::future::ready(Ok(0))),
-            Ok(Some(())) => self
-                .writer
-                .submit(move |connection| Ok(connection.prepare_cached(SQL)?.execute([before])? as u64)),
+        match expired {
+            Ok(none) if none.is_empty() => Box::pin(std::future::ready(Ok(0))),
+            Ok(expired) => self.writer.submit(move |connection| {
+                let mut remove = connection.prepare_cached(REMOVE)?;
+                let mut removed = 0;
+                for (device, enrollment) in &expired {
+                    removed += remove.execute(params![device, enrollment, before])?;
+                }
+                Ok(removed as u64)
+            }),
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
     }
