@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     policy,
     psk::Terms,
-    store::{
-        CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places, unix_now,
-    },
+    store::{CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places},
 };
 
 /// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
@@ -15,12 +13,13 @@ use crate::{
 /// enrollment is not in the configuration, and its places that other devices have taken. `claim` is
 /// the claim on the device's registration, if any. The target is part of the JSON only if the
 /// configuration names targets (`names_targets`); it is null if it is decided when the device is
-/// registered.
+/// registered. `now` is the time by the clock of the store.
 pub fn as_json(
     row: &Listed,
     (terms, taken): (Option<Terms>, Places),
     claim: Option<&ClaimView>,
     names_targets: bool,
+    now: UnixSeconds,
 ) -> Value {
     let mut shown = json!({
         "deviceId": row.id.as_str(),
@@ -44,7 +43,7 @@ pub fn as_json(
             "ownerLastSeen": time(claim.last_beat),
             "inBatch": claim.batch.is_some(),
         })),
-        "nextRequest": policy::next_request(row, terms, taken, unix_now()),
+        "nextRequest": policy::next_request(row, terms, taken, now),
     });
     if names_targets {
         shown["target"] = row.target.as_deref().into();
@@ -103,9 +102,9 @@ mod tests {
         };
         let terms = Terms { reissue: Reissue::Always, guards: Guards::default() };
         let rules = (Some(terms), Places::default());
-        let shown = as_json(&row.listed(true), rules, Some(&claim), false);
+        let shown = as_json(&row.listed(true), rules, Some(&claim), false, 0);
         assert_eq!(shown.get("target"), None);
-        let named = as_json(&row.listed(true), (None, Places::default()), None, true);
+        let named = as_json(&row.listed(true), (None, Places::default()), None, true, 0);
         assert_eq!(named["target"], "default");
         assert_eq!(shown["registration"]["owner"], "certdist serve, process 7");
         assert_eq!(shown["registration"]["since"], "2023-11-14T22:13:20Z");
@@ -122,6 +121,11 @@ mod tests {
         assert_eq!((&shown["cloudState"], &shown["state"]), (&json!("deleted"), &json!("enabled")));
         assert_eq!(shown["hasCertificate"], true);
         assert_eq!(shown["nextRequest"], "gets its certificate");
+        let guards = Guards { opens: Some(100), ..Guards::default() };
+        let rules = (Some(Terms { reissue: Reissue::Always, guards }), Places::default());
+        let next = |now| as_json(&row.listed(true), rules, None, false, now)["nextRequest"].clone();
+        assert_eq!(next(100), "gets its certificate");
+        assert_ne!(next(99), "gets its certificate");
         assert!(!shown.to_string().contains("a-secret"));
     }
 }

@@ -648,7 +648,7 @@ impl Registration {
             let guards = known.map(|enrollment| enrollment.guards).unwrap_or_default();
             // The reissue policy does not matter to a device without a certificate.
             let terms = Terms { reissue: Reissue::Always, guards };
-            let verdict = policy::verdict(&row, terms, Places::default(), unix_now());
+            let verdict = policy::verdict(&row, terms, Places::default(), self.store.now());
             if let Verdict::Refuse(reason) = verdict
                 && let Some(says) = policy::guard(reason)
             {

@@ -19,8 +19,8 @@ use crate::{
     policy,
     psk::{Enrollment, Terms},
     store::{
-        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, claim::ClaimView, filter::Listed,
-        order::OrderKind, place::Places, unix_now,
+        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds, claim::ClaimView,
+        filter::Listed, order::OrderKind, place::Places,
     },
     table_file,
 };
@@ -166,14 +166,16 @@ pub(super) async fn run(args: Args) -> CommandResult {
             };
             Ok(print(|out| match json {
                 true => {
-                    let mut shown = as_json(&listed, (terms, taken), claim.as_ref(), config.names_targets);
+                    let rules = (terms, taken);
+                    let mut shown =
+                        as_json(&listed, rules, claim.as_ref(), config.names_targets, store.now());
                     if let Some(order) = &order {
                         shown["order"] = everywhere::described(order).into();
                     }
                     writeln!(out, "{shown}")
                 }
                 false => {
-                    write!(out, "{}", as_text(&listed, &config, taken, claim.as_ref()))?;
+                    write!(out, "{}", as_text(&listed, &config, taken, claim.as_ref(), store.now()))?;
                     match &order {
                         Some(order) => writeln!(out, "{:13} {}", "order", everywhere::described(order)),
                         None => Ok(()),
@@ -282,7 +284,13 @@ fn terms(config: &Config, row: &Listed) -> Option<Terms> {
     named.map(Enrollment::terms)
 }
 
-fn as_text(row: &Listed, config: &Config, taken: Places, claim: Option<&ClaimView>) -> String {
+fn as_text(
+    row: &Listed,
+    config: &Config,
+    taken: Places,
+    claim: Option<&ClaimView>,
+    now: UnixSeconds,
+) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let name = row.name();
     let target = config.names_targets.then(|| ("target", target(row, config)));
@@ -300,7 +308,7 @@ fn as_text(row: &Listed, config: &Config, taken: Places, claim: Option<&ClaimVie
         ("refused", or_dash(row.refusal.clone())),
         ("IoT Platform", cloud_state(row).unwrap_or("-").into()),
         ("registration", or_dash(claim.map(device_view::registration))),
-        ("next request", policy::next_request(row, terms(config, row), taken, unix_now())),
+        ("next request", policy::next_request(row, terms(config, row), taken, now)),
     ];
     facts.iter().chain(&target).map(|(label, value)| format!("{label:13} {value}\n")).collect()
 }

@@ -27,7 +27,7 @@ use crate::{
     policy::{self, Verdict},
     psk::{self, Reissue, Terms},
     registrar::{self, Targets},
-    store::{DeviceRow, Store, place::Places, unix_now},
+    store::{DeviceRow, Store, UnixSeconds, place::Places},
 };
 
 /// Number of rows read at a time.
@@ -275,7 +275,7 @@ async fn register_all(
         let Some(last) = rows.last() else { break };
         after = Some(last.id.clone());
         for row in rows {
-            match wanted.verdict(&row) {
+            match wanted.verdict(&row, store.now()) {
                 Some(Verdict::Register) => {}
                 Some(Verdict::Refuse(reason)) => {
                     if let Some(says) = policy::guard(reason) {
@@ -318,19 +318,19 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Returns the decision about a device of the wanted enrollment. It counts no places: the
-    /// registrar takes them.
-    fn verdict<'r>(&self, row: &'r DeviceRow) -> Option<Verdict<'r>> {
+    /// Returns the decision about a device of the wanted enrollment at the time `now` of the store's
+    /// clock, which follows the cloud's clock. It counts no places: the registrar takes them.
+    fn verdict<'r>(&self, row: &'r DeviceRow, now: UnixSeconds) -> Option<Verdict<'r>> {
         if self.enrollment.as_ref().is_some_and(|name| row.enrollment != *name) {
             return None;
         }
         let unguarded = Terms { reissue: Reissue::Always, guards: Guards::default() };
         let terms = self.terms.get(&row.enrollment).copied().unwrap_or(unguarded);
-        Some(policy::verdict(row, terms, Places::default(), unix_now()))
+        Some(policy::verdict(row, terms, Places::default(), now))
     }
 
-    fn has(&self, row: &DeviceRow) -> bool {
-        self.verdict(row) == Some(Verdict::Register)
+    fn has(&self, row: &DeviceRow, now: UnixSeconds) -> bool {
+        self.verdict(row, now) == Some(Verdict::Register)
     }
 }
 
@@ -353,15 +353,31 @@ async fn register(targets: &Targets, store: &dyn Store, mut row: DeviceRow, want
             // An operator has changed the row in the meantime. If the changed row still requires a
             // registration, the device is tried again.
             registrar::Outcome::Changed => match store.device(&row.id).await {
-                Ok(Some(changed)) if wanted.has(&changed) && changes < MAX_CHANGES => {
+                Ok(Some(changed)) if wanted.has(&changed, store.now()) && changes < MAX_CHANGES => {
                     changes += 1;
                     row = changed;
                 }
                 // The changed row no longer requires a registration.
-                Ok(changed) if changed.as_ref().is_none_or(|row| !wanted.has(row)) => return,
+                Ok(changed) if changed.as_ref().is_none_or(|row| !wanted.has(row, store.now())) => return,
                 Ok(_) | Err(_) => return tally.note(product, registrar::Outcome::TimedOut),
             },
             outcome => return tally.note(product, outcome),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{device::DeviceId, policy::Reason};
+
+    #[test]
+    fn a_device_is_wanted_while_its_enrollment_is_open_by_the_clock_of_the_store() {
+        let guards = Guards { opens: Some(100), closes: Some(200), ..Guards::default() };
+        let terms = HashMap::from([("lamps".to_owned(), Terms { reissue: Reissue::Always, guards })]);
+        let wanted = Wanted { enrollment: None, terms };
+        let row = DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "lamps", "a1");
+        assert_eq!([99, 100, 199, 200].map(|now| wanted.has(&row, now)), [false, true, true, false]);
+        assert!(matches!(wanted.verdict(&row, 200), Some(Verdict::Refuse(Reason::Closed(_)))));
     }
 }

@@ -32,8 +32,8 @@ use crate::{
     psk::EnrollmentOutline,
     resource::failures::Failure,
     store::{
-        DeviceRow, DeviceState, StoreError, audit::AuditEntry, claim::ClaimView, filter::Listed,
-        place::Places, undo::ImportRecord, unix_now,
+        DeviceRow, DeviceState, StoreError, UnixSeconds, audit::AuditEntry, claim::ClaimView, filter::Listed,
+        place::Places, undo::ImportRecord,
     },
     table_file,
 };
@@ -71,6 +71,8 @@ struct Device {
     handshake: Option<Failed>,
     /// Places of the device's enrollment that other devices have taken, if their number is limited.
     taken: Places,
+    /// Time by the clock of the store.
+    now: UnixSeconds,
 }
 
 impl Device {
@@ -109,11 +111,13 @@ impl Device {
             failure,
             handshake,
             taken,
+            now: store.now(),
         })
     }
 
     fn advice(&self, t: Texts) -> advice::Advice {
-        let Self { row, claim, history, enrolled, stopped, target, failure, handshake, taken, .. } = self;
+        let Self { row, claim, history, enrolled, stopped, target, failure, handshake, taken, now, .. } =
+            self;
         let known = Known {
             row,
             enrolled: enrolled.as_ref(),
@@ -124,7 +128,7 @@ impl Device {
             failure: failure.as_ref(),
             handshake: handshake.as_ref(),
             taken: *taken,
-            now: unix_now(),
+            now: *now,
         };
         known.advice(t)
     }
@@ -150,7 +154,7 @@ pub(super) async fn show(
         let terms = device.enrolled.as_ref().map(EnrollmentOutline::terms);
         let listed = device.row.listed(device.claim.is_some());
         let names_targets = device.target.is_some();
-        let shown = as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets);
+        let shown = as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets, device.now);
         return Json(shown).into_response();
     }
     let t = frame.texts;

@@ -351,3 +351,40 @@ async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
     bench.end_of(&bench.jobs.all()[0]).await;
     begin(Action::Enable, &fourth).unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_enrollment_closes_by_the_clock_of_the_store() {
+    use crate::{
+        guards::Guards,
+        psk::{Enrollment, Kind},
+    };
+    let bench = Bench::new(1);
+    let closes = Some(bench.store.now() + 1000);
+    let enrollment = Enrollment {
+        name: "lamps".into(),
+        product_key: "a1".into(),
+        kind: Kind::Individual,
+        reissue: Reissue::Always,
+        next: None,
+        guards: Guards { closes, ..Guards::default() },
+    };
+    let registration = |id: &str| {
+        let by = Actor { name: "console:anna".into(), address: None };
+        let order = Order { action: Action::Register, target: all(), expected: 1, by };
+        Registration {
+            job: Arc::new(Job::new(id.into(), order, 0, Progress::default())),
+            store: bench.store.clone(),
+            targets: Targets::only(bench.registrar.clone()),
+            enrollments: Arc::new(vec![enrollment.outline()]),
+        }
+    };
+    // The cloud's clock is ahead of this machine's.
+    bench.store.set_clock_ahead(2000);
+    let late = registration("1");
+    late.register(&id("SN-0000")).await;
+    assert_eq!((late.job.progress().failed, bench.cloud.registrations()), (1, 0));
+    bench.store.set_clock_ahead(0);
+    let early = registration("2");
+    early.register(&id("SN-0000")).await;
+    assert_eq!((early.job.progress().changed, bench.cloud.registrations()), (1, 1));
+}

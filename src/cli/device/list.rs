@@ -168,7 +168,7 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
                 done.iter().try_for_each(|row| {
                     let taken = taken.get(&row.enrollment).copied().filter(|_| !row.is_claimed);
                     let rules = (terms(config, row), taken.unwrap_or_default());
-                    writeln!(out, "{}", as_json(row, rules, None, config.names_targets))
+                    writeln!(out, "{}", as_json(row, rules, None, config.names_targets, store.now()))
                 })
             })?;
             listed += found;
