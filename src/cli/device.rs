@@ -85,7 +85,8 @@ Example
   certdist device delete SN00000001
 
 A certificate that a device already has remains valid: delete the device at IoT Platform
-as well, with --everywhere, or use `certdist device disable` so that it gets no certificate. Deleted devices
+as well, with --everywhere, or use `certdist device disable` so that it gets no certificate. An enrollment
+with unlisted = \"admit\" adds a deleted device again when it asks: disable it instead. Deleted devices
 do not come back with `certdist import undo`: export the table first.")]
     Delete {
         #[command(flatten)]
