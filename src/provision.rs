@@ -282,6 +282,7 @@ impl Provisioner {
             }
             Ok(Some(Admission::Full)) => return Err(Refusal::Full),
             Ok(Some(Admission::Elsewhere) | None) => return Err(Refusal::Invalid),
+            Ok(Some(Admission::Later)) => return Err(Refusal::Later(CHANGED_PAUSE)),
             // The device may have been added. It asks again.
             Err(error) => return Err(self.store_failed(&error)),
         }

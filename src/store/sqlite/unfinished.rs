@@ -43,8 +43,6 @@ macro_rules! shown {
     };
 }
 
-pub(super) use shown;
-
 /// Condition for the rows that are not hidden. It is for queries that name an index, because such a
 /// query cannot use the view of [`HIDE`].
 pub(super) const SHOWN: &str = shown!("");
