@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Params, Transaction, TransactionBehavior};
 use rustix::fs::Access;
 
 use super::{
@@ -377,7 +377,7 @@ pub(super) fn patiently<T>(
 #[cfg(test)]
 thread_local! {
     /// Number of attempts of this thread in [`patiently`].
-    static ATTEMPTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    pub(super) static ATTEMPTS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// Pause between two attempts to begin a transaction while another process is writing.
@@ -397,6 +397,15 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<Transaction<'_>
     });
     connection.busy_timeout(wait)?;
     begun
+}
+
+/// Executes a statement in a transaction of its own, for which it waits as [`begin`] does. Returns the
+/// number of changed rows.
+pub(super) fn execute(connection: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<usize> {
+    let transaction = begin(connection)?;
+    let changed = transaction.execute(sql, values)?;
+    transaction.commit()?;
+    Ok(changed)
 }
 
 /// Lets SQLite overwrite deleted and replaced content. An unsealed secret therefore does not stay in

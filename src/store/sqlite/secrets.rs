@@ -149,7 +149,7 @@ impl StoredSecrets for Sqlite {
     ) -> Result<(), StoreError> {
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         let write = || {
-            let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+            let transaction = connection::begin(&connection)?;
             if let Some((_, anew)) = values.first() {
                 note(&transaction, anew.expose())?;
             }
@@ -176,12 +176,11 @@ impl StoredSecrets for Sqlite {
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
         unfinished::take_back(&connection, &|| false).map_err(failed)?;
         if self.is_only_key(&connection, key, sealed, by)? {
-            let Wiped { pages, searches, .. } =
-                wipe::wipe(&self.path, &connection, self.bulk_wait, progress)?;
+            let Wiped { pages, searches, .. } = wipe::wipe(&self.path, &connection, progress)?;
             tracing::debug!(pages, searches, "removed the traces of former values");
             // If a value was written in clear text meanwhile, its note stays.
             const DONE: &str = "DELETE FROM database_key WHERE keyId = ?1 AND writes = 0";
-            connection.execute(DONE, [CLEAR]).map_err(failed)?;
+            connection::execute(&connection, DONE, [CLEAR]).map_err(failed)?;
         }
         // The write-ahead log has former values until it is emptied, even if an earlier run has
         // already removed their traces from the file. A long read by another process delays the
@@ -252,8 +251,7 @@ impl Sqlite {
         if left > 0 {
             return Err(self.written_meanwhile(left, key));
         }
-        let transaction =
-            Transaction::new_unchecked(connection, TransactionBehavior::Immediate).map_err(failed)?;
+        let transaction = connection::begin(connection).map_err(failed)?;
         if writes_under_others(&transaction, key).map_err(failed)? != seen {
             return Err(self.written_meanwhile(0, key));
         }

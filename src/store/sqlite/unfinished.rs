@@ -245,7 +245,7 @@ fn clean(connection: &Connection, turns: &mut Turns<'_>) -> rusqlite::Result<()>
     const FORGET: &str = "DELETE FROM import_before WHERE importId = ?1 AND deviceId IN \
                           (SELECT deviceId FROM import_before WHERE importId = ?1 LIMIT ?2)";
     while has_former_keys(connection)? {
-        connection.execute(WIPE, [ROWS])?;
+        connection::execute(connection, WIPE, [ROWS])?;
         if turns.end() {
             return Ok(());
         }
@@ -256,7 +256,7 @@ fn clean(connection: &Connection, turns: &mut Turns<'_>) -> rusqlite::Result<()>
         if connection.query_row(IS_KNOWN, [id], |row| row.get(0))? {
             continue;
         }
-        while connection.execute(FORGET, [id, ROWS])? > 0 {
+        while connection::execute(connection, FORGET, [id, ROWS])? > 0 {
             if turns.end() {
                 return Ok(());
             }

@@ -27,9 +27,6 @@ const WRITTEN: usize = 512 << 10;
 /// Time after which a transaction takes no further page.
 const SLICE: Duration = Duration::from_millis(10);
 
-/// Pause between two attempts to begin a transaction while another process is writing.
-const BEGIN_PAUSE: Duration = Duration::from_millis(1);
-
 /// Number of pages that are searched in one read transaction before those with traces are wiped.
 const STRIDE: u32 = 65_536;
 
@@ -55,7 +52,6 @@ pub(super) struct Wiped {
 pub(super) fn wipe(
     path: &Path,
     writer: &Connection,
-    wait: Duration,
     progress: &mut dyn FnMut(SealStep),
 ) -> Result<Wiped, StoreError> {
     let failed = |error| store_error(path, error);
@@ -70,7 +66,7 @@ pub(super) fn wipe(
         return Ok(Wiped::default());
     }
     let reader = connection::open_reader(path)?;
-    let mut wipe = Wipe { reader: &reader, writer, wait, wiped: Wiped::default() };
+    let mut wipe = Wipe { reader: &reader, writer, wiped: Wiped::default() };
     wipe.run(progress).map_err(failed)?;
     Ok(wipe.wiped)
 }
@@ -106,7 +102,6 @@ struct Search {
 struct Wipe<'a> {
     reader: &'a Connection,
     writer: &'a Connection,
-    wait: Duration,
     wiped: Wiped,
 }
 
@@ -185,8 +180,7 @@ impl Wipe<'_> {
     fn write_slice(&mut self, notes: &[Note], tails: Tails) -> rusqlite::Result<(usize, bool)> {
         const WRITE: &str = "UPDATE sqlite_dbpage SET data = ?2 WHERE pgno = ?1";
         let notes = self.read_before(notes)?;
-        let begin = || Transaction::new_unchecked(self.writer, TransactionBehavior::Immediate);
-        let transaction = connection::patiently(self.wait, BEGIN_PAUSE, begin)?;
+        let transaction = connection::begin(self.writer)?;
         let begun = Instant::now();
         let mut pages = Pages::new(&transaction)?;
         let (mut done, mut written, mut is_same) = (0, 0, true);

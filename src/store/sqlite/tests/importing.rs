@@ -352,6 +352,32 @@ fn a_device_that_an_unfinished_import_adds_is_admitted_later_and_goes_on_waiting
 }
 
 #[test]
+fn the_removal_of_former_values_looks_often_while_another_process_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    let other = Connection::open(store.path()).unwrap();
+    let writer = connection::open_again(store.path(), Duration::from_millis(300)).unwrap();
+    // Values with a former key, and values of an import that has no record.
+    for psk in ["'00ff'", "NULL"] {
+        let sql = format!(
+            "INSERT OR REPLACE INTO import_before (importId, deviceId, enrollment, productKey, hadSecret, formerPsk) \
+             VALUES (7, 'SN-1', 'lamps', 'a1lamp', 0, {psk}); BEGIN IMMEDIATE"
+        );
+        other.execute_batch(&sql).unwrap();
+        connection::ATTEMPTS.set(0);
+        let busy = unfinished::take_back(&writer, &|| false).unwrap_err();
+        assert_eq!(busy.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
+        // SQLite's own waiting would be no attempt.
+        assert!(connection::ATTEMPTS.get() > 1, "{psk}");
+        other.execute_batch("COMMIT").unwrap();
+    }
+    unfinished::take_back(&writer, &|| false).unwrap();
+    let left = "SELECT count(*) FROM import_before";
+    assert_eq!(other.query_row(left, (), |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
+
+#[test]
 fn a_backup_beside_an_unfinished_import_is_complete() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);

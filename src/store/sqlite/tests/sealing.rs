@@ -93,6 +93,29 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
 }
 
 #[test]
+fn what_seals_looks_often_while_another_process_writes() {
+    use crate::store::sealed::{SecretColumn, StoredSecrets};
+    let wait = Duration::from_millis(300);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certdist.db");
+    let store = Sqlite::open_waiting(&path, |_| Ok(()), SHORT, wait).unwrap();
+    let (connection, by) = (connection::open_again(&path, wait).unwrap(), Actor::system_user());
+    let other = Connection::open(&path).unwrap();
+    let work: [&dyn Fn() -> Result<(), StoreError>; 2] =
+        [&|| store.replace_secrets(SecretColumn::Psk, &[]), &|| {
+            store.is_only_key(&connection, &key_id(1), 0, &by).map(drop)
+        }];
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for work in work {
+        connection::ATTEMPTS.set(0);
+        let busy = work().unwrap_err();
+        assert!(matches!(&busy, StoreError::Busy(_)), "{busy}");
+        // SQLite's own waiting would be one attempt.
+        assert!(connection::ATTEMPTS.get() > 1);
+    }
+}
+
+#[test]
 fn a_list_or_a_count_opens_no_secret() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_with(&directory, &[1]).unwrap();

@@ -66,7 +66,7 @@ impl Database {
     fn wipe_telling(&self, progress: &mut dyn FnMut(SealStep)) -> Result<Wiped, StoreError> {
         let path = self.folder.path().join("a.db");
         let writer = connection::open_again(&path, WAIT)?;
-        wipe(&path, &writer, WAIT, progress)
+        wipe(&path, &writer, progress)
     }
 
     /// Returns whether the file, without its log, has a trace.
@@ -112,6 +112,21 @@ impl Database {
         let sql = "UPDATE sqlite_dbpage SET data = ?2 WHERE pgno = ?1";
         self.foreign.execute(sql, (number, page)).unwrap();
     }
+}
+
+#[test]
+fn a_wipe_that_waits_for_a_writer_looks_often() {
+    let database = Database::new("");
+    database.fill("with_rowid", 100);
+    database.replace("with_rowid");
+    database.run("BEGIN IMMEDIATE");
+    let path = database.folder.path().join("a.db");
+    let writer = connection::open_again(&path, Duration::from_millis(300)).unwrap();
+    connection::ATTEMPTS.set(0);
+    let busy = wipe(&path, &writer, &mut |_| ()).unwrap_err();
+    assert!(matches!(&busy, StoreError::Busy(_)), "{busy}");
+    // SQLite's own waiting would be one attempt.
+    assert!(connection::ATTEMPTS.get() > 1);
 }
 
 #[test]
