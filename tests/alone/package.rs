@@ -86,6 +86,8 @@ fn the_unit_exposes_little() {
     let takes = (200 << 20) + 512 * limits.max_sessions as u64 + 4096 * limits.max_handshakes as u64;
     assert!(takes < bytes("MemoryHigh=") && bytes("MemoryHigh=") < bytes("MemoryMax="), "{takes}");
     assert!(unit.contains("\nTasksMax="));
+    // An upgrade of a large database takes long, and must not be killed.
+    assert!(unit.contains("\nTimeoutStartSec=infinity\n"));
 }
 
 #[test]
