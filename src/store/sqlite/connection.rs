@@ -510,6 +510,19 @@ mod tests {
         statement.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
+    /// Returns all indexes, triggers and views, each with its statement without comments and layout.
+    fn statements(connection: &Connection) -> Vec<String> {
+        let sql = "SELECT name, tbl_name, coalesce(sql, '-') FROM sqlite_schema WHERE type <> 'table' ORDER BY name";
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows = statement.query_map((), |row| {
+            let sql: String = row.get(2)?;
+            let code = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+            let words: Vec<_> = code.flat_map(str::split_whitespace).collect();
+            Ok(format!("{} of {}: {}", row.get::<_, String>(0)?, row.get::<_, String>(1)?, words.join(" ")))
+        });
+        rows.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
     /// A database of version 4. One process could have left some of its rows. The other rows can be
     /// left only by two processes that used the database at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
@@ -521,6 +534,7 @@ mod tests {
         Connection::open(&old).unwrap().execute_batch(VERSION_4).unwrap();
         let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT, |_| Ok(())).unwrap());
         assert_eq!(columns(&old), columns(&new));
+        assert_eq!(statements(&old), statements(&new));
         let text = |sql: &str| old.query_row(sql, (), |row| row.get::<_, Option<String>>(0)).unwrap();
         // The device has a certificate, so the migration clears its refusal.
         assert_eq!(text("SELECT refusal FROM device_table WHERE deviceId = 'BOTH-1'"), None);
@@ -586,6 +600,7 @@ mod tests {
         Connection::open(&old).unwrap().execute_batch(VERSION_1).unwrap();
         let [old, new] = [&old, &new].map(|path| open(path, READER_WAIT, |_| Ok(())).unwrap());
         assert_eq!(columns(&old), columns(&new));
+        assert_eq!(statements(&old), statements(&new));
         let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, VERSION as i64);
         let row = |sql| old.query_row(sql, (), |row| row.get::<_, String>(0)).unwrap();
