@@ -199,6 +199,13 @@ pub struct Principal {
 }
 
 impl Enrollment {
+    /// Returns a copy that refuses devices that are not in the table. It is for clients that have
+    /// proven no key.
+    pub fn without_unlisted(&self) -> Self {
+        let guards = Guards { unlisted: Unlisted::Refuse, ..self.guards };
+        Self { guards, ..self.clone() }
+    }
+
     /// Returns a copy without keys.
     pub fn outline(&self) -> EnrollmentOutline {
         let Self { name, product_key, kind, reissue, next: _, guards } = self;

@@ -26,7 +26,6 @@ use crate::{
         self, Code, ExchangeId, Response,
         echo::{Echo, Verdict},
     },
-    guards::Unlisted,
     psk::{Enrollment, Principal, WhichKey},
     rate_limit,
     resource::{Answer, MAX_PAYLOAD, Service},
@@ -75,9 +74,7 @@ impl Plain {
         now: Instant,
         seed: [[u8; 32]; 2],
     ) -> io::Result<Self> {
-        let mut enrollment = Arc::unwrap_or_clone(enrollment);
-        enrollment.guards.unlisted = Unlisted::Refuse;
-        let enrollment = Arc::new(enrollment);
+        let enrollment = Arc::new(enrollment.without_unlisted());
         local::report_destination(&socket, socket.local_addr()?)?;
         let config = coap::Config { max_request_body: MAX_PAYLOAD, ..coap::Config::default() };
         Ok(Self {
@@ -193,7 +190,7 @@ fn send(socket: &UdpSocket, peer: Peer, message: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::{
-        guards::Guards,
+        guards::{Guards, Unlisted},
         provision::Provisioner,
         psk::{Key, Kind, Reissue},
         registrar::{self, Registrar, Targets},
