@@ -140,9 +140,9 @@ pub enum Reissue {
 /// The rules of an enrollment about certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// How often a device may fetch its certificate.
+    /// Reissue policy.
     pub reissue: Reissue,
-    /// Which devices may have a first certificate, and when.
+    /// Limits of first certificates.
     pub guards: Guards,
 }
 

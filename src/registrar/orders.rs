@@ -179,14 +179,7 @@ impl Registrar {
 
     /// Returns whether a device that is deleted now would soon be registered anew.
     fn may_register_anew(&self, order: &Order) -> bool {
-        let now = Instant::now();
-        let is_stopped = {
-            let breakers = lock(&self.breakers);
-            breakers.reason(&order.product_key, now).is_some()
-                || breakers.stops(Action::RegisterDevice, now)
-                || breakers.stopped(&order.product_key).is_some()
-        };
-        !is_stopped && self.registrations() < MAX_WAITING
+        self.stopped(&order.product_key).is_none() && self.registrations() < MAX_WAITING
     }
 
     /// Returns the `IotId` of an order's device. Until it is confirmed, looks the device up by its

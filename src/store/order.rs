@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::{Actor, DeviceRow, StoreFuture, UnixSeconds};
+use super::{Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds, audit::AuditEvent};
 use crate::device::DeviceId;
 
 /// Kind of an [`Order`].
@@ -49,6 +49,16 @@ impl OrderKind {
         }
     }
 
+    /// Returns the event of the audit entry about an order that was carried out.
+    pub(crate) const fn event(self) -> AuditEvent {
+        match self {
+            Self::Disable => AuditEvent::Disabled,
+            Self::Enable => AuditEvent::Enabled,
+            Self::Delete => AuditEvent::Deleted,
+            Self::Rotate => AuditEvent::Rotated,
+        }
+    }
+
     /// Finds the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -80,6 +90,15 @@ pub enum PlainChange {
     Disable,
     /// The device is deleted.
     Delete,
+}
+
+impl From<DeviceState> for PlainChange {
+    fn from(state: DeviceState) -> Self {
+        match state {
+            DeviceState::Enabled => Self::Enable,
+            DeviceState::Disabled => Self::Disable,
+        }
+    }
 }
 
 /// Number of an order. No other order of the store has, or ever had, the same number.
@@ -115,6 +134,17 @@ pub struct Order {
 }
 
 impl Order {
+    /// Returns the detail of the audit entry about this order, once it was carried out.
+    pub(crate) fn carried_out(&self) -> String {
+        format!("at IoT Platform: {}/{}", self.product_key, self.device_name)
+    }
+
+    /// Returns the detail of the audit entry about this order if it ends for this reason, without its
+    /// change.
+    pub(crate) fn cancelled(&self, reason: &str) -> String {
+        format!("{}: {reason}", self.kind)
+    }
+
     /// Returns the reason for which an operator's plain change is refused.
     pub fn conflict(&self) -> String {
         let Self { device, kind, .. } = self;
@@ -221,3 +251,10 @@ pub trait Orders: Send + Sync + 'static {
     /// than that, the device stays as it is. Returns whether the order was there.
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool>;
 }
+
+/// Detail of the audit entry about a change that was made in the table alone.
+pub(crate) const IN_TABLE: &str = "in the table";
+/// Reason of an order that ends because its row no longer [fits](Order::fits).
+pub(crate) const ROW_CHANGED: &str = "the row was changed meanwhile";
+/// Reason of an order to enable a device that an operator has disabled since.
+pub(crate) const DISABLED_SINCE: &str = "the operator disabled the device";

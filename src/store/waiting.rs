@@ -3,7 +3,11 @@
 //! key, who can invent device IDs, can neither displace other devices nor fill the list from one
 //! address.
 
-use super::{Actor, StoreFuture, UnixSeconds, audit::Asker, sealed::Sealed};
+use super::{
+    Actor, StoreFuture, UnixSeconds,
+    audit::{Asker, AuditEntry, AuditEvent},
+    sealed::Sealed,
+};
 use crate::device::DeviceId;
 
 /// Maximum number of devices that wait in one enrollment. At the limit, no further device is added.
@@ -79,6 +83,23 @@ impl Admits {
         match self {
             Self::Operator(_) => None,
             Self::Configuration { max_rows, .. } => *max_rows,
+        }
+    }
+
+    /// Returns the audit entry about a device that was added.
+    pub(crate) fn entry(&self, new: &NewDevice, at: UnixSeconds) -> AuditEntry {
+        let NewDevice { device, enrollment, .. } = new;
+        match self {
+            Self::Operator(by) => AuditEntry {
+                at,
+                device: Some(device.clone()),
+                enrollment: Some(enrollment.clone()),
+                ..by.entry(AuditEvent::Admitted)
+            },
+            Self::Configuration { asker, .. } => {
+                let detail = "unlisted = \"admit\"".to_owned();
+                asker.clone().entry(AuditEvent::Admitted, at, device.clone(), detail)
+            }
         }
     }
 }

@@ -407,12 +407,8 @@ impl Store for Memory {
             DeviceState::Enabled => AuditEvent::Enabled,
             DeviceState::Disabled => AuditEvent::Disabled,
         };
-        let change = match state {
-            DeviceState::Enabled => PlainChange::Enable,
-            DeviceState::Disabled => PlainChange::Disable,
-        };
         self.answer(|tables, now| {
-            tables.permit(id, change, by, now)?;
+            tables.permit(id, state.into(), by, now)?;
             tables.touch(id);
             Ok(tables.operate(id, event, by, now, |row| row.state = state))
         })

@@ -87,9 +87,9 @@ pub(super) fn record(
     Ok(())
 }
 
-/// How an import has changed a row, apart from its values.
+/// Changes of an import to a row, apart from its values.
 pub(super) struct ChangeOf<'k> {
-    /// How the device's key has changed.
+    /// Effect on the device's key.
     pub(super) key: KeyChange,
     /// Former identity and key, which are kept only until the import has ended.
     pub(super) former_key: Option<&'k (String, Secret)>,

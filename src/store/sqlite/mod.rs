@@ -489,13 +489,10 @@ impl Store for Sqlite {
 
     fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
         const SQL: &str = "UPDATE device_table SET state = ?2, importId = -abs(importId) WHERE deviceId = ?1";
+        let change = PlainChange::from(state);
         let (event, state) = match state {
             DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
             DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
-        };
-        let change = match event {
-            AuditEvent::Enabled => PlainChange::Enable,
-            _ => PlainChange::Disable,
         };
         let (actor, clock) = (by.clone(), self.clock.clone());
         self.operate(id, event, by, move |connection, id| {

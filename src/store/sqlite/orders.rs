@@ -8,7 +8,10 @@ use crate::{
     store::{
         Actor, DeviceRow, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange},
+        order::{
+            Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
+            PlainChange, ROW_CHANGED,
+        },
         unix_now,
     },
 };
@@ -68,7 +71,7 @@ pub(super) fn end_all(connection: &Connection, reason: &str, by: &Actor) -> rusq
     let first = || connection.prepare_cached(FIRST)?.query_row((), order).optional();
     while let Some(order) = first()? {
         remove(connection, order.number)?;
-        let detail = format!("{}: {reason}", order.kind);
+        let detail = order.cancelled(&reason);
         audit(connection, (AuditEvent::Cancelled, unix_now()), &order.device, by, detail)?;
     }
     Ok(())
@@ -100,12 +103,12 @@ fn here(
     }
     match kind {
         OrderKind::Rotate => return Ok(Placed::NoCertificate),
-        OrderKind::Disable => set_state(connection, row, DeviceState::Disabled, now, (by, "in the table"))?,
-        OrderKind::Enable => set_state(connection, row, DeviceState::Enabled, now, (by, "in the table"))?,
+        OrderKind::Disable => set_state(connection, row, DeviceState::Disabled, now, (by, IN_TABLE))?,
+        OrderKind::Enable => set_state(connection, row, DeviceState::Enabled, now, (by, IN_TABLE))?,
         OrderKind::Delete => {
             connection.prepare_cached(DELETE)?.execute([row.id.as_str()])?;
             audit::forget_refusals(connection, &row.id)?;
-            audit(connection, (AuditEvent::Deleted, now), &row.id, by, "in the table".into())?;
+            audit(connection, (AuditEvent::Deleted, now), &row.id, by, IN_TABLE.into())?;
         }
     }
     Ok(Placed::Here)
@@ -125,7 +128,7 @@ pub(super) fn permit(
     }
     if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
         remove(connection, order.number)?;
-        let reason = format!("{}: the operator disabled the device", order.kind);
+        let reason = order.cancelled(DISABLED_SINCE);
         audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
     }
     Ok(())
@@ -187,7 +190,7 @@ fn place(
     connection.prepare_cached(CHANGED)?.execute([device.as_str()])?;
     audit(connection, (AuditEvent::Ordered, now), device, by, kind.name().into())?;
     if kind.disables_at_once() {
-        set_state(connection, &row, DeviceState::Disabled, now, (by, "in the table"))?;
+        set_state(connection, &row, DeviceState::Disabled, now, (by, IN_TABLE))?;
     }
     Ok(Placed::Yes(number))
 }
@@ -208,26 +211,22 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
     remove(connection, *number)?;
     let row = read::device(connection, device)?.filter(|row| order.fits(row));
     let Some(row) = row else {
-        let reason = format!("{}: the row was changed meanwhile", order.kind);
+        let reason = order.cancelled(ROW_CHANGED);
         audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
         return Ok(Completed::RowChanged);
     };
     let id = device.as_str();
-    let detail = format!("at IoT Platform: {}/{}", order.product_key, order.device_name);
-    let event = match order.kind {
+    match order.kind {
         OrderKind::Disable => {
             connection.prepare_cached(CLOUD_STATE)?.execute(params![id, "disabled", order.iot_id])?;
-            AuditEvent::Disabled
         }
         OrderKind::Enable => {
             connection.prepare_cached(CLOUD_STATE)?.execute(params![id, None::<&str>, order.iot_id])?;
-            set_state(connection, &row, DeviceState::Enabled, now, (by, "in the table"))?;
-            AuditEvent::Enabled
+            set_state(connection, &row, DeviceState::Enabled, now, (by, IN_TABLE))?;
         }
         OrderKind::Delete => {
             connection.prepare_cached(DELETE)?.execute([id])?;
             audit::forget_refusals(connection, device)?;
-            AuditEvent::Deleted
         }
         OrderKind::Rotate => {
             let Order { product_key, device_name, target, .. } = &order;
@@ -241,10 +240,9 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
                 target
             ])?;
             audit::forget_refusals(connection, device)?;
-            AuditEvent::Rotated
         }
-    };
-    audit(connection, (event, now), device, by, detail)?;
+    }
+    audit(connection, (order.kind.event(), now), device, by, order.carried_out())?;
     Ok(Completed::Yes)
 }
 
@@ -305,7 +303,7 @@ impl Orders for Sqlite {
         self.writer.submit(move |connection| {
             let Some(order) = numbered(connection, number)? else { return Ok(false) };
             remove(connection, number)?;
-            let detail = format!("{}: {reason}", order.kind);
+            let detail = order.cancelled(&reason);
             audit(connection, (AuditEvent::Cancelled, clock.now()), &order.device, &by, detail)?;
             Ok(true)
         })

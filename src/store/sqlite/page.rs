@@ -33,7 +33,7 @@ pub(super) struct Layout {
     pub first_trunk: u32,
     /// Number of free pages.
     pub free_pages: u32,
-    /// Whether some pages have pointers to other pages (`auto_vacuum`).
+    /// Set if some pages have pointers to other pages (`auto_vacuum`).
     pub has_pointer_map: bool,
 }
 

@@ -73,7 +73,7 @@ const LOGGED: u32 = 8;
 /// Interval at which a process searches the database for an import that was cut off.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// What is done with an unfinished import.
+/// Work on an unfinished import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It writes, or was cut off while it wrote.

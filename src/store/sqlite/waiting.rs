@@ -7,7 +7,6 @@ use crate::{
     device::DeviceId,
     store::{
         StoreError, StoreFuture, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
         waiting::{
             Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
             WaitingList,
@@ -122,19 +121,7 @@ fn admit(
     connection.prepare_cached(ADD)?.execute([device.as_str(), product_key, enrollment])?;
     forget(connection, device)?;
     audit::forget_refusals(connection, device)?;
-    let entry = match by {
-        Admits::Operator(by) => AuditEntry {
-            at: now,
-            device: Some(device.clone()),
-            enrollment: Some(enrollment.clone()),
-            ..by.entry(AuditEvent::Admitted)
-        },
-        Admits::Configuration { asker, .. } => {
-            let detail = "unlisted = \"admit\"".to_owned();
-            asker.clone().entry(AuditEvent::Admitted, now, device.clone(), detail)
-        }
-    };
-    audit::append(connection, &entry)?;
+    audit::append(connection, &by.entry(new, now))?;
     Ok(Admission::Added)
 }
 

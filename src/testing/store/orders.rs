@@ -6,7 +6,10 @@ use crate::{
     store::{
         Actor, CloudState, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange},
+        order::{
+            Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
+            PlainChange, ROW_CHANGED,
+        },
     },
 };
 
@@ -36,7 +39,7 @@ impl Tables {
             DeviceState::Enabled => AuditEvent::Enabled,
             DeviceState::Disabled => AuditEvent::Disabled,
         };
-        self.note((event, now), device, by, "in the table".into());
+        self.note((event, now), device, by, IN_TABLE.into());
     }
 
     /// Makes a change in the table alone, because the device has no certificate.
@@ -50,7 +53,7 @@ impl Tables {
             OrderKind::Enable => self.change_state(device, DeviceState::Enabled, by, now),
             OrderKind::Delete => {
                 self.forget(device);
-                self.note((AuditEvent::Deleted, now), device, by, "in the table".into());
+                self.note((AuditEvent::Deleted, now), device, by, IN_TABLE.into());
             }
         }
         Placed::Here
@@ -72,7 +75,7 @@ impl Tables {
         }
         if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
             self.orders.remove(&order.number);
-            let reason = format!("{}: the operator disabled the device", order.kind);
+            let reason = order.cancelled(DISABLED_SINCE);
             self.note((AuditEvent::Cancelled, now), device, by, reason);
         }
         Ok(())
@@ -111,24 +114,21 @@ impl Tables {
         let Some(order) = self.orders.remove(&number) else { return Completed::Ended };
         let device = &order.device;
         let Some(row) = self.devices.get_mut(device).filter(|row| order.fits(row)) else {
-            let reason = format!("{}: the row was changed meanwhile", order.kind);
+            let reason = order.cancelled(ROW_CHANGED);
             self.note((AuditEvent::Cancelled, now), device, &order.by, reason);
             return Completed::RowChanged;
         };
         row.iot_id = row.iot_id.clone().or(order.iot_id.clone());
-        let event = match order.kind {
+        match order.kind {
             OrderKind::Disable => {
                 row.cloud_state = Some(CloudState::Disabled);
-                AuditEvent::Disabled
             }
             OrderKind::Enable => {
                 row.cloud_state = None;
                 self.change_state(device, DeviceState::Enabled, &order.by, now);
-                AuditEvent::Enabled
             }
             OrderKind::Delete => {
                 self.forget(device);
-                AuditEvent::Deleted
             }
             OrderKind::Rotate => {
                 (row.certificate, row.iot_id, row.cloud_state) = (None, None, None);
@@ -137,12 +137,10 @@ impl Tables {
                 self.issues.remove(device);
                 self.touch(device);
                 self.claim_anew(&order, enrollment, now);
-                AuditEvent::Rotated
             }
-        };
+        }
         self.refused.retain(|(refused, _), _| refused != device);
-        let detail = format!("at IoT Platform: {}/{}", order.product_key, order.device_name);
-        self.note((event, now), device, &order.by, detail);
+        self.note((order.kind.event(), now), device, &order.by, order.carried_out());
         Completed::Yes
     }
 }
@@ -194,7 +192,7 @@ impl Orders for Memory {
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool> {
         self.answer(|tables, now| {
             let Some(order) = tables.orders.remove(&number) else { return Ok(false) };
-            let detail = format!("{}: {reason}", order.kind);
+            let detail = order.cancelled(reason);
             tables.note((AuditEvent::Cancelled, now), &order.device, by, detail);
             Ok(true)
         })

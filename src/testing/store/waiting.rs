@@ -6,8 +6,7 @@ use super::{Memory, Tables};
 use crate::{
     device::DeviceId,
     store::{
-        DeviceRow, DeviceState, StoreFuture, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
+        DeviceRow, StoreFuture, UnixSeconds,
         place::{CountsPlaces, MaxPlaces, Places},
         waiting::{
             Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
@@ -83,37 +82,12 @@ impl Tables {
             }
             return obstacle;
         }
+        let entry = by.entry(&new, now);
         let NewDevice { device, enrollment, product_key } = new;
-        let entry = match by {
-            Admits::Operator(by) => AuditEntry {
-                at: now,
-                device: Some(device.clone()),
-                enrollment: Some(enrollment.clone()),
-                ..by.entry(AuditEvent::Admitted)
-            },
-            Admits::Configuration { asker, .. } => {
-                let detail = "unlisted = \"admit\"".to_owned();
-                asker.clone().entry(AuditEvent::Admitted, now, device.clone(), detail)
-            }
-        };
         self.waiting.retain(|(known, _), _| *known != device);
         self.refused.retain(|(known, _), _| *known != device);
         self.audit.push(entry);
-        let row = DeviceRow {
-            id: device.clone(),
-            enrollment,
-            product_key,
-            device_name: None,
-            certificate: None,
-            iot_id: None,
-            state: DeviceState::Enabled,
-            first_issued: None,
-            registered: None,
-            activated: None,
-            refusal: None,
-            cloud_state: None,
-            target: None,
-        };
+        let row = DeviceRow::imported(device.clone(), &enrollment, &product_key);
         self.devices.insert(device, row);
         Admission::Added
     }
