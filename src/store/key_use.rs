@@ -1,7 +1,7 @@
 //! The uses of pre-shared keys that a store keeps: when each key of an enrollment that has two was
 //! last used, by all processes together. A store knows the keys only by their IDs.
 
-use super::{StoreFuture, UnixSeconds, sealed::Sealed};
+use super::{StoreFuture, UnixSeconds};
 
 /// ID of a pre-shared key: a short hash, from which the key cannot be calculated.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,15 +62,4 @@ pub trait KeyUses: Send + Sync + 'static {
 
     /// Returns the uses of the keys of an enrollment, in the order of their IDs.
     fn key_uses<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Vec<KeyUse>>;
-}
-
-impl<S: KeyUses> KeyUses for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn key_uses(enrollment: &'a str) -> Vec<KeyUse>;
-    }
-
-    fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()> {
-        self.inner.note_key_uses(uses)
-    }
 }

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{StoreFuture, sealed::Sealed};
+use super::StoreFuture;
 
 /// Number of places that are taken in an enrollment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,15 +27,4 @@ pub trait CountsPlaces: Send + Sync + 'static {
 
     /// Counts the places that are taken in an enrollment.
     fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places>;
-}
-
-impl<S: CountsPlaces> CountsPlaces for Sealed<S> {
-    pass_on! {
-        self to self.inner();
-        fn places(enrollment: &'a str) -> Places;
-    }
-
-    fn set_max_places(&self, max: MaxPlaces) {
-        self.inner().set_max_places(max);
-    }
 }

@@ -213,7 +213,7 @@ pub fn check(keys: &Keyring, in_use: &[String]) -> Result<(), String> {
 
 /// A store whose secrets are sealed. Without any database key, new secrets are stored unsealed.
 pub struct Sealed<S> {
-    pub(super) inner: S,
+    inner: S,
     /// The current database keys, which are read without a lock.
     keys: ArcSwap<Keyring>,
 }
@@ -481,18 +481,22 @@ impl<S: Bulk> Bulk for Sealed<S> {
         fn imports() -> Vec<ImportRecord>;
         fn imports_of(device: &DeviceId) -> Vec<ImportRecord>;
         fn left_of(id: ImportId, limit: usize) -> Left;
+        fn spelled_macs() -> HashSet<DeviceId>;
+        fn known_as(asked: &AskedId) -> Option<DeviceId>;
+        fn count() -> u64;
+        fn totals() -> Vec<Totals>;
+        fn count_unregistered(enrollment: Option<&str>) -> u64;
+        fn check_counts() -> CountCheck;
+        fn recount() -> CountCheck;
+        fn find(filter: &filter::Filter, from: &Cursor, limit: usize, time: Duration) -> Found;
+        fn tally(filter: &filter::Filter, time: Duration) -> Tally;
+        fn held(limit: usize) -> Vec<Held>;
+        fn listed(ids: &[DeviceId]) -> Vec<Listed>;
+        fn products() -> Vec<String>;
     }
 
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError> {
         self.inner.undo_import(how)
-    }
-
-    fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
-        self.inner.spelled_macs()
-    }
-
-    fn known_as(&self, asked: &AskedId) -> Result<Option<DeviceId>, StoreError> {
-        self.inner.known_as(asked)
     }
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
@@ -513,52 +517,6 @@ impl<S: Bulk> Bulk for Sealed<S> {
             }
         })?;
         broken.map_or(Ok(()), Err)
-    }
-
-    fn count(&self) -> Result<u64, StoreError> {
-        self.inner.count()
-    }
-
-    fn totals(&self) -> Result<Vec<Totals>, StoreError> {
-        self.inner.totals()
-    }
-
-    fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
-        self.inner.count_unregistered(enrollment)
-    }
-
-    fn check_counts(&self) -> Result<CountCheck, StoreError> {
-        self.inner.check_counts()
-    }
-
-    fn recount(&self) -> Result<CountCheck, StoreError> {
-        self.inner.recount()
-    }
-
-    fn find(
-        &self,
-        filter: &filter::Filter,
-        from: &Cursor,
-        limit: usize,
-        time: Duration,
-    ) -> Result<Found, StoreError> {
-        self.inner.find(filter, from, limit, time)
-    }
-
-    fn tally(&self, filter: &filter::Filter, time: Duration) -> Result<Tally, StoreError> {
-        self.inner.tally(filter, time)
-    }
-
-    fn held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
-        self.inner.held(limit)
-    }
-
-    fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
-        self.inner.listed(ids)
-    }
-
-    fn products(&self) -> Result<Vec<String>, StoreError> {
-        self.inner.products()
     }
 
     fn back_up(

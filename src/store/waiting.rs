@@ -6,7 +6,6 @@
 use super::{
     Actor, StoreFuture, UnixSeconds,
     audit::{Asker, AuditEntry, AuditEvent},
-    sealed::Sealed,
 };
 use crate::device::DeviceId;
 
@@ -163,17 +162,4 @@ pub trait WaitingList: Send + Sync + 'static {
     /// Removes devices that have not asked since `before`, and those that are in the table. Returns
     /// their number. Removes them in steps, the first of which begins at once.
     fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64>;
-}
-
-impl<S: WaitingList> WaitingList for Sealed<S> {
-    pass_on! {
-        self to self.inner();
-        fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
-        fn waiting_counts() -> Vec<(String, u64)>;
-        fn not_admitted(new: &'a NewDevice, max_rows: Option<u64>) -> Option<Admission>;
-        fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
-        fn prune_waiting(before: UnixSeconds) -> u64;
-        fn note_waiting(note: Note) -> ();
-        fn admit(devices: Vec<NewDevice>, by: Admits) -> Vec<Admission>;
-    }
 }

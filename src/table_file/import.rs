@@ -140,7 +140,7 @@ pub fn import(
 ) -> Result<Imported, ImportFileError> {
     let names: Vec<PathBuf> = inputs.iter().map(|input| input.name.to_owned()).collect();
     let shown: Vec<String> = names.iter().map(|path| values::visible(&path.to_string_lossy())).collect();
-    let before = store.import_activity()?;
+    let before = how.dry_run.then(|| store.import_activity()).transpose()?;
     let mut tables = Tables::new(inputs, how, store.spelled_macs()?);
     let progress = RefCell::new(progress);
     let (places, unreadable) = (RefCell::new(Places::default()), Cell::new(None));
@@ -168,11 +168,10 @@ pub fn import(
     let mut bad_lines = BadFiles::new(&names, bad_line);
     let mut repeated: Vec<Noted> = names.iter().map(|_| Noted::default()).collect();
     let mut broken = None;
-    let id = if how.dry_run { ImportId::random()? } else { store.new_import()? };
+    let id = (!how.dry_run).then(|| store.new_import()).transpose()?;
     let file = file_names(&names);
     let report = |stage, done, all| (progress.borrow_mut())(stage, done, all);
-    let job =
-        ImportJob { dry_run: how.dry_run, id: Some(id), progress: &report, ..ImportJob::new(how.by, &file) };
+    let job = ImportJob { dry_run: how.dry_run, id, progress: &report, ..ImportJob::new(how.by, &file) };
     let outcome = store.import(job, &mut items, &mut |at, rejection| {
         let places = places.borrow();
         let (file, line) = places.of(at);
@@ -221,11 +220,13 @@ pub fn import(
             }
             remarks.extend(moved(report.moved));
             remarks.extend(lost_keys(report.lost_keys));
-            if how.dry_run && (before.is_unfinished || store.import_activity()? != before) {
+            if let Some(before) = before
+                && (before.is_unfinished || store.import_activity()? != before)
+            {
                 remarks.push(NOT_AT_REST.to_owned());
             }
             let can_be_undone = report.added + report.changed > 0 && report.lost_keys == 0;
-            let id = Some(id).filter(|_| !how.dry_run && can_be_undone);
+            let id = id.filter(|_| can_be_undone);
             Ok(Imported { id, report, remarks, summary: summary.into_inner() })
         }
         (Err(ImportError::Store(error)), _) => Err(error.into()),

@@ -9,10 +9,13 @@ use crate::{
         Actor, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
         claim::{Owner, OwnerId},
+        key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
         order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        place::{CountsPlaces, MaxPlaces, Places},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
+        waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
     },
 };
 
@@ -84,5 +87,37 @@ impl<S: AuditLog> AuditLog for Sealed<S> {
 
     fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
         self.inner.verify_audit(hash_at)
+    }
+}
+
+impl<S: KeyUses> KeyUses for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn note_key_uses(uses: Vec<NewUses>) -> ();
+        fn key_uses(enrollment: &'a str) -> Vec<KeyUse>;
+    }
+}
+
+impl<S: CountsPlaces> CountsPlaces for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn places(enrollment: &'a str) -> Places;
+    }
+
+    fn set_max_places(&self, max: MaxPlaces) {
+        self.inner.set_max_places(max);
+    }
+}
+
+impl<S: WaitingList> WaitingList for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn note_waiting(note: Note) -> ();
+        fn waiting(enrollment: Option<&'a str>, after: Option<&'a DeviceId>, limit: usize) -> Vec<Waiting>;
+        fn waiting_counts() -> Vec<(String, u64)>;
+        fn admit(devices: Vec<NewDevice>, by: Admits) -> Vec<Admission>;
+        fn not_admitted(new: &'a NewDevice, max_rows: Option<u64>) -> Option<Admission>;
+        fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
+        fn prune_waiting(before: UnixSeconds) -> u64;
     }
 }

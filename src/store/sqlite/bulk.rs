@@ -92,9 +92,7 @@ impl Bulk for Sqlite {
 
     fn recount(&self) -> Result<CountCheck, StoreError> {
         let connection = connection::open_again(&self.path, self.bulk_wait)?;
-        let reader = connection::open_reader(&self.path)?;
-        let corrected =
-            counts::recount(&connection, &reader).map_err(|error| store_error(&self.path, error))?;
+        let corrected = counts::recount(&connection).map_err(|error| store_error(&self.path, error))?;
         corrected.ok_or_else(|| {
             StoreError::Conflict(format!(
                 "{}: another process has corrected the counts meanwhile; check them again",

@@ -353,7 +353,7 @@ const SET_UP_PAUSE: Duration = Duration::from_millis(5);
 /// Switching to write-ahead logging needs
 /// exclusive access to the file. While another process creates the file, SQLite refuses the switch
 /// immediately, even though the connection has a busy timeout.
-pub(super) fn patiently<T>(
+fn patiently<T>(
     wait: Duration,
     pause: Duration,
     mut work: impl FnMut() -> rusqlite::Result<T>,
@@ -381,7 +381,7 @@ thread_local! {
 }
 
 /// Pause between two attempts to begin a transaction while another process is writing.
-pub(super) const TURN_PAUSE: Duration = Duration::from_millis(1);
+const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 /// Begins a transaction that writes. Waits for other writers as long as the connection's busy timeout
 /// says, but looks every [`TURN_PAUSE`]. Other processes write in short transactions with short
@@ -392,11 +392,14 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<Transaction<'_>
         .map(|wait| u64::try_from(wait).unwrap_or(0))?;
     let wait = Duration::from_millis(wait);
     connection.busy_timeout(Duration::ZERO)?;
-    let begun = patiently(wait, TURN_PAUSE, || {
-        Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
-    });
+    let begun = begin_within(connection, wait);
     connection.busy_timeout(wait)?;
     begun
+}
+
+/// Begins a transaction as [`begin`] does, on a connection without a busy timeout.
+pub(super) fn begin_within(connection: &Connection, wait: Duration) -> rusqlite::Result<Transaction<'_>> {
+    patiently(wait, TURN_PAUSE, || Transaction::new_unchecked(connection, TransactionBehavior::Immediate))
 }
 
 /// Executes a statement in a transaction of its own, for which it waits as [`begin`] does. Returns the

@@ -347,21 +347,21 @@ pub(super) fn check(connection: &Connection) -> rusqlite::Result<CountCheck> {
     compare(connection).map(|compared| compared.check)
 }
 
-/// Implements [`Bulk::recount`](crate::store::Bulk::recount). `reader` is another connection. Returns `None` if
-/// another process has corrected the numbers meanwhile.
+/// Implements [`Bulk::recount`](crate::store::Bulk::recount). Returns `None` if another
+/// process has corrected the numbers meanwhile.
 ///
 /// The stored numbers are compared with the rows in one snapshot, and the difference is added to
 /// the stored numbers later. What other processes write in between does not change the difference,
 /// because the triggers update the numbers together with the rows. Therefore the write lock is held
 /// only for the repair of triggers and for the addition.
-pub(super) fn recount(connection: &Connection, reader: &Connection) -> rusqlite::Result<Option<CountCheck>> {
+pub(super) fn recount(connection: &Connection) -> rusqlite::Result<Option<CountCheck>> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let damaged = damaged_triggers(&transaction)?;
     for (name, sql) in &damaged {
         transaction.execute_batch(&format!("DROP TRIGGER IF EXISTS {name}; {sql}"))?;
     }
     transaction.commit()?;
-    let mut compared = compare(reader)?;
+    let mut compared = compare(connection)?;
     compared.check.triggers = damaged.into_keys().collect();
     Ok(correct(connection, &compared)?.then_some(compared.check))
 }

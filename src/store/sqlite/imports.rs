@@ -222,14 +222,12 @@ pub(super) fn forget_before(connection: &Connection, id: ImportId, device: &str)
     connection.prepare_cached(FORGET)?.execute(params![id.0, device]).map(drop)
 }
 
-/// Returns the reason why a device cannot keep its name or `IotId`, if another device has the same
-/// name or `IotId`.
-pub(super) fn shared(connection: &Connection, device: &str) -> rusqlite::Result<Option<String>> {
-    let Ok(device) = DeviceId::parse_sn(device) else { return Ok(None) };
-    let Some(row) = read::device(connection, &device)? else { return Ok(None) };
+/// Returns whether another device has the name or the `IotId` of a device.
+pub(super) fn is_shared(connection: &Connection, device: &str) -> rusqlite::Result<bool> {
+    let Ok(device) = DeviceId::parse_sn(device) else { return Ok(false) };
+    let Some(row) = read::device(connection, &device)? else { return Ok(false) };
     let (name, iot_id) = (row.name(), row.iot_id.as_deref());
-    let unique = names::is_unique(connection, &device, &row.product_key, &name, iot_id)?;
-    Ok(unique.err().map(|conflict| conflict.reason))
+    Ok(names::is_unique(connection, &device, &row.product_key, &name, iot_id)?.is_err())
 }
 
 #[cfg(test)]

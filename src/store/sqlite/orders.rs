@@ -70,11 +70,20 @@ pub(super) fn end_all(connection: &Connection, reason: &str, by: &Actor) -> rusq
     const FIRST: &str = concat!(orders!(), " ORDER BY number LIMIT 1");
     let first = || connection.prepare_cached(FIRST)?.query_row((), order).optional();
     while let Some(order) = first()? {
-        remove(connection, order.number)?;
-        let detail = order.cancelled(&reason);
-        audit(connection, (AuditEvent::Cancelled, unix_now()), &order.device, by, detail)?;
+        cancel(connection, &order, reason, (by, unix_now()))?;
     }
     Ok(())
+}
+
+/// Ends an order without its change, and writes an audit entry with the reason.
+fn cancel(
+    connection: &Connection,
+    order: &Order,
+    reason: &str,
+    (by, now): (&Actor, UnixSeconds),
+) -> rusqlite::Result<()> {
+    remove(connection, order.number)?;
+    audit(connection, (AuditEvent::Cancelled, now), &order.device, by, order.cancelled(reason))
 }
 
 /// Writes an audit entry about a device.
@@ -127,9 +136,7 @@ pub(super) fn permit(
         return Err(StoreError::Conflict(order.conflict()).into());
     }
     if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
-        remove(connection, order.number)?;
-        let reason = order.cancelled(DISABLED_SINCE);
-        audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
+        cancel(connection, &order, DISABLED_SINCE, (by, now))?;
     }
     Ok(())
 }
@@ -208,13 +215,12 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
     // The stored order may know more than the caller's copy, and its operator is the one to name.
     let Some(order) = numbered(connection, order.number)? else { return Ok(Completed::Ended) };
     let Order { number, device, by, .. } = &order;
-    remove(connection, *number)?;
     let row = read::device(connection, device)?.filter(|row| order.fits(row));
     let Some(row) = row else {
-        let reason = order.cancelled(ROW_CHANGED);
-        audit(connection, (AuditEvent::Cancelled, now), device, by, reason)?;
+        cancel(connection, &order, ROW_CHANGED, (by, now))?;
         return Ok(Completed::RowChanged);
     };
+    remove(connection, *number)?;
     let id = device.as_str();
     match order.kind {
         OrderKind::Disable => {
@@ -302,9 +308,7 @@ impl Orders for Sqlite {
         let (reason, by, clock) = (reason.to_owned(), by.clone(), self.clock.clone());
         self.writer.submit(move |connection| {
             let Some(order) = numbered(connection, number)? else { return Ok(false) };
-            remove(connection, number)?;
-            let detail = order.cancelled(&reason);
-            audit(connection, (AuditEvent::Cancelled, clock.now()), &order.device, &by, detail)?;
+            cancel(connection, &order, &reason, (&by, clock.now()))?;
             Ok(true)
         })
     }

@@ -287,7 +287,7 @@ impl Reversal<'_> {
         }
         step("SAVEPOINT device")?;
         imports::restore_row(transaction, id, device)?;
-        let is_shared = imports::shared(transaction, device)?.is_some();
+        let is_shared = imports::is_shared(transaction, device)?;
         if is_shared {
             step("ROLLBACK TO device")?;
         }

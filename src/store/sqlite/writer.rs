@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::{connection, store_error};
@@ -241,9 +241,7 @@ fn commit(
     group: &mut [Box<dyn Job>],
 ) -> Result<(), StoreError> {
     let failed = |error| store_error(path, error);
-    // Like `connection::begin`, but this connection has no busy timeout.
-    let begin = || Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
-    let transaction = connection::patiently(wait, connection::TURN_PAUSE, begin).map_err(failed)?;
+    let transaction = connection::begin_within(connection, wait).map_err(failed)?;
     let step = |sql| transaction.prepare_cached(sql)?.execute(());
     for job in group {
         step("SAVEPOINT job").map_err(failed)?;

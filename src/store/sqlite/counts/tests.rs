@@ -150,7 +150,7 @@ fn a_recount_corrects_numbers_and_triggers() {
     assert_eq!(found.triggers, ["device_count_insert", "device_count_update"]);
     // Each number of one group and the devices and unregistered devices of the other, and the refusals.
     assert_eq!((found.devices, found.different, found.first.len()), (30, 5, 5), "{found:?}");
-    assert_eq!(recount(&connection, &connection).unwrap(), Some(found));
+    assert_eq!(recount(&connection).unwrap(), Some(found));
     assert_eq!(check(&connection).unwrap(), CountCheck { devices: 30, ..CountCheck::default() });
     connection.execute_batch("UPDATE device_table SET state = 'disabled'; DELETE FROM device_table WHERE deviceId < 'SN-000003'").unwrap();
     insert(&connection, 31, 40, "plugs");
