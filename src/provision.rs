@@ -26,7 +26,7 @@ use crate::{
         DeviceRow, Issue, Store, StoreError,
         audit::{Asked, Asker, AuditEvent},
         claim::new_id,
-        place::Places,
+        place::{self, Places},
         waiting::{Admission, Admits, NewDevice, Note},
     },
 };
@@ -374,13 +374,10 @@ impl Provisioner {
         }
     }
 
-    /// Counts the places of a device's enrollment that other devices have taken. A device whose
-    /// registration has begun in this enrollment has its place, so nothing is counted for it.
+    /// Counts the places of a device's enrollment that other devices have taken.
     async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
-        if self.store.claim_of(&row.id).await?.is_some_and(|claim| claim.has_place_in(&row.enrollment)) {
-            return Ok(Places::default());
-        }
-        self.store.places(&row.enrollment).await
+        let claim = self.store.claim_of(&row.id).await?;
+        place::taken(&*self.store, &row.enrollment, claim.as_ref()).await
     }
 
     /// Registers a device. Returns `None` if its row has changed in the meantime.

@@ -19,8 +19,11 @@ use crate::{
     policy,
     psk::{Enrollment, Terms},
     store::{
-        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds, claim::ClaimView,
-        filter::Listed, order::OrderKind, place::Places,
+        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds,
+        claim::ClaimView,
+        filter::Listed,
+        order::OrderKind,
+        place::{self, Places},
     },
     table_file,
 };
@@ -160,9 +163,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
             let listed = row.listed(claim.is_some());
             let terms = terms(&config, &listed);
             let is_limited = terms.is_some_and(|terms| terms.guards.max_devices.is_some());
-            // A device whose registration has begun has its place.
-            let taken = match claim.is_none() && is_limited {
-                true => store.places(&listed.enrollment).await?,
+            let taken = match is_limited {
+                true => place::taken(&*store, &listed.enrollment, claim.as_ref()).await?,
                 false => Places::default(),
             };
             Ok(print(|out| match json {

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::StoreFuture;
+use super::{StoreError, StoreFuture, claim::ClaimView};
 
 /// Number of places that are taken in an enrollment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,6 +17,19 @@ pub struct Places {
 
 /// Maximum number of places by enrollment. An enrollment without an entry has no maximum.
 pub type MaxPlaces = Arc<HashMap<String, u64>>;
+
+/// Counts the places of an enrollment that devices have taken other than the one with this claim. A
+/// device whose registration has begun in the enrollment has its place, so nothing is counted for it.
+pub async fn taken(
+    store: &(impl CountsPlaces + ?Sized),
+    enrollment: &str,
+    claim: Option<&ClaimView>,
+) -> Result<Places, StoreError> {
+    match claim.is_some_and(|claim| claim.has_place_in(enrollment)) {
+        true => Ok(Places::default()),
+        false => store.places(enrollment).await,
+    }
+}
 
 /// The part of a store that counts places.
 pub trait CountsPlaces: Send + Sync + 'static {

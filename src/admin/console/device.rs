@@ -32,8 +32,12 @@ use crate::{
     psk::EnrollmentOutline,
     resource::failures::Failure,
     store::{
-        DeviceRow, DeviceState, StoreError, UnixSeconds, audit::AuditEntry, claim::ClaimView, filter::Listed,
-        place::Places, undo::ImportRecord,
+        DeviceRow, DeviceState, StoreError, UnixSeconds,
+        audit::AuditEntry,
+        claim::ClaimView,
+        filter::Listed,
+        place::{self, Places},
+        undo::ImportRecord,
     },
     table_file,
 };
@@ -94,9 +98,8 @@ impl Device {
         let failure = shared.sources.failures.last_of(&row.id);
         let handshake = handshakes::last_of(shared, &row.id);
         let is_limited = enrolled.as_ref().is_some_and(|enrolled| enrolled.guards.max_devices.is_some());
-        // A device whose registration has begun has its place.
-        let taken = match claim.is_none() && is_limited {
-            true => store.places(&row.enrollment).await?,
+        let taken = match is_limited {
+            true => place::taken(&**store, &row.enrollment, claim.as_ref()).await?,
             false => Places::default(),
         };
         Ok(Self {
