@@ -200,8 +200,8 @@ impl App {
         self.store.set_keys(config.database_keys.clone())?;
         for target in self.targets.all() {
             target.registrar.set_refuse_existing(config.refuse_existing.clone());
-            target.registrar.set_max_places(config.max_places());
         }
+        self.store.set_max_places(config.max_places());
         self.targets.set_of_enrollments(config.target_of.clone());
         if let Some(admin) = &self.admin {
             admin.reload(config.admin.as_ref(), &config.enrollments);
@@ -396,6 +396,7 @@ pub fn targets(
         let shared = shared_qps.entry(client.account()).or_default();
         *shared = shared.max(limits.qps);
     }
+    store.set_max_places(config.max_places());
     let mut all = Vec::new();
     for (name, Cloud { client, limits, host }) in clouds {
         let owner = match config.names_targets {
@@ -405,7 +406,6 @@ pub fn targets(
         let limits = adapt(registrar::Config {
             shared_qps: shared_qps[&client.account()],
             refuse_existing: config.refuse_existing.clone(),
-            max_places: config.max_places(),
             target: name.to_owned(),
             names_target: config.names_targets,
             ..limits
@@ -434,11 +434,7 @@ fn cloud(target: &config::Target) -> Result<Cloud> {
             return Ok(Cloud { client, limits: defaults, host: None });
         }
     };
-    let place = || match target.is_named {
-        true => format!("[[target]] \"{}\"", target.name),
-        false => "[iot_platform]".to_owned(),
-    };
-    let client = Arc::new(Client::new(section.client.clone()).with_context(place)?);
+    let client = Arc::new(Client::new(section.client.clone()).with_context(|| target.place())?);
     let reader = client.clone();
     tokio::spawn(async move { reader.read_credentials().await });
     let limits = registrar::Config {

@@ -129,6 +129,9 @@ pub fn may_have_first(terms: Terms, now: UnixSeconds) -> Result<(), Reason<'stat
     }
 }
 
+/// Reason why a device of a full enrollment is not registered.
+pub const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
+
 /// Describes a reason that follows from a guard of the enrollment. Returns `None` for any other
 /// reason.
 pub fn guard(reason: Reason<'_>) -> Option<String> {

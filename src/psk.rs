@@ -285,12 +285,6 @@ impl Enrollments {
     /// Creates the index. Names and shared identities must be unique, and at most one derived
     /// enrollment may take devices that are not in the table, as the configuration has checked.
     pub fn new(enrollments: impl IntoIterator<Item = Enrollment>) -> Self {
-        Self::counted(enrollments, &UseCounters::default())
-    }
-
-    /// Creates the index like [`new`](Self::new). The handshakes with each key are counted in
-    /// `counters`.
-    pub fn counted(enrollments: impl IntoIterator<Item = Enrollment>, counters: &UseCounters) -> Self {
         let mut all = Self::default();
         for enrollment in enrollments.into_iter().map(Arc::new) {
             let has_two = enrollment.has_two_keys_of_an_identity();
@@ -319,8 +313,15 @@ impl Enrollments {
             }
             all.by_name.insert(enrollment.name.clone(), enrollment);
         }
-        all.counters = counters.count(all.by_name.values().map(AsRef::as_ref));
         all
+    }
+
+    /// Creates the index like [`new`](Self::new). The handshakes with each key are counted in
+    /// `counters`.
+    pub fn counted(enrollments: impl IntoIterator<Item = Enrollment>, counters: &UseCounters) -> Self {
+        let all = Self::new(enrollments);
+        let counters = counters.count(all.by_name.values().map(AsRef::as_ref));
+        Self { counters, ..all }
     }
 
     /// Returns the enrollment with this name.

@@ -71,8 +71,6 @@ const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
 /// Reason of a registration to which IoT Platform gave no answer.
 pub(super) const NO_ANSWER: &str = "IoT Platform did not answer in time; a later request or job tries again";
-/// Reason why a device of a full enrollment is not registered.
-pub(super) const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
 /// Maximum number of different reasons for failures that a job keeps. Failures with further reasons
 /// are only counted.
 const REASONS: usize = 20;
@@ -389,6 +387,7 @@ enum Place {
     List(usize),
 }
 
+#[derive(Clone)]
 struct Worker {
     job: Arc<Job>,
     store: Arc<dyn Table>,
@@ -595,14 +594,9 @@ impl Worker {
                 };
                 // The semaphore is never closed.
                 let Ok(permit) = permit else { break 'steps How::ShuttingDown };
-                let registration = Registration {
-                    job: self.job.clone(),
-                    store: self.store.clone(),
-                    targets: self.targets.clone(),
-                    enrollments: self.enrollments.clone(),
-                };
+                let worker = self.clone();
                 tasks.spawn(async move {
-                    registration.run(device.id).await;
+                    worker.register_unless_stopped(device.id).await;
                     drop(permit);
                 });
                 while tasks.try_join_next().is_some() {}
@@ -614,18 +608,8 @@ impl Worker {
         while tasks.join_next().await.is_some() {}
         Ok(self.obstacle().unwrap_or(how))
     }
-}
 
-/// Registration of one device of a job.
-struct Registration {
-    job: Arc<Job>,
-    store: Arc<dyn Table>,
-    targets: Arc<Targets>,
-    enrollments: Arc<Vec<EnrollmentOutline>>,
-}
-
-impl Registration {
-    async fn run(self, id: DeviceId) {
+    async fn register_unless_stopped(self, id: DeviceId) {
         let mut stop = self.job.stop.subscribe();
         tokio::select! {
             () = self.register(&id) => {}
@@ -665,7 +649,7 @@ impl Registration {
                 | Outcome::SharedName(reason)
                 | Outcome::Operator(reason)
                 | Outcome::NoTarget(reason) => return fail(&reason),
-                Outcome::NoPlace => return fail(NO_PLACE),
+                Outcome::NoPlace => return fail(policy::NO_PLACE),
                 Outcome::Changed | Outcome::Elsewhere(_) => {}
                 Outcome::Later(pause) if attempt < MAX_LATER && !self.targets.is_draining() => {
                     tokio::time::sleep(pause.min(MAX_LATER_PAUSE)).await;

@@ -174,10 +174,8 @@ async fn call(config: &Config, target: &Target) -> CommandResult {
         Ok(settings) => &settings.client,
         Err(reason) => return Err(anyhow!("{reason}").into()),
     };
-    let place =
-        if target.is_named { format!("[[target]] \"{}\"", target.name) } else { "[iot_platform]".to_owned() };
     let endpoint = client.endpoint.clone();
-    let client = Client::new(client.clone()).context(place).map_err(Failure::Usage)?;
+    let client = Client::new(client.clone()).with_context(|| target.place()).map_err(Failure::Usage)?;
     // The call works for any product. Each configuration has a product, because it has an
     // enrollment.
     let is_own = |name: &str| config.target_of.get(name) == Some(&target.name);

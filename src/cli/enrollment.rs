@@ -13,7 +13,10 @@ use crate::{
     config::Config,
     device_view::time,
     guards::{Guards, Phase, Unlisted},
-    psk::{Enrollment, Kind, Reissue, uses::Reported},
+    psk::{
+        Enrollment, Kind, Reissue,
+        uses::{Reported, reported},
+    },
     rate_limit::Rate,
     store::{Table, Totals, UnixSeconds, unix_now},
 };
@@ -152,7 +155,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
             }
             let totals = totals.unwrap_or_default();
             let uses = match known {
-                Some(enrollment) => keys::read(&*store, enrollment).await?,
+                Some(enrollment) => {
+                    reported(&*store, &enrollment.name, enrollment.key_ids().as_ref()).await?
+                }
                 None => Reported::new(),
             };
             print(|out| match json {

@@ -48,9 +48,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Maximum number of reasons in the report.
 const MAX_GUARDED: usize = 20;
 
-/// Reason why a device of a full enrollment is not registered.
-const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
-
 /// Registers the devices of the table that have no certificate yet
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -341,7 +338,7 @@ async fn register(targets: &Targets, store: &dyn Store, mut row: DeviceRow, want
         let product = (target.as_str(), row.product_key.as_str());
         match targets.register(&row, PATIENCE).await {
             registrar::Outcome::NoPlace => {
-                return tally.guard(&row.enrollment, NO_PLACE.to_owned());
+                return tally.guard(&row.enrollment, policy::NO_PLACE.to_owned());
             }
             registrar::Outcome::Later(pause)
                 if later < MAX_LATER && !targets.is_draining() && !tally.is_stopped(product.0, product.1) =>

@@ -52,6 +52,16 @@ impl MqttSettings {
     }
 }
 
+impl Target {
+    /// Returns the header of its section, as messages name it.
+    pub fn place(&self) -> String {
+        match self.is_named {
+            true => format!("[[target]] \"{}\"", self.name),
+            false => "[iot_platform]".to_owned(),
+        }
+    }
+}
+
 /// The targets, while the rest of the configuration is read.
 pub(super) struct Targets {
     /// All targets, that of `[iot_platform]` first.

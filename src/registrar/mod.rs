@@ -44,7 +44,7 @@ use crate::{
     histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
-    store::{JournalEntry, Store, StoreError, claim::Owner, place::MaxPlaces},
+    store::{JournalEntry, Store, StoreError, claim::Owner},
     target,
 };
 use breaker::{Breakers, Scope};
@@ -105,8 +105,6 @@ pub struct Config {
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
     pub refuse_existing: HashSet<String>,
-    /// Maximum number of devices that have a place, by enrollment.
-    pub max_places: MaxPlaces,
     /// Name of the target whose cloud is called. Registrations and devices of other targets are left
     /// to other registrars.
     pub target: String,
@@ -139,7 +137,6 @@ impl Default for Config {
             max_batches: 10,
             batch_deadline: Duration::from_secs(600),
             refuse_existing: HashSet::new(),
-            max_places: MaxPlaces::default(),
             target: target::DEFAULT.to_owned(),
             names_target: false,
             sweep_pause: Some(SWEEP_PAUSE),
@@ -260,7 +257,6 @@ impl Registrar {
         cloud: Arc<dyn IotPlatform>,
         runtime: Handle,
     ) -> Arc<Self> {
-        store.set_max_places(config.max_places.clone());
         let registrar = Arc::new(Self {
             paces: Paces::new(&cloud.account(), config.qps, config.shared_qps),
             ahead: Semaphore::new(AHEAD),
@@ -392,11 +388,6 @@ impl Registrar {
     /// Replaces the set of enrollments that [`Config::refuse_existing`] describes.
     pub fn set_refuse_existing(&self, enrollments: HashSet<String>) {
         self.refuse_existing.store(Arc::new(enrollments));
-    }
-
-    /// Replaces [`Config::max_places`].
-    pub fn set_max_places(&self, max: MaxPlaces) {
-        self.store.set_max_places(max);
     }
 
     fn refuses_existing(&self, enrollment: &str) -> bool {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Registrar, STOPPED, lines::limited, lock, registration::error_of_store};
 use crate::{
-    iot_platform::{Action, ApiError, ErrorClass, Thing},
+    iot_platform::{Action, ApiError, ApiFuture, ErrorClass, Thing},
     store::{
         Actor, DeviceRow, JournalEntry, StoreError,
         order::{Completed, Order, OrderKind, OrderNote, OrderNumber},
@@ -190,16 +190,13 @@ impl Registrar {
         if order.is_confirmed {
             return Ok(order.iot_id.clone());
         }
-        self.turn(ACTION).await.map_err(|error| Hindrance::Failed(ACTION, error))?;
-        self.admit(ACTION).map_err(|error| Hindrance::Failed(ACTION, error))?;
-        let query = self.cloud.query_device_detail(&order.product_key, &order.device_name);
-        let found = match self.paced(ACTION, query).await {
+        let query = || self.cloud.query_device_detail(&order.product_key, &order.device_name);
+        let found = match self.once(ACTION, query).await {
             Ok(found) => found,
             Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => return Ok(None),
             Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
             Err(error) => return Err(Hindrance::Failed(ACTION, error)),
         };
-        lock(&self.breakers).admits(ACTION);
         if row.certificate.as_ref() != Some(&found.certificate) {
             return Err(Hindrance::Never(
                 "the device of this name at IoT Platform has another secret than the device in the table, so it is \
@@ -224,16 +221,25 @@ impl Registrar {
     async fn call_about(&self, action: Action, order: &Order, iot_id: &str) -> Result<(), ApiError> {
         let Order { product_key, device_name, .. } = order;
         let thing = Thing { product_key, device_name, iot_id: Some(iot_id) };
-        self.turn(action).await?;
-        self.admit(action)?;
-        let call = match action {
+        let call = || match action {
             Action::DisableThing => self.cloud.disable_thing(thing),
             Action::EnableThing => self.cloud.enable_thing(thing),
             _ => self.cloud.delete_device(thing),
         };
-        self.paced(action, call).await?;
+        self.once(action, call).await
+    }
+
+    /// Makes one call of an action when its turn has come, unless the breaker of the action is open.
+    async fn once<'a, T>(
+        &self,
+        action: Action,
+        call: impl FnOnce() -> ApiFuture<'a, T>,
+    ) -> Result<T, ApiError> {
+        self.turn(action).await?;
+        self.admit(action)?;
+        let answer = self.paced(action, call()).await?;
         lock(&self.breakers).admits(action);
-        Ok(())
+        Ok(answer)
     }
 
     /// Registers a device whose former secret no longer works.

@@ -172,12 +172,6 @@ impl Registrar {
         self.cloud.clock_offset()
     }
 
-    /// Returns whether the store's clock is known to be right. The clock is known to be right if
-    /// the cloud has answered recently, because each answer shows the cloud's time.
-    pub fn knows_the_time(&self) -> bool {
-        self.clock_offset().is_some()
-    }
-
     /// Makes the store use the cloud's clock if this machine's clock is wrong. Otherwise reissue
     /// windows would open or close at the wrong time, and entries of the audit log would have wrong
     /// dates.

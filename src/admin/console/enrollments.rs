@@ -29,7 +29,10 @@ use crate::{
         jobs::{Action, Job},
     },
     guards::{Guards, Unlisted},
-    psk::{EnrollmentOutline, KindName, uses::Reported},
+    psk::{
+        EnrollmentOutline, KindName,
+        uses::{Reported, reported},
+    },
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
@@ -267,7 +270,10 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
     let page = which.page.min(pages.saturating_sub(1));
     for enrollment in all.iter_mut().skip(page * PAGE).take(PAGE) {
         if let Some(enrolled) = enrollment.enrolled {
-            enrollment.keys = keys::read(&*shared.sources.store, enrolled).await?;
+            enrollment.keys = {
+                let ids = enrolled.key_ids.as_ref();
+                reported(&*shared.sources.store, &enrolled.name, ids).await?
+            };
         }
     }
     let none = if text.is_empty() { "enrollments-none-text" } else { "enrollments-none-found" };

@@ -371,7 +371,7 @@ async fn an_enrollment_closes_by_the_clock_of_the_store() {
     let registration = |id: &str| {
         let by = Actor { name: "console:anna".into(), address: None };
         let order = Order { action: Action::Register, target: all(), expected: 1, by };
-        Registration {
+        Worker {
             job: Arc::new(Job::new(id.into(), order, 0, Progress::default())),
             store: bench.store.clone(),
             targets: Targets::only(bench.registrar.clone()),

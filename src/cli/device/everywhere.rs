@@ -21,7 +21,7 @@ use crate::{
     config::{Config, Target},
     device::DeviceId,
     device_view::time,
-    guards::Phase,
+    policy,
     registrar::{self, Targets},
     store::{
         Actor, DeviceRow, Store, StoreError, Table,
@@ -171,14 +171,14 @@ fn hindrance(config: &Config, targets: &Targets, row: &DeviceRow, kind: OrderKin
         Some(Ok(_)) => {}
     }
     let enrollment = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment)?;
-    match (kind, enrollment.guards.phase(unix_now())) {
-        (OrderKind::Rotate, Phase::NotOpen { .. } | Phase::Closed(_)) => Some(format!(
+    let is_shut = policy::may_have_first(enrollment.terms(), unix_now()).is_err();
+    (kind == OrderKind::Rotate && is_shut).then(|| {
+        format!(
             "enrollment {} gives out no first certificates now (opens, closes), so the device would get no new one; \
              change that first",
             row.enrollment
-        )),
-        _ => None,
-    }
+        )
+    })
 }
 
 /// Returns all orders that are not carried out yet.

@@ -215,7 +215,7 @@ fn taken(config: &Config, store: &dyn Table) -> Result<HashMap<String, Places>, 
 }
 
 /// Parses the ID after which a list continues.
-fn after(text: &str) -> Result<DeviceId, Failure> {
+pub(super) fn after(text: &str) -> Result<DeviceId, Failure> {
     AskedId::parse(text)
         .map(|asked| asked.first().clone())
         .map_err(|error| Failure::Usage(anyhow!("--after \"{}\": {error}", text.escape_debug())))

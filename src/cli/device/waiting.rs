@@ -9,7 +9,7 @@ use serde_json::json;
 use super::super::{CommandResult, Failure, aligned, print, remark};
 use crate::{
     config::Config,
-    device::{AskedId, DeviceId},
+    device::DeviceId,
     device_view::time,
     store::{
         Actor, Table,
@@ -196,23 +196,16 @@ impl Chosen {
 fn named(devices: &[DeviceId]) -> String {
     let names: Vec<&str> = devices.iter().take(NAMED).map(DeviceId::as_str).collect();
     let more = if devices.len() > NAMED { ", …" } else { "" };
-    format!("{} ({}{more})", counted(devices.len(), "device", "devices"), names.join(", "))
+    format!("{} ({}{more})", counted(devices.len()), names.join(", "))
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
+fn counted(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "device" } else { "devices" })
 }
 
 /// Runs `certdist device waiting`.
 pub(super) async fn list(args: &List, config: &Config, store: &dyn Table) -> CommandResult {
-    let after = match &args.after {
-        None => None,
-        Some(text) => {
-            let asked = AskedId::parse(text)
-                .map_err(|error| Failure::Usage(anyhow!("--after \"{}\": {error}", text.escape_debug())))?;
-            Some(asked.first().clone())
-        }
-    };
+    let after = args.after.as_deref().map(super::list::after).transpose()?;
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let (mut from, mut devices, mut left) = (after, Vec::new(), limit);
@@ -286,8 +279,7 @@ pub(super) async fn admit(args: &Admit, config: &Config, store: &dyn Table, by: 
     let (mut added, mut known, mut failed) = (0, chosen.known, Vec::new());
     for some in new.chunks(AT_ONCE) {
         let done = store.admit(some.to_vec(), Admits::Operator(by.clone())).await;
-        let done =
-            done.with_context(|| format!("{} admitted before", counted(added, "device", "devices")))?;
+        let done = done.with_context(|| format!("{} admitted before", counted(added)))?;
         for (NewDevice { device, product_key, .. }, result) in some.iter().zip(done) {
             match result {
                 Admission::Added => added += 1,
@@ -305,7 +297,7 @@ pub(super) async fn admit(args: &Admit, config: &Config, store: &dyn Table, by: 
         }
     }
     print(|out| {
-        write!(out, "{} admitted", counted(added, "device", "devices"))?;
+        write!(out, "{} admitted", counted(added))?;
         if known > 0 {
             write!(out, ", {known} in the table already")?;
         }
@@ -336,6 +328,6 @@ pub(super) async fn dismiss(args: &Dismiss, store: &dyn Table) -> CommandResult 
         }
     }
     let dismissed = usize::try_from(dismissed).unwrap_or(usize::MAX);
-    print(|out| writeln!(out, "{} dismissed", counted(dismissed, "device", "devices")))?;
+    print(|out| writeln!(out, "{} dismissed", counted(dismissed)))?;
     chosen.check()
 }

@@ -5,20 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{
     device_view::time,
-    psk::{
-        Enrollment, WhichKey,
-        uses::{Reported, reported},
-    },
-    store::{StoreError, Table, key_use::KeyUse},
+    psk::{Enrollment, WhichKey, uses::Reported},
+    store::key_use::KeyUse,
 };
-
-/// Reads the uses of an enrollment's keys. Returns nothing if it has only one key.
-pub(super) async fn read(store: &dyn Table, enrollment: &Enrollment) -> Result<Reported, StoreError> {
-    match enrollment.key_ids() {
-        Some(ids) => reported(store, &enrollment.name, &ids).await,
-        None => Ok(Reported::new()),
-    }
-}
 
 /// Returns the name of a key in the configuration.
 fn name(which: WhichKey) -> &'static str {

@@ -9,6 +9,7 @@ use crate::{
     psk::DERIVED,
     store::{
         audit::AuditEvent,
+        place::CountsPlaces as _,
         waiting::{Admission, Admits, NewDevice, WaitingList as _},
     },
 };
@@ -31,7 +32,7 @@ fn guarded(guards: Guards) -> Bench {
 impl Bench {
     fn limit(&self, guards: Guards) {
         let max = |name: &str| Some((name.to_owned(), guards.max_devices?));
-        self.registrar.set_max_places(Arc::new(["lamp", "plug"].into_iter().filter_map(max).collect()));
+        self.store.set_max_places(Arc::new(["lamp", "plug"].into_iter().filter_map(max).collect()));
     }
 
     /// Returns the answer to a request with the shared key of `plug`.
@@ -143,7 +144,7 @@ async fn a_crowd_at_two_servers_gets_exactly_as_many_certificates_as_there_are_p
     let other = crate::store::claim::Owner::new("other").unwrap();
     let config = registrar::Config { qps: 1000.0, ..registrar::Config::default() };
     let registrar = Registrar::new(config, other, second.clone(), bench.cloud.clone(), Handle::current());
-    registrar.set_max_places(Arc::new([("plug".to_owned(), MAX as u64)].into()));
+    second.set_max_places(Arc::new([("plug".to_owned(), MAX as u64)].into()));
     let provisioner = Provisioner::new(second.clone(), Targets::only(registrar), PATIENCE);
     let service = Arc::new(Service::new(Instant::now(), provisioner, RequestLimits::default()));
     let principal = bench.principal("plug-identity").await;

@@ -5,20 +5,9 @@ use maud::{Markup, html};
 
 use crate::{
     admin::console::{language::Texts, page::moment},
-    psk::{
-        EnrollmentOutline, WhichKey,
-        uses::{Reported, reported},
-    },
-    store::{StoreError, Table, key_use::KeyUse},
+    psk::{WhichKey, uses::Reported},
+    store::key_use::KeyUse,
 };
-
-/// Reads the uses of an enrollment's keys. Returns nothing if it has only one key.
-pub(super) async fn read(store: &dyn Table, enrolled: &EnrollmentOutline) -> Result<Reported, StoreError> {
-    match &enrolled.key_ids {
-        Some(ids) => reported(store, &enrolled.name, ids).await,
-        None => Ok(Reported::new()),
-    }
-}
 
 /// Renders a line for each key.
 pub(super) fn lines(t: Texts, uses: &Reported) -> Markup {
