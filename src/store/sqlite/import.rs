@@ -267,11 +267,13 @@ impl Import<'_> {
         // A slice need not survive a power cut, because the unfinished import is taken back anyway.
         // The commit that ends the import is durable again, and makes all slices durable.
         self.writer.pragma_update(None, "synchronous", "normal").map_err(failed)?;
-        let (mut turns, mut begun) = (Turns::new(self.writer, &|| false), Instant::now());
+        let mut turns = Turns::new(self.writer, &|| false);
+        let (mut begun, mut written) = (Instant::now(), 0);
         let next = |changed: &mut Counts, done| {
-            if begun.elapsed() < SLICE {
+            if begun.elapsed() < SLICE && done - written < turns.rows() {
                 return Ok(());
             }
+            written = done;
             std::mem::take(changed).write(self.writer).map_err(failed)?;
             self.commit()?;
             turns.end();

@@ -12,7 +12,7 @@ use std::{
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -66,9 +66,20 @@ pub(super) const SLICE: Duration = Duration::from_millis(20);
 /// waits tries again every millisecond, and so finds the pause.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Number of transactions after which the write-ahead log is moved into the database. Otherwise, the
-/// log would become as large as the import, or a server would move it while devices wait.
-const LOGGED: u32 = 8;
+/// Number of changes after which the write-ahead log is moved into the database. Otherwise, the log
+/// would become as large as the import, or a server would move it while devices wait.
+const LOGGED: u64 = 16_000;
+
+/// Number of transactions after which the log is moved, however few changes they have made.
+const LOGGED_TURNS: u32 = 64;
+
+/// Maximum number of rows that a transaction of an import changes while others write. The next write
+/// of a server, which is durable, waits until the disk has all that the import wrote before, and each
+/// row can change a page in each index.
+pub(super) const SHARED_ROWS: u64 = 100;
+
+/// Time after a write of another connection during which more are expected.
+const SHARED: Duration = Duration::from_millis(200);
 
 /// Interval at which a process searches the database for an import that was cut off.
 const EVERY: Duration = Duration::from_secs(2);
@@ -190,7 +201,13 @@ fn note_taken_back(connection: &Connection, mark: &Mark) -> rusqlite::Result<()>
 pub(super) struct Turns<'a> {
     connection: &'a Connection,
     is_stopped: &'a dyn Fn() -> bool,
+    /// Number of transactions since the log was last moved, and of all changes until then.
     taken: u32,
+    moved: u64,
+    /// SQLite's number for the last commit of another connection, and the time until which more
+    /// commits are expected.
+    others: i64,
+    shared_until: Option<Instant>,
 }
 
 impl<'a> Turns<'a> {
@@ -198,7 +215,8 @@ impl<'a> Turns<'a> {
     pub(super) fn new(connection: &'a Connection, is_stopped: &'a dyn Fn() -> bool) -> Self {
         #[cfg(test)]
         CHANGED.with(|changed| changed.set((connection.total_changes(), changed.get().1)));
-        Self { connection, is_stopped, taken: 0 }
+        let (moved, others) = (connection.total_changes(), commits_of_others(connection));
+        Self { connection, is_stopped, taken: 0, moved, others, shared_until: None }
     }
 
     /// Notes how many rows the last transaction has changed.
@@ -214,17 +232,37 @@ impl<'a> Turns<'a> {
         #[cfg(test)]
         self.count_rows();
         self.taken += 1;
-        if self.taken.is_multiple_of(LOGGED) {
+        let changes = self.connection.total_changes();
+        if self.taken >= LOGGED_TURNS || changes - self.moved >= LOGGED {
             connection::move_log(self.connection);
+            (self.taken, self.moved) = (0, changes);
         }
         thread::sleep(PAUSE);
+        let (others, now) = (commits_of_others(self.connection), Instant::now());
+        if others != self.others {
+            self.shared_until = Some(now + SHARED);
+        } else if self.shared_until.is_some_and(|until| until <= now) {
+            self.shared_until = None;
+        }
+        self.others = others;
         self.is_stopped()
+    }
+
+    /// Returns how many rows the next transaction may change.
+    pub(super) fn rows(&self) -> u64 {
+        if self.shared_until.is_some() { SHARED_ROWS } else { u64::MAX }
     }
 
     /// Returns whether the work must stop.
     pub(super) fn is_stopped(&self) -> bool {
         (self.is_stopped)()
     }
+}
+
+/// Returns a number that changes when another connection commits, also one of this process.
+fn commits_of_others(connection: &Connection) -> i64 {
+    // If this fails, so does the next transaction.
+    connection.query_row("PRAGMA data_version", (), |row| row.get(0)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -90,6 +90,30 @@ fn an_import_reports_how_far_it_has_checked_and_written() {
 }
 
 #[test]
+fn an_import_takes_short_turns_while_others_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [row("other")]);
+    let turns = std::cell::RefCell::new(Vec::new());
+    let report = |stage, done, _| {
+        if stage == ImportStage::Writing {
+            let mut turns = turns.borrow_mut();
+            turns.push(done);
+            let state = [DeviceState::Enabled, DeviceState::Disabled][turns.len() % 2];
+            wait(store.set_state(&id("other"), state, &Actor::system_user())).unwrap();
+        }
+    };
+    let by = Actor::system_user();
+    let job = ImportJob { progress: &report, ..ImportJob::new(&by, "file.csv") };
+    let mut rows = (0..12_000).map(|number| Ok(row(&format!("SN-{number}"))));
+    store.import(job, &mut rows, &mut |at, why| panic!("{at}: {why:?}")).unwrap();
+    let turns = turns.into_inner();
+    // The first two turns begin before the import sees that somebody else has written.
+    let longest = turns[1..].windows(2).map(|turns| turns[1] - turns[0]).max();
+    assert!(longest.is_some_and(|rows| rows <= unfinished::SHARED_ROWS), "{turns:?}");
+}
+
+#[test]
 fn rows_that_come_slowly_hold_no_other_import_up() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(&directory);
