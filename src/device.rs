@@ -208,7 +208,8 @@ impl AskedId {
         &self.id
     }
 
-    /// Returns the MAC address whose digits the text has, if any.
+    /// Returns the MAC address with the digits of the text. Returns `None` if the text does not
+    /// have the digits of a MAC address.
     pub fn mac(&self) -> Option<DeviceId> {
         self.mac.clone().or_else(|| DeviceId::parse_mac(self.id.as_str()).ok())
     }

@@ -1,28 +1,32 @@
-//! The guards of an enrollment: when its devices may have their first certificates, how many of its
-//! devices may be registered, and how a device that is not in the table is treated. Pure: `policy`
-//! applies the guards to a device.
+//! The guards of an enrollment: the time in which its devices get their first certificates, the
+//! number of its devices that get a place, and the treatment of a device that is not in the table.
+//! This module performs no I/O; `policy` applies the guards to a device.
 
 use crate::unix_time::UnixSeconds;
 
-/// Longest time, in seconds, after which a device asks again before its enrollment opens. It is
-/// short, so that the operator can still move the opening forward.
+/// Longest time, in seconds, that a device is asked to wait for the opening of its enrollment. The
+/// time is short, so that devices ask again early enough if the operator changes the opening to an
+/// earlier time.
 pub const LONGEST_WAIT: u32 = 3600;
 
-/// Beginning of 2026, before which no server of this version runs. An earlier clock is wrong.
+/// Beginning of 2026, before which no server of this version runs. A clock that shows an earlier
+/// time is wrong.
 const EARLIEST: UnixSeconds = 1_767_225_600;
 
 /// Time from now, in seconds, after which an opening or closing time is probably a mistake.
 const FAR: UnixSeconds = 366 * 86_400;
 
-/// The guards of an enrollment. The default guards nothing.
+/// The guards of an enrollment. By default, no guard is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Guards {
-    /// Time from which its devices get their first certificates; `None`: always.
+    /// Time from which the enrollment's devices get their first certificates. `None` if they always
+    /// do.
     pub opens: Option<UnixSeconds>,
-    /// Time from which they no longer get them; `None`: never. Later than `opens`.
+    /// Time from which the enrollment's devices no longer get their first certificates; later than
+    /// `opens`. `None` if there is no such time.
     pub closes: Option<UnixSeconds>,
-    /// Maximum number of its devices that have a place: a certificate in the table, or a
-    /// registration that has begun.
+    /// Maximum number of the enrollment's devices that have a place. A device has a place if its
+    /// certificate is in the table, or if its registration has begun.
     pub max_devices: Option<u64>,
     /// Treatment of a device that is not in the table.
     pub unlisted: Unlisted,
@@ -31,7 +35,7 @@ pub struct Guards {
 /// Treatment of a device that has proven a key of the enrollment but is not in the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Unlisted {
-    /// The device is invalid.
+    /// The device is refused as invalid.
     #[default]
     Refuse,
     /// The device waits until an operator admits it.
@@ -56,9 +60,9 @@ impl Unlisted {
 pub enum Phase {
     /// The enrollment opens at `opens`. A device should ask again after `wait` seconds.
     NotOpen {
-        /// Time at which it opens.
+        /// Time at which the enrollment opens.
         opens: UnixSeconds,
-        /// Seconds until then, from 1 to [`LONGEST_WAIT`].
+        /// Seconds until the enrollment opens, but at least 1 and at most [`LONGEST_WAIT`].
         wait: u32,
     },
     /// Devices get their first certificates.
@@ -80,7 +84,7 @@ impl Guards {
         }
     }
 
-    /// Returns whether a time decides about first certificates.
+    /// Returns whether the enrollment has an opening time or a closing time.
     pub fn are_timed(&self) -> bool {
         self.opens.is_some() || self.closes.is_some()
     }

@@ -47,7 +47,8 @@ impl NewFile {
     /// file with this name exists. Removes incomplete files of the same name that killed commands
     /// have left behind.
     pub fn create(to: &Path) -> io::Result<Self> {
-        // A link takes the name, too, even if it leads to a file that does not exist.
+        // A link with the name `to` counts as an existing file, even if it leads to a file that
+        // does not exist.
         match to.symlink_metadata() {
             Ok(_) => {
                 let reason = "it exists already; choose another name, or remove it";

@@ -47,8 +47,8 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.note_many((now, now, 1), key, create, update);
     }
 
-    /// Notes several events with the same map key: the times of the first and the last one, and
-    /// their number.
+    /// Notes several events with the same map key. The first argument contains the time of the
+    /// first event, the time of the last event, and the number of events.
     pub fn note_many<Q: Hash + Equivalent<K>>(
         &mut self,
         (first, last, count): (UnixSeconds, UnixSeconds, u64),
@@ -95,8 +95,8 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         let (_, median, _) = times.select_nth_unstable(half);
         let (median, mut surplus) = (*median, half.max(1));
         let before = self.events.len();
-        // Many events may have the same time as the median. Of these, only as many are forgotten as
-        // are needed.
+        // Many events may have the same time as the median. Only as many of them are forgotten as
+        // are needed to forget half of all events.
         self.events.retain(|_, event| {
             let goes = event.last <= median && surplus > 0;
             surplus -= usize::from(goes);
@@ -106,7 +106,8 @@ impl<K: Eq + Hash, V> Recent<K, V> {
     }
 }
 
-/// Adds the events with this key from one record to those from other records.
+/// Adds the events with this map key from one record to `all`, which contains the events from other
+/// records.
 pub fn add_up<K: Eq + Hash, V: Clone>(
     all: &mut HashMap<K, Counted<V>, RandomState>,
     key: K,

@@ -46,7 +46,7 @@ pub struct Service {
     provisioner: Arc<Provisioner>,
     throttle: Throttle,
     failures: Arc<Failures>,
-    /// Names of the enrollments whose devices are told their host even if they do not ask for it.
+    /// Names of the enrollments whose devices get their MQTT host even if they do not ask for it.
     tell_host: Arc<HashSet<String>>,
 }
 
@@ -59,12 +59,14 @@ impl Service {
         Self { provisioner: Arc::new(provisioner), throttle, failures, tell_host }
     }
 
-    /// Returns the same service with other limits; both share the state of the rate limits.
+    /// Returns a copy of the service with other limits. The copy and the original share the state
+    /// of the rate limits.
     pub fn with_limits(&self, limits: RequestLimits) -> Self {
         Self { throttle: self.throttle.with(limits), ..self.clone() }
     }
 
-    /// Returns the same service, which also tells the devices of these enrollments their host.
+    /// Returns the service with a set of enrollments whose devices get their MQTT host even if they
+    /// do not ask for it.
     pub fn telling_host(self, enrollments: HashSet<String>) -> Self {
         Self { tell_host: Arc::new(enrollments), ..self }
     }
@@ -74,7 +76,7 @@ impl Service {
         self.throttle.counters()
     }
 
-    /// Returns the devices that were not served recently.
+    /// Returns the record of recent requests that were not served.
     pub fn failures(&self) -> Arc<Failures> {
         self.failures.clone()
     }
@@ -165,7 +167,8 @@ fn is_guess(refusal: &Refusal) -> bool {
     }
 }
 
-/// Returns the reason for a refusal, and the message of IoT Platform if it refuses.
+/// Returns the reason for a refusal, and IoT Platform's message if IoT Platform has caused the
+/// refusal.
 fn reason(refusal: &Refusal) -> (Reason, &str) {
     match refusal {
         Refusal::Invalid => (Reason::Invalid, ""),
@@ -185,7 +188,7 @@ fn reason(refusal: &Refusal) -> (Reason, &str) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Form {
     encoding: Encoding,
-    /// Set if the answer is to have the device's host.
+    /// Set if the answer contains the device's MQTT host.
     has_host: bool,
 }
 
@@ -196,7 +199,7 @@ enum Encoding {
 }
 
 /// Returns the device that a request is about, or `None` if the request is invalid. A MAC address
-/// in an unusual spelling is returned as it is spelled.
+/// in an unusual spelling keeps this spelling.
 pub fn device_of<K>(request: &Request<K>, principal: &Principal) -> Option<DeviceId> {
     read(request, principal).ok().map(|(asked, _)| asked.first().clone())
 }

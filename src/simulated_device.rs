@@ -1,7 +1,7 @@
 //! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a
-//! PSK handshake, sends one confirmable request for `/cert`, and takes a piggybacked or separate
-//! answer. Then it signs in with the certificate. The only code that it shares with the server is
-//! the library coap-lite.
+//! PSK handshake, sends confirmable requests for `/cert`, and takes piggybacked or separate
+//! answers. It can also sign in with the certificate. Up to the certificate, the only protocol code
+//! that it shares with the server is in the libraries coap-lite and minicbor.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -50,8 +50,8 @@ pub enum Answer {
     Certificate {
         /// The certificate.
         certificate: Certificate,
-        /// MQTT host, if the answer has one: a host name or address, with a port unless it is the
-        /// usual one.
+        /// MQTT host, if the answer has one: a host name or address, with a port unless the port is
+        /// the usual one.
         host: Option<String>,
     },
     /// Any other answer.

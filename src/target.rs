@@ -1,5 +1,6 @@
 //! Names of targets. A target is an account, a region and an instance of IoT Platform in which
-//! devices are registered. This module knows the names only; the configuration has the settings.
+//! devices are registered. This module knows only the names; the settings of targets are in the
+//! configuration.
 
 /// Name of the target of the section `[iot_platform]`. Devices that were registered before there
 /// were several targets belong to it.
@@ -21,14 +22,16 @@ pub fn check(name: &str) -> Result<(), String> {
     }
 }
 
-/// Returns the target of a device whose row has `stored`. Returns `None` if the device has no
-/// target yet: the target of its enrollment applies when it is registered.
+/// Returns the target of a device. `stored` is the target in the device's row, if any. Returns
+/// `None` for a device that is not registered yet and has no stored target: the target of the
+/// device's enrollment applies when the device is registered.
 pub fn of(stored: Option<&str>, is_registered: bool) -> Option<&str> {
     stored.or(is_registered.then_some(DEFAULT))
 }
 
-/// Returns the value that the row of a device registered at this target has. The default target
-/// needs none, so the rows of a server with one target stay as they are.
+/// Returns the value to store in the row of a device that is registered at this target. Returns
+/// `None` for the default target, so that the rows of a server with a single target stay as they
+/// are.
 pub fn to_store(name: &str) -> Option<&str> {
     Some(name).filter(|name| *name != DEFAULT)
 }

@@ -25,11 +25,11 @@ use crate::{
 
 /// Maximum number of concurrent password checks for strangers. Each check takes 19 MiB and a core.
 const CHECKS: usize = 2;
-/// Number of further concurrent password checks, which strangers cannot take. These checks are
+/// Number of further concurrent password checks that strangers cannot take. These checks are
 /// reserved for known browsers and for programs on this machine.
 const RESERVED_CHECKS: usize = 1;
-/// Maximum number of password checks that run or wait for strangers. The clients with reserved
-/// checks have a separate maximum, which is equal.
+/// Maximum number of password checks of strangers that run or wait. The reserved checks have an
+/// equal but separate maximum.
 const MOST_WAITING: usize = 32;
 
 /// Creates a token. Returns the token, and its hash in the form of the configuration key `hash`.
@@ -200,8 +200,8 @@ impl Gate {
         self.take(now, &self.of_address(address, Bucket::Tokens))
     }
 
-    /// Returns the buckets of an address: one for IPv4, and for IPv6 one for each of the three
-    /// networks that contain the address.
+    /// Returns the buckets of an address: one for IPv4, or one for each of the three networks that
+    /// contain an IPv6 address.
     fn of_address(
         &self,
         address: IpAddr,

@@ -1,8 +1,8 @@
 //! Recognizes, by a signed cookie, the browsers in which a user has signed in before. Wrong
-//! passwords from elsewhere then cannot lock the user out of these browsers. The signature's key is
+//! passwords from elsewhere then cannot lock the user out of these browsers. The signing key is
 //! derived from the hash of the user's password, so nothing is stored: browsers stay known after a
-//! restart, and become unknown when the password changes. Pure: the time is an argument. Does not
-//! depend on HTTP.
+//! restart, and become unknown when the password changes. This module performs no I/O, takes the
+//! time as an argument, and does not depend on HTTP.
 
 use std::time::Duration;
 

@@ -121,8 +121,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Notes that a user or a script sends the current request. The request's body then has more
-    /// time, and the connections of strangers are ended first to make room.
+    /// Notes that a user or a script sends the current request. The request's body then gets more
+    /// time, and the connections of strangers are ended first when room is needed.
     pub(super) fn authenticate(&self) {
         self.connections.places().authenticate(self.id, true);
     }
@@ -292,8 +292,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Followed<S> {
 impl<S: AsyncWrite + Unpin> Followed<S> {
     fn wrote(&self, bytes: usize) {
         let mut places = self.place.connections.places();
-        // A long answer may be flushed in several parts. Each flush ends `Answering`, so the next
-        // part begins it again. In other stages, the server writes only "100 Continue".
+        // A long answer may be flushed in several parts. Each flush ends the stage `Answering`, and
+        // the next part begins this stage again. In other stages, the server writes only "100
+        // Continue".
         if places.stage(self.place.id) == Some(Stage::Idle) {
             places.enter(now(), self.place.id, Stage::Answering);
         }

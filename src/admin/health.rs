@@ -1,7 +1,7 @@
-//! Reports whether the process is alive and whether it can serve. A program that restarts the
-//! process or routes requests to it needs no token for these health checks. The problems are shown
-//! only to clients that may read them. Refusals by IoT Platform are only a note, because devices
-//! that have a certificate are served without IoT Platform.
+//! Reports whether the process is alive and whether it can serve. These health checks need no
+//! token, so that a supervisor or a load balancer can use them. The answer shows the problems only
+//! to clients that may read them. Refusals by IoT Platform are only a note, because devices that
+//! have a certificate are served without IoT Platform.
 
 use std::{
     sync::Arc,
@@ -60,7 +60,8 @@ impl Health {
     /// and written, and that the server is not draining.
     pub(super) async fn ready(&self, sources: &Sources, detail: Detail) -> Response {
         let mut problems = Vec::new();
-        // The sockets are bound before the workers start, so a live worker is listening.
+        // The sockets are bound before the workers start, so a worker that makes progress is
+        // listening.
         for number in server::silent_workers(&sources.pulses).await {
             problems.push(format!("worker {number} has made no progress for {} s", ROUND.as_secs()));
         }

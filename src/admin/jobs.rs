@@ -54,8 +54,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Maximum number of attempts to write the end of a job to the audit log.
 const MOST_TRIES: u32 = 30;
-/// Maximum wait for the running jobs when the server stops. A job that has not ended then has no
-/// end in the audit log.
+/// Maximum wait for the running jobs when the server stops. The audit log then has no end of a job
+/// that has not ended.
 const END: Duration = Duration::from_secs(3);
 /// Time for which a step is retried while the store is not available.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +71,7 @@ const MAX_LATER: u32 = 10;
 const MAX_LATER_PAUSE: Duration = Duration::from_secs(60);
 /// Reason of a registration to which IoT Platform gave no answer.
 pub(super) const NO_ANSWER: &str = "IoT Platform did not answer in time; a later request or job tries again";
-/// Maximum number of different reasons for failures that a job keeps. Failures with further reasons
+/// Maximum number of different reasons for failures that a job keeps. Failures for further reasons
 /// are only counted.
 const REASONS: usize = 20;
 
@@ -194,7 +194,7 @@ pub(super) enum How {
     ShuttingDown,
     /// The store failed.
     Failed(String),
-    /// The audit log has no end of the job. The job was interrupted, or runs in another process.
+    /// The audit log has no end of the job: the job was interrupted, or runs in another process.
     Unrecorded,
 }
 
@@ -295,12 +295,12 @@ fn began_of(id: &str) -> Option<UnixSeconds> {
 }
 
 impl Jobs {
-    /// `seed` are random bytes.
+    /// Creates the jobs of a server, which has none yet. `seed` consists of random bytes.
     pub(super) fn new(seed: [u8; 32]) -> Self {
         Self { seed, all: Mutex::default() }
     }
 
-    /// Returns the token of a new preview, which begins one job.
+    /// Returns the token of a new preview. The token can begin only one job.
     pub(super) fn preview(&self) -> anyhow::Result<String> {
         let token = session::token()?;
         let mut all = lock(&self.all);
@@ -356,7 +356,7 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Returns the job with this ID.
+    /// Returns the job with this ID, if the server remembers it.
     pub(super) fn find(&self, id: &str) -> Known {
         if let Some(job) = lock(&self.all).jobs.iter().find(|job| job.id == id) {
             return Known::Job(job.clone());
@@ -418,7 +418,8 @@ impl Worker {
         tracing::info!(job = self.job.id, changed, unchanged, failed, end = ?how, "a job has ended");
     }
 
-    /// Writes the end of the job to the audit log. Waits a limited time for room in it.
+    /// Writes the end of the job to the audit log. If the log has no room, waits for a limited
+    /// time.
     async fn record_end(&self, now: UnixSeconds, how: &How) {
         let mut tries = 0;
         while let Err(error) = self.store.audit(Asked::of(&record::end(&self.job, now, how))) {
@@ -592,7 +593,7 @@ impl Worker {
                     permit = places.clone().acquire_owned() => permit,
                     _ = stop.wait_for(Option::is_some) => continue 'steps,
                 };
-                // The semaphore is never closed.
+                // `acquire` fails only if the semaphore is closed, which never happens.
                 let Ok(permit) = permit else { break 'steps How::ShuttingDown };
                 let worker = self.clone();
                 tasks.spawn(async move {

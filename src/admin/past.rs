@@ -1,5 +1,5 @@
-//! Remembers the refusals before the start of the process, so that a restart hides no device that is
-//! still refused. Only the audit log has them.
+//! Remembers the refusals before the start of the process, so that a restart hides no device that
+//! is still refused. Only the audit log has these refusals.
 
 use std::{ops::ControlFlow, time::Duration};
 
@@ -17,14 +17,15 @@ use crate::{
 /// Maximum number of refusals that are read.
 const MOST: usize = 4096;
 
-/// Maximum time for reading them.
+/// Maximum time for reading the refusals.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reads the latest refusals of the last day from the audit log. If the log cannot be read, another
 /// concern reports it.
 pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
     let read = blocking(move || {
-        // The log has times of the store's clock.
+        // The times in the log come from the clock of the store, which may be ahead of the clock of
+        // this machine.
         let ahead = store.now().saturating_sub(unix_now());
         let since = store.now().saturating_sub(Range::Day.seconds());
         let mut refusals: Vec<AuditEntry> = Vec::new();
@@ -32,7 +33,8 @@ pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
             refusals.push(entry);
             if refusals.len() < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        // The last one that is noted gives the origin and the message.
+        // The refusals are noted in the order of their times, because the last one determines the
+        // origin and the message.
         refusals.sort_by_key(|refusal| refusal.at);
         refusals.iter().for_each(|refusal| note(&failures, refusal, ahead));
         Ok::<_, StoreError>(refusals.len())

@@ -26,8 +26,8 @@ const SHARE: usize = 4;
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum time between the requests of a client whose last request was authenticated.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// Maximum time without progress while a client sends a body or takes an answer. A transfer may
-/// also last this much longer than [`PACE`] allows.
+/// Maximum time without progress while a client sends a body or takes an answer. Also the time by
+/// which a transfer may take longer than [`PACE`] allows.
 const STALL: Duration = Duration::from_secs(30);
 /// Minimum average rate of a body or an answer, in bytes a second. A modem of 1995 was this fast.
 const PACE: u64 = 2048;
@@ -119,7 +119,8 @@ impl Entry {
         self.stage != Stage::Idle
     }
 
-    /// Returns the time by which the client, or the server, must have made more progress.
+    /// Returns the time by which the client, or the server while it works, must have made more
+    /// progress.
     fn deadline(&self) -> Instant {
         let paced = self.since + STALL + Duration::from_secs(self.bytes / PACE);
         match self.stage {
@@ -188,9 +189,10 @@ impl Pool {
 
     /// Chooses the connection to end, in the network `within` if one is given. Strangers lose their
     /// connections first: idle ones, then those that wait for their client, then those that wait
-    /// for the server. The idle connections of users follow. Requests of users are ended last, and
-    /// only if they have more than half of the places. Among equals, the network with the most
-    /// connections for its size loses the connection whose stage has lasted longest.
+    /// for the server. The idle connections of users follow. Connections with a user's request are
+    /// ended last, and only if such connections hold more than half of the places. Among equals,
+    /// the network with the most connections for its size loses the connection whose stage has
+    /// lasted longest.
     fn victim(&self, within: Option<Network>) -> Option<Id> {
         let is_protected = |entry: &Entry| entry.is_authenticated && entry.is_busy();
         let protects = self.entries.values().filter(|entry| is_protected(entry)).count() <= self.size / 2;
@@ -292,7 +294,7 @@ impl Places {
         }
     }
 
-    /// Notes that this many bytes of a body or an answer have moved.
+    /// Notes that `bytes` bytes of a body or an answer have moved.
     pub(super) fn progress(&mut self, now: Instant, id: Id, bytes: usize) {
         if let Some(entry) = self.entry(id) {
             entry.moved = now;
@@ -309,8 +311,8 @@ impl Places {
     /// The inner value is the loss to count; `None` for an idle connection, which loses nothing.
     pub(super) fn overdue(&mut self, now: Instant, id: Id) -> Option<Option<Loss>> {
         let entry = self.entry(id)?;
-        // A late body has a grace period, in which the request's handler learns of the delay and
-        // answers.
+        // A body that is late has a grace period, in which the handler of the request learns of the
+        // delay and answers.
         let grace = if entry.stage == Stage::Body { GRACE } else { Duration::ZERO };
         (now >= entry.deadline() + grace).then_some(match entry.stage {
             Stage::Handshake => Some(Loss::SlowHandshake),
@@ -477,7 +479,8 @@ mod tests {
         assert_eq!((port.places.len(), port.places.remote.counts.len()), (0, 0));
     }
 
-    /// Returns the seconds until a connection that moves `bytes` each second ends, and its loss.
+    /// Returns the number of seconds after which a connection ends if it moves `bytes` bytes each
+    /// second, and the loss that is counted.
     fn lasts(stage: Stage, is_user: bool, bytes: usize) -> (u64, Option<Loss>) {
         let mut port = Port::new();
         let id = port.connect("192.0.2.1", stage).unwrap();

@@ -1,5 +1,5 @@
 //! Keeps samples of the counters for the last hour, day and week. The overview uses them to draw
-//! its chart, and to show since when an event has occurred. Pure.
+//! its chart, and to show since when an event has occurred. Performs no I/O.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -31,7 +31,7 @@ pub(super) enum Kind {
     TooMany,
     /// Other 4.xx, 5.00 and 5.05: the request itself is at fault.
     Malformed,
-    /// 5.02: IoT Platform refuses.
+    /// 5.02: IoT Platform has refused a call.
     Operator,
     /// 5.03: the device is asked to retry later.
     Later,
@@ -82,7 +82,7 @@ impl Kind {
         Self::Unsent,
     ];
 
-    /// Requests that certdist refused for a reason of its own, not because of IoT Platform.
+    /// Requests that certdist refused for its own reasons, not because of IoT Platform.
     pub(super) const REFUSED: [Self; 7] = [
         Self::Invalid,
         Self::NotYours,
@@ -226,17 +226,18 @@ impl Range {
         }
     }
 
-    /// Returns the end of the bar in which this time is. The bars of all pages have the same ends:
-    /// full minutes, for example, so that a bar keeps its label.
+    /// Returns the end of the bar that contains this time. Bars end at fixed times, such as full
+    /// minutes, so that a bar keeps its label on every page.
     pub(super) fn end_of_bar(self, at: UnixSeconds) -> UnixSeconds {
         at.saturating_add(self.step() - 1).div_euclid(self.step()) * self.step()
     }
 
-    /// Returns whether a sample is kept for the range after the last one that was kept.
+    /// Returns whether the range keeps a sample of the time `at`, if the last kept sample is of the
+    /// time `last`.
     fn keeps(self, last: UnixSeconds, at: UnixSeconds) -> bool {
         match self {
             Self::Hour => at - last >= EVERY.as_secs().cast_signed(),
-            // The first sample of each bar is the edge between this bar and the one before it.
+            // The first sample of a bar is the edge between this bar and the bar before it.
             Self::Day | Self::Week => at.div_euclid(self.step()) != last.div_euclid(self.step()),
         }
     }
@@ -294,14 +295,16 @@ impl Ring {
     }
 
     /// Returns the growth of the counters in each bar of a range, the current bar last. The time of
-    /// a bar is its end; the current bar may end in the future. Bars before the first sample are left out.
+    /// a bar is its end; the current bar may end in the future. Bars before the first sample are
+    /// left out.
     pub(super) fn bars(&self, range: Range, now: &Sample) -> Vec<Sample> {
         let kept = &self.kept[range as usize];
         let (mut bars, mut later, mut end) =
             (Vec::with_capacity(range.bars()), *now, range.end_of_bar(now.at));
         let mut earlier = kept.iter().rev().filter(|sample| sample.at <= now.at).peekable();
         while bars.len() < range.bars() {
-            // The bar begins at its first sample. If it has none, it begins at the sample before it.
+            // A bar begins at its first sample. If it has no sample, it begins at the latest
+            // earlier one.
             let begin = end - range.step();
             let mut edge = None;
             while let Some(sample) = earlier.next_if(|sample| sample.at >= begin) {
@@ -350,9 +353,9 @@ impl Ring {
         episode.filter(|episode| now.at - episode.last <= Range::Hour.seconds())
     }
 
-    /// Returns all samples before `now`, latest first. The samples of the hour come first. Earlier
-    /// samples come from the day, and then from the week. The last one is from the start of the
-    /// process.
+    /// Returns all samples before `now`, latest first: first those kept for the hour, then the
+    /// earlier ones kept for the day, and then those kept for the week. The last sample is from the
+    /// start of the process.
     fn backward(&self, now: &Sample) -> impl Iterator<Item = Sample> {
         let mut last = now.at;
         let all = self.kept.iter().flat_map(|kept| kept.iter().rev()).chain(&self.start);

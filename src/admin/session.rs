@@ -1,5 +1,6 @@
-//! Keeps the console's sessions in memory, and limits their number and lifetime. Stores only a
-//! hash of each session's cookie. Pure: the time is an argument. Does not depend on HTTP.
+//! Keeps the console's sessions in memory, and limits their number and lifetime. Stores only a hash
+//! of each session's cookie. This module performs no I/O, takes the time as an argument, and does
+//! not depend on HTTP.
 
 use std::{
     collections::HashMap,
@@ -52,8 +53,8 @@ impl Session {
 pub(super) enum Request {
     /// A person's request, which keeps the session from becoming idle.
     Action,
-    /// A request by which an open page updates itself. It is permitted in an idle session, so that
-    /// an overview on a wall display stays current.
+    /// A request by which an open page updates itself. An idle session permits such a request, so
+    /// that an overview on a wall display stays current.
     Renewal,
 }
 
@@ -106,8 +107,8 @@ impl Sessions {
     }
 }
 
-/// Hashes a secret that comes from outside, so that the time of a lookup reveals nothing
-/// about it.
+/// Hashes a secret that comes from outside. The time of a lookup by the hash reveals nothing about
+/// the secret.
 pub(super) fn key_of(secret: &str) -> SessionKey {
     Sha256::digest(secret.as_bytes()).into()
 }

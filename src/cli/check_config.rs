@@ -1,6 +1,6 @@
-//! `certdist check-config`: checks what `serve` needs, without serving: the configuration file, the
-//! environment variables, the pre-shared keys, the database keys, the database and, with
-//! `--online`, IoT Platform.
+//! `certdist check-config`: checks everything that `serve` needs, without serving. It checks the
+//! configuration file, the environment variables, the pre-shared keys, the database keys, the
+//! database and, with `--online`, IoT Platform.
 
 use anyhow::{Context, anyhow};
 
@@ -91,8 +91,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     }
 }
 
-/// Reports the enrollments that accept two keys, because the former one has to be taken away in the
-/// end.
+/// Reports the enrollments that accept two keys, as a reminder to remove the former key in the end.
 fn report_two_keys(config: &Config) -> CommandResult {
     let two = config.enrollments.iter().filter(|enrollment| enrollment.next.is_some());
     let mut names: Vec<String> = two.map(|enrollment| enrollment.name.escape_debug().to_string()).collect();
@@ -112,7 +111,7 @@ fn report_two_keys(config: &Config) -> CommandResult {
     })?)
 }
 
-/// Reports devices that share a name. The server starts in spite of shared names.
+/// Reports devices that share a name. Shared names do not prevent the server from starting.
 fn report_shared_names(database: &str) -> CommandResult {
     for shared in store::shared_names(database, MAX_SHARED)? {
         let SharedName { product_key, device_name, device, devices } = shared;
@@ -127,7 +126,7 @@ fn report_shared_names(database: &str) -> CommandResult {
     Ok(())
 }
 
-/// Reports the targets, and the enrollments whose devices are registered at each.
+/// Reports each target, with the enrollments whose devices are registered there.
 fn report_targets(config: &Config) -> CommandResult {
     for target in &config.targets {
         let is_own = |name: &str| config.target_of.get(name) == Some(&target.name);
@@ -148,7 +147,7 @@ fn report_targets(config: &Config) -> CommandResult {
     Ok(())
 }
 
-/// Calls the cloud of each target once. Reports all of them, and fails if one of them fails.
+/// Calls the cloud of each target once, and reports each result. Fails if any call fails.
 async fn online(config: &Config) -> CommandResult {
     let [first, ..] = &config.targets[..] else {
         return Err(Failure::Usage(anyhow!("--online: the configuration has no [iot_platform] to call")));
@@ -176,8 +175,8 @@ async fn call(config: &Config, target: &Target) -> CommandResult {
     };
     let endpoint = client.endpoint.clone();
     let client = Client::new(client.clone()).with_context(|| target.place()).map_err(Failure::Usage)?;
-    // The call works for any product. Each configuration has a product, because it has an
-    // enrollment.
+    // The call tests the credentials, so any product will do. Every configuration has a product,
+    // because it has an enrollment.
     let is_own = |name: &str| config.target_of.get(name) == Some(&target.name);
     let own = config.enrollments.iter().find(|enrollment| is_own(&enrollment.name));
     let product = own.or(config.enrollments.first()).map_or("", |enrollment| enrollment.product_key.as_str());

@@ -1,5 +1,5 @@
 //! `certdist database`: seals the secrets of the database, shows which database keys seal them, and
-//! checks the numbers of devices that the database keeps.
+//! checks the stored numbers of devices.
 
 use serde_json::json;
 

@@ -63,9 +63,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
             })?;
         }
         None => {
-            // While an export reads the database, the write-ahead log cannot be emptied. The export
-            // therefore goes to a temporary file first, so that the database is read quickly even
-            // if the output is read slowly.
+            // While an export reads the database, SQLite cannot empty the write-ahead log. The
+            // export is therefore first written to a temporary file, so that a slow reader of the
+            // output does not prolong the reading.
             let folder = std::env::temp_dir();
             let mut spool = Spool::create().with_context(|| {
                 format!("could not create a file in {}; set TMPDIR, or use --output", folder.display())

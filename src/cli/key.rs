@@ -88,7 +88,7 @@ fn new(bytes: u64) -> Result<Zeroizing<String>, Failure> {
 
 fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing<String>, Failure> {
     let config = args.config.read()?;
-    // The server derives the key from the identity exactly as the device spells it. The text is
+    // The server derives the key from the identity exactly as the device spells it. The identity is
     // therefore checked here, but not normalized.
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))

@@ -220,13 +220,13 @@ fn open_existing(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     open_store(config)
 }
 
-/// Opens the database only to read it. Fails if the database does not exist. Creates and changes no
-/// file.
+/// Opens the database only to read it. Fails if the database does not exist. Creates no file, and
+/// changes no data.
 fn look_at_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::look(&config.database, config.database_keys.clone())?)
 }
 
-/// Opens the database only to preview an import. Creates and changes no file.
+/// Opens the database only to preview an import. Creates no file, and changes no data.
 fn preview_store(config: &Config) -> Result<Arc<dyn Table>, Failure> {
     Ok(store::preview(&config.database, config.database_keys.clone())?)
 }

@@ -55,7 +55,7 @@ impl Write for Stderr {
     }
 }
 
-/// Returns the style of a bar with a spinner, followed by an indicatif template.
+/// Returns the style of a bar: a spinner, followed by an indicatif template.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(&format!("{{spinner}} {template}"))
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
@@ -69,14 +69,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Creates a bar with a spinner, followed by an indicatif template.
+    /// Creates a bar that shows a spinner, followed by an indicatif template.
     pub(super) fn new(template: &str) -> Self {
         let bar =
             ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style(template));
         Self { bar, since: Instant::now(), shown: None }
     }
 
-    /// Begins the next stage of the work, with a template of its own.
+    /// Begins the next stage of the work, which has its own template.
     pub(super) fn next(&mut self, template: &str) {
         self.bar.reset();
         self.bar.set_style(style(template));
@@ -129,19 +129,19 @@ impl Progress {
     }
 }
 
-/// Progress bars of work in several stages, each removed when the next one begins.
+/// Progress bars of work in several stages. A bar is removed when the next stage begins.
 #[derive(Default)]
 pub(super) struct Stages(Option<(&'static str, Progress)>);
 
 impl Stages {
-    /// Sets the amount of work that is done in a stage, and its total. A stage is known by its
-    /// template.
+    /// Sets the amount of work that is done in a stage, and the stage's total. The template
+    /// identifies the stage.
     pub(super) fn set(&mut self, template: &'static str, done: u64, total: u64) {
         let is_same = |(shown, progress): &(&'static str, Progress)| {
             *shown == template && progress.bar.position() <= done
         };
         if !self.0.as_ref().is_some_and(is_same) {
-            // The former bar leaves the terminal before the next one comes.
+            // The former bar is removed from the terminal before the next one appears.
             self.0 = None;
             self.0 = Some((template, Progress::new(template)));
         }

@@ -1,6 +1,5 @@
 //! `certdist register`: registers devices before they power on, in batches, with a progress bar.
-//! The results of an interrupted run are kept: the same command continues where the earlier run
-//! ended.
+//! The results of an interrupted run are kept, and the same command continues from there.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -75,17 +74,17 @@ pub struct Args {
 struct Tally {
     registered: AtomicU64,
     refused: AtomicU64,
-    /// Devices that have the same device name as another device.
+    /// Devices that share their device name with another device.
     twins: AtomicU64,
     /// Devices that were neither registered nor refused. A later run tries them again.
     left: AtomicU64,
-    /// Number of devices that their enrollment does not let have a certificate now, by enrollment and
-    /// reason.
+    /// Number of devices that may not have a certificate now because of a guard of their
+    /// enrollment, by enrollment and reason.
     guarded: Mutex<BTreeMap<(String, String), u64>>,
     /// Targets and products for which IoT Platform refuses calls until the operator acts, each with
     /// the reason.
     stopped: Mutex<BTreeMap<(String, String), String>>,
-    /// A sentence for each target that devices need and that is not configured.
+    /// One sentence for each target that devices need but that is not configured.
     lost: Mutex<BTreeSet<String>>,
 }
 
@@ -115,7 +114,7 @@ impl Tally {
         self.stopped().contains_key(&(target.to_owned(), product_key.to_owned()))
     }
 
-    // No code panics while it holds one of these locks.
+    // No code panics while it holds a lock of the tally, so a poisoned lock cannot occur.
 
     fn guard(&self, enrollment: &str, reason: String) {
         *self.guarded().entry((enrollment.to_owned(), reason)).or_insert(0) += 1;
@@ -134,7 +133,7 @@ impl Tally {
     }
 }
 
-/// Registers all devices. Ends when all are done, or when interrupted.
+/// Registers the wanted devices. Ends when all are done, or when the operator interrupts it.
 pub(super) async fn run(args: Args) -> CommandResult {
     let config = args.config.read()?;
     check(&args, &config).map_err(Failure::Usage)?;
@@ -157,7 +156,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let tally = Arc::new(Tally::default());
     let mut tasks = JoinSet::new();
     let mut terminated = signal(SignalKind::terminate())?;
-    // The reissue policies do not matter, because they apply only to registered devices.
+    // Reissue policies do not matter here, because they apply only to registered devices.
     let terms = |enrollment: &psk::Enrollment| Terms { reissue: Reissue::Always, ..enrollment.terms() };
     let terms = config.enrollments.iter().map(|enrollment| (enrollment.name.clone(), terms(enrollment)));
     let wanted = Arc::new(Wanted { enrollment: args.enrollment.clone(), terms: terms.collect() });
@@ -167,15 +166,16 @@ pub(super) async fn run(args: Args) -> CommandResult {
         signal = tokio::signal::ctrl_c() => signal.map(|()| true)?,
         _ = terminated.recv() => true,
     };
-    // Waits for the registrations in progress, but no longer than `DRAIN`. A later run continues
-    // unfinished registrations.
+    // The command waits for the registrations in progress, but no longer than `DRAIN`. A later run
+    // continues unfinished registrations.
     targets.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
     drop(shown);
     report(&tally, interrupted, targets.are_named())
 }
 
-/// Prints the numbers, and advice about the devices that were not registered.
+/// Prints the number of devices for each outcome, and advice about the devices that were not
+/// registered.
 fn report(tally: &Tally, interrupted: bool, names_targets: bool) -> CommandResult {
     let [registered, refused, twins, left] = [&tally.registered, &tally.refused, &tally.twins, &tally.left]
         .map(|counter| counter.load(Ordering::Relaxed));
@@ -306,7 +306,7 @@ async fn register_all(
     Ok(())
 }
 
-/// The devices that are to be registered.
+/// Devices to register.
 struct Wanted {
     /// The only enrollment; `None`: all.
     enrollment: Option<String>,
@@ -315,8 +315,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Returns the decision about a device of the wanted enrollment at the time `now` of the store's
-    /// clock, which follows the cloud's clock. It counts no places: the registrar takes them.
+    /// Returns the verdict on a device at the time `now` of the store's clock, which follows the
+    /// cloud's clock; `None` if the device is not in the wanted enrollment. Does not check
+    /// `max_devices`: the registrar does, when it takes a place.
     fn verdict<'r>(&self, row: &'r DeviceRow, now: UnixSeconds) -> Option<Verdict<'r>> {
         if self.enrollment.as_ref().is_some_and(|name| row.enrollment != *name) {
             return None;

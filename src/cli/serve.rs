@@ -14,8 +14,8 @@ use crate::{
     store::Store,
 };
 
-/// Maximum time for the last answers and audit entries when the server stops, after the
-/// registrations are drained.
+/// Maximum time to send the last answers and to write the last audit entries when the server stops,
+/// after the registrations are drained.
 pub(super) const AFTER_DRAIN: Duration = Duration::from_secs(20);
 
 /// Runs the server
@@ -118,7 +118,7 @@ async fn follow(mut app: App, file: &ConfigArgs, config: &Config, signals: &mut 
         }
     };
     if let Err(Failure::Failed(problem)) = &outcome {
-        // The error is logged before draining, which takes a while.
+        // The error is logged before draining begins, because draining takes a while.
         tracing::error!(error = %format_args!("{problem:#}"), "stopping because of an error");
     }
     notify::stopping(config.limits.drain + AFTER_DRAIN);
@@ -169,7 +169,8 @@ async fn order(app: &mut App, signals: &mut Signals) -> Order {
 enum Order {
     Stop,
     GiveUp(anyhow::Error),
-    /// Ends the server immediately. The database is lost, and further work would be lost as well.
+    /// Ends the server immediately. The database is lost, and the results of further work would be
+    /// lost, too.
     Abandon(anyhow::Error),
     Reload,
 }

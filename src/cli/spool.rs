@@ -1,6 +1,5 @@
-//! A temporary file for an export that must wait for its reader. The file has no name, and its
-//! content is encrypted with a random key that never leaves this process, so that no secret stays
-//! on the disk.
+//! A temporary file for an export whose reader may be slow. The file has no name. Its content is
+//! encrypted with a random key that never leaves this process, so that no secret stays on the disk.
 
 use std::{
     fs::File,

@@ -122,7 +122,7 @@ impl Delivery {
     }
 }
 
-/// Counts of what an endpoint has dropped since it was created.
+/// Numbers of requests, answers and transfers that an endpoint has dropped since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Requests dropped or refused because their peer had too many requests that were in progress

@@ -1,6 +1,6 @@
-//! The peers, each found by its name, which is a value of the type `K` that the transport has
-//! chosen. The peers are stored contiguously, without gaps. There is one peer for each session, so
-//! a hash map, in which up to half of the slots are empty, would waste much memory.
+//! The peers, found by name. A name is a value of the type `K`, which the transport chooses. The
+//! peers are stored contiguously, without gaps. There is one peer for each session, so a hash map,
+//! in which up to half of the slots are empty, would waste much memory.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 

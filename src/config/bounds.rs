@@ -21,7 +21,7 @@ pub(super) struct Bounds {
 
 /// Maximum duration: 30 days, in seconds.
 const MONTH: f64 = 2_592_000.0;
-/// An hour, in seconds. No device waits longer for an answer.
+/// An hour, in seconds: the maximum of a time for which a device or a shutdown waits.
 const HOUR: f64 = 3600.0;
 /// Range of the seconds in `reissue = "window:SECONDS"`: up to ten years.
 pub(super) const WINDOW: RangeInclusive<u64> = 1..=315_360_000;

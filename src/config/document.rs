@@ -1,7 +1,7 @@
-//! Reads a configuration as it is written: the sections of the file, and the environment variables
-//! that replace values in them. Collects all errors, each with its place. This module knows TOML,
-//! but not the meaning of a configuration key: each section defines its own configuration keys, and
-//! [`bounds`] has the ranges of their numbers.
+//! Reads the text of a configuration: the sections of the file, and the environment variables that
+//! replace values in these sections. Collects all errors, each with its place. This module knows
+//! TOML, but not the meaning of a configuration key. Each section defines its own configuration
+//! keys, and [`bounds`] has the ranges of their numbers.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -39,7 +39,7 @@ type Sections = [(&'static str, &'static [&'static str])];
 /// Place of an error.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// The whole file, because the error is that something is missing.
+    /// The whole file, because something is missing from it.
     File,
     /// The line with this number in the file, counted from 1.
     Line(usize),
@@ -94,14 +94,14 @@ pub(super) struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Converts the values, and keeps their places and the errors that were reported.
+    /// Converts the values. Keeps their places, and the errors that were already reported.
     pub(super) fn into<V: From<T>>(self) -> Table<V> {
         let Self { values, title, place, places, wrong } = self;
         Table { values: values.into(), title, place, places, wrong }
     }
 
-    /// Reports an error that concerns all these configuration keys, at the place of the first one
-    /// that is present. Does nothing if an error of one of them was already reported.
+    /// Reports one error that concerns all these configuration keys, at the place of the first one
+    /// that the file has. Does nothing if an error was already reported for one of the keys.
     pub(super) fn wrong(&mut self, problems: &mut Problems, keys: &[&str], what: impl fmt::Display) {
         if keys.iter().any(|key| self.wrong.iter().any(|wrong| wrong == key)) {
             return;
@@ -354,7 +354,7 @@ fn stand_ins<'t, T: Section>() -> DeTable<'t> {
     T::REQUIRED.iter().map(entry).collect()
 }
 
-/// Checks that a value fits its configuration key. The error names the configuration key and says
+/// Checks that a value fits its configuration key. An error names the configuration key and says
 /// what is expected.
 fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
     bounds::check(T::NAME, key, value.get_ref())?;
@@ -364,8 +364,8 @@ fn fits<T: Section>(key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), Strin
     T::deserialize(table).map(drop).map_err(|error| format!("{key}: {}", explained(key, error.message())))
 }
 
-/// Reads a variable's text as a TOML value, such as a number or a table, if that value fits the
-/// configuration key. Otherwise reads it as text.
+/// Reads the text of a variable as a TOML value, such as a number or a table, if this value fits
+/// the configuration key. Otherwise, reads the text as a string.
 fn from_variable<'t, T: Section>(key: &str, text: &'t str) -> Result<Spanned<DeValue<'t>>, String> {
     let string = Spanned::new(0..0, DeValue::String(text.into()));
     let as_text = fits::<T>(key, &string).map(|()| string);
@@ -432,7 +432,8 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     (distance(nearest) <= (nearest.len() / 3).max(1)).then_some(nearest)
 }
 
-/// Ends of the lines of a text, so that the line of a place is found without reading the text again.
+/// Ends of the lines of a text, by which the line of a position is found without reading the text
+/// again.
 struct Lines(Vec<usize>);
 
 impl Lines {

@@ -1,5 +1,6 @@
-//! The content of the file: its sections, their configuration keys, and the form of each value.
-//! Ranges of numbers are in `bounds`. The parent module checks values that depend on each other.
+//! The form of the configuration file: its sections, their configuration keys, and the form of each
+//! value. Ranges of numbers are in `bounds`. The parent module checks values that depend on each
+//! other.
 
 use std::{
     fmt,
@@ -103,8 +104,8 @@ impl Section for Audit {
     const REQUIRED: &'static [(&'static str, &'static str)] = &[];
 }
 
-/// Defines the sections that describe a cloud: `[iot_platform]`, and `[[target]]` with the same keys
-/// and a name.
+/// Defines the sections that describe a cloud: `[iot_platform]`, and `[[target]]`, which has the
+/// same configuration keys and a name.
 macro_rules! clouds {
     ($($(#[$attribute:meta])* $key:ident: $type:ty,)*) => {
         #[derive(Deserialize)]
@@ -399,8 +400,8 @@ pub(super) enum Rate {
     },
 }
 
-// This implementation is not derived, because the error of an untagged enum only says that neither
-// form fits.
+// This implementation is not derived, because the error of a derived untagged enum would say only
+// that neither form fits.
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]

@@ -1,5 +1,5 @@
-//! Reads the guards of an enrollment: when it opens and closes, how many devices it takes, and how
-//! it treats devices that are not in the table.
+//! Reads the guards of an enrollment: the times at which it opens and closes, the maximum number of
+//! its devices, and its treatment of devices that are not in the table.
 
 use std::fmt;
 
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::guards::{self, Guards};
 
-/// A time in seconds since 1970, written with its offset from UTC: as a date-time of TOML, or the
-/// same as a text (RFC 3339).
+/// A time in seconds since 1970. In the file, it is written with its offset from UTC, as a
+/// date-time of TOML or as a text in the same format (RFC 3339).
 #[derive(Clone, Copy)]
 pub(super) struct Time(i64);
 
@@ -99,9 +99,9 @@ pub(super) fn read(table: &mut Table<file::Enrollment>, problems: &mut Problems)
     guards
 }
 
-/// Checks that at most one derived enrollment takes devices that are not in the table. The table
-/// does not say to which of several such a device belongs. `first` is the name of the one that was
-/// read before.
+/// Checks that at most one derived enrollment takes devices that are not in the table. With
+/// several, nothing would say to which of them such a device belongs. `first` is the name of the
+/// enrollment of this kind that was read earlier.
 pub(super) fn check_unlisted(
     table: &mut Table<file::Enrollment>,
     first: &mut Option<String>,

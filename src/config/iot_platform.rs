@@ -1,4 +1,5 @@
-//! `[iot_platform]`: the settings of the calls to IoT Platform, and the place of their credentials.
+//! `[iot_platform]`: the settings of the calls to IoT Platform, and the source of their
+//! credentials.
 
 use std::{
     env,
@@ -30,8 +31,9 @@ const ROLE: &str = "ALIBABA_CLOUD_ECS_METADATA";
 const TOKEN_REQUIRED: &str = "ALIBABA_CLOUD_IMDSV1_DISABLED";
 
 /// Checks the section. Its relative paths start from `folder`. Returns `None` if there is an error.
-/// If the credentials are missing and not required, or if this is no error (`may_lack`), returns the
-/// reason instead of the settings.
+/// Missing credentials are not an error if the command does not need them (`secrets`) or if other
+/// targets can do without them (`may_lack`). The reason why they are missing is then returned in
+/// place of the settings.
 pub(super) fn read(
     mut table: Table<file::IotPlatformSection>,
     (folder, secrets): (&Path, Secrets),
@@ -94,8 +96,8 @@ fn read_timeouts(section: &file::IotPlatformSection) -> Result<Timeouts> {
     let defaults = Timeouts::default();
     let seconds = |value: Option<file::Seconds>| value.map(|file::Seconds(value)| value);
     let whole = seconds(section.timeout).unwrap_or(defaults.whole);
-    // The default of a timeout is never longer than the timeout that includes it, so that an
-    // operator can set one timeout without the others.
+    // The default of a timeout is never longer than the timeout that includes it. An operator can
+    // therefore set one timeout without the others.
     let first_byte = seconds(section.first_byte_timeout).unwrap_or(defaults.first_byte.min(whole));
     let connect = seconds(section.connect_timeout).unwrap_or(defaults.connect.min(first_byte));
     ensure!(

@@ -48,7 +48,7 @@ impl Config {
         match (&self.plain_coap, &other.plain_coap) {
             (Some(own), Some(other)) => {
                 compare("[plain_coap] listen", own.listen == other.listen);
-                // Plain CoAP uses a copy of the enrollment that was made at the start.
+                // Plain CoAP uses a copy of the enrollment that was made when the server started.
                 let same = own.enrollment == other.enrollment && tells(&own.enrollment.name);
                 compare("[plain_coap] enrollment", same);
             }
@@ -88,7 +88,7 @@ impl Config {
 /// Returns the keys of `[iot_platform]` whose values differ between two targets.
 fn changed_keys(own: &Target, other: &Target) -> Vec<&'static str> {
     let is_changed = |(key, same): (&'static str, bool)| (!same).then_some(key);
-    // These are known, and used, without credentials too.
+    // These settings are used even while the credentials are missing.
     let mut keys: Vec<_> = [
         ("[iot_platform] region", own.mqtt.region == other.mqtt.region),
         ("[iot_platform] instance_id", own.mqtt.instance_id == other.mqtt.instance_id),

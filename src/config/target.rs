@@ -1,5 +1,5 @@
-//! The targets: `[iot_platform]`, which is the target `default`, and each `[[target]]`. Also decides
-//! at which target the devices of an enrollment are registered.
+//! The targets: `[iot_platform]`, which is the target `default`, and each `[[target]]`. This module
+//! also decides at which target the devices of an enrollment are registered.
 
 use std::{
     collections::HashSet,
@@ -22,21 +22,22 @@ const NAMED: usize = 10;
 /// A cloud in which devices are registered.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Name, as rows, metrics and messages have it.
+    /// Name of the target in rows, metrics and messages.
     pub name: String,
-    /// Set if it is a `[[target]]`, and not `[iot_platform]`.
+    /// Set for a `[[target]]`, and not for `[iot_platform]`.
     pub is_named: bool,
-    /// Settings from which the MQTT host of its devices follows. They are known without credentials.
+    /// Settings that determine the MQTT host of the target's devices. They are known even if
+    /// credentials are missing.
     pub mqtt: MqttSettings,
-    /// Settings of the calls. The error says which credentials are missing; the cloud then cannot
-    /// be called, but other targets can.
+    /// Settings of the calls. If credentials are missing, the error says which. This cloud then
+    /// cannot be called, but the clouds of other targets can.
     pub settings: Result<IotPlatformSettings, String>,
 }
 
-/// Settings from which the MQTT host of a target's devices follows.
+/// Settings that determine the MQTT host of a target's devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MqttSettings {
-    /// Host, if it is not the one of the instance or the product.
+    /// Configured host. If absent, the host of the instance or of the product is used.
     pub host: Option<MqttHost>,
     /// ID of the instance; empty for the public instance.
     pub instance_id: String,
@@ -53,7 +54,7 @@ impl MqttSettings {
 }
 
 impl Target {
-    /// Returns the header of its section, as messages name it.
+    /// Returns the header of the target's section, as messages name it.
     pub fn place(&self) -> String {
         match self.is_named {
             true => format!("[[target]] \"{}\"", self.name),
@@ -62,7 +63,7 @@ impl Target {
     }
 }
 
-/// The targets, while the rest of the configuration is read.
+/// The targets that were read, for checking the rest of the configuration.
 pub(super) struct Targets {
     /// All targets, that of `[iot_platform]` first.
     pub(super) all: Vec<Target>,
@@ -70,13 +71,13 @@ pub(super) struct Targets {
     pub(super) are_named: bool,
     /// Files from which credentials are taken.
     pub(super) secret_files: Vec<PathBuf>,
-    /// Names, also of targets that have errors.
+    /// Names of all targets, including those that have errors.
     names: Vec<String>,
 }
 
 impl Targets {
-    /// Reads all targets. If there is a `[[target]]`, missing credentials are no error, because the
-    /// devices of other targets can be registered without them.
+    /// Reads all targets. If there is a `[[target]]`, missing credentials are not an error, because
+    /// the devices of the other targets can still be registered.
     pub(super) fn read(
         cloud: Option<Table<file::IotPlatformSection>>,
         named: Vec<Table<file::Target>>,
@@ -280,7 +281,7 @@ mod tests {
         let config = read(&[CLOUD, &without(&target("tokyo", "")), &lamp]).unwrap();
         assert!(config.targets[0].settings.is_ok() && config.targets[1].settings.is_err());
         assert!(config.secret_files.iter().any(|file| file.ends_with("certdist.ini")));
-        // Any other mistake is an error for each target.
+        // Every other mistake in a target is an error, even if there are other targets.
         assert!(read(&[CLOUD, &target("tokyo", "timeout = 1\nconnect_timeout = 2\n"), &lamp]).is_err());
     }
 
@@ -297,7 +298,8 @@ mod tests {
         ] {
             assert_eq!(before.needs_restart(&with(&targets, "")), changed, "{targets}");
         }
-        // Hosts follow from these keys, also while the credentials are missing.
+        // The MQTT host follows from `host` and `instance_id`, even while the credentials are
+        // missing.
         let lost = |keys: &str| {
             let text = target("tokyo", keys).replace("ecs-role", "file:/nowhere/certdist.ini");
             with(&text, "")

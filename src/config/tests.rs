@@ -236,8 +236,8 @@ fn parse_example(text: &str) -> Result<Config> {
 fn the_example_is_valid_and_shows_the_defaults() {
     let as_it_is = parse_example(EXAMPLE).unwrap();
     let mut whole = parse_example(&whole_example()).unwrap();
-    // For second keys, guards, `[admin]`, `[plain_coap]` and `workers`, the values in the file are not
-    // the defaults but examples, as the file's comments say.
+    // For second keys, guards, `[admin]`, `[plain_coap]` and `workers`, the values in the file are
+    // not the defaults but examples, as the file's comments say.
     for enrollment in &mut whole.enrollments {
         assert!(enrollment.next.take().is_some());
         let guards = &mut enrollment.guards;
@@ -573,7 +573,7 @@ fn how_much_of_the_audit_log_is_kept_can_be_set() {
     assert_eq!(audit("keep_days = 0\nmax_repeats = 7"), set);
 }
 
-/// A maker with many factories has thousands of enrollments, and each command reads them all.
+/// A company with many factories has thousands of enrollments, and each command reads them all.
 #[test]
 fn the_time_to_read_grows_no_faster_than_the_file() {
     let text = |enrollments: usize| {
@@ -586,7 +586,8 @@ fn the_time_to_read_grows_no_faster_than_the_file() {
         }
         text
     };
-    // The processor time of this thread, so that other work on the machine does not count.
+    // The test measures the processor time of this thread, so that other work on the machine does
+    // not count.
     let spent = || std::time::Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap());
     let best = |text: &str| {
         let once = |_| {
@@ -597,7 +598,7 @@ fn the_time_to_read_grows_no_faster_than_the_file() {
         (0..5).map(once).min().unwrap()
     };
     let [few, many] = [text(250), text(4000)].map(|text| best(&text));
-    // The second file is 16 times as long. With a search of the whole file for each key, reading it
-    // takes 256 times as long.
+    // The second file is 16 times as long. If each key caused a search of the whole file, reading
+    // the second file would take 256 times as long.
     assert!(many < few * 64, "{few:?} for 250 enrollments, {many:?} for 4000");
 }

@@ -36,14 +36,14 @@ pub(crate) struct Budget {
     hasher: RandomState,
     /// Maximum CPU time that a network may owe, in microseconds.
     burst: u64,
-    /// Number of microseconds in which 1 µs of owed CPU time is forgiven.
+    /// Number of microseconds that pass until 1 µs of owed CPU time is forgiven.
     refill: u64,
     sets: Box<[[Bucket; WAYS]]>,
 }
 
 impl Budget {
-    /// Creates a budget that lets each network owe `burst` of CPU time and forgives
-    /// `per_second` of it each second.
+    /// Creates a budget. Each network may owe up to `burst` of CPU time. In each second,
+    /// `per_second` of a network's debt is forgiven.
     pub(crate) fn new(now: Instant, burst: Duration, per_second: Duration) -> Self {
         let per_second = (per_second.as_micros() as u64).clamp(1, 1_000_000);
         Self {
@@ -84,8 +84,8 @@ impl Budget {
         }
     }
 
-    /// Returns the number of microseconds after which a cost is forgiven, for a network
-    /// that may owe `times` times as much as a single address.
+    /// Returns the time until a cost is forgiven, in microseconds. `times` is the network's
+    /// multiple of the budget.
     fn waiting_time(&self, cost: Duration, times: u32) -> u64 {
         cost.as_micros() as u64 * self.refill / u64::from(times)
     }
@@ -101,7 +101,8 @@ impl Budget {
         let set = &mut self.sets[set];
         let known = set.iter().position(|bucket| bucket.key == key);
         // When the set is full, the new network replaces the network with the smallest debt. The
-        // debt of the replaced network is forgotten, so that no network is charged for another.
+        // debt of the replaced network is forgotten, so that no network is charged for the
+        // handshakes of another.
         let place = known.or_else(|| (0..WAYS).min_by_key(|&way| set[way].clear_at)).unwrap_or(0);
         let before = known.map_or(now, |place| set[place].clear_at.max(now));
         set[place] = Bucket { key, clear_at: before + cost };

@@ -1,7 +1,7 @@
 //! The keys that the client of a claim may have. While a key is being replaced, an identity has two
-//! of them, and only the client's Finished shows which one the client has (RFC 4279 §2 names the
-//! identity alone). Each step is done with every key, so that its duration does not reveal which of
-//! the keys is right. This module does not know identities, or to whom a key belongs.
+//! keys. A ClientKeyExchange names only the identity (RFC 4279 §2), so only the client's Finished
+//! shows which key the client has. Each step is done with every key, so that its duration does not
+//! reveal which key is right. This module knows neither the identities nor the holders of the keys.
 
 use std::ops::Range;
 
@@ -21,8 +21,9 @@ use super::{
 /// Maximum number of keys of an identity.
 pub(crate) const MAX_KEYS: usize = 2;
 
-/// The secrets that follow from one key, and the client's Finished as far as it has arrived under
-/// them. A record under one key never completes a Finished under the other.
+/// The secrets derived from one key, and the fragments of the client's Finished that were protected
+/// with these secrets. Each key has its own fragments, so a record under one key never completes a
+/// Finished under the other key.
 struct Candidate {
     master: MasterSecret,
     keys: KeyBlock,
@@ -51,7 +52,7 @@ impl Candidates {
         Self { first: candidate(first), second: second.map(candidate) }
     }
 
-    /// Returns whether the client may have one of two keys.
+    /// Returns whether there are two keys that the client may have.
     pub(crate) fn are_two(&self) -> bool {
         self.second.is_some()
     }
@@ -96,8 +97,8 @@ impl Candidates {
         body.len() == VERIFY_DATA && bool::from(expected.ct_eq(body))
     }
 
-    /// Returns the secrets of the key with this index, which the client has proven, and wipes the
-    /// others.
+    /// Returns the secrets of the key with this index, which the client has proven. Wipes the
+    /// secrets of the other key.
     pub(crate) fn into_proven(self, index: usize) -> Option<(MasterSecret, KeyBlock)> {
         let Candidate { master, keys, .. } = if index == 0 { Some(self.first) } else { self.second }?;
         Some((master, keys))

@@ -31,7 +31,7 @@ use super::{
     table::{Handle, Table},
 };
 
-/// Identifies a handshake in progress, and the claim in it that waits for a key.
+/// Identifies a handshake in progress, and the claim of this handshake that waits for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandshakeId {
     handle: Handle,
@@ -177,8 +177,8 @@ impl Counters {
     }
 }
 
-/// A DTLS server endpoint. `P` is the type of the principal: the value that stands for the
-/// client's identity. The application binds it to a session when it provides the key.
+/// A DTLS server endpoint. `P` is the type of the principal: the value that stands for the client's
+/// identity. When the application provides a key, it binds a principal to the session.
 pub struct Endpoint<P> {
     config: Config,
     made: Instant,

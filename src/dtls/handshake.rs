@@ -472,10 +472,10 @@ impl Handshake {
         Step::Continue
     }
 
-    /// Ends the handshake because of a message that was protected with its only key. If the client
-    /// may have one of two keys, the message may come from someone who has the other one, such as a
-    /// thief of the key that is being replaced. Such a message is a bad record, and the handshake
-    /// continues.
+    /// Ends the handshake because of an invalid message that was protected with the client's only
+    /// possible key. If the client may have either of two keys, the message may come from someone
+    /// who has the other key, such as a thief of the key that is being replaced. In that case, the
+    /// message counts as a bad record, and the handshake continues.
     fn refuse(&mut self, alert: Alert, failure: Failure) -> Step {
         if let Stage::Exchange(exchange) = &self.stage
             && let Some(Claim { candidates: Some(candidates), .. }) = &exchange.claim

@@ -1,7 +1,7 @@
-//! Limits the sessions per holder of a key. A device needs one session, so its key may
-//! open only a few at a time. For a key that many devices share, each address and port
-//! counts separately. The sessions of a holder form a linked list, newest first. This
-//! bookkeeping costs 15 bytes per session.
+//! Limits the sessions per holder of a key. A device needs one session, so only a few sessions may
+//! be open with its key at a time. For a key that many devices share, each address and port counts
+//! separately. The sessions of a holder form a linked list, newest first. This bookkeeping costs 15
+//! bytes per session.
 
 use hashbrown::HashTable;
 
@@ -10,7 +10,7 @@ use super::{
     table::{Handle, Table},
 };
 
-/// Place of a session in its holder's list.
+/// Position of a session in its holder's list.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Link {
     /// Hash of the holder under a random key; 0 if the session has no holder.
@@ -35,8 +35,8 @@ impl Link {
 pub(crate) struct Holders(HashTable<u32>);
 
 impl Holders {
-    /// Adds a session to its holder's list. If the list is now longer than `limit`,
-    /// returns its oldest session, which the caller must end.
+    /// Adds a session to its holder's list. If the list is now longer than `limit`, returns the
+    /// holder's oldest session, which the caller must end.
     pub(crate) fn add<P>(
         &mut self,
         sessions: &mut Table<Session<P>>,

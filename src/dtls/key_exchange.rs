@@ -26,7 +26,7 @@ impl Group {
 /// Secret that both sides compute; wiped when dropped.
 pub(crate) type SharedSecret = Zeroizing<Vec<u8>>;
 
-/// Length of a secret in bytes, in either group.
+/// Length of the secret of an ephemeral key in bytes, for either group.
 const SECRET: usize = 32;
 
 /// Error: the operating system returned no random bytes.

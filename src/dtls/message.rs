@@ -132,8 +132,8 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// Appends the header of an unfragmented message. The transcript hashes this header for
-/// every message, however it was fragmented (RFC 6347 §4.2.6).
+/// Appends the header of an unfragmented message. The transcript hashes this header for every
+/// message, even if the message was fragmented (RFC 6347 §4.2.6).
 pub(crate) fn put_header(out: &mut Vec<u8>, kind: u8, sequence: u16, length: usize) {
     out.push(kind);
     put_u24(out, length);

@@ -221,8 +221,8 @@ impl Outbox for Vec<(SocketAddr, Vec<u8>)> {
 /// An event returned by [`Endpoint::poll_event`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A client claims this identity. The application answers with
-    /// [`Endpoint::provide_psk`], immediately or later.
+    /// A client claims this identity. The application answers, immediately or later, with
+    /// [`Endpoint::provide_psk`], [`Endpoint::provide_psks`] or [`Endpoint::postpone_psk`].
     PskNeeded {
         /// The handshake that waits for the key.
         handshake: HandshakeId,

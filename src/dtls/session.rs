@@ -1,6 +1,6 @@
-//! An established session: its keys, its replay window, and the server's last flight until
-//! the client is known to have it. Devices keep their sessions open for minutes after they
-//! have fetched their certificates, so there are many sessions and each must be small.
+//! An established session: its keys, its replay window, and the server's last flight, which is kept
+//! until the client is known to have received it. Devices keep their sessions open for minutes
+//! after they have fetched their certificates, so there are many sessions and each must be small.
 
 use std::ops::Range;
 

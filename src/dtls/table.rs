@@ -201,7 +201,7 @@ impl<T> Table<T> {
         self.slots.len()
     }
 
-    /// Returns the entry in a slot, whatever its serial number.
+    /// Returns the entry in a slot, regardless of the slot's serial number.
     pub(crate) fn at(&self, index: u32) -> Option<&T> {
         self.slots.get(index as usize)?.entry.as_ref().map(|(_, value)| value)
     }

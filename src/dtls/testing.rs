@@ -22,9 +22,9 @@ use super::{
 
 pub use super::record::ContentType;
 
-/// Creates an endpoint whose output depends only on its input: its seed and its cookie secret are
-/// fixed. Until the returned [`KnownSecrets`] is dropped, the ephemeral secrets of this thread are
-/// fixed too. Used to record handshakes and to replay them.
+/// Creates an endpoint whose output depends only on its input, because its seed and its cookie
+/// secret are fixed. Until the returned [`KnownSecrets`] is dropped, the ephemeral secrets of this
+/// thread are fixed, too. Used to record handshakes and to replay them.
 pub fn predictable_endpoint<P>(now: Instant) -> (Endpoint<P>, KnownSecrets) {
     key_exchange::known::SECRET.set(Some([0x42; 32]));
     (Endpoint::new(Config::default(), now, &[1; 32], [2; 32]), KnownSecrets(()))
@@ -325,7 +325,7 @@ impl Client {
 
     /// Processes a HelloVerifyRequest: sends the hello again with the new cookie, even if the
     /// server asks several times. Ignores a message whose message_seq is not the next number,
-    /// because it is a repetition. Foreign stacks do so too.
+    /// because such a message is a repetition. Foreign stacks ignore it, too.
     fn hello_verify_request(&mut self, now: Instant, request: &Fragment<'_>) -> Vec<Vec<u8>> {
         if request.sequence != self.next_receive || self.agreed.is_some() || request.body.len() < 3 {
             return Vec::new();

@@ -21,7 +21,7 @@ const MAX_CODE: usize = 100;
 /// Maximum length of a device secret or `IotId`, in bytes; the cloud's secrets have 32 bytes.
 const MAX_FIELD: usize = 128;
 
-/// The fields of an answer that show its kind. An error of the business level has `Success` and
+/// Fields of an answer that show its kind. An error of the business level has `Success` and
 /// `ErrorMessage`; an error of the gateway has `Message`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -52,7 +52,7 @@ struct DeviceData {
     /// Absent in a page, because all devices of a page have the same product.
     product_key: Option<String>,
     device_name: String,
-    // This type wipes the secret even if parsing fails at a later field.
+    // The type `Secret` wipes the text even if parsing fails at a later field.
     #[serde(deserialize_with = "secret")]
     device_secret: Secret,
     iot_id: Option<String>,

@@ -18,7 +18,7 @@ const FIRST: u64 = 1_295_006;
 /// step in progress. If every batch has a step in progress, the new batch replaces the oldest one.
 const MAX_BATCHES: usize = 1000;
 
-/// The devices that the batches work on.
+/// Devices on which the batches work.
 pub(crate) trait Names {
     /// Returns whether the product has a device with this name.
     fn is_taken(&self, product_key: &str, device_name: &str) -> bool;
@@ -88,7 +88,7 @@ impl Batches {
         self.changes
     }
 
-    /// Sets the number of batches so far, from which the next `ApplyId` follows.
+    /// Sets the number of batches so far. The next `ApplyId` follows from this number.
     #[cfg(feature = "simulation")]
     pub(crate) fn number_from(&mut self, count: u64) {
         self.count = count;

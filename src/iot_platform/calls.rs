@@ -1,5 +1,5 @@
-//! Records the results of the calls to IoT Platform, so that an operator can see which of them
-//! fail, since when and why.
+//! Records the results of the calls to IoT Platform, so that an operator can see which calls fail,
+//! since when and why.
 
 use std::{
     collections::HashMap,
@@ -38,10 +38,10 @@ pub struct Trouble {
     pub error: ApiError,
 }
 
-/// Calls that fail for the same cause.
+/// Calls that have the cause of a failure in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extent {
-    /// All calls: the network, IoT Platform itself, or the account and its access key.
+    /// All calls. The cause is the network, IoT Platform itself, the account, or its access key.
     All,
     /// The calls of one action, for all products.
     Action,
@@ -83,7 +83,7 @@ impl Extent {
 }
 
 impl Trouble {
-    /// Returns whether a call of `action` for `product_key` that worked shows that the cause is
+    /// Returns whether a successful call of `action` for `product_key` shows that the cause is
     /// gone.
     fn ends_with(&self, action: Action, product_key: &str) -> bool {
         let (same_action, same_product) = (self.action == action, self.product_key == product_key);
@@ -103,7 +103,7 @@ pub struct Ended {
     /// Calls that IoT Platform has carried out, or has answered with an error about the device
     /// itself.
     pub worked: u64,
-    /// Calls that failed, without those that timed out.
+    /// Calls that failed, except those that timed out.
     pub failed: u64,
     /// Calls that IoT Platform did not answer in time.
     pub timed_out: u64,
@@ -197,8 +197,8 @@ impl Calls {
         let mut troubles = lock(&self.troubles);
         let extent = Extent::of(error);
         if error.class == ErrorClass::Operator && extent != Extent::All {
-            // IoT Platform refuses an action or a product only after it has accepted the signature,
-            // so no cause that makes all calls fail persists.
+            // IoT Platform refuses an action or a product only after it has accepted the signature.
+            // So a cause that made all calls fail is gone.
             troubles.retain(|_, trouble| Extent::of(&trouble.error) != Extent::All);
         }
         let key = (action, product_key.to_owned());
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(first.error.code, "NoConnection");
         let ended = calls.ended(Action::RegisterDevice);
         assert_eq!(ended, Ended { worked: 1, failed: 2, timed_out: 1 });
-        // The error that a name exists shows, just like a success, that IoT Platform works.
+        // The error `Exists` shows, like a success, that IoT Platform works.
         note(40, "a1", &failed(ErrorClass::Exists, "iot.device.AlreadyExistedDeviceName"));
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"], "the other product is still in trouble");
@@ -420,8 +420,7 @@ mod tests {
         );
         let left: Vec<_> = calls.troubles().into_iter().map(|trouble| trouble.product_key).collect();
         assert_eq!(left, ["a2"]);
-        // The same call fails for another cause: this is another trouble, with a beginning of its
-        // own.
+        // If the same call fails for another cause, a new trouble begins.
         calls.note(30, Action::RegisterDevice, "a2", &failed(ErrorClass::TimedOut, "Timeout"));
         assert_eq!((calls.troubles()[0].since, calls.troubles()[0].calls), (30, 1));
     }

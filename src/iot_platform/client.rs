@@ -40,8 +40,8 @@ const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in seconds. The `Date` header has a
 /// resolution of only one second.
 const CLOCK_TOLERANCE: u64 = 2;
-/// Time for which the `Date` of an answer is used to estimate the cloud's time. The calls of the
-/// next sweep bring newer answers, so this time is longer than the pause between two sweeps.
+/// Time for which the `Date` of an answer is used to estimate the cloud's time. It is longer than
+/// the pause between two sweeps, because the calls of each sweep bring newer answers.
 const SEEN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Settings of a [`Client`].
@@ -119,11 +119,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Checks the configuration and sets up TLS. Makes no call.
-    ///
-    /// # Errors
-    ///
-    /// Returns a sentence for the operator that says what is expected.
+    /// Checks the configuration, and sets up TLS. Makes no call.
     pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
         let endpoint = endpoint_url(&config.endpoint)?;
         if config.region.is_empty() {
@@ -200,8 +196,10 @@ impl Client {
             if self.may_repeat(&error, &answer, &mut repeated) {
                 continue;
             }
-            // If an intermediary has sent the call twice, the first copy may have created the
-            // device. "Exists" would deny this, so the caller gets the refusal of the second copy.
+            // If an intermediary sends a call twice, the second copy's nonce is refused, although
+            // the first copy may have created the device. The repeated call then fails with
+            // `Exists`, as if the device had existed before. So the caller gets the refusal of the
+            // nonce.
             let error = match repeated.nonce_used.take() {
                 Some(refused) if error.class == ErrorClass::Exists => refused,
                 _ => error,
@@ -336,12 +334,12 @@ fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {
     ApiError { message: answer::sanitized(&error.message, &secrets), ..error }
 }
 
-/// Reasons for which a call has already been signed again.
+/// Reasons for which a call was already signed again.
 #[derive(Default)]
 struct Repeated {
     /// Set after a refused nonce or timestamp.
     signed: bool,
-    /// The refusal of a nonce.
+    /// The error for the nonce that was refused.
     nonce_used: Option<ApiError>,
     /// Set after an expired token.
     renewed: bool,
@@ -380,7 +378,7 @@ impl Nonces {
 /// Parses the endpoint, and checks that it is a URL for calls.
 fn endpoint_url(text: &str) -> Result<Url, ClientError> {
     let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
-    // A text with `@` may contain a password, even if it is not a URL, so it is not shown.
+    // A text with `@` may contain a password even if the text is not a URL, so it is not shown.
     let shown = if text.contains('@') { "…" } else { text };
     let url = Url::parse(text).map_err(|error| wrong(shown, format!("is not a URL ({error})")))?;
     let what = if !matches!(url.scheme(), "http" | "https") {

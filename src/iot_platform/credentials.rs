@@ -30,8 +30,8 @@ pub(crate) use self::{
     role::{is_role, metadata_url},
 };
 
-/// Number of seconds before their expiry at which credentials are read again. The SDKs use the same
-/// number, which is also the clock difference that the gateway tolerates.
+/// Number of seconds before the expiry of credentials at which they are read again. The SDKs use
+/// the same number, which is also the clock difference that the gateway tolerates.
 pub const READ_AHEAD: i64 = 15 * 60;
 
 /// Code of an [`ApiError`] if there are no credentials for a call.
@@ -97,8 +97,8 @@ pub struct CredentialsFile {
 
 impl Source {
     /// Returns a name of the account. Processes and targets with the same access key get the same
-    /// name, wherever the key is kept, and share the account's limits under this name. The name is a hash that reveals nothing about
-    /// the credentials.
+    /// name, no matter where the access key is stored, and share the account's limits under this
+    /// name. The name is a hash that reveals nothing about the credentials.
     pub(super) fn account(&self) -> String {
         let (kind, name) = match self {
             Self::Given(credentials) => ("key", credentials.access_key_id.clone()),
@@ -168,7 +168,7 @@ struct State {
 struct Held {
     credentials: Arc<Credentials>,
     expires: Option<i64>,
-    /// State of the file when the credentials were read.
+    /// State of the file when the cached credentials were read.
     stamp: Option<Stamp>,
     /// Set if the cloud has refused the token as expired. Takes precedence over `expires`.
     refused: bool,
@@ -301,8 +301,8 @@ impl Holder {
         (soon && !is_ahead(held.again, now)) || held.stamp != self.stamp()
     }
 
-    /// Returns the state of the credentials file, by which changes are noticed; `None` if the
-    /// source is not a file.
+    /// Returns the state of the credentials file, so that changes of the file are noticed; `None`
+    /// if the source is not a file.
     fn stamp(&self) -> Option<Stamp> {
         match &self.source {
             Source::File(file) => file::stamp(&file.path),

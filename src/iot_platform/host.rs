@@ -1,6 +1,6 @@
-//! The MQTT host at which a device signs in. IoT Platform derives it from the instance, or from the
-//! product and the region, and an operator may configure another one. This module only computes
-//! names: it looks up and connects to nothing.
+//! The MQTT host at which a device signs in. IoT Platform derives the host from the instance, or
+//! from the product and the region, and an operator may configure another host. This module only
+//! computes names: it resolves no name and opens no connection.
 
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
@@ -63,8 +63,8 @@ fn is_ipv6(text: &str) -> bool {
 /// Returns the MQTT host of a device, without a port unless the configured host has one:
 ///
 /// - the configured host, if there is one;
-/// - with an instance ID, the host of the instance. Enterprise instances have an ID, and so do public
-///   instances that were opened since 2021-07-30;
+/// - with an instance ID, the host of the instance. Enterprise instances have an ID, and so do
+///   public instances that were opened since 2021-07-30;
 /// - otherwise, the host of the product in the public instance of the region.
 pub fn mqtt_host(
     configured: Option<&MqttHost>,

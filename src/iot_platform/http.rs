@@ -147,7 +147,7 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 /// Converts the error of a call without an answer. After a timeout, the call may have been carried
-/// out, except if the connection was not established.
+/// out, unless no connection was established.
 pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
     let (class, code, message) = if let Some(what) = certificate_error(error) {
         let host = endpoint.host_str().unwrap_or_default();

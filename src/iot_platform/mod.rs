@@ -30,8 +30,8 @@ pub const API_VERSION: &str = "2018-01-20";
 /// Default rate of `RegisterDevice` calls per second. It leaves a part of the account's limit of 30
 /// to other programs.
 pub const QPS: f64 = 25.0;
-/// Default pause between two passes of a sweep over the new devices, which query their activation
-/// and state.
+/// Default pause between two passes of the sweep over new devices. Each pass queries the activation
+/// and the state of these devices.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(300);
 /// Maximum number of names in a batch.
 pub const MAX_BATCH: usize = 10_000;
@@ -65,9 +65,9 @@ pub struct Thing<'a> {
     pub product_key: &'a str,
     /// `DeviceName`.
     pub device_name: &'a str,
-    /// `IotId`, if it is known. The call is then about this very device. Without it, the call is
-    /// about any device that has the name when the call arrives, even if it was registered after
-    /// an earlier copy of the call.
+    /// `IotId`, if it is known. With it, the call is about exactly this device. Without it, the
+    /// call is about the device that has the name when the call arrives, even if that device was
+    /// registered after an earlier copy of the call.
     pub iot_id: Option<&'a str>,
 }
 
@@ -94,8 +94,7 @@ pub enum BatchStatus {
     Create,
     /// The devices are created.
     CreateSuccess,
-    /// Not every device was created, or no device was created. The cloud's documentation has both
-    /// meanings.
+    /// Some or all devices were not created. The cloud's documentation has both meanings.
     CreateFailed,
 }
 
@@ -189,14 +188,15 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// Returns whether only the operator can remove the cause, and the cause is the product: it does
-    /// not exist, or takes no more devices.
+    /// Returns whether the cause is the product and only the operator can remove it: the product
+    /// does not exist, or takes no more devices.
     pub fn is_about_product(&self) -> bool {
         self.class == ErrorClass::Operator
             && (self.code.starts_with("iot.prod.") || self.code == "iot.device.DeviceCountExceeded")
     }
 
-    /// Returns whether IoT Platform was not reached, or something else has answered.
+    /// Returns whether the call did not reach IoT Platform, or the answer was not from IoT
+    /// Platform.
     pub fn is_unreachable(&self) -> bool {
         self.class == ErrorClass::TryAgain
             && matches!(self.code.as_str(), "NoConnection" | "Connection" | "NotAnAnswer")
@@ -207,8 +207,8 @@ impl ApiError {
         match self.class {
             ErrorClass::TimedOut | ErrorClass::Unknown => true,
             ErrorClass::TryAgain => self.code != NOT_SENT,
-            // No two calls of certdist have the same nonce, so another copy of this call has arrived
-            // before.
+            // No two calls of certdist have the same nonce, so another copy of this call has
+            // arrived earlier.
             ErrorClass::SignAgain => self.code == NONCE_USED,
             ErrorClass::Exists
             | ErrorClass::NotFound
@@ -287,8 +287,8 @@ pub trait IotPlatform: Send + Sync + 'static {
     ) -> ApiFuture<'a, ApplyId>;
 
     /// `QueryPageByApplyId`: returns one page of the certificates that a batch has created. Pages
-    /// are numbered from 1. Neither the call nor its answer has a product key, so the certificates
-    /// get `product_key`.
+    /// are numbered from 1. The call and its answer have no product key, so the certificates get
+    /// the product key `product_key`.
     fn query_page_by_apply_id<'a>(
         &'a self,
         product_key: &'a str,
@@ -305,17 +305,18 @@ pub trait IotPlatform: Send + Sync + 'static {
         device_names: &'a [String],
     ) -> ApiFuture<'a, Vec<CloudDevice>>;
 
-    /// `DisableThing`: ends the device's connection, and refuses its sign-ins until it is enabled. A
-    /// repeated call changes nothing. Fails with [`ErrorClass::NotFound`] if there is no such device.
+    /// `DisableThing`: ends the device's connection, and refuses its sign-ins until it is enabled.
+    /// A repeated call changes nothing. Fails with [`ErrorClass::NotFound`] if there is no such
+    /// device.
     fn disable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
 
     /// `EnableThing`: allows a disabled device to sign in again. A repeated call changes nothing.
     /// Fails with [`ErrorClass::NotFound`] if there is no such device.
     fn enable_thing<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
 
-    /// `DeleteDevice`: deletes the device for good. Its certificate and its `IotId` become invalid, and
-    /// its name is free again. Succeeds if there is no such device, so a call without an answer can be
-    /// repeated. But once the name may have been registered again, repeat it only with
-    /// [`Thing::iot_id`]: without it, the call would delete the new device.
+    /// `DeleteDevice`: deletes the device for good. Its certificate and its `IotId` become invalid,
+    /// and its name is free again. Succeeds if there is no such device, so that a call without an
+    /// answer can be repeated. If the name may have been registered again since, repeat the call
+    /// only with [`Thing::iot_id`]. Without the ID, the call would delete the new device.
     fn delete_device<'a>(&'a self, thing: Thing<'a>) -> ApiFuture<'a, ()>;
 }

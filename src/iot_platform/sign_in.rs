@@ -115,8 +115,8 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Signs the fields' names and values in alphabetical order, with the time stamp if there is
-    /// one.
+    /// Signs the names and values of the fields in alphabetical order. The time stamp is signed
+    /// only if there is one.
     fn signature<M: Mac + KeyInit>(&self, device_secret: &Secret) -> Secret {
         let mut mac = <M as KeyInit>::new_from_slice(device_secret.expose().as_bytes())
             .expect("HMAC takes a key of any length");

@@ -119,9 +119,9 @@ impl Registrar {
         self.end_batch(batch, outcome).await;
     }
 
-    /// Claims the registrations of a batch and writes the batch to the journal. A registration
-    /// whose row no longer asks for it ends here. Returns `None` if no registration remains, or if
-    /// the journal cannot be written.
+    /// Claims the registrations of a batch and writes the batch to the journal. Ends each
+    /// registration that is no longer wanted according to the device's row. Returns `None` if no
+    /// registration remains, or if the journal cannot be written.
     async fn open_batch(
         self: &Arc<Self>,
         product_key: &str,
@@ -237,9 +237,9 @@ impl Registrar {
         Err(abandoned("the names did not pass the check"))
     }
 
-    /// Continues a batch from the step that the cloud reports: creates the devices unless that
-    /// has been done, then fetches them. `checked` is the result of the check, if the cloud has just
-    /// reported it.
+    /// Continues a batch from the step that the cloud reports: creates the devices unless they are
+    /// created already, and then fetches them. `checked` is the result of the check, if the cloud
+    /// has just reported it.
     async fn create_and_fetch(
         self: &Arc<Self>,
         batch: &mut Batch,
@@ -306,8 +306,9 @@ impl Registrar {
         Err(abandoned("its devices were not created"))
     }
 
-    /// Queries the status of a batch until it is no longer `step`. If many batches are in progress,
-    /// waits until the step is probably over, because they share the limit of these queries.
+    /// Queries the status of a batch until the status is no longer `step`. If many batches are in
+    /// progress, the first query waits until the step is probably over, because all batches share
+    /// the rate limit of these queries.
     async fn until_done(
         &self,
         product_key: &str,
@@ -453,8 +454,8 @@ impl Registrar {
         }
     }
 
-    /// Makes a call whose turn has come, and tells the pace of its action whether IoT Platform has
-    /// taken it or throttles.
+    /// Makes a call whose turn has come. Tells the pace of the action whether IoT Platform has
+    /// accepted or throttled the call.
     pub(super) async fn paced<T>(&self, action: Action, call: ApiFuture<'_, T>) -> Result<T, ApiError> {
         let left = Instant::now();
         let answer = call.await;

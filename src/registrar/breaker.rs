@@ -177,8 +177,9 @@ impl Breakers {
         reasons
     }
 
-    /// Returns the cloud's reason of a breaker that stops registrations of this product, also
-    /// between its probes.
+    /// Returns the cloud's reason if a breaker for registrations of this product is open. Unlike
+    /// [`reason`](Self::reason), does so even after the breaker's pause, and while a probe is in
+    /// progress.
     pub(super) fn stopped(&self, product_key: &str) -> Option<String> {
         scopes(product_key).iter().find_map(|scope| self.open.get(scope)).map(|open| open.reason.clone())
     }

@@ -1,6 +1,7 @@
-//! Carries out the plan of a crowd (`plan.rs`): while more devices wait than single calls can serve
-//! soon, one task makes a batch whenever a check can be called, for the product that gains most.
-//! Also estimates when a device's turn comes.
+//! Carries out the plan for a crowd (`plan.rs`). While more devices wait than single calls can
+//! serve soon, one task makes batches. It makes the next batch as soon as the check of a batch can
+//! be called, for the product that gains most. This module also estimates when a device's turn
+//! comes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +20,7 @@ pub(super) const BATCHES_AHEAD: usize = 2;
 /// Maximum number of batches in progress, of all products. More would only wait for their turns to
 /// query their status.
 const MAX_IN_PROGRESS: usize = 256;
-/// Time until the queue is examined again if no product is to have a batch now.
+/// Time until the queue is examined again if no batch can be made now.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 impl Registrar {

@@ -1,6 +1,7 @@
 //! Log lines about single devices and batches. At the level debug, a crowd of devices causes one
-//! line for each device. At the default level, the first few lines of a minute are written, and all
-//! further ones are counted in one line. This module knows nothing about the causes of the lines.
+//! line for each device. At the default level, the first few lines of each kind in a minute are
+//! written, and the other lines of the kind are counted in one line. This module knows nothing
+//! about the causes of the lines.
 
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ struct Limit {
 }
 
 impl Lines {
-    /// Returns whether a line of this kind may be written. Counts it otherwise.
+    /// Returns whether a line of this kind may be written. If not, counts the line.
     pub(super) fn admit(&mut self, kind: Kind, now: Instant) -> bool {
         let limit = &mut self.0[kind as usize];
         if limit.is_over(now) {

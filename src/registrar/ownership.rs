@@ -185,8 +185,8 @@ impl Registrar {
         self.store.set_clock_ahead(ahead);
     }
 
-    /// Leaves the store's clock to these clouds while one of them has answered recently. Two clouds
-    /// whose clocks differ would otherwise set it in turn.
+    /// Lets only these clouds set the store's clock while one of them has answered recently.
+    /// Otherwise, two clouds whose clocks differ would set the store's clock in turn.
     pub(super) fn leave_clock_to(&self, clouds: Vec<Arc<dyn IotPlatform>>) {
         // The clouds are given only once, when the process starts.
         let _ = self.preferred_clocks.set(clouds);

@@ -22,7 +22,7 @@ const RAISE: f64 = 0.1;
 /// a higher rate, two calls that follow each other closely could exceed the limit.
 const CREDIT_UP_TO: f64 = 0.9;
 /// Time for which [`Pace::spare_turn`] leaves a due turn to registrations, as a fraction of the
-/// time between two turns. It also limits spare turns to 80 % of the rate.
+/// time between two turns. With this reserve, spare turns make up at most 80 % of the rate.
 const RESERVE: f64 = 0.25;
 
 /// The paces of all actions. IoT Platform's limits apply to the account as a whole.

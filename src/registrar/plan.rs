@@ -43,9 +43,9 @@ impl Rates {
         }
     }
 
-    /// Returns the minimum time in which the rate limits let `waiting` devices of `products`
-    /// products be registered. The time that IoT Platform takes for a batch is not included.
-    /// Assumes products of equal size.
+    /// Returns the minimum time that the rate limits allow for the registration of `waiting`
+    /// devices of `products` products. The time that IoT Platform takes for a batch is not
+    /// included. Assumes products of equal size.
     pub(super) fn time_of(self, waiting: usize, products: usize) -> Duration {
         let devices = waiting as f64;
         let each = devices / products.max(1) as f64;
@@ -160,7 +160,8 @@ impl Experience {
         }
     }
 
-    /// Notes that a batch of a product has succeeded, so that its batches are no longer stopped.
+    /// Notes that a batch of a product has succeeded, so that the product's batches are no longer
+    /// stopped.
     pub(super) fn succeeded(&mut self, product_key: &str) {
         self.own(product_key).not_before = None;
     }

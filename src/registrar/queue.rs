@@ -111,24 +111,24 @@ impl Queue {
         None
     }
 
-    /// Notes that a task makes batches. Returns false if one does so already, or if at most `soon`
-    /// registrations wait.
+    /// Notes that a task makes batches. Returns false if a task already does so, or if at most
+    /// `soon` registrations wait.
     pub(super) fn begin_batches(&mut self, soon: usize) -> bool {
         let begin = !self.makes_batches && self.waiting > soon;
         self.makes_batches |= begin;
         begin
     }
 
-    /// Notes that no task makes batches any more, if at most `soon` registrations wait. Returns
-    /// whether this is so. The next registration beyond `soon` begins a new task.
+    /// If at most `soon` registrations wait, notes that no task makes batches any more, and returns
+    /// true. Otherwise returns false. The next registration beyond `soon` begins a new task.
     pub(super) fn end_batches(&mut self, soon: usize) -> bool {
         self.makes_batches = self.waiting > soon;
         !self.makes_batches
     }
 
-    /// Returns the product to which a batch is worth most. If it is worth the same to several
-    /// products, the one whose turn comes last is returned, because single calls serve the others
-    /// earlier.
+    /// Returns the product for which a batch is worth most. Of several products with the same
+    /// worth, returns the product whose turn comes last, because single calls serve the other
+    /// products earlier.
     pub(super) fn most_worth(
         &self,
         now: Instant,
@@ -177,7 +177,7 @@ impl Queue {
         self.tidy(product_key);
     }
 
-    /// Returns the number of batches of all products.
+    /// Returns the number of batches in progress, of all products.
     pub(super) fn batches(&self) -> usize {
         self.batches
     }

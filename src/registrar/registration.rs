@@ -60,8 +60,8 @@ pub(super) struct Registration {
     /// First call that may have created the device; `None` if each call so far has definitely not
     /// created it.
     asked: Option<Since>,
-    /// Set if the only call that may have created the device is that of the batch in progress,
-    /// whose result is not known yet.
+    /// Set if the only call that may have created the device is the call that began the batch in
+    /// progress, and the batch's result is not known yet.
     asked_in_batch: bool,
     /// Set if the name exists at IoT Platform, so that the device's certificate must be looked up.
     exists: bool,
@@ -116,8 +116,8 @@ impl Registration {
     pub(super) fn claimed(&mut self, claim: Claim) {
         let may_be_asked = match claim.asked_by {
             AskedBy::Nobody => false,
-            // If this registration had the claim before, it knows about its own calls. Otherwise,
-            // the calls are those of a former registration, whose claim could not be given up.
+            // If this registration already had the claim, it knows its own calls. Otherwise, the
+            // calls were made by an earlier registration that could not give up its claim.
             AskedBy::Caller => self.claim.is_none(),
             AskedBy::Other => true,
         };
@@ -153,16 +153,16 @@ impl Registration {
         }
     }
 
-    /// Notes that the batch has not created the device, as its result says.
+    /// Notes that, according to its result, the batch has not created the device.
     pub(super) fn is_not_in_batch(&mut self) {
         if std::mem::take(&mut self.asked_in_batch) {
             self.asked = None;
         }
     }
 
-    /// Returns whether certdist may have created an existing device. This is so if a call for the
-    /// device may have been carried out and the device is not older than the first such call. An
-    /// answer that a name exists shows that its call was not carried out.
+    /// Returns whether certdist may have created an existing device. This is possible only if a
+    /// call for the device may have been carried out, and if the device is not older than the first
+    /// such call. An answer that a name exists shows that its call was not carried out.
     /// `cloud_now` is the current time of the cloud's clock, and `offset` is the difference between
     /// the cloud's clock and this machine's clock.
     pub(super) fn may_be_ours(

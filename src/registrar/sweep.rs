@@ -1,7 +1,7 @@
 //! Looks up registered devices at IoT Platform, up to a hundred in a call. A sweep updates the
 //! stored `activateTime` and `registerTime`, and notices devices that were disabled or deleted at
-//! IoT Platform. `plan` decides which devices are due. The calls of a sweep take only the turns
-//! that registrations leave.
+//! IoT Platform. `plan` decides which devices are due. The calls of a sweep take the turns that
+//! registrations leave, and at least one turn a minute.
 
 mod plan;
 mod report;
@@ -35,15 +35,15 @@ const ROWS: usize = 500;
 /// Maximum number of devices of one part that wait until a hundred devices of their product can be
 /// looked up together.
 const GATHERED: usize = 20_000;
-/// The pass over all devices gets one of this many turns of a sweep.
+/// One in this many turns of a sweep goes to the pass over all devices.
 const TURNS_OF_ALL: u32 = 5;
-/// Longest pause until a process asks again whether it should sweep.
+/// Longest pause until a process that did not get the lease tries again.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Time for which a call of a sweep waits for a turn that no registration wants. After this time,
 /// the call takes any turn, so that an endless crowd of registrations does not stop the sweep.
 const YIELDS_FOR: Duration = Duration::from_secs(60);
 
-/// Devices that a pass has read and not looked up yet, by product.
+/// Devices that a pass has read but not looked up yet, by product.
 #[derive(Default)]
 struct Gathered {
     lists: BTreeMap<String, Vec<Watched>>,
@@ -123,8 +123,8 @@ impl Sweep {
         }
     }
 
-    /// Continues at the cursor of the store. If another process has stored it, what this process
-    /// has gathered is dropped.
+    /// Continues at the cursor from the store. If another process has stored this cursor, drops the
+    /// devices that this process has gathered.
     fn resume(&mut self, cursor: String) {
         if cursor != self.written {
             self.plan = Plan::from_cursor(&cursor);
@@ -368,8 +368,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Looks up devices of one product, at least one and at most [`MAX_QUERY`], and stores what has
-    /// changed.
+    /// Looks up devices of one product, at least one and at most [`MAX_QUERY`], and stores the
+    /// changes.
     async fn look_at(&self, list: &[Watched], sweep: &mut Sweep, part: Part) -> Result<(), Fault> {
         let Some(Watched { product_key, .. }) = list.first() else { return Ok(()) };
         let mut found = self.find_all(product_key, list.iter()).await?;

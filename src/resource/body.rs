@@ -1,7 +1,8 @@
-//! Reads and writes the bodies of `/cert`. A request has device IDs in CBOR, JSON or a
-//! query, under the keys `deviceId`, `sn` and `mac`, or one device ID as text. `host` asks for the
-//! device's MQTT host. An answer has a certificate in CBOR or JSON, with the keys `productKey`,
-//! `deviceName` and `deviceSecret`, and with the key `host` if the host is told.
+//! Reads and writes the bodies of `/cert`. A request has device IDs in CBOR, JSON or a query, under
+//! the keys `deviceId`, `sn` and `mac`, or one device ID as text. With the key `host`, a request
+//! asks for the device's MQTT host. An answer has a certificate in CBOR or JSON, with the keys
+//! `productKey`, `deviceName` and `deviceSecret`. If the answer includes the MQTT host, it has the
+//! key `host`, too.
 
 use std::fmt;
 
@@ -24,12 +25,12 @@ use crate::{
 pub(super) enum Entry {
     /// `deviceId`, `sn` or `mac`, or a text payload.
     Id(AskedId),
-    /// `host`: whether the answer is to have the device's MQTT host.
+    /// `host`: true if the client asks for the device's MQTT host.
     Host(bool),
 }
 
-/// Entries in the order of the payload or query, each with the response that refuses it if its value
-/// is not legal.
+/// Entries in the order of the payload or query. In place of an entry with an invalid value, there
+/// is the response that refuses the value.
 type Entries = Vec<Result<Entry, Response>>;
 
 const HOST: &str = "host";
@@ -59,7 +60,7 @@ fn unreadable(error: DeviceIdError) -> Response {
     bad_request(&error.to_string())
 }
 
-/// Reads the entries of a CBOR map. Skips those with other keys.
+/// Reads the entries of a CBOR map. Skips entries with unknown keys.
 pub(super) fn cbor(payload: &[u8]) -> Result<Vec<Entry>, Response> {
     let not_a_map = || bad_request("the payload is not a CBOR map");
     let mut decoder = Decoder::new(payload);
@@ -196,7 +197,7 @@ impl<'de> Deserialize<'de> for JsonEntries {
     }
 }
 
-/// Reads the entries of a JSON object. Skips those with other keys.
+/// Reads the entries of a JSON object. Skips entries with unknown keys.
 pub(super) fn json(payload: &[u8]) -> Result<Vec<Entry>, Response> {
     let not_an_object = || bad_request("the payload is not a JSON object with text values");
     // The whole payload must be UTF-8, but serde_json does not check the strings that it skips.
@@ -211,7 +212,7 @@ pub(super) fn text(payload: &[u8]) -> Result<Vec<Entry>, Response> {
     Ok(vec![Entry::Id(AskedId::parse(text.trim()).map_err(unreadable)?)])
 }
 
-/// Reads the entries of Uri-Query options; other queries are skipped.
+/// Reads the entries of Uri-Query options. Skips options with unknown keys.
 pub(super) fn query(options: &[String]) -> Result<Vec<Entry>, Response> {
     let read = |option: &String| match option.split_once('=') {
         Some((HOST, "1" | "true")) => Some(host(Some(true))),

@@ -1,6 +1,7 @@
 //! Remembers recent requests for certificates that were not served, by device and reason, so that
 //! an operator can see them. Each thread writes to its own part, so that workers do not wait for
-//! one another. The memory is bounded: when a part is full, its oldest failures are forgotten.
+//! one another. The memory is bounded: when a part has no room for another failure with the same
+//! reason, its older failures with this reason are forgotten.
 
 use std::{
     hash::RandomState,
@@ -19,8 +20,8 @@ use crate::{
     unix_time::{UnixSeconds, unix_now},
 };
 
-/// Maximum number of devices that each thread remembers for a reason that many healthy devices may
-/// have at once.
+/// Maximum number of devices that each thread remembers for a reason that can affect many healthy
+/// devices at once.
 const MOST: usize = 2048;
 
 /// Maximum number of devices that each thread remembers for any other reason.
@@ -100,8 +101,9 @@ impl Reason {
     }
 }
 
-/// Returns the reason that an entry of the audit log gives for a refusal, and the message of IoT
-/// Platform; `None` if the text is none that this version writes.
+/// Reads the reason from the text of a refusal in the audit log, and also returns IoT Platform's
+/// message, which is empty for most reasons. Returns `None` for a text that this version never
+/// writes.
 pub fn reason_of(detail: &str) -> Option<(Reason, &str)> {
     let own = [
         (Refusal::Invalid, Reason::Invalid),
@@ -121,11 +123,12 @@ pub fn reason_of(detail: &str) -> Option<(Reason, &str)> {
 /// Requests of one device that were not served for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The device. If the request can stand for several IDs, the first of them.
+    /// The device. If the ID in the request may stand for several devices, this is the first of
+    /// them.
     pub device: DeviceId,
     /// The reason.
     pub reason: Reason,
-    /// Enrollment whose key the client has proven to have.
+    /// Enrollment whose key the client has proven.
     pub enrollment: String,
     /// Origin of the last request.
     pub origin: Origin,
@@ -142,7 +145,7 @@ pub struct Failure {
 /// Numbers of requests that were not served since the start, in the order of [`Reason::ALL`].
 pub type Counts = [u64; Reason::ALL.len()];
 
-/// Properties of the last of several requests.
+/// Properties of the last request among those that are counted together.
 #[derive(Debug, Clone)]
 struct Details {
     enrollment: String,
@@ -153,8 +156,9 @@ struct Details {
 #[derive(Debug)]
 struct Part {
     counts: Counts,
-    /// Failures for each reason, in the order of [`Reason::ALL`]. The reasons have separate records,
-    /// so that a stranger who causes many failures for one reason displaces none for another.
+    /// Failures for each reason, in the order of [`Reason::ALL`]. Each reason has its own record,
+    /// so that a stranger who causes many failures for one reason does not displace the failures
+    /// for another.
     failures: [Recent<DeviceId, Details>; Reason::ALL.len()],
 }
 
@@ -212,8 +216,9 @@ impl Failures {
         part.remember((now, now, 1), reason, device, &principal.enrollment.name, origin, message);
     }
 
-    /// Remembers requests without counting them among those since the start, because they were
-    /// before it. `times` are the times of the first and the last one, and their number.
+    /// Remembers requests that were made before the start, without adding them to the counts since
+    /// the start. `times` contains the time of the first request, the time of the last request, and
+    /// the number of requests.
     pub fn note_at(
         &self,
         times: (UnixSeconds, UnixSeconds, u64),

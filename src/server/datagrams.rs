@@ -1,5 +1,5 @@
 //! Sends and receives datagrams in groups: one system call handles up to 32 datagrams. Under load,
-//! system calls are half the cost of serving a device, so datagrams share them.
+//! system calls are half the cost of serving a device, so several datagrams share each call.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -35,9 +35,9 @@ pub(super) fn v6_control() -> Vec<u8> {
     cmsg_space!(libc::in6_pktinfo)
 }
 
-/// A socket to receive from. Each socket has message headers of its own, because the system leaves
-/// lengths in the headers that depend on the address family, and these would be wrong for a socket
-/// of the other family.
+/// A socket to receive from. Each socket has message headers of its own. The system leaves lengths
+/// in the headers that depend on the address family, and these lengths are wrong for a socket of
+/// the other family.
 pub(super) struct Listener {
     socket: UdpSocket,
     number: u16,

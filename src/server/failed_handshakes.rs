@@ -1,5 +1,5 @@
-//! Recent handshakes that failed, by identity and reason, so that an operator can find the device
-//! behind them. Nothing here is authenticated: a client may claim any identity.
+//! Recent handshakes that failed, by identity and reason, so that an operator can find the devices
+//! that caused them. Nothing in this record is authenticated: a client may claim any identity.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -29,8 +29,8 @@ pub enum Claimed {
     Origin(Origin),
 }
 
-/// Map key of an event in the record, borrowed for a lookup. Has the same hash as the pair that the
-/// record contains.
+/// Map key for a lookup in the record, borrowed so that the lookup allocates no memory. It has the
+/// same hash as the owned map key in the record.
 #[derive(Hash)]
 struct Key<'k>(&'k Claimed, Failure);
 
@@ -40,7 +40,8 @@ impl Equivalent<(Claimed, Failure)> for Key<'_> {
     }
 }
 
-/// Recent failed handshakes of one worker. The value is the origin of the last of them.
+/// Recent failed handshakes of one worker. For each client and reason, the record holds the origin
+/// of the last handshake.
 #[derive(Debug)]
 pub struct FailedHandshakes(Mutex<Recent<(Claimed, Failure), Origin>>);
 
@@ -51,7 +52,7 @@ impl Default for FailedHandshakes {
 }
 
 impl FailedHandshakes {
-    /// Notes a failed handshake of a client that claimed `identity`, if it claimed one.
+    /// Notes a failed handshake. `identity` is the identity that the client claimed, if any.
     pub fn note(&self, now: UnixSeconds, identity: Option<&[u8]>, reason: Failure, origin: Origin) {
         let claimed = match identity {
             Some(identity) => {
@@ -65,8 +66,8 @@ impl FailedHandshakes {
         self.lock().note(now, &Key(&claimed, reason), || (key, origin), |known| *known = origin);
     }
 
-    /// Calls `each` with the failed handshakes since `from`. Returns whether any were forgotten for
-    /// lack of room.
+    /// Calls `each` with the failed handshakes since `from`. Returns whether the record was ever
+    /// full, so that older handshakes were forgotten.
     pub fn since(
         &self,
         from: UnixSeconds,

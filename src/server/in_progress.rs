@@ -12,8 +12,8 @@ pub const MAX_TASKS: u64 = 50_000;
 /// factory of 10,000 devices behind the address, and is a quarter of a worker's maximum. An IPv6
 /// network larger than a /64 may have a multiple of this number.
 const MAX_OF_ADDRESS: u64 = 12_500;
-/// Maximum number of requests in progress from a network of any size, so that even the holder of a
-/// /48 leaves half of a worker free.
+/// Maximum number of requests in progress from a network of any size, so that even a client with a
+/// whole /48 leaves half of a worker free.
 const MAX_OF_NETWORK: u64 = MAX_TASKS / 2;
 
 /// Number of requests in progress, by network.

@@ -190,8 +190,8 @@ impl Met {
         let number = match self.numbers.get(&local) {
             Some(&number) => number,
             None => {
-                // An address that gets no number is not kept in the map, because there is no limit
-                // on the addresses of this kind.
+                // An address that gets no number is not kept in the map, because the number of such
+                // addresses is unlimited.
                 let Some(number) = self.all.assign(local) else { return LocalAddress(local.socket) };
                 self.numbers.insert(local, number);
                 number

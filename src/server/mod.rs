@@ -251,8 +251,8 @@ impl Server {
         self.workers.iter().map(pulse).collect()
     }
 
-    /// Replaces the enrollments and limits for all handshakes and requests from now on. A
-    /// session stays open if its enrollment still has the same key. Sessions with
+    /// Replaces the enrollments and limits for all handshakes and requests from now on. A session
+    /// stays open if its enrollment still has the same key, identity and product. Sessions with
     /// individual keys end.
     pub fn reload(&self, services: &Services) {
         for worker in &self.workers {
@@ -302,8 +302,8 @@ fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<(Vec<SocketAddr>, V
     Ok((addresses, sockets))
 }
 
-/// Binds one socket per worker to an address. The kernel distributes clients among them
-/// by address and port (SO_REUSEPORT), so a client stays with its worker.
+/// Binds one socket per worker to an address. The kernel distributes clients among these sockets by
+/// address and port (SO_REUSEPORT), so a client stays with its worker.
 fn bind(listen: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Vec<UdpSocket>> {
     // With SO_REUSEPORT, a second server would silently share the port. So the port is first bound
     // without this option. This attempt fails if another server has the port.

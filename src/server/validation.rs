@@ -14,14 +14,16 @@ use crate::{
     dtls::{self, Delivery, Path, SessionId},
 };
 
-/// Time after which another ping is sent to a device for which a message or request still waits.
+/// Time after which another ping is sent to a device, if a message to the device or a request from
+/// it still waits.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Pings to devices that have moved, and requests that wait for the answers to these
 /// pings.
 #[derive(Default)]
 pub(super) struct Validation {
-    /// Sessions with a withheld message that have not been sent a ping yet.
+    /// Sessions to send a ping in, because a message to the device was withheld or a request from
+    /// the device is held.
     withheld: Vec<SessionId>,
     /// Path and time of the last ping in each session.
     asked: HashMap<SessionId, (Path, Instant)>,
@@ -46,8 +48,8 @@ impl Validation {
         None
     }
 
-    /// Holds a request until its device has answered a ping, and schedules the ping.
-    /// Returns the session's request that was held before, if any.
+    /// Holds a request until its device has answered a ping, and schedules the ping. Returns the
+    /// session's previously held request, if any, which the new request replaces.
     pub(super) fn hold(&mut self, session: SessionId, request: Held) -> Option<Held> {
         self.withheld.push(session);
         self.held.insert(session, request)

@@ -30,9 +30,9 @@ use crate::dtls;
 const SOCKET: Token = Token(0);
 const INBOX: Token = Token(1);
 
-/// Maximum time that a round spends on letters and datagrams that have arrived. The processing of
-/// the last datagram may exceed this time by more than a millisecond. After this time, the round
-/// handles timers and sends answers.
+/// Maximum time that a round spends on letters and datagrams that have arrived. A round may exceed
+/// this time by the processing of its last datagram, which may take more than a millisecond. After
+/// this time, the round handles timers and sends answers.
 const ROUND_TIME: Duration = Duration::from_millis(20);
 
 /// Maximum number of datagrams in a worker's queue for datagrams that other workers have received.
@@ -436,7 +436,7 @@ impl Active {
     /// Processes the received datagrams. Returns whether there was time for all of them.
     fn take_group(&mut self, round: &Round, neighbours: &[Mailbox]) -> bool {
         let count = self.incoming.waiting();
-        // A group of one datagram would gain nothing.
+        // For a single datagram, a group would save nothing.
         if count > 1 {
             self.stack.begin_group();
         }

@@ -1,5 +1,5 @@
-//! Retention of the audit log: removes expired entries. If the clock is probably wrong, no entry is
-//! removed because of its age. By default, the maximum size follows the number of devices.
+//! Retention of the audit log: removes expired entries. Keeps entries of any age if the clock is
+//! probably wrong. By default, the maximum size follows the number of devices.
 
 use std::time::Instant;
 
@@ -13,23 +13,23 @@ use crate::store::Store;
 pub const LEASE: &str = "prune";
 
 /// Maximum age of the newest entry, in seconds, by this machine's clock. If the newest entry seems
-/// to be older, the clock is probably wrong.
+/// older, the clock is probably wrong.
 const LONGEST_SILENCE: UnixSeconds = 14 * 86_400;
 
 /// Default maximum number of entries of changes: this number, or [`CHANGES_A_DEVICE`] for each
 /// device, whichever is greater.
 pub const MIN_CHANGES: u64 = 5_000_000;
 
-/// Entries of changes in the default limit, for each device. The usual device has two: its
-/// registration and its first issue. An operator's job on all devices adds one for each device.
+/// Number of entries of changes for each device, in the default limit. The usual device has two:
+/// its registration and its first issue. An operator's job on all devices adds one for each device.
 pub const CHANGES_A_DEVICE: u64 = 10;
 
 /// Default maximum number of records of repeats: this number, or [`REPEATS_A_DEVICE`] for each
 /// device, whichever is greater.
 pub const MIN_REPEATS: u64 = 1_000_000;
 
-/// Records of repeats in the default limit, for each device: enough for two days on which the whole
-/// fleet asks again.
+/// Number of records of repeats for each device, in the default limit: enough for two days on which
+/// the whole fleet asks again.
 pub const REPEATS_A_DEVICE: u64 = 2;
 
 /// Maximum number of rows of one class of entries.
@@ -73,8 +73,8 @@ impl Limits {
     }
 }
 
-/// Removes expired entries. To judge the clock, remembers the time of the newest entry when the log
-/// was first read.
+/// Removes expired entries. Remembers the time of the newest entry when the log was first read, to
+/// judge the clock by it.
 #[derive(Default)]
 pub struct Retention {
     /// Time of the newest entry when the log was first read, and the instant of that reading.
@@ -84,8 +84,7 @@ pub struct Retention {
 
 impl Retention {
     /// Returns the limits that apply now. The age limit applies only if the clock is confirmed or
-    /// probably right. If it applied in all cases, a clock that is a year ahead would remove all
-    /// entries.
+    /// probably right. Otherwise, a clock that is a year ahead would remove all entries.
     async fn checked(
         &mut self,
         log: &(impl Store + AuditLog + ?Sized),
@@ -138,9 +137,9 @@ impl Retention {
     }
 
     /// Returns whether the clock is probably right. The first call reads the time of the newest
-    /// entry. The clock must not be much later than this time plus the time that has passed since
-    /// the first call. Entries that are written after the first call do not count, because they may
-    /// have been written with the same wrong clock.
+    /// entry. The clock is probably right if it is at most [`LONGEST_SILENCE`] later than this time
+    /// plus the time since the first call. Entries that are written after the first call do not
+    /// count, because they may have been written with the same wrong clock.
     async fn has_likely_clock(&mut self, log: &(impl Store + AuditLog + ?Sized)) -> bool {
         if self.first.is_none() {
             match log.newest_entry().await {

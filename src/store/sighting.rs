@@ -1,6 +1,6 @@
-//! Registered devices as a sweep compares them with IoT Platform, and the part of a store that reads
-//! them and stores what IoT Platform says about them. None of this contains a secret, so a sweep
-//! over a sealed table opens none.
+//! Registered devices as a sweep compares them with IoT Platform. `Sightings` is the part of a
+//! store that reads them and stores what IoT Platform says about them. No type here contains a
+//! secret, so a sweep over a sealed table opens no secret.
 
 use std::ops::Range;
 
@@ -44,7 +44,7 @@ impl From<&super::DeviceRow> for Watched {
     }
 }
 
-/// Data about a device that a query of IoT Platform returned.
+/// Data that a query of IoT Platform has returned about a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sighting {
     /// Time of the registration, by the cloud's clock.
@@ -84,8 +84,8 @@ pub trait Sightings: Send + Sync + 'static {
     /// Returns up to `limit` devices whose certificate was first issued within `issued` and whose
     /// first sign-in is not known. Devices that were deleted at IoT Platform are left out. The
     /// device with the latest issue comes first, and devices with the same time are in descending
-    /// order of their IDs. The answer begins after the place `after`. The work is bounded by the
-    /// number of such devices, whatever the size of the table.
+    /// order of their IDs. The result begins after the place `after`. The work is bounded by the
+    /// number of these devices, not by the size of the table.
     fn unactivated<'a>(
         &'a self,
         issued: Range<UnixSeconds>,

@@ -17,15 +17,15 @@ pub struct Turn {
     pub interval: Duration,
     /// Time by which a turn may come early, to make up for a turn that was taken late.
     pub credit: Duration,
-    /// Time for which a due turn is left to others. A caller with a reserve gets a turn only if no
-    /// caller without one wants it.
+    /// Time for which a due turn is left to other callers. A caller with a reserve gets a turn only
+    /// if no caller without a reserve wants it.
     pub reserve: Duration,
 }
 
 impl Turn {
     /// Takes a turn of a pace. `now` is the current time, and `next` is the time of the next turn,
-    /// both in microseconds since 1970. Returns the time of the turn after this turn. If it is too
-    /// early for this turn, takes no turn and returns the time to wait as the error.
+    /// both in microseconds since 1970. Returns the time of the following turn. If the turn is not
+    /// due yet, takes no turn and returns the time to wait as the error.
     pub fn take(self, next: Option<i64>, now: i64) -> Result<i64, Duration> {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         let next = next.filter(|next| next.saturating_sub(now) <= micros(MAX_AHEAD));
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(spare.take(None, 1_000_000), Ok(1_040_000));
         assert_eq!(spare.take(Some(1_040_000), 1_040_000), Err(Duration::from_millis(10)));
         assert_eq!(spare.take(Some(1_040_000), 1_050_000), Ok(1_090_000));
-        // As long as others take each turn when it is due, none is left.
+        // As long as others take each turn when it is due, a caller with a reserve gets none.
         let mut next = TURN.take(None, 1_000_000).unwrap();
         for _ in 0..100 {
             assert_eq!(spare.take(Some(next), next), Err(Duration::from_millis(10)));

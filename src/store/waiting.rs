@@ -1,7 +1,6 @@
-//! Devices that wait to be admitted: they have proven a key of an enrollment with
-//! `unlisted = "hold"`, but are not in the table. The list is bounded, and a client with a shared
-//! key, who can invent device IDs, can neither displace other devices nor fill the list from one
-//! address.
+//! Devices that wait to be admitted. They have proven a key of an enrollment with `unlisted =
+//! "hold"`, but are not in the table. The list is bounded. A client with a shared key can invent
+//! device IDs, but can neither displace other devices nor fill the list from one address.
 
 use super::{
     Actor, StoreFuture, UnixSeconds,
@@ -24,9 +23,9 @@ pub const KEPT: UnixSeconds = 30 * 86_400;
 /// A device that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// The device ID by which it asks.
+    /// Device ID by which the device asks.
     pub device: DeviceId,
-    /// Enrollment whose key it has proven.
+    /// Enrollment whose key the device has proven.
     pub enrollment: String,
     /// Time of the first request.
     pub first: UnixSeconds,
@@ -43,9 +42,9 @@ pub struct Waiting {
 pub struct Note {
     /// The device.
     pub device: DeviceId,
-    /// The client. Its enrollment is that in which the device waits.
+    /// The client. The device waits in the client's enrollment.
     pub asker: Asker,
-    /// Set if the client has proven only a shared key, so that the ID may be invented.
+    /// Set if the client has proven only a shared key. It may then have invented the device ID.
     pub is_shared: bool,
 }
 
@@ -60,13 +59,13 @@ pub struct NewDevice {
     pub product_key: String,
 }
 
-/// The one who admits a device.
+/// Authority that admits a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admits {
     /// An operator.
     Operator(Actor),
-    /// The configuration (`unlisted = "admit"`), when this client asks. The enrollment may have at
-    /// most `max_rows` devices in the table afterwards.
+    /// The configuration (`unlisted = "admit"`), at a request of this client. Afterwards, the
+    /// enrollment may have at most `max_rows` devices in the table.
     Configuration {
         /// The client.
         asker: Asker,
@@ -76,8 +75,8 @@ pub enum Admits {
 }
 
 impl Admits {
-    /// Returns the maximum number of devices that the enrollment may have in the table. An operator
-    /// is not limited.
+    /// Returns the maximum number of devices that the enrollment may have in the table; `None` for
+    /// an operator, who is not limited.
     pub(crate) fn max_rows(&self) -> Option<u64> {
         match self {
             Self::Operator(_) => None,
@@ -108,24 +107,24 @@ impl Admits {
 pub enum Admission {
     /// The device was added.
     Added,
-    /// The device was in the table, in this enrollment. Nothing was changed.
+    /// The device is already in the table, in this enrollment. Nothing was changed.
     Known,
-    /// The device was in the table, in another enrollment. Nothing was changed.
+    /// The device is already in the table, in another enrollment. Nothing was changed.
     Elsewhere,
-    /// This other device of the product has the name that the device would have.
+    /// This other device of the product already has the name that the device would get.
     NameTaken(DeviceId),
-    /// The enrollment has as many devices as it may have. This is the result for each device that is
-    /// not in this enrollment, whether or not it could be added otherwise.
+    /// The enrollment has as many devices as it may have. Every device outside the enrollment gets
+    /// this result, even one that could not be added for another reason.
     Full,
-    /// An unfinished import adds, or an undo removes, the device or another device that has its name.
-    /// Nothing was changed. The caller tries again later.
+    /// An unfinished import adds, or an undo removes, the device or another device that has its
+    /// name. Nothing was changed. The caller must try again later.
     Later,
 }
 
 /// The part of a store that keeps the devices that wait.
 pub trait WaitingList: Send + Sync + 'static {
-    /// Notes a request, unless the device is in the table, in whichever enrollment, or the list is
-    /// full. A full list still notes further requests of the devices in it.
+    /// Notes a request. Does nothing if the device is in the table, in any enrollment, or if the
+    /// list is full. A full list still notes further requests of the devices in it.
     fn note_waiting(&self, note: Note) -> StoreFuture<'_, ()>;
 
     /// Returns up to `limit` devices in order of their IDs, beginning after the device `after`, and
@@ -142,24 +141,25 @@ pub trait WaitingList: Send + Sync + 'static {
     fn waiting_counts(&self) -> StoreFuture<'_, Vec<(String, u64)>>;
 
     /// Adds devices to the table as an import adds them, and removes them from the list, in one
-    /// step with their audit entries. Never changes a device that is in the table. Returns a result
-    /// for each device. If the configuration admits a device that must wait for the end of an
-    /// import, fails with [`StoreError::Busy`](super::StoreError::Busy) instead of
+    /// step with their audit entries. Never changes a device that is already in the table. Returns
+    /// a result for each device. If the configuration admits a device that must wait for the end of
+    /// an import, fails with [`StoreError::Busy`](super::StoreError::Busy) instead of
     /// [`Admission::Later`].
     fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>>;
 
-    /// Returns the result of [`admit`](Self::admit) by the configuration for a device that it would
-    /// not add now, or `None` if it would add the device. Writes nothing.
+    /// Returns the result that [`admit`](Self::admit) by the configuration would have for a device,
+    /// or `None` if it would add the device. Writes nothing.
     fn not_admitted<'a>(
         &'a self,
         new: &'a NewDevice,
         max_rows: Option<u64>,
     ) -> StoreFuture<'a, Option<Admission>>;
 
-    /// Removes devices from the list of an enrollment. Returns how many were in it.
+    /// Removes devices from the list of an enrollment. Returns the number of removed devices.
     fn dismiss<'a>(&'a self, enrollment: &'a str, devices: &'a [DeviceId]) -> StoreFuture<'a, u64>;
 
-    /// Removes devices that have not asked since `before`, and those that are in the table. Returns
-    /// their number. Removes them in steps, the first of which begins at once.
+    /// Removes the devices that have not asked since `before`, and the devices that are in the
+    /// table. Returns the number of removed devices. Removes them in steps, the first of which
+    /// begins at once.
     fn prune_waiting(&self, before: UnixSeconds) -> StoreFuture<'_, u64>;
 }

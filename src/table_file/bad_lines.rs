@@ -1,5 +1,5 @@
-//! Errors in the lines of a table file, grouped by kind, so that a message lists only a few of a
-//! million errors of one kind. This module performs no I/O.
+//! Errors in the lines of a table file, grouped by kind. If a million lines have the same error, a
+//! message lists only a few of them. This module performs no I/O.
 
 use std::{
     fmt,
@@ -19,7 +19,7 @@ const KINDS: usize = 50;
 pub struct LineError {
     /// Line number from 1, as in an editor.
     pub line: u64,
-    /// Column with the error; `None` if the whole line is wrong.
+    /// Column that has the error; `None` if the whole line is wrong.
     pub column: Option<&'static str>,
     /// Sentence that says what is wrong and what is expected.
     pub reason: String,
@@ -54,7 +54,8 @@ struct Kind {
     count: u64,
 }
 
-/// Bad lines: the first 20 of each kind, in the file's order, and the number of lines beyond these.
+/// Bad lines of a file: the first 20 of each kind, in the file's order, and the number of further
+/// lines of each kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadLines {
     /// The first bad lines of each kind.

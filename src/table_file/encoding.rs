@@ -15,7 +15,7 @@ const CHUNK: usize = 16 * 1024;
 /// Message for a file that contains no text.
 const NO_TEXT: &str = "this is no text file; expected a table as CSV, JSON lines or a list of device IDs";
 
-/// First bytes of each kind of file that is not a table, and what to do with such a file.
+/// First bytes of each kind of file that is not a table, with a sentence that advises the operator.
 const REFUSED: [(&[u8], &str); 12] = [
     (
         b"PK\x03\x04",
@@ -51,8 +51,7 @@ pub(super) enum Text<R> {
     Utf16(Box<Utf16<io::Chain<Cursor<Vec<u8>>, R>>>),
 }
 
-/// Recognizes the kind of a file. The inner error says what kind of file it is and what to do with
-/// such a file.
+/// Recognizes the kind of a file. The inner error names the kind, and advises the operator.
 pub(super) fn recognized<R: Read>(mut reader: R) -> io::Result<Result<Text<R>, String>> {
     let mut head = Vec::with_capacity(HEAD);
     reader.by_ref().take(HEAD as u64).read_to_end(&mut head)?;

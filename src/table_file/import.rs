@@ -1,5 +1,5 @@
-//! Imports table files, either all of them or none. The rules for a row are in `rows`, and the
-//! rules for the table are in the store.
+//! Imports table files, either all of them or none. The module `rows` has the rules for a row, and
+//! the store has the rules for the table.
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,12 +49,13 @@ pub struct Import<'a> {
 /// Result of an import, or of a dry run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {
-    /// Number by which the import can be undone; `None` if it changed nothing, or replaced keys.
+    /// Number by which the import can be undone; `None` if the import changed nothing, or replaced
+    /// pre-shared keys.
     pub id: Option<ImportId>,
     /// Numbers of rows, by the kind of change.
     pub report: ImportReport,
-    /// Sentences for the operator: about rows that were left out, and about values that seem to
-    /// have been changed by accident.
+    /// Sentences for the operator about rows that were left out, and about values that seem to have
+    /// been changed by accident.
     pub remarks: Vec<String>,
     /// Contents of the files.
     pub summary: Summary,
@@ -114,8 +115,8 @@ impl Summary {
 
 /// Functions that an import calls while it runs.
 pub struct Feedback<'a> {
-    /// Receives, at regular intervals, how much of a stage is done, and the total: the number of bytes
-    /// read and the size of all files, or numbers of rows.
+    /// Receives, at regular intervals, the part of a stage that is done, and the total. The two
+    /// numbers are bytes of all files while the files are read, and rows in later stages.
     pub progress: &'a mut dyn FnMut(ImportStage, u64, u64),
     /// Receives every bad line and its file, including the lines that the import's error does not
     /// list.
@@ -210,7 +211,7 @@ pub fn import(
             let mut remarks = Vec::new();
             for (file, mut observed) in tables.remarks {
                 observed.repeated = repeated.get_mut(file).map(std::mem::take).unwrap_or_default();
-                // Remarks mention the file if there are several.
+                // A remark names its file only if there are several files.
                 let name = shown.get(file).filter(|_| names.len() > 1);
                 let named = |remark: String| match name {
                     Some(name) => format!("{name}: {remark}"),
@@ -264,8 +265,8 @@ impl Places {
     }
 }
 
-/// Maximum number of bad lines that are put in order. If there are more, the unreadable lines come
-/// before the lines that contradict the table or one another.
+/// Maximum number of bad lines that are sorted by their place. If there are more, the unreadable
+/// lines come before the lines that contradict the table or one another.
 const ORDERED: usize = 100_000;
 
 /// Bad lines of all files.
@@ -311,7 +312,7 @@ struct Tables<'a> {
     how: Import<'a>,
     /// Number of inputs that were begun.
     begun: usize,
-    /// MAC addresses that the table has only in an unusual spelling.
+    /// MAC addresses that the table has in an unusual spelling only.
     spelled: HashSet<DeviceId>,
     current: Option<Rows<'a, Box<dyn Read + 'a>>>,
     /// Observations about each input that was read completely, with the number of the input.
@@ -373,7 +374,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Replaces the row's device ID with the ID under which the table has the device. These IDs
+    /// Replaces the row's device ID with the ID under which the table has the device. The two IDs
     /// differ if an earlier version stored the device's MAC address as a serial number.
     fn recognize(&self, row: &mut ImportRow, store: &dyn Bulk) -> Result<(), StoreError> {
         let asked = self.current.as_ref().and_then(Rows::asked);

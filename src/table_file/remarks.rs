@@ -35,7 +35,7 @@ impl Noted {
 /// All observations about a file.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
-    /// Rows that repeat an earlier row with the same values. The store finds them.
+    /// Rows that repeat an earlier row with the same values. The store reports them.
     pub(super) repeated: Noted,
     /// Lines that repeat the header.
     pub(super) headers: Noted,
@@ -49,7 +49,7 @@ pub(super) struct Remarks {
     pub(super) only_ignored: Noted,
     /// Columns that are ignored.
     pub(super) ignored: Vec<String>,
-    /// Rows with a product that is not the product of their enrollment.
+    /// Rows that name another product than their enrollment.
     pub(super) other_products: Noted,
     /// Set once a line with values was read.
     pub(super) has_rows: bool,

@@ -44,8 +44,8 @@ enum Content {
 }
 
 impl Source {
-    /// Opens a file, or standard input for `-`. Reads a pipe, or any other file that is not a
-    /// regular file, to its end. Fails if such a file has more than 256 MiB.
+    /// Opens a file, or standard input for `-`. Reads anything that is not a regular file, such as
+    /// a pipe, to its end. Fails if the content is longer than 256 MiB.
     pub fn open(path: &Path) -> io::Result<Self> {
         if path == Path::new(STDIN) {
             let stdin = io::stdin().lock();

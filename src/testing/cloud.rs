@@ -90,8 +90,8 @@ struct State {
     refused: HashMap<Action, &'static str>,
     /// Products for which lists of names are refused, with the `Code` of the refusal.
     refused_products: HashMap<String, &'static str>,
-    /// Names that the answers to lists of names leave out although they exist, with the number of
-    /// these answers.
+    /// Existing names that answers to lists of names leave out, each with the number of answers
+    /// that will still leave the name out.
     hidden: HashMap<String, u32>,
     /// Times at which each name was in a list of names.
     listed: HashMap<String, Vec<Instant>>,
@@ -106,7 +106,7 @@ struct State {
     clock_ahead: i64,
     /// Set if no answer shows the cloud's time.
     hides_clock: bool,
-    /// Name of the account, whose limits all clouds of this account share.
+    /// Name of the account. All clouds with this account name share its limits.
     account_name: String,
 }
 
@@ -201,7 +201,7 @@ impl Cloud {
         }
     }
 
-    /// Sets the account of the calls.
+    /// Sets the name of the account.
     pub(crate) fn set_account(&self, name: &str) {
         self.state().account_name = name.to_owned();
     }
@@ -237,7 +237,8 @@ impl Cloud {
         self.state().clock_ahead = seconds;
     }
 
-    /// Lets no answer show the cloud's time. A store in memory follows virtual time by itself.
+    /// Hides the cloud's time in all answers. Tests with a store in memory do so, because such a
+    /// store already follows virtual time.
     pub(crate) fn hide_clock(&self) {
         self.state().hides_clock = true;
     }
@@ -291,7 +292,8 @@ impl Cloud {
         self.state().advance().devices.remove(product_key, device_name).expect("there is such a device");
     }
 
-    /// Changes a device at the cloud, as if it signed in or another user disabled it.
+    /// Changes a device at the cloud, as if the device signed in, or as if another user disabled
+    /// it.
     pub(crate) fn change(&self, product_key: &str, device_name: &str, change: impl FnOnce(&mut Device)) {
         let mut state = self.state();
         state.advance().devices.change(product_key, device_name, change).expect("there is such a device");
@@ -348,11 +350,11 @@ pub(crate) fn error(class: ErrorClass) -> ApiError {
 }
 
 impl IotPlatform for Cloud {
-    /// The cloud's clock is virtual, like all time in a test.
     fn account(&self) -> String {
         self.state().account_name.clone()
     }
 
+    /// Returns the offset of the cloud's clock, which is virtual, like all time in a test.
     fn clock_offset(&self) -> Option<i64> {
         let mut state = self.state();
         let offset = state.now_ms() / 1000 - unix_now() + state.clock_ahead;

@@ -1,5 +1,6 @@
-//! Draws the numbers of answers of an hour, a day or a week as an SVG chart. The kinds of answers
-//! differ in pattern as well as in colour, and a table below the chart has the numbers. Pure.
+//! Draws the numbers of answers in an hour, a day or a week as an SVG chart. The kinds of answers
+//! differ in pattern as well as in colour, and a table below the chart has the numbers. Performs no
+//! I/O.
 
 use maud::{Markup, html};
 
@@ -22,7 +23,7 @@ const GROUPS: [(&str, &str, &[Kind]); 4] = [
 ];
 
 /// Draws the bars of a range, the current bar last. If the server started within the range, the
-/// chart marks the time at which its data begin.
+/// chart marks the time at which the data begin.
 pub(super) fn draw(
     t: Texts,
     range: Range,

@@ -1,5 +1,5 @@
-//! Finds the concerns of which an operator should know, from recent events and from the counts of
-//! the table. Pure. The overview shows the concerns; their texts are in the catalogue.
+//! Finds the concerns that an operator should know, from recent events and from the counts of the
+//! table. The overview shows the concerns; their texts are in the catalogue. Performs no I/O.
 
 mod codes;
 mod subject;
@@ -52,13 +52,13 @@ const LONG_AGO: i64 = 15 * 60;
 /// in any network and on any workbench.
 const FEW: u64 = 5;
 
-/// Time in seconds after the start during which the absence of faults proves little.
+/// Time in seconds after the start for which the absence of faults proves little.
 pub(super) const EARLY: i64 = 300;
 
 /// Maximum number of names and of devices that a concern lists.
 pub(super) const MAX_NAMES: usize = 5;
 
-/// Everything from which the concerns are found.
+/// Facts from which the concerns are found.
 pub(super) struct Situation<'s> {
     /// The present time.
     pub(super) now: UnixSeconds,
@@ -68,7 +68,7 @@ pub(super) struct Situation<'s> {
     pub(super) troubles: Vec<Trouble>,
     /// Start time of the oldest call to IoT Platform that has no answer yet.
     pub(super) unanswered_since: Option<UnixSeconds>,
-    /// Target of that call, if several are configured.
+    /// Target of the oldest call without an answer, if several targets are configured.
     pub(super) unanswered_target: Option<String>,
     /// Seconds to add to this machine's clock to get IoT Platform's time; `None` if the difference
     /// is not known.
@@ -98,9 +98,9 @@ pub(super) struct Situation<'s> {
 pub(super) enum Course {
     /// The concern goes on.
     On,
-    /// The concern is over, because its event has not recurred for long.
+    /// The concern is over, because its event has not recurred for some time.
     Over,
-    /// No event has shown for long whether the cause persists.
+    /// No recent event shows whether the cause persists.
     Untested,
 }
 
@@ -134,7 +134,8 @@ pub(super) struct Concern {
     pub(super) target: Option<String>,
     /// Names of the actions, products or enrollments concerned.
     pub(super) names: Vec<String>,
-    /// Pairs of enrollments: that of the device in the table, and that of its key.
+    /// Pairs of enrollments: the one in which the table has the device, and the one whose key the
+    /// device uses.
     pub(super) pairs: Vec<(String, String)>,
 }
 
@@ -160,8 +161,8 @@ impl Concern {
 
     /// Returns the page that lists the devices or requests concerned.
     pub(super) fn link(&self) -> Option<&'static str> {
-        // Before the first device has had an answer, the devices are those whose registration has
-        // begun.
+        // Until a request is answered, the only devices known to be concerned are those whose
+        // registration has begun.
         if self.subject.is_failed_call() && self.ids.is_empty() {
             return Some("/devices?state=waiting");
         }
@@ -176,7 +177,7 @@ impl Concern {
         Self { devices: Some(devices), ..self }
     }
 
-    /// Adds devices whose requests were not served: their number, the latest of them, the number of
+    /// Adds requests that were not served: the number of devices, the latest devices, the number of
     /// requests, and the times.
     fn with_requests(self, requests: &[&Unserved]) -> Self {
         let all = || requests.iter().map(|one| &one.failure);
@@ -261,7 +262,7 @@ fn subject_of(trouble: &Trouble) -> Subject {
 /// subject and code make up one concern.
 fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let now = situation.now;
-    // Before the first device has had an answer, only the number of registrations is known.
+    // Until a request is answered, only the number of registrations is known.
     let unanswered = Some(situation.waiting).filter(|waiting| *waiting > 0);
     let mut by_subject = BTreeMap::<(Subject, &str, Option<&str>), Vec<&Trouble>>::new();
     for trouble in situation.troubles.iter().filter(|trouble| counts(trouble, situation)) {
@@ -285,7 +286,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         all.push(Concern {
             tone: if is_certain { concern.tone } else { concern.tone.min(Tone::Warning) },
             course: if now - last.last > LONG_AGO { Course::Untested } else { Course::On },
-            // A device may have been put off before the first call failed.
+            // A device may have been asked to retry later before the first call failed.
             since: troubles.iter().map(|trouble| trouble.since).chain(concern.since).min(),
             last: Some(last.last),
             times: calls,
@@ -318,8 +319,7 @@ fn of_calls(situation: &Situation<'_>, all: &mut Vec<Concern>) {
 fn counts(trouble: &Trouble, situation: &Situation<'_>) -> bool {
     let subject = subject_of(trouble);
     let is_gone = match &situation.census {
-        // No device has this product any more, so IoT Platform is no longer called for this
-        // product.
+        // No device has this product any more, so certdist no longer calls IoT Platform for it.
         Some(Ok(census)) => {
             subject == Subject::CloudProduct
                 && census.at > trouble.last
@@ -362,7 +362,7 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         (Kind::TooMany, Reason::TooMany, Subject::TooMany),
     ] {
         let known = || situation.unserved.iter().filter(|one| one.failure.reason == reason);
-        // The IDs that a guesser tries are not devices that send too many requests.
+        // An ID that a guesser tries is not a device that sends too many requests.
         let is_guess = |one: &Unserved| is_guessing && reason == Reason::TooMany && one.found().is_none();
         let open: Vec<_> = known().filter(|one| one.is_open() && !is_guess(one)).collect();
         let concern = Concern::of(subject);
@@ -372,8 +372,8 @@ fn of_requests(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             all.push(concern.with_episode(episode).over_after(LONG_AGO, situation.now));
         }
     }
-    // A request gets the same answer whether its device is not in the table or in another
-    // enrollment.
+    // The reason for the refusal is the same for a device that is not in the table and for a device
+    // in another enrollment. The row of the device shows which of the two concerns applies.
     let unknown: Vec<_> = situation.unserved.iter().filter(|one| one.is_unknown()).collect();
     if !unknown.is_empty() {
         let names: BTreeSet<String> = unknown.iter().map(|one| one.failure.enrollment.clone()).collect();
@@ -399,7 +399,8 @@ fn of_clients(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         (Kind::Guessing, "", Subject::Guessing),
     ] {
         let Some(mut episode) = situation.episodes[kind as usize] else { continue };
-        // The record of failed handshakes has the exact time; the samples do not.
+        // Only the record of failed handshakes has the exact time, which replaces the time of the
+        // samples.
         let of_group = situation.handshakes.iter().find(|failed| handshakes::group(failed.reason).0 == group);
         if let Some(latest) = of_group {
             episode.last = latest.counted.last;
@@ -432,8 +433,8 @@ fn of_server(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     }
 }
 
-/// Adds the concerns about devices that were put off or refused because of IoT Platform or the
-/// database. Leaves out devices that another concern explains.
+/// Adds the concerns about devices that were refused or asked to retry later because of IoT
+/// Platform or the database. Leaves out devices that another concern explains.
 fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     let is_open =
         |one: &&Unserved, reasons: &[Reason]| reasons.contains(&one.failure.reason) && one.is_open();
@@ -462,7 +463,7 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
             |one: &&Unserved| situation.waiting > 0 || situation.now - one.failure.last <= RECENT;
         let (mut queue, rest): (Vec<_>, Vec<_>) =
             situation.unserved.iter().filter(later).partition(is_waiting);
-        // A device that is registered meanwhile has nothing to wait for.
+        // A device that was registered in the meantime waits for nothing.
         queue.retain(|one| one.found().is_none_or(|row| !row.is_registered));
         lost = rest;
         if !queue.is_empty() {
@@ -473,15 +474,15 @@ fn of_waiting(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         kinds.push((Kind::Operator, Reason::Operator));
         lost.extend(situation.unserved.iter().filter(refused));
     }
-    // The server may have forgotten the devices that got such an answer, for lack of room. Then
-    // only the number of answers is known.
+    // For lack of room, the server may have forgotten the devices that got these answers. Then only
+    // the number of answers is known.
     let is_forgotten = |reason| !situation.unserved.iter().any(|one| one.failure.reason == reason);
     let episode = kinds
         .into_iter()
         .find_map(|(kind, reason)| situation.episodes[kind as usize].filter(|_| is_forgotten(reason)));
     if !lost.is_empty() {
         let mut concern = Concern::of(Subject::NotBack).with_requests(&lost);
-        // A refusal may go on: no call has shown yet that its cause is gone.
+        // The refusal may persist, because no call has shown yet that its cause is gone.
         if let Some(refused) = lost.iter().find(|one| one.failure.reason == Reason::Operator) {
             concern.tone = Tone::Warning;
             concern.said = Some(refused.failure.message.clone()).filter(|message| !message.is_empty());
@@ -508,7 +509,7 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
     };
     let sum = &census.sum;
     let largest = census.held.iter().filter(|held| held.refusal.is_some()).max_by_key(|held| held.devices);
-    // The census does not know since when IoT Platform refuses the devices. The requests of the
+    // The census does not show since when IoT Platform has refused the devices. The requests of the
     // last hour may show it.
     let is_refused = |one: &&Unserved| {
         one.failure.reason == Reason::Operator && one.found().is_some_and(|row| row.refusal.is_some())

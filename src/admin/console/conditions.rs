@@ -1,6 +1,6 @@
-//! Conditions by which devices are listed: how a condition is written in URLs and forms, and the
-//! filter that it stands for. A condition that cannot be read is an error. If it were left out, an
-//! action would reach more devices than intended.
+//! Conditions by which devices are listed: the form of a condition in URLs and forms, and the
+//! filter that the condition stands for. A condition that cannot be read is an error. If it were
+//! left out, an action would change more devices than intended.
 
 use jiff::{ToSpan, civil::Date, tz::Offset};
 use maud::{Markup, html};
@@ -166,7 +166,7 @@ pub(super) fn name_of(state: State) -> &'static str {
     }
 }
 
-/// Returns the time at which a day begins in UTC, or the day that is `after` days later.
+/// Returns the time at which, in UTC, the day begins that is `after` days later than `day`.
 fn midnight(day: &str, after: i64) -> Option<UnixSeconds> {
     let day: Date = day.parse().ok()?;
     let day = day.checked_add(after.days()).ok()?;

@@ -1,6 +1,6 @@
 //! Lists the devices that meet conditions, page by page, and finds a device by the text on its
-//! label. A search of a large table stops after a short time; the page then says how far the search
-//! has come.
+//! label. A search of a large table stops after a short time, and the page then says how far the
+//! search has come.
 
 use std::{
     sync::Arc,
@@ -68,8 +68,8 @@ pub(super) struct Asked {
 enum Hit {
     /// The single device that the operator's text names.
     Device(DeviceId),
-    /// A page of devices, the text by which they were found, the number of devices on all pages,
-    /// and the time at which they were counted, if the number comes from an earlier search.
+    /// A page of devices, and the text by which they were found. `tally` is the number of devices
+    /// on all pages; `counted` is the time of the count if the operator has asked for the number.
     Page { text: Option<Text>, found: Found, tally: Tally, counted: Option<UnixSeconds> },
 }
 
@@ -160,7 +160,7 @@ fn look(
             }
         }
         if best.is_none() {
-            // The label's text has characters that no device has, so no search is needed.
+            // The label's text has characters that no ID or name has, so no search is needed.
             let found = Found { devices: Vec::new(), end: End::Complete };
             let tally = Tally { devices: 0, is_complete: true };
             return Ok(Hit::Page { text: None, found, tally, counted: None });
@@ -278,7 +278,7 @@ fn total(t: Texts, page: &Page<'_>, conditions: &Conditions) -> Markup {
     }
 }
 
-/// Renders a table of devices. It has a column of their targets if `names_targets` is set.
+/// Renders a table of devices. The table has a column for the targets if `names_targets` is set.
 pub(super) fn table(t: Texts, devices: &[Listed], caption: &Markup, names_targets: bool) -> Markup {
     html! {
         table.stacked {

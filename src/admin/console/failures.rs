@@ -60,9 +60,10 @@ pub(super) fn sentence(t: Texts, reason: Reason) -> String {
 /// Selection of failures.
 #[derive(Deserialize, Default)]
 pub(super) struct Selection {
-    /// Name of a reason; `unknown` for devices that are not in the table, `enrollment` for devices
-    /// that use the key of another enrollment, and `waiting` for devices that were put off or
-    /// refused because of IoT Platform or the database and have not been served since.
+    /// Name of a reason, or one of three groups: `unknown` for devices that are not in the table,
+    /// `enrollment` for devices that use the key of another enrollment, and `waiting` for devices
+    /// that were refused or asked to retry later because of IoT Platform or the database and have
+    /// not been served since.
     #[serde(default)]
     reason: String,
     /// Enrollment whose key the device uses.
@@ -71,7 +72,7 @@ pub(super) struct Selection {
     /// Origin of the last request.
     #[serde(default)]
     address: String,
-    /// Name of the range in which the last request was; a day if it is empty.
+    /// Name of the range in which the last request was; if empty, the range is a day.
     #[serde(default)]
     range: String,
 }
@@ -193,7 +194,7 @@ pub(super) fn top(t: Texts, recent: &Recent, from: UnixSeconds) -> Markup {
     }
 }
 
-/// Says which requests the list lacks, if any.
+/// Renders a hint about requests that the list lacks, if there are any.
 fn hints(t: Texts, recent: &Recent) -> Markup {
     html! {
         @if recent.forgotten { p.hint { (t.say("failing-forgotten")) } }
@@ -278,7 +279,7 @@ pub(super) async fn show(
     frame.page(&t.say("failing-devices"), Some(&visitor), "/", &body).into_response()
 }
 
-/// Says why a device was not served, and whether the reason still holds.
+/// Renders the reason why a device was not served, and whether the reason still holds.
 fn reason(t: Texts, one: &Unserved) -> Markup {
     let failure = &one.failure;
     if let Some(own) = one.own_enrollment() {
@@ -303,9 +304,9 @@ fn reason(t: Texts, one: &Unserved) -> Markup {
     }
 }
 
-/// Serves the devices that are not in the table as a CSV file to import. IDs need no quoting: their
-/// only characters with a special meaning in CSV or a spreadsheet are a leading `-` or `@`, which
-/// `import` takes literally.
+/// Serves the devices that are not in the table as a CSV file to import. The IDs are not quoted:
+/// their only characters with a special meaning in CSV or in a spreadsheet are a leading `-` or
+/// `@`, which `import` takes literally.
 pub(super) async fn download(
     State(shared): State<Arc<Shared>>,
     _: Visitor,

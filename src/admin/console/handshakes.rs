@@ -38,12 +38,13 @@ pub(super) struct Failed {
     pub(super) claimed: Claimed,
     /// The reason.
     pub(super) reason: Failure,
-    /// Times, number, and origin of the last handshake.
+    /// Number and times of the handshakes, and origin of the last one.
     pub(super) counted: Counted<Origin>,
 }
 
 impl Failed {
-    /// Returns the device ID that the client claimed as its identity, if it is one.
+    /// Returns the device ID that the client claimed as its identity, if the identity is a device
+    /// ID.
     fn device(&self) -> Option<DeviceId> {
         match &self.claimed {
             Claimed::Identity(identity) => {
@@ -99,7 +100,7 @@ pub(super) struct Selection {
     /// Name of a group of reasons; empty for all.
     #[serde(default)]
     result: String,
-    /// Name of the range; a day if it is empty.
+    /// Name of the range; if empty, the range is a day.
     #[serde(default)]
     range: String,
 }

@@ -102,7 +102,7 @@ pub(super) async fn ask(
     let Ok(id) = id.parse::<ImportId>() else { return unknown(&frame, &visitor) };
     match undo(&shared, &visitor, id, true, false).await {
         Ok(would) => show(&frame, &visitor, StatusCode::OK, &preview(&frame, &visitor, id, would, false)),
-        // Some devices have changed since the import. The preview says for how many of the other
+        // Some devices have changed since the import. The preview shows for how many of the other
         // devices the import can be undone.
         Err(UndoError::NotUndone(reason @ NotUndone::Changed { .. })) => {
             let left = match left(&shared, id).await {
@@ -237,7 +237,7 @@ pub(super) fn left_list(t: Texts, left: &Left) -> Markup {
     }
 }
 
-/// Says why an import was not undone.
+/// Renders the reason why an import was not undone.
 fn refusal(t: Texts, reason: &NotUndone, left: &Left) -> Markup {
     let (tone, title, text) = match reason {
         NotUndone::Unknown(_) => (Tone::Bad, "undo-unknown", html! { (t.say("undo-unknown-text")) }),

@@ -1,4 +1,5 @@
-//! Shows the jobs of this server: their actions, their progress, and how they ended.
+//! Shows the jobs of this server, with their actions, their progress, and the way in which they
+//! ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -277,7 +278,7 @@ fn state(end: Option<&How>) -> &'static str {
     }
 }
 
-/// Shows what the audit log knows of a job that this server does not remember.
+/// Shows a job that this server does not remember, as far as the audit log knows it.
 async fn recorded(shared: &Shared, frame: &Frame, visitor: &Visitor, id: String) -> Response {
     let store = shared.sources.store.clone();
     let job = match blocking(move || record::find(store.as_ref(), &id, SEARCH)).await {
@@ -298,7 +299,7 @@ async fn recorded(shared: &Shared, frame: &Frame, visitor: &Visitor, id: String)
     frame.page(&title, Some(visitor), "/devices", &body).into_response()
 }
 
-/// Says that there is no such job, or that the server does not know it.
+/// Reports that there is no such job, or that the server does not know it.
 fn unknown(frame: &Frame, visitor: &Visitor, (title, text): (&'static str, &'static str)) -> Response {
     let (t, title) = (frame.texts, frame.texts.say(title));
     let text = html! { p { (t.say(text)) } p { a href="/jobs" { (t.say("jobs-title")) } } };

@@ -1,5 +1,5 @@
 //! Language of the console, and the catalogue of its sentences. The catalogue has one file for each
-//! language in `texts/`, in the format of Project Fluent. Pure.
+//! language in `texts/`, in the format of Project Fluent. Performs no I/O.
 
 use std::sync::LazyLock;
 
@@ -214,7 +214,8 @@ impl Texts {
     }
 
     fn format(self, key: &str, args: &FluentArgs<'_>) -> String {
-        // Each language has the same position in the list as its variant in the enum.
+        // The variants of the enum are in the order of `ALL`, which is also the order of the
+        // bundles.
         let bundle = &BUNDLES[self.0 as usize];
         let Some(pattern) = bundle.get_message(key).and_then(|message| message.value()) else {
             return key.to_owned();

@@ -147,7 +147,7 @@ struct Looked {
     hour: Sample,
 }
 
-/// Looks at the server at this moment, and finds the concerns.
+/// Reads the present state of the server, and finds the concerns.
 async fn look(shared: &Shared, now: &Sample) -> Looked {
     let sources = &shared.sources;
     let recent = unserved::since(shared, now.at - Range::Day.seconds()).await;
@@ -187,7 +187,7 @@ fn shown_name(targets: &Targets, target: &Target) -> Option<String> {
     targets.are_named().then(|| target.name().to_owned())
 }
 
-/// Returns the calls that fail, to the clouds of all targets.
+/// Returns the failing calls to the clouds of all targets.
 fn troubles(targets: &Targets) -> Vec<Trouble> {
     let of = |target: &Target| {
         let name = shown_name(targets, target);
@@ -202,7 +202,7 @@ fn unanswered(targets: &Targets) -> Option<(UnixSeconds, Option<String>)> {
     targets.all().iter().filter_map(of).min()
 }
 
-/// Returns the time of the last call that worked, to the cloud of any target.
+/// Returns the time of the last successful call to the cloud of any target.
 fn last_worked(targets: &Targets) -> Option<UnixSeconds> {
     targets.all().iter().filter_map(|target| target.calls.last_worked()).max()
 }
@@ -257,8 +257,8 @@ async fn content(shared: &Shared, t: Texts, range: Range) -> Markup {
     }
 }
 
-/// Says that no fault is known, and what was checked. The message is grey if the check proves
-/// little.
+/// Renders the message that no fault is known, and the checks on which it is based. The message is
+/// grey if the checks prove little.
 fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> Markup {
     let sources = &shared.sources;
     let cloud = match last_worked(&sources.targets) {
@@ -307,7 +307,7 @@ fn no_concern(shared: &Shared, t: Texts, looked: &Looked, now: UnixSeconds) -> M
     page::message(tone, &t.say(title), &text)
 }
 
-/// A concern, and what its texts need.
+/// A concern, with the context that its texts need.
 struct Shown<'c> {
     t: Texts,
     concern: &'c Concern,
@@ -356,7 +356,7 @@ impl<'c> Shown<'c> {
         let at = |key, time| t.rich(key, [("time", moment(time).into())]);
         let is_single = concern.times == 1 && concern.last.is_some();
         let since = concern.since.filter(|_| !is_single).map(|since| {
-            // The samples begin at the start, and the fault may have begun before.
+            // The samples begin when the server starts, but the fault may have begun earlier.
             let is_vague = since - started <= ring::EVERY.as_secs().cast_signed();
             at(if is_vague { "fact-since-or-earlier" } else { "fact-since" }, since)
         });

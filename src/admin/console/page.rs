@@ -62,8 +62,8 @@ pub(super) struct Frame {
     /// The sentences in the reader's language.
     pub(super) texts: Texts,
     shared: Arc<Shared>,
-    /// Path and query of the page. If the request sent a form, those of the form's page; `None` if
-    /// the form does not name its page.
+    /// Path and query of the page. If the request has sent a form, this is the page of the form;
+    /// `None` if the form does not name its page.
     here: Option<String>,
 }
 
@@ -134,7 +134,7 @@ impl Frame {
         }
     }
 
-    /// Renders the footer. Only those who have signed in see the details of the server.
+    /// Renders the footer. Only visitors who have signed in see the details of the server.
     fn footer(&self, visitor: Option<&Visitor>, nav: &str) -> Markup {
         let (t, sources) = (self.texts, &self.shared.sources);
         let here = self.here.as_deref().unwrap_or(if nav.is_empty() { "/" } else { nav });
@@ -231,7 +231,7 @@ impl Frame {
         self.plain(StatusCode::FORBIDDEN, Some(visitor), "operators-only", &html! { p { (text) } })
     }
 
-    /// Reports that the table failed.
+    /// Reports that the table could not be used.
     pub(super) fn store_failed(&self, visitor: &Visitor, error: &StoreError) -> Response {
         tracing::error!(%error, "the console could not use the database");
         let t = self.texts;
@@ -298,8 +298,8 @@ pub(super) async fn choose_language(
     }
 }
 
-/// Returns the text if it is a path on this server, or else the overview's path. A browser takes
-/// `//host` and `/\host` as paths on another server.
+/// Returns the text if it is a path on this server, or else the overview's path. A browser
+/// interprets `//host` and `/\host` as the address of another server.
 pub(super) fn local(path: &str) -> &str {
     let is_local = path.starts_with('/')
         && !path.starts_with("//")
@@ -357,7 +357,7 @@ pub(super) async fn not_found(frame: Frame, visitor: Option<Visitor>) -> Respons
     frame.plain(StatusCode::NOT_FOUND, visitor.as_ref(), "page-not-found-title", &text)
 }
 
-/// Renders the choice of a range: its names, each but the current one with its link.
+/// Renders the ranges to choose from. Each name is a link, except that of the current range.
 pub(super) fn ranges(t: Texts, current: Range, link: impl Fn(Range) -> String) -> Markup {
     let name = |range| match range {
         Range::Hour => t.say("range-hour"),

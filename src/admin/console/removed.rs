@@ -1,4 +1,5 @@
-//! Counts and says what an action on many devices removes, for its preview.
+//! Counts the issues, refusals and certificates that an action on many devices removes, and shows
+//! these numbers in the action's preview.
 
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,13 @@ pub(super) struct Removed {
     issues: u64,
     refusals: u64,
     certificates: u64,
-    /// Set if there was no time to look at all devices.
+    /// Set if the time was too short to read all devices.
     is_partial: bool,
 }
 
 impl Removed {
-    /// Counts what the action would remove from the devices that the filter admits. Blocks the
-    /// thread.
+    /// Counts the issues, refusals and certificates that the action would remove from the devices
+    /// that the filter admits. Blocks the thread.
     pub(super) fn of_filter(store: &dyn Table, filter: &Filter, action: Action) -> Result<Self, StoreError> {
         let (mut removed, mut from) = (Self::default(), Cursor::First);
         if !counts(action) {
@@ -45,7 +46,7 @@ impl Removed {
             from = match (found.end, last) {
                 (End::Complete, _) => return Ok(removed),
                 (End::TimeUp(last), _) | (End::More, Some(last)) => Cursor::After(last),
-                // Cannot occur, because the limit is not 0.
+                // This case cannot occur, because the limit is not 0.
                 (End::More, None) => return Ok(removed),
             };
             if Instant::now() >= deadline {
@@ -55,7 +56,7 @@ impl Removed {
         }
     }
 
-    /// Adds what the action removes from one device.
+    /// Adds the issue, the refusal and the certificate that the action removes from one device.
     pub(super) fn add(&mut self, device: &Listed, action: Action) {
         let has_certificate = device.is_registered;
         match action {
@@ -70,7 +71,7 @@ impl Removed {
         }
     }
 
-    /// Renders what the action removes; nothing for an action that removes nothing.
+    /// Renders the numbers that are not zero.
     pub(super) fn show(&self, t: Texts, action: Action) -> Markup {
         let Self { issues, refusals, certificates, is_partial } = *self;
         let of_certificates = match action {

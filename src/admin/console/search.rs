@@ -1,13 +1,13 @@
 //! Reads the text by which an operator looks for devices: the text on a label, in any spelling, or
-//! a list of such texts. Pure: it guesses what the text may mean, and the page asks the store about
-//! each guess.
+//! a list of such texts. This module guesses the meanings of the text, and the page asks the store
+//! about each guess. Performs no I/O.
 
 use crate::{device::AskedId, store::filter::Text, table_file};
 
 /// Maximum number of lines of a list.
 pub(super) const MAX_LINES: usize = 10_000;
 
-/// Shortest text for which the ends of device IDs are searched.
+/// Minimum length of a text that is searched for at the end of device IDs.
 const MIN_END: usize = 2;
 
 /// Number of digits of a MAC address.
@@ -21,7 +21,7 @@ const WORDS: [&str; 8] = ["sn", "s/n", "mac", "id", "device", "deviceid", "Â∫èÂà
 pub(super) enum Wanted {
     /// The operator looks for no particular device.
     Any,
-    /// One device, or a few devices whose texts have a part in common.
+    /// One device, or several devices that the text may stand for.
     One(Label),
     /// The devices of a list, one for each line. Empty and repeated lines are left out.
     List(Vec<Label>),
@@ -29,7 +29,7 @@ pub(super) enum Wanted {
     TooMany,
 }
 
-/// The text of a label, and what it may mean.
+/// The text of a label, and the device IDs that it may mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Label {
     /// The text, without blanks and quotes around it, and with full-width characters folded.
@@ -69,7 +69,7 @@ impl Label {
         Self { text, ids }
     }
 
-    /// Returns what the text may be other than an ID: a device name or an `IotId`.
+    /// Returns the meanings of the text other than a device ID: a device name or an `IotId`.
     pub(super) fn names(&self) -> Vec<Text> {
         let legal = |text: &String| text.bytes().all(|byte| byte.is_ascii_graphic());
         spellings(&self.text)
@@ -79,7 +79,7 @@ impl Label {
             .collect()
     }
 
-    /// Returns the parts of device IDs that the text may be, the likeliest first.
+    /// Returns the parts of device IDs that the text may stand for, the likeliest first.
     pub(super) fn parts(&self) -> Vec<Text> {
         let spellings = spellings(&self.text);
         let mut macs: Vec<String> = spellings.iter().filter_map(|text| digits(text)).collect();
@@ -89,8 +89,8 @@ impl Label {
         let all = || spellings.iter().chain(macs.iter().filter(|mac| !spellings.contains(mac)));
         parts.extend(all().cloned().map(Text::Begins));
         parts.extend(all().filter(|text| text.len() >= MIN_END).cloned().map(Text::Ends));
-        // All characters of the IDs in the table are visible ASCII characters, so a search for any
-        // other text would find nothing.
+        // IDs in the table consist of visible ASCII characters, so a search for any other text
+        // would find nothing.
         parts.retain(|part| match part {
             Text::Begins(text) | Text::Ends(text) => {
                 of_mac(text) || text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -101,8 +101,8 @@ impl Label {
     }
 }
 
-/// Returns the forms in which the table may have the text: as it is, without blanks, and without
-/// the word before the ID.
+/// Returns the spellings that the text may have in the table: the text as it is, without blanks,
+/// and without the word before the ID.
 fn spellings(text: &str) -> Vec<String> {
     let mut all = vec![text.to_owned()];
     let mut add = |text: String| {

@@ -20,7 +20,8 @@ const MAX_LOOKUPS: usize = 20_000;
 /// Row of a device at present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Row {
-    /// The table was not asked: there are too many devices, or it cannot be read.
+    /// The row was not read, because there are too many devices, or because the table cannot be
+    /// read.
     NotRead,
     /// The device is not in the table.
     Absent,
@@ -50,12 +51,12 @@ impl Unserved {
         }
     }
 
-    /// Returns whether the reason still holds, as far as is known.
+    /// Returns whether the reason still holds, as far as the row shows.
     pub(super) fn is_open(&self) -> bool {
         let row = match &self.row {
             Row::NotRead => return true,
-            // The device may have been deleted here since its request, and then waits for nothing.
-            // Only the following reasons hold for a device without a row.
+            // The device may have been deleted here since its request. It then waits for nothing.
+            // Only these reasons hold for a device without a row.
             Row::Absent => {
                 return matches!(
                     self.failure.reason,
@@ -67,7 +68,8 @@ impl Unserved {
         match self.failure.reason {
             Reason::Invalid => row.enrollment != self.failure.enrollment && !self.was_issued_since(row),
             Reason::Disabled => row.state == DeviceState::Disabled,
-            // The device was imported or admitted meanwhile, unless it is in another enrollment.
+            // If the row is in the enrollment of the request, the device has been imported or
+            // admitted since.
             Reason::Held => row.enrollment != self.failure.enrollment && !self.was_issued_since(row),
             Reason::Closed | Reason::NotOpen => !self.was_issued_since(row),
             // After a reset, the device may fetch its certificate again.
@@ -133,7 +135,8 @@ pub(super) async fn since(shared: &Shared, from: UnixSeconds) -> Recent {
     let partly = !failures.is_empty() && (!is_read || failures.len() > looked_up);
     let mut later = HashSet::new();
     let all = failures.into_iter().enumerate().map(|(index, failure)| {
-        // The latest failures come first.
+        // The failures are sorted from the latest, so a device that is met again has a later
+        // failure.
         let is_superseded = !later.insert(failure.device.clone());
         let row = match rows.get(&failure.device) {
             _ if !is_read || index >= looked_up => Row::NotRead,

@@ -1,6 +1,6 @@
 //! Keeps uploaded files in memory between the preview and the import, and the bad lines of files
-//! that were refused. Only the uploader can get a file or its bad lines. The number and the sizes
-//! of both are limited, and so is the time for which they are kept.
+//! that were refused. Only the uploader can get a file or its bad lines. Their number, their sizes
+//! and the time for which they are kept are limited.
 
 use std::{
     collections::VecDeque,
@@ -18,9 +18,9 @@ use crate::{
     table_file::LineError,
 };
 
-/// Maximum number of files that are kept. A new one replaces the oldest.
+/// Maximum number of files that are kept. A new file replaces the oldest.
 const MOST: usize = 4;
-/// Maximum number of files that are received or imported at once, because each is in memory.
+/// Maximum number of files that are received or imported at once. Each of them is in memory.
 const MOST_AT_ONCE: usize = 4;
 /// Time for which a file is kept.
 const KEPT: Duration = Duration::from_secs(600);

@@ -24,8 +24,8 @@ const MOST: usize = 20;
 
 /// Result of a search for a job in the audit log.
 pub(in crate::admin) enum Recorded {
-    /// The job began. If the log has no entry about its end, the job has ended with
-    /// [`How::Unrecorded`].
+    /// The log has the beginning of the job. If the log has no entry about the end, the job has
+    /// ended with [`How::Unrecorded`].
     Job(Box<Job>),
     /// The log has no such job.
     None,
@@ -133,8 +133,8 @@ pub(in crate::admin) fn find(store: &dyn Table, id: &str, time: Duration) -> Res
     Ok(Recorded::Job(Box::new(Job::new(id.to_owned(), order, entry.at, progress))))
 }
 
-/// Returns the jobs since `since` whose beginning is in the audit log, and whose end is not, newest
-/// first. Searches for about `time` at most. Blocks the thread.
+/// Returns the jobs since `since` that have an entry about their beginning, but none about their
+/// end, newest first. Searches for about `time` at most. Blocks the thread.
 pub(in crate::admin) fn unfinished(
     store: &dyn Table,
     since: UnixSeconds,
@@ -145,7 +145,7 @@ pub(in crate::admin) fn unfinished(
     store.review_audit(&kinds, since, time, &mut |entry, _| {
         let Some((id, detail)) = parts(&entry) else { return ControlFlow::Continue(()) };
         let (id, detail) = (id.to_owned(), detail.to_owned());
-        // The end of a job comes before its beginning, because the newest entry comes first.
+        // The newest entry comes first, so the end of a job comes before its beginning.
         if entry.event == AuditEvent::Ended {
             ended.insert(id);
         } else if !ended.contains(&id)
@@ -159,7 +159,7 @@ pub(in crate::admin) fn unfinished(
     Ok(jobs)
 }
 
-/// Reads the entry about the beginning of a job. The devices of the job are not in it.
+/// Reads the entry about the beginning of a job. The entry does not have the devices of the job.
 fn order(entry: &AuditEntry, detail: &str) -> Option<Order> {
     let mut words = detail.split(' ');
     let action = Action::named(words.next()?)?;

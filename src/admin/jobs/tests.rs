@@ -343,7 +343,7 @@ async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
     };
     let job = begin(Action::Disable, &first).unwrap();
     assert!(matches!(begin(Action::Enable, &second).err(), Some(NotBegun::Meanwhile(id)) if id == job.id));
-    // A preview that was shown since names the running job.
+    // A preview that is shown after a job has begun names that job, so it can be confirmed.
     let third = bench.jobs.preview().unwrap();
     begin(Action::Enable, &third).unwrap();
     let fourth = bench.jobs.preview().unwrap();

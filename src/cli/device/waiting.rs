@@ -1,5 +1,5 @@
-//! `certdist device waiting`, `admit`, `dismiss`: the devices that are not in the table and wait until
-//! an operator admits them.
+//! `certdist device waiting`, `admit`, `dismiss`: the devices that are not in the table and wait
+//! until an operator admits them.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -102,11 +102,11 @@ struct Which {
     address: Option<String>,
 }
 
-/// The devices that a command was given.
+/// Devices that the operator has chosen, by their present state.
 struct Chosen {
     /// Each device, and the enrollment in which it waits.
     waiting: Vec<(DeviceId, String)>,
-    /// Number of devices that are in the table already.
+    /// Number of devices that are already in the table.
     known: usize,
     /// Devices that neither wait nor are in the table.
     absent: Vec<DeviceId>,
@@ -173,7 +173,7 @@ impl Chosen {
         }
     }
 
-    /// Fails if a device was left out.
+    /// Fails if a device was left out of the command.
     fn check(&self) -> CommandResult {
         let mut left_out = Vec::new();
         if !self.absent.is_empty() {
@@ -192,7 +192,7 @@ impl Chosen {
     }
 }
 
-/// Names some of the devices, and their number.
+/// Returns the number of devices, with the names of the first ones.
 fn named(devices: &[DeviceId]) -> String {
     let names: Vec<&str> = devices.iter().take(NAMED).map(DeviceId::as_str).collect();
     let more = if devices.len() > NAMED { ", …" } else { "" };

@@ -72,7 +72,7 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
     }
 }
 
-/// Converts the error of an attempt to undo an import. An unknown number counts as wrong usage.
+/// Converts the error of an undo. An unknown number of an import counts as wrong usage.
 fn failure(error: UndoError) -> Failure {
     match error {
         UndoError::NotUndone(reason @ NotUndone::Unknown(_)) => Failure::Usage(reason.into()),

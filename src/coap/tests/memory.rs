@@ -1,5 +1,4 @@
-//! Tests of the state that an endpoint keeps for a peer's requests, and of how long it is
-//! kept.
+//! Tests of the size and the lifetime of the state that an endpoint keeps for a peer's requests.
 
 use coap_lite::{CoapOption, Packet};
 
@@ -180,7 +179,7 @@ fn an_answer_that_is_sent_or_unwanted_is_reported_as_such() {
     let mut out = Sent::new();
     let answer = certificate();
     assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Sent);
-    // No-Response with the value 2 (no success responses).
+    // The option No-Response has the value 2: the client wants no success responses.
     let request = server.receive(&[0x50, 1, 0, 10, 0xb1, b'x', 0xd1, 234, 2]).0.unwrap();
     assert_eq!(server.endpoint.respond(server.now, request.exchange, &answer, &mut out), Delivery::Dropped);
     let request = server.receive(&get(CON, 11)).0.unwrap();

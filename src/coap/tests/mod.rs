@@ -234,7 +234,8 @@ fn a_ping_that_is_not_sent_is_reported() {
 
 #[test]
 fn the_options_of_a_request_are_passed_on() {
-    // If-Match, ETag twice, If-None-Match, Content-Format, two Uri-Query, Accept.
+    // The options are If-Match, ETag twice, If-None-Match, Content-Format, Uri-Query twice, and
+    // Accept.
     let options = b"\x11\x01\x31\x07\x02\x08\x09\x10\x71\x3c\x33a=1\x03b=2\x22\x01\x01";
     let request = Server::new().receive(&[&[0x40, 1, 0, 9][..], options].concat()).0.unwrap();
     assert_eq!(request.query, ["a=1", "b=2"]);
@@ -304,26 +305,26 @@ fn unknown_critical_options_are_refused_and_elective_ones_ignored() {
     let code = |sent: Sent| sent[0].1[1];
     // Option 9 (OSCORE) is critical and not supported.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
-    // Accept twice.
+    // Accept appears twice.
     assert_eq!(code(server.receive(&with_option(2, &[0xd1, 4, 60, 0x01, 50])).1), 0x82);
-    // Accept of five bytes.
+    // Accept has five bytes.
     assert_eq!(code(server.receive(&with_option(3, &[0xd5, 4, 0, 0, 0, 0, 60])).1), 0x82);
-    // Uri-Path that is not UTF-8.
+    // Uri-Path is not UTF-8.
     assert_eq!(code(server.receive(&with_option(4, &[0xb1, 0xff, 0x01, b'x'])).1), 0x82);
-    // Proxy-Scheme.
+    // The request has the option Proxy-Scheme.
     assert_eq!(code(server.receive(&with_option(5, &[0xd1, 26, b'x'])).1), 0xa5);
-    // Proxy-Uri.
+    // The request has the option Proxy-Uri.
     assert_eq!(code(server.receive(&with_option(9, &[0xd1, 22, b'x'])).1), 0xa5);
-    // An unknown elective option (2050), and the known options Uri-Host and Uri-Port.
+    // Option 2050 is unknown but elective, and the server knows Uri-Host and Uri-Port.
     assert!(server.receive(&with_option(6, &[0xe1, 6, 245, 7])).0.is_some());
     assert!(server.receive(&with_option(7, &[0x31, b'h', 0x42, 0x16, 0x34])).0.is_some());
     // A repeated request gets the same refusal again, as it would get any other answer.
     assert_eq!(code(server.receive(&with_option(1, &[0x91, 0])).1), 0x82);
-    // A non-confirmable request is refused silently.
+    // A non-confirmable request with an unknown critical option is refused silently.
     let (request, sent) = server.receive(&[0x50, 1, 0, 8, 0x91, 0]);
     assert!(request.is_none() && sent.is_empty());
-    // A known option with a refused value is answered even in a non-confirmable request. RFC 7252
-    // §5.10.2 says so for a proxy, and RFC 7959 §2.2 for a block of the reserved size.
+    // If the value of a known option is refused, even a non-confirmable request gets an answer (RFC
+    // 7252 §5.10.2 for Proxy-Uri, RFC 7959 §2.2 for the reserved block size).
     assert_eq!(code(server.receive(&[0x50, 1, 0, 40, 0xd1, 22, b'x']).1), 0xa5);
     assert_eq!(code(server.receive(&[0x50, 1, 0, 41, 0xd1, 10, 0x07]).1), 0x80);
 }
@@ -347,19 +348,21 @@ fn a_refusal_lists_the_options() {
     assert_eq!(refusal(&[0x91, 0]), (unknown.clone(), vec![9]));
     assert_eq!(refusal(&[0xe1, 0xfc, 0xdc, b'x']), (unknown.clone(), vec![65001]));
     assert_eq!(refusal(&[0x91, 0, 0xe1, 0xfc, 0xd3, b'x']), (unknown, vec![9, 65001]));
-    // Twenty options with odd numbers from 1001; the refusal lists only the first eight.
+    // The request has twenty options with odd numbers from 1001. The refusal lists only the first
+    // eight.
     let many = [&[0xe0, 0x02, 0xdc][..], &[0x20; 19]].concat();
     assert_eq!(refusal(&many).1, [1001, 1003, 1005, 1007, 1009, 1011, 1013, 1015]);
-    // Uri-Path that is not UTF-8.
+    // Uri-Path is not UTF-8.
     assert_eq!(refusal(&[0xb1, 0xff]).1, [11]);
-    // Accept twice.
+    // Accept appears twice.
     assert_eq!(refusal(&[0xd1, 4, 60, 0x01, 50]).1, [17]);
 }
 
 #[test]
 fn an_unwanted_response_is_only_acknowledged() {
     let mut server = Server::new();
-    // Uri-Path `x`, then No-Response with the value 2 (no success responses).
+    // The options are Uri-Path `x`, and No-Response with the value 2: the client wants no success
+    // responses.
     let mut message = vec![0x40, 1, 0, 9, 0xb1, b'x', 0xd1, 234, 2];
     let request = server.receive(&message).0.unwrap();
     assert_eq!(server.respond(&request), [(PEER, vec![0x60, 0, 0, 9])]);
@@ -474,6 +477,6 @@ fn errors_carry_problem_details() {
     let mut out = Sent::new();
     let response = Response::problem(Code::ServiceUnavailable, "later").with_max_age(30);
     server.endpoint.respond(server.now, request.exchange, &response, &mut out);
-    // Content-Format 257, Max-Age 30, then {-1: "later"}.
+    // The answer ends with Content-Format 257, Max-Age 30, and the payload {-1: "later"}.
     assert!(out[0].1.ends_with(b"\xc2\x01\x01\x21\x1e\xff\xa1\x20\x65later"));
 }

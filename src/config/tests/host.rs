@@ -51,7 +51,7 @@ fn a_server_applies_a_changed_enrollment_but_no_changed_host_of_the_cloud() {
     assert_eq!(before.needs_restart(&parse(&with_cloud("host = true", "")).unwrap()), [] as [&str; 0]);
     let changed = parse(&with_cloud("", "host = \"127.0.0.1\"")).unwrap();
     assert_eq!(before.needs_restart(&changed), ["[iot_platform] host"]);
-    // Plain CoAP keeps the service that was made at the start.
+    // Plain CoAP keeps the service that was made when the server started.
     let plain = "[plain_coap]\nlisten = \"127.0.0.1:5683\"\nenrollment = \"lamp\"";
     let before = parse(&with_cloud("", plain)).unwrap();
     let changed = parse(&with_cloud("host = true", plain)).unwrap();

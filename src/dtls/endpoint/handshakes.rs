@@ -60,7 +60,7 @@ pub(super) struct Progress<P> {
     sent: Option<(Instant, usize)>,
     /// Set if the hello that started the handshake is most likely a late copy, because the same
     /// hello has already led to a session. The hello is answered, but the timer does not resend the
-    /// flight, and a handshake that does not complete is not counted as failed.
+    /// flight. The handshake counts as failed only if the key is wrong.
     is_late: bool,
     /// Description code of the last fatal alert sent in the client's name, by the client
     /// or anyone else.

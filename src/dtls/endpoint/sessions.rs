@@ -118,7 +118,7 @@ impl<P> Endpoint<P> {
         let Some(before) = self.sessions.path(handle) else { return };
         let Some(session) = self.sessions.get_mut(handle) else { return };
         let moved = is_newest && before != path && session.connection.own_id().is_some();
-        // Bytes from another path earn no credit for the current one.
+        // Bytes that arrive on another path earn no credit for the client's current path.
         if moved || before == path {
             session.connection.received(path, bytes, moved);
         }
@@ -213,9 +213,9 @@ impl<P> Endpoint<P> {
         self.events.push_back(Event::Established { session: SessionId(handle), peer: path.peer });
     }
 
-    /// Evicts a session to make room for a new one. Among the sessions idle longest, it
-    /// chooses one from the network with the most sessions. A session with a request in
-    /// progress is chosen only if all candidates have one.
+    /// Evicts a session to make room for a new one. Among the sessions that have been idle longest,
+    /// chooses one from the network with the most sessions. Chooses a session with a request in
+    /// progress only if all candidates have one.
     fn make_room(&mut self, out: &mut impl Outbox) {
         let greediness = |handle: &Handle| {
             let peer = self.sessions.path(*handle).map(|path| path.peer);

@@ -75,10 +75,10 @@ fn a_flight_is_resent_once_per_datagram_and_not_within_half_of_its_timeout() {
     assert_eq!(server.receive(peer(), &again), []);
 }
 
-/// If a flight was resent at the client's request, the timer does not resend it unless at least half
-/// of the timer's timeout has passed since then. The client's request does not reset the timer, which
-/// still expires 1 s and 3 s after the flight was first sent. In RFC 6347 §4.2.4, the request does
-/// reset the timer.
+/// After a resend at the client's request, the timer does not resend the flight until at least half
+/// of the timer's timeout has passed. The client's request does not reset the timer, which still
+/// expires 1 s and 3 s after the flight was first sent. In RFC 6347 §4.2.4, the request does reset
+/// the timer.
 #[test]
 fn the_timer_skips_a_flight_that_was_resent_within_half_of_its_timeout() {
     for (asked, copies) in [(500, [1, 1]), (501, [0, 1]), (999, [0, 1])] {

@@ -61,9 +61,9 @@ fn a_client_hello_with_its_cookie_in_the_first_fragment_is_reassembled() {
     assert!(client.is_established());
 }
 
-/// Runs one client against the server over a bad network, in virtual time, until it is
-/// established and has received its echo. `second` is the second key of all identities, if they
-/// have two. Returns the time that this took, or `None` after 300 s.
+/// Runs one client against the server over a bad network, in virtual time, until it is established
+/// and has received its echo. `second` is the second key of the client's identity, if the identity
+/// has two keys. Returns the elapsed time, or `None` after 300 s.
 pub(super) fn over_bad_network(
     seed: u64,
     loss: f64,
@@ -76,8 +76,8 @@ pub(super) fn over_bad_network(
     let mut server = Server { second, ..Server::new(config) };
     let start = server.now;
     let mut client = Client::new(profile, [seed as u8; 32]);
-    // Datagrams on the network, each with its time of arrival, whether it goes to the
-    // server, and its bytes.
+    // Datagrams on the network. Each has its time of arrival, a flag that is true if the server is
+    // the receiver, and its bytes.
     let mut network: Vec<(Instant, bool, Vec<u8>)> = Vec::new();
     let mut send = |network: &mut Vec<_>, now: Instant, to_server: bool, datagram: Vec<u8>| {
         let copies = if random.random_bool(duplication) { 2 } else { 1 };
@@ -154,7 +154,7 @@ fn a_lost_flight_is_resent_after_one_second_then_two() {
     assert_ne!(again[0].1, flight[0].1, "new record numbers");
     assert_eq!(server.advance(Duration::from_millis(1999)), []);
     assert_eq!(server.advance(Duration::from_millis(1)).len(), 1);
-    // The client accepts the resent flight as it would the first copy.
+    // The client accepts the resent flight like the first copy.
     for (_, datagram) in again {
         let last = client.receive(server.now, &datagram);
         converse(&mut server, &mut client, peer(), last);

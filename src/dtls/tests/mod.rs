@@ -44,7 +44,7 @@ fn profile() -> Profile {
     Profile::new("lamp-1", psk())
 }
 
-/// A server that knows one key, or two, and whose application echoes all data.
+/// A server that knows one or two keys for each identity, and whose application echoes all data.
 struct Server {
     endpoint: Endpoint<String>,
     now: Instant,
@@ -52,7 +52,8 @@ struct Server {
     /// Holds keys back until [`provide`](Self::provide) is called, instead of providing
     /// them immediately.
     hold_keys: bool,
-    /// Second key of most identities, if the server tries two.
+    /// Second key. If set, the server tries two keys for each identity. Identities that begin with
+    /// `lamp-one` have only the first key.
     second: Option<Psk>,
     waiting: Vec<(HandshakeId, Box<[u8]>)>,
     data: Vec<(SessionId, Vec<u8>)>,

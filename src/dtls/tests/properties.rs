@@ -106,7 +106,7 @@ proptest! {
         prop_assert_eq!(open(suite, sealed, b"id"), Some((ContentType::Alert, content)));
     }
 
-    /// RFC 6347 §4.1.2.7: invalid records are discarded, whatever their length field says.
+    /// RFC 6347 §4.1.2.7: invalid records are discarded, no matter which length they announce.
     #[test]
     fn records_never_reach_past_their_datagram(datagram in any_bytes(0..600), id_length in 0usize..20) {
         let length = datagram.len();
@@ -213,7 +213,8 @@ proptest! {
         let _ = ClientHello::read(&bytes).map(|hello| hello.choose(&Suite::ALL));
     }
 
-    /// Of two keys, the one fits under which the client has written, whichever it is.
+    /// A record opens only with the key under which its client has sealed it, no matter whether
+    /// this key is the first or the second of the candidates.
     #[test]
     fn a_record_opens_with_the_key_of_its_client_alone(
         keys in prop::collection::hash_set(any_bytes(1..65), 3),

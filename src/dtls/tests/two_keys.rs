@@ -1,5 +1,6 @@
-//! Identities with two keys. Only Finished shows which key a client has, so the server tries both;
-//! neither the bytes nor the work may show which one, or how many keys an identity has.
+//! Identities with two keys. Only Finished shows which key a client has, so the server tries both
+//! keys. Neither the server's answers nor its work may reveal which key a client has, or how many
+//! keys an identity has.
 
 use super::*;
 use crate::dtls::{prf, suite};
@@ -95,8 +96,9 @@ fn before_the_last_flight(server: &mut Server, profile: Profile) -> (Client, Vec
     (client, last)
 }
 
-/// Returns the numbers of times that the server runs the PRF and decrypts a record for the client's
-/// last flight, the server's answers until the end, and whether there is a session.
+/// Sends the client's last flight. Returns the number of runs of the PRF and the number of
+/// decrypted records that this flight causes, the server's answers until the end, and whether there
+/// is a session.
 fn last_flight(mut server: Server, profile: Profile) -> ([u64; 2], Vec<Vec<u8>>, bool) {
     let (mut client, last) = before_the_last_flight(&mut server, profile);
     let work = || [prf::RUNS.get(), suite::DECRYPTED.get()];
@@ -131,14 +133,16 @@ fn both_keys_and_a_wrong_key_cost_the_same() {
     ] {
         let (work, answers, opened) = last_flight(server(), with(identity, psk.clone()));
         assert_eq!(opened, opens, "{identity}");
-        // A master secret and a key block for each key; if one is right, the two Finished.
+        // The PRF computes a master secret and a key block for each key. If one key is right, the
+        // PRF also computes the verify_data of both Finished messages.
         assert_eq!(work, [if opens { 6 } else { 4 }, 2], "{identity}");
         if !opens {
             alerts.insert(answers);
         }
     }
     assert_eq!(alerts.len(), 1, "the same alert, byte for byte");
-    // A server on which no identity has two keys does no more work than before, and sends the same.
+    // A server that tries only one key for each identity does less work. A wrong key gets the same
+    // answer as above.
     let (work, _, opened) = last_flight(Server::new(Config::default()), with("lamp-1", psk()));
     assert_eq!((work, opened), ([4, 1], true));
     let (work, answers, opened) = last_flight(Server::new(Config::default()), with("lamp-1", wrong()));
@@ -146,8 +150,8 @@ fn both_keys_and_a_wrong_key_cost_the_same() {
     assert!(alerts.contains(&answers));
 }
 
-/// A thief of the first key sees a client's handshake and has its random, so he can protect records
-/// in its name with the first key.
+/// A thief of the first key observes the handshake of a client, and so knows the client's random.
+/// With the random and the first key, the thief can protect records in the client's name.
 #[test]
 fn a_thief_of_one_key_ends_no_handshake_with_the_other() {
     for extended_master_secret in [false, true] {
@@ -172,7 +176,8 @@ fn a_thief_of_one_key_ends_no_handshake_with_the_other() {
         let message = |offset: u8, body: &[u8]| {
             [&[20, 0, 0, 12, 0, 3, 0, 0, offset, 0, 0, body.len() as u8][..], body].concat()
         };
-        // A whole Finished that is wrong, one in fragments, the beginning of one, and no message.
+        // The thief sends a whole Finished that is wrong, a wrong Finished in two fragments, the
+        // first fragment of another Finished, and a record that contains no message.
         for forged in
             [message(0, &[0; 12]), message(0, &[0; 6]), message(6, &[0; 6]), message(0, &[0; 6]), vec![20]]
         {
@@ -206,7 +211,7 @@ fn finished_reveals_a_rewritten_hello_under_either_key() {
     }
 }
 
-/// The keys of a claim that was replaced do not count.
+/// Keys that are provided for a replaced claim are ignored.
 #[test]
 fn late_keys_of_another_claim_open_nothing() {
     let mut server = server();

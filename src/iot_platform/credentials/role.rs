@@ -56,7 +56,7 @@ struct Answer {
     code: Option<String>,
     #[serde(default)]
     access_key_id: String,
-    // This type wipes the secret even if parsing fails at a later field.
+    // The type `Secret` wipes the text even if parsing fails at a later field.
     #[serde(default, deserialize_with = "secret")]
     access_key_secret: Option<Secret>,
     #[serde(default, deserialize_with = "secret")]

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::devices::{Device, Devices, Removed};
 use crate::iot_platform::batches::Batches;
 
-/// Data of an instance. Without configured instances, all of the account.
+/// Data of an instance, or of the whole account if no instances are configured.
 pub(crate) struct Account {
     pub devices: Devices,
     pub batches: Batches,
 }
 
-/// Content of the state file, or its part about one of several instances.
+/// Data of an instance, as the state file has it. Without configured instances, this is the whole
+/// content of the state file.
 #[derive(Serialize, Deserialize)]
 pub(super) struct State {
     devices: Vec<Device>,
@@ -29,7 +30,7 @@ impl Account {
         Self { devices: Devices::new(seed), batches: Batches::default() }
     }
 
-    /// Takes over what a state file has kept.
+    /// Restores the data that a state file has kept.
     pub(super) fn restore(&mut self, state: State) {
         for device in state.devices {
             self.devices.insert(device);

@@ -36,7 +36,7 @@ pub(super) enum Failure {
     Business { code: &'static str, message: &'static str },
 }
 
-/// `Code` for more devices than an instance, or a list of a call, may have.
+/// `Code` if an instance would have too many devices, or if a list in a call is too long.
 const TOO_MANY: &str = "iot.device.DeviceCountExceeded";
 /// Message for an instance that has no room for more devices.
 const FULL: &str = "The number of devices exceeds the limit of the instance.";

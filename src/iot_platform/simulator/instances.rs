@@ -31,7 +31,7 @@ const APPLY_IDS: u64 = 1_000_000;
 pub struct InstanceConfig {
     /// `IotInstanceId`; empty for a public instance without an ID.
     pub id: String,
-    /// `RegionId` of the calls that reach the instance. If absent, calls of any region do.
+    /// `RegionId` of the calls that reach the instance. If absent, calls of every region reach it.
     pub region: Option<String>,
     /// Address at which the devices of the instance sign in. If absent, they cannot sign in.
     pub mqtt: Option<SocketAddr>,
@@ -62,7 +62,8 @@ impl InstanceConfig {
     }
 }
 
-/// Checks that each call is about one instance at most, and that each product belongs to one.
+/// Checks that each call is about at most one instance, and that each product belongs to at most
+/// one instance.
 ///
 /// # Errors
 ///
@@ -102,7 +103,8 @@ pub(super) struct Instance {
 /// All instances of the account; at least one.
 pub(super) struct Instances {
     all: Vec<Instance>,
-    /// Set if there is only one instance and every call is about it, whatever instance it names.
+    /// Set if there is only one instance, which takes every call, no matter which instance the call
+    /// names.
     takes_all: bool,
 }
 
@@ -125,7 +127,8 @@ impl Instances {
             return Self { all: vec![only], takes_all: true };
         }
         let instance = |(number, config): (u64, &InstanceConfig)| {
-            // The secrets of two instances differ, even for devices with the same product and name.
+            // Each instance has its own seed, so that devices with the same product and name get
+            // different secrets in two instances.
             let seed = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(config.label()).finalize();
             let mut account =
                 Account::new(seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte)));
@@ -184,8 +187,8 @@ impl Instances {
         self.all.iter().map(|instance| &instance.config)
     }
 
-    /// Returns the number of devices of each instance, by label. Returns nothing if there is only
-    /// one instance that takes all calls.
+    /// Returns the number of devices of each instance, by label. The result is empty if there is
+    /// only one instance that takes all calls.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let count = |instance: &Instance| (instance.config.label(), instance.account.devices.len() as u64);
         self.all.iter().filter(|_| !self.takes_all).map(count).collect()
@@ -216,7 +219,8 @@ impl Instances {
         };
         let takes_all = self.takes_all;
         let found = self.all.iter_mut().find(|instance| takes_all || is_meant(instance));
-        // IoT Platform's documentation has no other code for a call that lacks the ID of its instance.
+        // IoT Platform's documentation has no other code for a call that lacks the ID of its
+        // instance.
         found.ok_or(Failure::Business {
             code: "iot.system.InstanceNotFound",
             message: "The specified instance ID does not exist.",
@@ -224,7 +228,7 @@ impl Instances {
     }
 }
 
-/// Parses a state file. The error is `what` if the file is of the other kind.
+/// Parses a state file. If the file is of the kind `Other`, the error says `what`.
 fn parsed<T: DeserializeOwned, Other: DeserializeOwned>(text: &[u8], what: &str) -> io::Result<T> {
     serde_json::from_slice(text).map_err(|error| match serde_json::from_slice::<Other>(text) {
         Ok(_) => {

@@ -93,8 +93,8 @@ pub struct SimulatorConfig {
     pub state: Option<PathBuf>,
     /// Product keys of the account; if empty, every product key is accepted.
     pub products: Vec<String>,
-    /// Instances of the account. They replace `mqtt` and `products`. If empty, there is one instance,
-    /// which takes every call, whatever instance the call names.
+    /// Instances of the account. They replace `mqtt` and `products`. If empty, there is one
+    /// instance, which takes every call, no matter which instance the call names.
     pub instances: Vec<InstanceConfig>,
     /// Seed of all random values. If absent, the operating system supplies one.
     pub seed: Option<u64>,
@@ -222,7 +222,7 @@ impl Simulator {
             server: tokio::spawn(serve(listener, shared.clone())),
             saver: tokio::spawn(save_changes(shared.clone())),
         };
-        // These tasks end when the simulator stops.
+        // The spawned tasks end when the simulator stops.
         for (number, expires) in expiries.into_iter().enumerate() {
             match expires {
                 Some(Duration::ZERO) => shared.expire(number),
@@ -346,7 +346,7 @@ impl Simulator {
         self.shared.stopping.send_replace(true);
         if let Some(tasks) = self.tasks.take() {
             let abort = tasks.server.abort_handle();
-            // The join errors of both tasks are ignored, because a task that has panicked has also
+            // Join errors of the two tasks are ignored, because a task that has panicked has also
             // ended.
             if tokio::time::timeout(STOP_WITHIN, tasks.server).await.is_err() {
                 abort.abort();

@@ -1,6 +1,6 @@
-//! Sign-in of devices with MQTT 3.1.1 over TCP, at an address of their instance. This module verifies a device, and keeps its
-//! connection until the device disconnects, signs in on another connection, or is disabled or
-//! deleted. It acknowledges messages, but forwards none.
+//! Sign-in of devices with MQTT 3.1.1 over TCP, at an address of their instance. This module
+//! verifies a device, and keeps its connection until the device disconnects, signs in on another
+//! connection, or is disabled or deleted. It acknowledges messages, but forwards none.
 
 use std::{io, sync::Arc, time::Duration};
 

@@ -63,7 +63,7 @@ pub(super) struct World {
     batch_delay: Duration,
     stats: Stats,
     request_ids: Dice,
-    /// Number of the instances' changes at the last save.
+    /// Number of changes of the instances at the last save.
     saved: u64,
 }
 

@@ -1,9 +1,9 @@
 //! Order in which a sweep looks up devices. A device that has its certificate but has not signed in
-//! yet is looked up often at first, because it will probably sign in soon, and less often later.
-//! Besides, all registered devices are looked up one after another, with a fixed part of the calls.
-//! This module performs no I/O: the caller passes the current time. The plan keeps no state for
-//! each device, but only the progress of the passes over parts of the table. The plan is stored as
-//! the cursor of the sweep's lease, so that it survives restarts.
+//! yet will probably sign in soon, so it is looked up often at first and less often later. Besides,
+//! all registered devices are looked up one after another, with a fixed part of the calls. This
+//! module performs no I/O: the caller passes the current time. The plan keeps no state for each
+//! device, but only the progress of the passes over parts of the table. The plan is stored as the
+//! cursor of the sweep's lease, so that it survives restarts.
 
 use std::{ops::Range, time::Duration};
 
@@ -15,9 +15,9 @@ use crate::{
 };
 
 const DAY: i64 = 86_400;
-/// Age of its first issue up to which a device counts as new.
+/// Time after the first issue for which a device counts as new, in seconds.
 const NEW: i64 = DAY;
-/// Age of its first issue up to which a device counts as late.
+/// Time after the first issue for which a device counts as late if it is not new, in seconds.
 const LATE: i64 = 7 * DAY;
 /// Maximum time by which a first issue may seem to be in the future, because the clock was
 /// corrected.
@@ -113,8 +113,8 @@ impl Plan {
         let pause = i64::try_from(pause.as_secs()).unwrap_or(i64::MAX);
         let pause = if part == Part::Late { pause.saturating_mul(LATE_PAUSES) } else { pause };
         match pass.began {
-            // If the pass began later than now, the clock was set back since then. The part is then
-            // due.
+            // If the start of the pass is in the future, the clock was set back since then. The
+            // part is then due.
             Some(began) if !pass.runs && began <= now => {
                 let left = began.saturating_add(pause).saturating_sub(now);
                 Duration::from_secs(u64::try_from(left).unwrap_or(0))
@@ -131,8 +131,7 @@ impl Plan {
         }
     }
 
-    /// Returns the range of the times of first issue that belong to a part, for the pass in
-    /// progress.
+    /// Returns the range of times of first issue that the current pass over a part covers.
     pub(super) fn issued(&self, part: Part, now: UnixSeconds) -> Range<UnixSeconds> {
         let began = self.pass(part).began.unwrap_or(now);
         match part {
@@ -147,8 +146,8 @@ impl Plan {
         self.pass(part).device.as_deref().and_then(|device| DeviceId::parse_sn(device).ok())
     }
 
-    /// Returns the place of the last device that the pass has read. A pass that does not read in
-    /// order of the first issues has no place.
+    /// Returns the position of the last device that the pass has read, in the order of first
+    /// issues. Returns `None` before the first device, and for a pass in another order.
     pub(super) fn place(&self, part: Part) -> Option<IssuePlace> {
         let (issued, device) = (self.pass(part).issued?, self.device(part)?);
         Some(IssuePlace { issued, device })

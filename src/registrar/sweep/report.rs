@@ -37,7 +37,7 @@ pub(super) struct News {
 }
 
 impl News {
-    /// Notes the present state of a device, if it has changed.
+    /// Notes the present state of a device if the state has changed.
     pub(super) fn note(&mut self, device: &Watched, state: Option<CloudState>) {
         if state == device.cloud_state {
             return;

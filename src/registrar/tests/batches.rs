@@ -26,7 +26,7 @@ impl Crowd {
         Self::on(Arc::default(), devices, config)
     }
 
-    /// Does the same as [`new`](Self::new), with a cloud that others may use too.
+    /// Does the same as [`new`](Self::new), with a cloud that other registrars may use, too.
     pub(super) fn on(cloud: Arc<Cloud>, devices: usize, config: Config) -> Self {
         let store = Memory::default();
         for number in 0..devices {

@@ -97,7 +97,8 @@ async fn a_call_that_was_certainly_not_carried_out_makes_no_name_ours() {
         let (crowd, outcome) = taken_after(failure).await;
         is_left_alone(&crowd, &name(0), &outcome);
     }
-    // This is the limit that docs/cloud.md describes: the result looks like that of the lost call.
+    // This case is the limit that docs/cloud.md describes: a device that another party has created
+    // looks like the result of the call without an answer.
     let (_, outcome) = taken_after(Scripted::Refuse(ErrorClass::TimedOut)).await;
     assert!(matches!(outcome, Outcome::Registered(_)), "{outcome:?}");
 }
@@ -178,8 +179,8 @@ async fn a_call_that_arrived_twice_was_carried_out_once() {
 #[tokio::test(start_paused = true)]
 async fn the_claim_of_a_former_registration_counts_as_a_call() {
     let crowd = Crowd::on(Arc::default(), 1, refusing());
-    // A registration of this process could not give its claim up. Its call may have created the
-    // device.
+    // An earlier registration in this process could not give up its claim. The call of that
+    // registration may have created the device.
     let entry = wanted(&name(0));
     let now = ClaimTime { at: crate::store::unix_now(), cloud_offset: crowd.cloud.clock_offset() };
     crowd.store.claim(&crowd.registrar.owner, &entry, now).await.unwrap();

@@ -14,8 +14,8 @@ fn without_devices(delay: Duration) -> Crowd {
     crowd
 }
 
-/// Lets `products` products of `devices` devices each register at once, for each pair. Returns the
-/// time until all are registered.
+/// Registers several crowds at once. Each pair in `sizes` is the number of products in a crowd, and
+/// the number of devices of each product. Returns the time until all devices are registered.
 async fn register(crowd: &Crowd, sizes: &[(usize, usize)]) -> Duration {
     let (start, before) = (Instant::now(), crowd.cloud.devices());
     let mut wanted = Vec::new();
@@ -42,9 +42,9 @@ async fn register(crowd: &Crowd, sizes: &[(usize, usize)]) -> Duration {
     took
 }
 
-/// Asserts that a crowd took hardly more time than the limits allow: `devices` in
-/// `devices / rate` seconds. A crowd first gathers, its last devices are left to single calls, and
-/// the last batch takes its time.
+/// Asserts that a crowd took hardly more than the minimum time of `devices / rate` seconds. The
+/// allowance covers the time in which the crowd gathers, the single calls for its last devices, and
+/// the steps of its last batch.
 fn took_hardly_more(took: Duration, devices: usize, rate: f64, delay: Duration) {
     let Config { gather, batch_after, .. } = Config::default();
     let allowed = Duration::from_secs_f64(1.1 * devices as f64 / rate) + gather + batch_after + delay * 3;
@@ -52,8 +52,9 @@ fn took_hardly_more(took: Duration, devices: usize, rate: f64, delay: Duration) 
     assert!(took < allowed, "{took:?}, but the limits allow for {allowed:?}");
 }
 
-/// Rate at which products of this size are registered within 25 single calls, 25 / 3 checks and
-/// 125 / 3 pages a second, which are the default share of the account's limits.
+/// Returns the rate, in devices a second, at which products of `each` devices are registered with
+/// 25 single calls, 25 / 3 checks and 125 / 3 pages a second. These rates are the default share of
+/// the account's limits.
 fn rate(each: usize) -> f64 {
     let batches = (25.0 / 3.0_f64).min(125.0 / 3.0 / each.div_ceil(50) as f64);
     25.0 + batches * each as f64
@@ -75,7 +76,8 @@ async fn products_with_a_page_of_devices_each_are_registered_at_the_pace_of_the_
     let crowd = without_devices(Duration::ZERO);
     let took = register(&crowd, &[(60, 50)]).await;
     took_hardly_more(took, 3000, rate(50), Duration::ZERO);
-    // Each product has one batch at most: a check is not spent on the rest of a product.
+    // Almost every product has a single batch, because no check is spent on the few devices that
+    // are left after the first batch.
     let batches = crowd.registrar.counters().batches as usize;
     assert!(batches <= 63, "{batches}");
     assert_eq!(crowd.cloud.calls(Action::QueryBatchRegisterDeviceStatus), 2 * batches);
@@ -132,7 +134,7 @@ async fn a_late_device_of_its_own_product_waits_no_longer_than_the_crowd() {
     let came = crowd.start.elapsed();
     let (outcome, took) = crowd.ask("other", "a2").await.unwrap();
     assert!(matches!(outcome, Outcome::Registered(_)));
-    // Each of the other products has a turn of ten calls first, 25 calls a second.
+    // First, each of the other products has a turn of ten calls, at 25 calls a second.
     assert!(took - came < Duration::from_secs(2), "{:?}", took - came);
 }
 
@@ -180,7 +182,8 @@ async fn a_crowd_writes_few_lines_and_each_device_is_counted() {
     crowd.registrar.drain(PATIENCE).await;
     let log = log.text();
     assert!(log.lines().count() < 60, "{log}");
-    // Lines of their own, and the numbers in the lines that count the others.
+    // Counts the lines about single devices, and adds the numbers from the lines that count
+    // suppressed lines.
     let counted = |own: &str, others: &str| {
         let others = log.lines().filter(|line| line.contains(others));
         let number = |line: &str| line.rsplit("devices=").next().unwrap().trim().parse::<usize>().unwrap();

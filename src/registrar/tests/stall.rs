@@ -1,5 +1,5 @@
-//! Tests of a process that stands still for a while, as in a virtual machine that is suspended, in
-//! virtual time.
+//! Tests, in virtual time, of a process that is suspended for a while, for example together with
+//! its virtual machine.
 
 use super::{
     batches::{Crowd, name},
@@ -22,7 +22,8 @@ async fn calls_go_on_at_the_full_rate_after_a_stall_and_none_is_throttled() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         *count = crowd.cloud.devices() - before;
         if index == 0 {
-            // All timers of this time end together, before any task runs.
+            // All timers that are due during the stall expire together at its end, before any task
+            // runs.
             tokio::time::advance(STALL).await;
         }
     }

@@ -32,9 +32,9 @@ impl Fleet {
         Registrar::new(config, owner(), Arc::new(store), cloud, Handle::current())
     }
 
-    /// Adds `count` registered devices of one product, named by `prefix` and a number. The
-    /// certificates were first issued at times that are evenly spread over `issued` seconds before
-    /// now, or never.
+    /// Adds `count` registered devices of one product, named by `prefix` and a number. `issued` is
+    /// the range of the ages of their first issues in seconds, and the first issues are spread
+    /// evenly over it. With `None`, no certificate was issued.
     fn add(&self, prefix: &str, product_key: &str, count: usize, issued: Option<Range<i64>>) {
         let now = Store::now(&self.store);
         for number in 0..count {
@@ -68,12 +68,13 @@ impl Fleet {
     }
 }
 
-/// 5000 new devices are a twentieth of what 100,000 new ones a day are if none of them signs in
-/// within the day. They are known in time with a twentieth of the calls that ten minutes allow.
+/// With 100,000 new devices a day, none of which signs in within the day, all must be looked up
+/// within ten minutes. This test has 5000 new devices, a twentieth of that number. So each pass
+/// over them may take at most a twentieth of the calls that ten minutes allow.
 #[tokio::test(start_paused = true)]
 async fn a_first_sign_in_is_known_within_ten_minutes_beside_many_settled_devices() {
     let fleet = Fleet::new(Config::default());
-    // Within the hours of this test, none of them becomes older than a day.
+    // None of these devices becomes older than a day during the test.
     fleet.add("NEW", "a1", 5000, Some(0..DAY - 2 * 3600));
     fleet.add("SHELF", "a1", 20_000, None);
     fleet.add("LOST", "a1", 20_000, Some(30 * DAY..300 * DAY));
@@ -85,7 +86,7 @@ async fn a_first_sign_in_is_known_within_ten_minutes_beside_many_settled_devices
     let mut number = 0;
     while start.elapsed() < HOUR {
         if start.elapsed() < HOUR - Duration::from_secs(900) && number < 100 {
-            // Every twentieth is a device that is issued its certificate only now.
+            // Every twentieth device is new, and is issued its certificate only now.
             let name = if number % 20 == 0 {
                 let name = format!("FRESH{number}");
                 fleet.cloud.make("a1", &name);
@@ -109,8 +110,8 @@ async fn a_first_sign_in_is_known_within_ten_minutes_beside_many_settled_devices
     assert_eq!((number, signed_in.len()), (100, 0), "{signed_in:?}");
     assert!(longest <= Duration::from_secs(600), "{longest:?}");
 
-    // Devices that have not been issued their certificates, or not for long, are looked up only in
-    // the passes over all devices, which take no more than their part of the calls.
+    // Devices whose certificates were never issued, or were first issued long ago, are looked up
+    // only in the passes over all devices. These passes take no more than their part of the calls.
     let asked = |name: &str| fleet.cloud.listed(name, start);
     let (new, shelf, lost) = (asked("NEW04999"), asked("SHELF00000"), asked("LOST00000"));
     assert!(new >= 12 && shelf <= 6 && lost <= 6 && shelf >= 3 && lost >= 3, "{new}, {shelf}, {lost}");
@@ -132,8 +133,8 @@ async fn new_devices_of_many_products_are_looked_up_in_few_calls() {
     fleet.add("OLD", "old", 5000, Some(0..DAY));
     fleet.cloud.refuse_product("old", "iot.prod.NotExistedProduct");
     fleet.registrar.start_sweeps();
-    // A pass over the new devices: two calls for each product, and one for a product that is refused. Beside and after it, a call in 1.5 s
-    // for the pass over all devices.
+    // In the pass over the new devices, each product takes two calls, and the refused product takes
+    // one. Meanwhile and afterwards, the pass over all devices takes one call every 1.5 s.
     tokio::time::sleep(Duration::from_secs(300 + 60)).await;
     let asked =
         (0..50).map(|product| fleet.cloud.listed(&format!("P{product}-00109"), Instant::now() - HOUR));
@@ -142,7 +143,7 @@ async fn new_devices_of_many_products_are_looked_up_in_few_calls() {
     assert_eq!(fleet.registrar.open_breakers(), 0, "the registrations of the product are not stopped");
 }
 
-/// docs/cloud.md gives this time.
+/// The expected time is the time that docs/cloud.md gives.
 #[tokio::test(start_paused = true)]
 async fn a_pass_over_all_devices_takes_its_time_and_its_part_of_the_calls() {
     let fleet = Fleet::new(Config::default());
@@ -170,10 +171,11 @@ async fn deleted_devices_are_noticed_by_the_hundred() {
     assert_eq!(swept, Swept { devices: 1100, changed: 1000, failed: 0 });
     let deleted = |number| fleet.store.row(&id(&format!("SN{number:05}"))).unwrap().cloud_state.is_some();
     assert_eq!((0..1100).filter(|number| deleted(*number)).count(), 1000);
-    // Eleven lists, and for ten of them one device by itself and the others once more.
+    // The sweep requests eleven lists. For ten of them, it then looks up the first missing device
+    // by itself and requests a list of the other missing devices.
     assert_eq!((fleet.lists() - lists, fleet.cloud.calls(Action::QueryDeviceDetail)), (21, 10));
     assert_eq!(fleet.store.sighting_steps() - steps, 10);
-    // What is known is not asked about again.
+    // The next sweep does not check again that the deleted devices are deleted.
     assert_eq!(fleet.registrar.sweep().await.unwrap(), Swept { changed: 0, ..swept });
     assert_eq!((fleet.lists() - lists, fleet.cloud.calls(Action::QueryDeviceDetail)), (32, 10));
 }
@@ -197,14 +199,15 @@ async fn a_list_that_leaves_devices_out_deletes_none() {
     fleet.cloud.hide("SN00007", 1);
     let swept = fleet.registrar.sweep().await.unwrap();
     assert_eq!((swept, states()), (Swept { devices: 100, changed: 1, failed: 0 }, vec!["SN00004".into()]));
-    // Missing devices of which none can be looked up by itself stay as they are.
+    // If the first missing device cannot be looked up by itself, the states of all missing devices
+    // stay as they are.
     fleet.cloud.delete("a1", "SN00009");
     fleet.cloud.refuse(Action::QueryDeviceDetail, "iot.odd.Code");
     let swept = fleet.registrar.sweep().await.unwrap();
     assert_eq!((swept.failed, states()), (1, vec!["SN00004".into()]));
 }
 
-/// The registrations are those of another process.
+/// In this test, the calls with the priority of registrations come from another process.
 #[tokio::test(start_paused = true)]
 async fn a_sweep_takes_no_turn_that_a_registration_wants() {
     // At this rate, no call makes up for a late turn.
@@ -212,7 +215,7 @@ async fn a_sweep_takes_no_turn_that_a_registration_wants() {
     let fleet = Fleet::new(config.clone());
     fleet.add("SN", "a1", 30_000, Some(0..DAY));
     let other = Fleet::server(config, fleet.store.clone(), fleet.cloud.clone());
-    // Each call comes a little late for its turn, as calls do.
+    // Each call comes a little later than its turn, as in practice.
     let in_minutes = async |minutes: u32| {
         let (mut calls, end) = (0, Instant::now() + minutes * Duration::from_secs(60));
         while Instant::now() < end {
@@ -231,7 +234,7 @@ async fn a_sweep_takes_no_turn_that_a_registration_wants() {
     let swept = fleet.lists() - before - beside;
     assert!(beside * 100 >= alone * 99, "{beside} calls, without a sweep {alone}");
     assert!((8..=10).contains(&swept), "{swept} calls of the sweep: one a minute");
-    // Without registrations, it has 80 % of the turns.
+    // Without registrations, the sweep gets 80 % of the turns.
     let before = fleet.lists();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let swept = fleet.lists() - before;

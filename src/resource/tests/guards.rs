@@ -41,7 +41,8 @@ impl Bench {
     }
 
     async fn waiting(&self) -> Vec<String> {
-        // The answers do not wait for the notes. Writes are done in order.
+        // A device is answered before its request is noted in the store. Writes are done in order,
+        // so when this probe is done, all earlier requests are noted.
         self.store.probe().await.unwrap();
         let all = self.store.waiting(None, None, 100).await.unwrap();
         all.into_iter().map(|one| format!("{} in {}: {}", one.device, one.enrollment, one.count)).collect()
@@ -57,7 +58,7 @@ fn held() -> Guards {
     Guards { unlisted: Unlisted::Hold, ..Guards::default() }
 }
 
-/// Returns what a client sees of an answer.
+/// Returns the parts of an answer that a client can see: code, Max-Age and payload.
 fn seen(answer: &Response) -> (Code, Option<u32>, Vec<u8>) {
     (answer.code, answer.max_age, answer.payload.to_vec())
 }
@@ -116,7 +117,7 @@ async fn a_full_enrollment_still_serves_the_devices_that_have_a_place() {
 async fn a_device_whose_registration_has_begun_keeps_its_place() {
     let bench = guarded(Guards { max_devices: Some(2), ..Guards::default() });
     let id = DeviceId::parse("SN-1").unwrap();
-    // A process claims SN-1, asks, and dies. SN-KNOWN has the other place.
+    // A process claims SN-1, calls IoT Platform, and dies. SN-KNOWN has the other place.
     let owner = crate::store::claim::Owner { id: 77, name: "dead".into() };
     let entry = crate::store::JournalEntry {
         device: id.clone(),
@@ -128,7 +129,7 @@ async fn a_device_whose_registration_has_begun_keeps_its_place() {
     use crate::store::claim::Claims as _;
     bench.store.claim(&owner, &entry, at).await.unwrap();
     bench.store.release_claim(77, &id, true).await.unwrap();
-    // The registration in progress may fail, so this is no final refusal.
+    // The registration in progress may fail, so the device is asked to retry later.
     let answer = bench.ask_itself("SN-2").await;
     assert_eq!((answer.code, answer.max_age), (Code::ServiceUnavailable, Some(30)));
     assert_eq!(name(&bench.ask_itself("SN-1").await), "SN-1");
@@ -167,7 +168,7 @@ async fn a_crowd_at_two_servers_gets_exactly_as_many_certificates_as_there_are_p
         *code,
         Code::Content | Code::Forbidden | Code::ServiceUnavailable | Code::GatewayTimeout
     )));
-    // A device that was put off asks again.
+    // Some devices were asked to retry later, so all devices ask again.
     let mut with_certificate = 0;
     for number in 0..40 {
         let answer = bench.plug(&format!("PLUG-{number}")).await;
@@ -211,7 +212,8 @@ async fn a_held_device_and_a_device_of_another_enrollment_look_the_same() {
         assert_eq!(ask(foreign).await, unknown, "{foreign}");
     }
     assert_eq!(bench.waiting().await, ["SN-STRANGER in plug: 1"], "nothing to admit of the others");
-    // A derived identity whose ID is a device of another enrollment.
+    // The identity is the ID of a device of another enrollment. The client gets the same answer as
+    // a client whose ID is not in the table.
     assert_eq!(seen(&bench.ask_itself("PLUG-1").await), seen(&bench.ask_itself("SN-OTHER").await));
     let row = bench.store.device(&DeviceId::parse("SN-1").unwrap()).await.unwrap().unwrap();
     assert_eq!((row.enrollment.as_str(), row.first_issued), ("lamp", None));
@@ -269,7 +271,7 @@ async fn no_device_is_added_for_an_answer_that_is_dropped() {
         panic!("an answer at once")
     };
     assert!(work.now_or_never().is_none());
-    // A write that had been queued before this one would be done now.
+    // If a write had been queued before this probe, the write would be done now.
     bench.store.probe().await.unwrap();
     assert_eq!(bench.store.device(&DeviceId::parse("SN-NEW").unwrap()).await.unwrap(), None);
 }
@@ -308,7 +310,8 @@ async fn an_enrollment_admits_only_as_many_devices_as_it_takes() {
     for device in ["PLUG-1", "PLUG-2"] {
         assert_eq!(name(&bench.plug(device).await), device);
     }
-    // A device of another enrollment stays what it is, and gets the answer of an invented one.
+    // A device of another enrollment is not changed, and gets the same answer as a device that does
+    // not exist.
     let foreign = bench.plug("OWN-1").await;
     assert_eq!((foreign.code, title(&foreign).as_str()), (Code::Forbidden, "enrollment is full"));
     assert_eq!(bench.admitted("OWN-1").await, 0);

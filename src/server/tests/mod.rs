@@ -62,7 +62,7 @@ pub(super) fn services(folder: &tempfile::TempDir, runtime: &Handle, requests: R
     }
 }
 
-/// Collects a stack's datagrams. Fails the test if any work takes more than its first step.
+/// Collects a stack's datagrams. Fails the test if the stack cannot answer a request in one step.
 struct Collected(Vec<(SocketAddr, Vec<u8>)>);
 
 impl dtls::Outbox for Collected {
@@ -227,8 +227,8 @@ fn the_coap_state_of_a_session_is_forgotten_with_it() {
             }
             if client.is_established() && !asked {
                 asked = true;
-                // The request is for a resource that does not exist, so the server looks nothing
-                // up.
+                // The request is for a resource that does not exist, so the server looks up
+                // nothing.
                 to_server.push(client.send(&[0x40, 1, 0, 9, 0xb1, b'x']));
             }
         }

@@ -73,8 +73,8 @@ fn hello() -> Vec<u8> {
     Client::new(profile, rand::random()).start(Instant::now()).remove(0)
 }
 
-/// Returns a device's socket, after connecting it to the server and sending this many hellos from
-/// it.
+/// Connects a device's socket to the server, sends this many hellos from the socket, and returns
+/// the socket.
 fn device(server: SocketAddr, hellos: usize) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server).unwrap();

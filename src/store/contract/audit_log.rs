@@ -111,8 +111,8 @@ fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + 
     assert_eq!(verified(store).last, 10);
 }
 
-/// A [`Retention`] removes all expired entries. If the clock is probably wrong, a [`Retention`]
-/// applies only the size limit.
+/// A [`Retention`] removes all expired entries. If the clock is probably wrong, it applies only the
+/// size limit.
 fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     let month = Keep { days: Some(30), ..Keep::default() };
@@ -132,8 +132,8 @@ fn a_clock_that_is_far_ahead_removes_nothing_for_its_age(store: &(impl Store + B
     verified(store);
 }
 
-/// Adds an entry about a request of a device, and waits until the log has `changes` entries and
-/// `repeats` requests in records.
+/// Adds an entry about a request of a device. Waits until the log has `changes` entries in the
+/// chain and its records of repeats count `repeats` requests.
 fn ask(
     store: &(impl Store + Bulk + AuditLog),
     event: AuditEvent,
@@ -156,7 +156,7 @@ fn ask(
     }
 }
 
-/// Returns the numbers of entries in the chain and of records of repeats.
+/// Returns the number of entries in the chain and the number of records of repeats.
 fn size(store: &(impl Store + Bulk + AuditLog)) -> Counts {
     let (chain, records): (Vec<_>, Vec<_>) = entries(store).into_iter().partition(|entry| entry.seq > 0);
     Counts { changes: chain.len() as u64, repeats: records.len() as u64 }
@@ -222,8 +222,8 @@ fn the_first_refusal_is_kept_like_a_change(store: &(impl Store + Bulk + AuditLog
     verified(store);
 }
 
-/// Repeats have a limit of their own: whatever their number, no entry of a change is removed, and
-/// an age limit applies to both.
+/// Repeats have a separate limit, so that no number of repeats displaces an entry of a change. The
+/// age limit applies to both.
 fn a_crowd_of_repeats_displaces_no_change(store: &(impl Store + Bulk + AuditLog)) {
     changes(store, 3);
     for number in 0..8 {
@@ -249,12 +249,12 @@ fn a_crowd_of_repeats_displaces_no_change(store: &(impl Store + Bulk + AuditLog)
     assert_eq!((removed.changes, removed.repeats), (3, 8 - pruned.repeats));
     assert_eq!(size(store).repeats, 0);
     verified(store);
-    // New records follow.
+    // After pruning, a new request makes a new record.
     ask(store, AuditEvent::Reissued, "SN-1", (unix_now(), "192.0.2.1"), (1, 1));
     assert_eq!(now(store.history(&id("SN-1"), 9)).unwrap().len(), 1);
 }
 
-/// A review passes on refusals of both classes.
+/// A review passes on both the first refusal, which is a change, and the repeated refusals.
 fn a_review_has_repeated_refusals(store: &(impl Store + Bulk + AuditLog)) {
     import(store, [row("SN-1")]);
     let (today, yesterday) = (30_000 * DAY, 29_999 * DAY);
@@ -267,7 +267,7 @@ fn a_review_has_repeated_refusals(store: &(impl Store + Bulk + AuditLog)) {
     let review = |kinds: &[AuditEvent], since| {
         let mut found: Vec<AuditEntry> = Vec::new();
         let each = &mut |entry: AuditEntry, _: Link| {
-            // Each handle has a record of its own.
+            // Each handle of the store writes its own record, so like records are added up.
             match found.last_mut().filter(|last| last.seq == 0 && entry.seq == 0 && last.is_like(&entry)) {
                 Some(last) => last.add(entry),
                 None => found.push(entry),

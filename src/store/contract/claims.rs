@@ -1,5 +1,4 @@
-//! Tests of what the documentation of the store's traits says about claims, batches, leases and
-//! turns, with several owners on two handles of a store.
+//! Contract of claims, batches, leases and turns, with several owners on two handles of a store.
 
 use std::time::Duration;
 
@@ -56,7 +55,8 @@ fn a_claim_has_one_owner(store: &(impl Store + Bulk)) {
     now(store.release_claim(2, &id("SN-1"), false)).unwrap();
     assert_eq!(open_entries(store), 0);
     assert_eq!(yours(claim(store, 1, "SN-1")).asked_by, AskedBy::Nobody);
-    // A claim that was given up may have been used for a call, even if its former owner claims again.
+    // The cloud may have been asked under a claim that was given up, so `claim` returns
+    // `AskedBy::Other` even to the former owner.
     now(store.release_claim(1, &id("SN-1"), true)).unwrap();
     assert_eq!(yours(claim(store, 1, "SN-1")).asked_by, AskedBy::Other);
 }
@@ -72,7 +72,7 @@ fn a_claim_keeps_the_clocks_of_the_first(store: &(impl Store + Bulk)) {
     assert_eq!((again.since, again.cloud_offset), (5, Some(-7)));
 }
 
-/// `claim` requires a row that asks for exactly this registration.
+/// `claim` claims a device only if its row asks for exactly this registration.
 fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     import(store, [with_certificate("SN-5", "s3cret")]);
@@ -86,8 +86,8 @@ fn a_row_that_does_not_ask_is_not_claimed(store: &(impl Store + Bulk)) {
     for entry in [other_product, other_name] {
         assert_eq!(now(store.claim(&owner(1), &entry, NOW)).unwrap(), Claimed::NotWanted);
     }
-    // An abandoned claim on the former name is removed. A claim that another owner has is not
-    // removed.
+    // A claim on the former device name is removed if it is abandoned, and stays if an owner has
+    // it.
     yours(claim(store, 1, "SN-3"));
     yours(claim(store, 1, "SN-4"));
     now(store.release_claim(1, &id("SN-4"), true)).unwrap();
@@ -133,7 +133,7 @@ fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     assert_eq!(history[0].detail.as_deref(), Some("a1lamp/SN-1"));
 }
 
-/// `settle`, repeated after a lost answer, succeeds and changes nothing.
+/// `settle` can be repeated after a lost result: it succeeds and changes nothing.
 fn a_settlement_can_be_repeated(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     register(store, "SN-1", "s3cret");
@@ -157,11 +157,12 @@ fn only_the_owner_settles(store: &(impl Store + Bulk)) {
     assert_eq!((device(store, "SN-1"), open_entries(store)), (before, 1));
 }
 
-/// `settle` never refuses a device that has a certificate, and never replaces a certificate.
+/// `settle` never stores a refusal for a device that has a certificate, and never replaces a
+/// certificate.
 fn a_certificate_is_never_replaced_nor_refused(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
-    // An operator imports a certificate in the meantime.
+    // An operator imports a certificate before the registration is settled.
     import(store, [with_certificate("SN-1", "imported")]);
     let before = device(store, "SN-1");
     for settlement in [registered("SN-1", "s3cret"), Settlement::Refused("no".into())] {
@@ -218,7 +219,7 @@ fn a_refusal_is_marked(store: &(impl Store + Bulk)) {
     assert_eq!(open_entries(store), 0);
 }
 
-/// `fence` fences an owner only if the owner has not beaten since `beats` was called.
+/// `fence` fences an owner only if the owner's beat has not changed since `beats` returned it.
 fn an_owner_without_a_new_beat_can_be_fenced(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     yours(claim(store, 1, "SN-1"));
@@ -297,7 +298,7 @@ fn batch(id: i64) -> OpenBatch {
     OpenBatch { id, product_key: "a1lamp".into(), apply_id: None, target: target::DEFAULT.into() }
 }
 
-/// `claim_batch` returns an answer for each entry.
+/// `claim_batch` returns a result for each entry.
 fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     yours(claim(store, 2, "SN-2"));
@@ -312,7 +313,7 @@ fn a_batch_claims_what_it_can(store: &(impl Store + Bulk)) {
     let in_batch = open.iter().filter(|open| open.batch == Some(77)).count();
     assert_eq!((open.len(), in_batch), (3, 2));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
-    // The repeated call stands for the retry after a lost answer.
+    // The second call stands for a retry after the first result was lost.
     let again = now(store.claim_batch(&owner(1), &batch(77), &entries, NOW)).unwrap();
     assert!(matches!(&again[..], [Claimed::Yours(_), Claimed::Held, Claimed::NotWanted, Claimed::Yours(_)]));
     assert_eq!(now(store.open_batches()).unwrap(), [batch(77)]);
@@ -335,8 +336,8 @@ fn a_batch_belongs_to_its_owner(store: &(impl Store + Bulk)) {
     assert!(matches!(now(store.set_apply_id(1, 77, 5)), Err(StoreError::Fenced)), "it is closed");
 }
 
-/// A later `claim` or `claim_batch` assumes that the cloud was never asked for a device if the
-/// device's entry belongs to a batch without an `ApplyId`.
+/// If an entry belongs to a batch without an `ApplyId`, a later `claim` or `claim_batch` assumes
+/// that the batch has not asked the cloud for the device.
 fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let later = ClaimTime { at: 2000, cloud_offset: Some(3) };
@@ -355,8 +356,8 @@ fn what_was_not_asked_for_is_no_earlier_claim(store: &(impl Store + Bulk)) {
     assert_eq!(again("SN-3"), Claim { since: 1000, cloud_offset: None, asked_by: AskedBy::Other });
 }
 
-/// `claim` and `claim_batch` tell the calls of a batch that the caller itself began from those of
-/// another owner.
+/// `claim` and `claim_batch` distinguish a batch that the caller began from a batch of another
+/// owner.
 fn a_caller_knows_its_own_batch(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2"].map(row));
     let entries = ["SN-1", "SN-2"].map(entry);
@@ -382,8 +383,8 @@ fn a_claim_learns_the_clouds_clock(store: &(impl Store + Bulk)) {
     assert_eq!(yours(claim(store, 2, "SN-3")).cloud_offset, None);
 }
 
-/// `beats` returns a different number of beats for an owner that was retired and claims again, so
-/// that other processes do not take the owner for dead.
+/// `beats` returns a new number of beats for an owner that was retired and claims again, so that
+/// other processes do not take the owner for dead.
 fn an_owner_that_comes_again_has_another_count(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     let count = || now(store.beats(None)).unwrap()[0].count;
@@ -432,7 +433,7 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(*taken, OpenBatch { apply_id: Some(5), ..batch(77) });
     let devices: Vec<_> = claims.iter().map(|(entry, _)| entry.device.as_str()).collect();
     assert_eq!(devices, ["SN-1", "SN-2"]);
-    // SN-1 was asked for only in the batch; for SN-2, there was an earlier claim.
+    // SN-1 was asked for only in the batch. SN-2 also had an earlier claim.
     let asked =
         |claims: &[(JournalEntry, Claim)]| claims.iter().map(|(_, claim)| claim.asked_by).collect::<Vec<_>>();
     assert_eq!(asked(claims), [AskedBy::Nobody, AskedBy::Other]);
@@ -482,8 +483,8 @@ fn turns_are_shared(store: &(impl Store + Bulk)) {
     assert_eq!(take("you/RegisterDevice"), None, "another account");
 }
 
-/// A write whose answer was lost can be repeated through another handle. The result is that of a
-/// single write.
+/// A write whose result was lost can be repeated through another handle. Two calls have the effect
+/// of one.
 fn a_write_whose_answer_was_lost_can_be_repeated(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     let claims = [(); 2].map(|()| yours(claim(store, 1, "SN-1")).since);

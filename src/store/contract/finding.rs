@@ -1,4 +1,4 @@
-//! Contract of the methods of [`Bulk`] that find and count devices.
+//! Contract of the methods of [`Bulk`] that search and count devices.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn search(store: &impl Bulk, filter: &Filter, from: &Cursor, limit: usize) -> (V
     (found.devices.into_iter().map(|listed| listed.id.to_string()).collect(), found.end)
 }
 
-/// Imports devices in order of their IDs, and brings them into all states.
+/// Imports devices in order of their IDs, and brings them into different states.
 fn of_all_states(store: &(impl Store + Bulk)) {
     import(
         store,
@@ -68,7 +68,8 @@ fn a_search_finds_the_devices_that_the_filter_admits(store: &(impl Store + Bulk)
     let mut cases: Vec<(Filter, &str)> =
         in_state.into_iter().map(|(wanted, ids)| (state(wanted), ids)).collect();
     let from = |issued_from| Filter { issued_from: Some(issued_from), ..Filter::default() };
-    // Later than every issue, although the clock of one handle is `AHEAD` of the other's.
+    // This time is later than every issue, although one handle's clock is two hours (`AHEAD`) ahead
+    // of the other's.
     let never = issued + 2 * AHEAD;
     cases.extend([
         (Filter::default(), "A B C D E F G H I J"),
@@ -139,7 +140,8 @@ fn a_search_goes_forward_and_backward_in_pages(store: &(impl Store + Bulk)) {
     }
 }
 
-/// `held` counts the devices that wait and those that are refused, the largest groups first.
+/// `held` counts the waiting devices of each enrollment and the refused devices of each enrollment
+/// and reason, the largest groups first.
 fn devices_that_wait_or_are_refused_are_counted_by_reason(store: &(impl Store + Bulk)) {
     of_all_states(store);
     import(store, [row("K-refused")]);

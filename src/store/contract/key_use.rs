@@ -18,7 +18,8 @@ fn known(store: &impl KeyUses, enrollment: &str) -> Vec<(String, u64, Option<Uni
     uses.into_iter().map(of).collect()
 }
 
-/// `note_key_uses` adds up what several processes report, and keeps the later of two times.
+/// `note_key_uses` adds up the handshakes that several processes report, and keeps the later of two
+/// times.
 fn uses_of_all_processes_add_up(store: &(impl Store + Bulk)) {
     assert_eq!(known(store, "lamp"), []);
     let before = Store::now(store) - AHEAD;
@@ -35,7 +36,7 @@ fn uses_of_all_processes_add_up(store: &(impl Store + Bulk)) {
     now(store.note_key_uses(Vec::new())).unwrap();
 }
 
-/// A store keeps two keys of an enrollment: those that were reported last.
+/// For each enrollment, a store keeps the uses of two keys: those that were reported last.
 fn a_key_that_is_replaced_is_forgotten(store: &(impl Store + Bulk)) {
     note(store, "plug", [used("a", 9, Some(9)), used("z", 9, Some(9))]);
     note(store, "lamp", [used("a", 1, Some(10)), used("b", 2, Some(20))]);
@@ -46,8 +47,8 @@ fn a_key_that_is_replaced_is_forgotten(store: &(impl Store + Bulk)) {
     assert_eq!(known(store, "plug").len(), 2, "another enrollment may have a key with the same ID");
 }
 
-/// A last use in the future comes from a wrong clock. Otherwise the key would count as used until
-/// that time.
+/// A last use in the future comes from a wrong clock, so the next use replaces it. If it stayed,
+/// the key would count as used until that time.
 fn a_last_use_in_the_future_is_corrected(store: &(impl Store + Bulk)) {
     let future = Store::now(store) + 10 * AHEAD;
     note(store, "lamp", [used("a", 1, Some(future)), used("b", 1, Some(5))]);

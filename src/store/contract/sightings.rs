@@ -1,4 +1,4 @@
-//! Contract of the devices that a sweep reads, and of what it stores.
+//! Contract of `Sightings`: reading devices for a sweep, and storing the sweep's results.
 
 use super::*;
 use crate::store::sighting::{IssuePlace, Watched};
@@ -11,7 +11,8 @@ fn ids(devices: &[Watched]) -> Vec<&str> {
     devices.iter().map(|device| device.id.as_str()).collect()
 }
 
-/// `registered_after` examines rows with and without a certificate, and returns only the former.
+/// `registered_after` examines rows with and without a certificate, and returns only the rows with
+/// one.
 fn registered_devices_are_read_in_pages_of_rows(store: &(impl Store + Bulk)) {
     import(
         store,
@@ -55,7 +56,7 @@ fn devices_that_have_not_signed_in_are_read_from_the_latest_issue(store: &(impl 
         let place = IssuePlace { issued: device.first_issued.unwrap(), device: device.id.clone() };
         assert_eq!(read(first..last + 1, Some(&place), 9), expected[index + 1..]);
     }
-    // The end of the range is excluded, also if the place is behind it.
+    // The end of the range is excluded, even if the place lies after the end.
     let within = |from: UnixSeconds, until: UnixSeconds| {
         let range = from..until;
         let of = expected.iter().filter(|device| range.contains(&device.first_issued.unwrap()));
@@ -66,14 +67,14 @@ fn devices_that_have_not_signed_in_are_read_from_the_latest_issue(store: &(impl 
         assert_eq!(read(from..until, None, 9), within(from, until));
         assert_eq!(read(from..until, Some(&late), 9), within(from, until));
     }
-    // A reset device is read again once its certificate was issued again.
+    // After a reset and another issue, the device is returned again.
     now(store.reset(&id("SN-1"), &by())).unwrap();
     assert!(!ids(&read(0..last + 99, None, 9)).contains(&"SN-1"));
     let again = issue(store, "SN-1", 2).unwrap().first;
     assert!(ids(&read(again..again + 1, None, 9)).contains(&"SN-1"));
 }
 
-/// `store_sightings` stores each sighting as if it were alone.
+/// `store_sightings` treats each sighting like a sighting that is stored alone.
 fn sightings_are_stored_together(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(|name| with_certificate(name, "s3cret")));
     let seen = |name| watched(store, name);

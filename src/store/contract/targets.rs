@@ -1,5 +1,5 @@
-//! Contract of the targets of devices: where a registration goes on, what a row keeps of it, and
-//! which devices an import or a search takes for those of a target.
+//! Contract of the targets of devices: at which target a registration continues, which target a row
+//! names, and which target an import or a search takes from a row.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn target(store: &impl Store, name: &str) -> Option<String> {
     device(store, name).unwrap().target
 }
 
-/// `settle` stores the target, unless it is the default one.
+/// `settle` stores the target in the row, unless the target is the default one.
 fn a_registered_device_keeps_its_target(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1"), row("SN-2"), of("default", row("SN-3"))]);
     for entry in [at("tokyo", "SN-1"), at(target::DEFAULT, "SN-2"), at(target::DEFAULT, "SN-3")] {
@@ -48,7 +48,7 @@ fn a_registered_device_keeps_its_target(store: &(impl Store + Bulk)) {
     );
 }
 
-/// `claim` sends the caller to the target at which IoT Platform may have created the device.
+/// `claim` refers the caller to the target at which IoT Platform may have created the device.
 fn an_unfinished_registration_goes_on_at_its_target(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     assert!(matches!(claim(store, 1, &at("tokyo", "SN-1")), Claimed::Yours(_)));
@@ -58,12 +58,13 @@ fn an_unfinished_registration_goes_on_at_its_target(store: &(impl Store + Bulk))
     assert_eq!(now(store.claim_of(&id("SN-1"))).unwrap().unwrap().entry, at("tokyo", "SN-1"));
     let Claimed::Yours(again) = claim(store, 2, &at("tokyo", "SN-1")) else { panic!("not claimed") };
     assert_eq!(again.asked_by, AskedBy::Other);
-    // A claim that was given up before a call binds no one.
+    // A claim that was given up before any call does not bind the next owner to its target.
     now(store.release_claim(2, &id("SN-1"), false)).unwrap();
     assert!(matches!(claim(store, 2, &at("osaka", "SN-1")), Claimed::Yours(_)));
 }
 
-/// `claim` follows a row that asks for a certain target, even if a registration has begun elsewhere.
+/// If a row names a target, `claim` accepts only that target, even if a registration has begun at
+/// another.
 fn a_row_that_asks_for_a_target_is_registered_there(store: &(impl Store + Bulk)) {
     import(store, [row("SN-1")]);
     claim(store, 1, &at("tokyo", "SN-1"));
@@ -73,7 +74,7 @@ fn a_row_that_asks_for_a_target_is_registered_there(store: &(impl Store + Bulk))
     claim(store, 1, &at("osaka", "SN-1"));
     assert!(matches!(settle(store, 1, &at("tokyo", "SN-1")), Err(StoreError::Fenced)));
     now(store.release_claim(1, &id("SN-1"), true)).unwrap();
-    // An entry for another target that an earlier version of the row asked for is replaced.
+    // An entry is replaced if it is for a target that the row no longer names.
     import(store, [of("kobe", row("SN-1"))]);
     let Claimed::Yours(first) = claim(store, 2, &at("kobe", "SN-1")) else { panic!("not claimed") };
     assert_eq!(first.asked_by, AskedBy::Nobody);
@@ -81,7 +82,8 @@ fn a_row_that_asks_for_a_target_is_registered_there(store: &(impl Store + Bulk))
     assert_eq!(target(store, "SN-1").as_deref(), Some("kobe"));
 }
 
-/// `abandoned` and `take_batches` return what was begun at a target, and leave the rest.
+/// `abandoned` and `take_batches` return the registrations that were begun at one target, and no
+/// others.
 fn what_is_left_behind_is_resumed_at_its_target(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     let batch = |id, target: &str| OpenBatch {
@@ -106,13 +108,13 @@ fn what_is_left_behind_is_resumed_at_its_target(store: &(impl Store + Bulk)) {
     let [(taken, claims)] = &taken[..] else { panic!("{taken:?}") };
     assert_eq!((taken.apply_id, &*taken.target, claims.len()), (Some(60), "osaka", 1));
     assert_eq!(claims[0].0, at("osaka", "SN-2"));
-    // The batch without an `ApplyId` was removed, so its device is registered by itself.
+    // The batch without an `ApplyId` was removed, so its device is registered by a single call.
     assert_eq!(now(store.abandoned("osaka", 9)).unwrap(), [at("osaka", "SN-3")]);
     assert_eq!(now(store.take_batches(&owner(3), "tokyo")).unwrap().len(), 1);
 }
 
-/// An import sets the target of a device without a certificate, keeps that of any other, and gives
-/// both back when it is undone.
+/// An import sets the target of a device without a certificate, and keeps the target of a device
+/// with one. Undoing the import restores each former target.
 fn an_import_sets_a_target_and_gives_it_back(store: &(impl Store + Bulk)) {
     let of_tokyo = |row| ImportRow { enrollment_target: Some("tokyo".into()), ..row };
     import(store, [row("SN-1"), of("kobe", row("SN-2")), of_tokyo(with_certificate("SN-3", "s3cret"))]);
@@ -163,7 +165,7 @@ fn a_reset_keeps_the_target(store: &(impl Store + Bulk)) {
     assert_eq!((target(store, "SN-1"), target(store, "SN-2").as_deref()), (None, Some("tokyo")));
 }
 
-/// A search finds the devices that are, or will be, registered at a target, as their rows say.
+/// A search finds the devices whose rows say that they are, or will be, registered at a target.
 /// `targets` returns the targets that rows name.
 fn devices_are_found_by_their_target(store: &(impl Store + Bulk)) {
     let rows = [

@@ -1,8 +1,8 @@
 //! Numbers of devices by enrollment and product, and numbers of refused devices by reason. Triggers
-//! of the schema update the stored numbers at every change, so that reading them takes the same
-//! time for any number of devices. An import updates the numbers itself, because a trigger doubles
-//! the cost of an inserted row. This module also compares the numbers with the rows of the device
-//! table, and corrects the numbers while other processes write.
+//! of the schema update the stored numbers at every change, so that the numbers are read in the
+//! same time for any number of devices. An import updates the numbers itself, because a trigger
+//! doubles the cost of an inserted row. This module also compares the numbers with the rows of the
+//! device table, and corrects the numbers while other processes write.
 
 use std::{collections::BTreeMap, hash::RandomState};
 
@@ -41,7 +41,7 @@ const COLUMNS: [&str; 11] = [
 /// One number for each of [`COLUMNS`].
 type Numbers = [i64; COLUMNS.len()];
 
-/// Properties of a row that decide in which numbers it is counted.
+/// Properties of a row that decide which numbers count the row.
 #[derive(Clone, Copy)]
 pub(super) struct Counted<'r> {
     enrollment: &'r str,
@@ -56,7 +56,7 @@ pub(super) struct Counted<'r> {
 }
 
 impl<'r> Counted<'r> {
-    /// Returns the counted values of a new row.
+    /// Returns the counted properties of a new row.
     pub(super) fn new(columns: &Columns<'r>) -> Self {
         let Columns { enrollment, product_key, device_secret, .. } = *columns;
         Self {
@@ -72,7 +72,7 @@ impl<'r> Counted<'r> {
         }
     }
 
-    /// Returns the counted values of a stored row.
+    /// Returns the counted properties of a stored row.
     pub(super) fn of(row: &'r DeviceRow) -> Self {
         let secret = row.certificate.as_ref().map(|certificate| certificate.device_secret.expose());
         Self {
@@ -88,8 +88,8 @@ impl<'r> Counted<'r> {
         }
     }
 
-    /// Returns the counted values of this row after an import has changed it. An import clears the
-    /// refusal, and keeps the times and states.
+    /// Returns the counted properties of this row after an import has changed it. An import clears
+    /// the refusal, and keeps the times and states.
     pub(super) fn merged(self, columns: &Columns<'r>) -> Self {
         let Self { is_issued, is_activated, is_disabled, cloud_state, .. } = self;
         Self { is_issued, is_activated, is_disabled, cloud_state, ..Self::new(columns) }
@@ -123,7 +123,7 @@ fn entry<'g, N>(groups: &'g mut Groups<N>, of: &str, second: &str, none: N) -> &
     groups.entry_ref(of).or_default().entry_ref(second).or_insert(none)
 }
 
-/// Numbers of devices, or amounts by which the stored numbers change.
+/// Numbers of devices, or amounts to add to the stored numbers.
 #[derive(Default)]
 pub(super) struct Counts {
     devices: Groups<Numbers>,
@@ -180,7 +180,7 @@ impl Counts {
         Ok(())
     }
 
-    /// Counts the rows of the device table that must be counted.
+    /// Counts the rows of the device table, except those that an unfinished import hides.
     fn of_rows(connection: &Connection) -> rusqlite::Result<Self> {
         const SQL: &str = "SELECT enrollment, productKey, deviceSecret IS NOT NULL, \
                            coalesce(deviceSecret NOT GLOB 'sealed *', 0), firstIssued IS NOT NULL, \
@@ -252,7 +252,7 @@ impl Counts {
     }
 }
 
-/// The two texts of a group, and its numbers.
+/// Key of a group (an enrollment, and a product or a reason) and the numbers of the group.
 type Group<'g> = ([&'g str; 2], &'g [i64]);
 
 /// A table of the database that stores numbers.
@@ -287,13 +287,14 @@ fn flat<N>(groups: &Groups<N>, numbers: fn(&N) -> &[i64]) -> Vec<Group<'_>> {
     groups.iter().flat_map(inner).collect()
 }
 
-/// Disables the triggers for a connection, whose user must then count the changes with [`Counts`].
-/// The keys and claims of a deleted device are still deleted, because foreign keys do that.
+/// Disables the triggers of a connection. The user of the connection must then count the changes
+/// with [`Counts`]. The keys and claims of a deleted device are still deleted, because foreign keys
+/// do that.
 pub(super) fn without_triggers(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map(drop)
 }
 
-/// Undoes [`without_triggers`].
+/// Re-enables the triggers of a connection.
 pub(super) fn with_triggers(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true).map(drop)
 }
@@ -303,7 +304,7 @@ struct Compared {
     check: CountCheck,
     /// Amounts that must be added to the stored numbers to correct them.
     difference: Counts,
-    /// Number of corrections before the comparison.
+    /// Number of corrections that were made before the comparison.
     corrections: i64,
 }
 
@@ -351,7 +352,7 @@ pub(super) fn check(connection: &Connection) -> rusqlite::Result<CountCheck> {
 /// process has corrected the numbers meanwhile.
 ///
 /// The stored numbers are compared with the rows in one snapshot, and the difference is added to
-/// the stored numbers later. What other processes write in between does not change the difference,
+/// the stored numbers later. A write of another process in between does not change the difference,
 /// because the triggers update the numbers together with the rows. Therefore the write lock is held
 /// only for the repair of triggers and for the addition.
 pub(super) fn recount(connection: &Connection) -> rusqlite::Result<Option<CountCheck>> {
@@ -453,13 +454,13 @@ pub(super) fn count_unregistered(connection: &Connection, enrollment: Option<&st
     sum(connection, "unregistered", enrollment, None)
 }
 
-/// Returns an SQL expression over the columns of `device_count`. Its sum is the number of devices
-/// that meet the filter's conditions on the state, the certificate, the refusal and the time of the
-/// first issue, or an upper bound of this number.
+/// Returns an SQL expression over the columns of `device_count`. The sum of the expression is the
+/// number of devices that meet the filter's conditions on the state, the certificate, the refusal
+/// and the time of the first issue, or an upper bound of that number.
 fn columns(filter: &Filter) -> &'static str {
     let is_timed = filter.issued_from.is_some() || filter.issued_before.is_some();
     match filter.state {
-        // An upper bound: it also counts the devices whose registration has begun.
+        // This is an upper bound, because it includes the devices whose registration has begun.
         Some(State::Imported) => "devices - registered - refused",
         Some(State::Registered) => "registered",
         Some(State::Unissued) => "unissued",
@@ -511,7 +512,8 @@ pub(super) fn number(connection: &Connection, filter: &Filter) -> rusqlite::Resu
     }
 }
 
-/// Returns an upper bound of the number of devices that a filter admits.
+/// Returns an upper bound of the number of devices that a filter admits. The filter's other
+/// conditions can only lower the number.
 pub(super) fn at_most(connection: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
     sum(connection, columns(filter), filter.enrollment.as_deref(), filter.product_key.as_deref())
 }

@@ -16,9 +16,9 @@ pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Suffixes of the log and of its shared memory. Both files stay the same while any process has the
-/// database open for writing: SQLite empties the log, but only the last connection removes it
-/// (`sqlite3WalClose`).
+/// Suffixes of the log and of its shared memory. SQLite does not replace either file while any
+/// process has the database open for writing: it empties the log, but removes it only with the last
+/// connection (`sqlite3WalClose`).
 const LOG: [&str; 2] = ["-wal", "-shm"];
 
 /// The files of a database that this process has open for writing.
@@ -38,8 +38,8 @@ impl Files {
         Ok(Self { database, log: [log?, shared_memory?] })
     }
 
-    /// Fails with a message for the operator if the path no longer leads to the same files. If a
-    /// folder was moved but a link still leads to it, the files are the same.
+    /// Fails with a message for the operator if the path no longer leads to the same files. A
+    /// folder that was moved is accepted if a link at the old path leads to it.
     pub(super) fn are_at(self, path: &Path) -> Result<(), StoreError> {
         let database = match same(path, self.database) {
             Kept::Yes => None,
@@ -61,8 +61,8 @@ impl Files {
             let file = look::beside(&real, ending);
             let what = match same(&file, expected) {
                 Kept::Yes | Kept::Unknown => continue,
-                // If the log is removed, the next process that opens the database creates a new
-                // log. So a different log may also mean that the former one was removed.
+                // The next process that opens the database creates a new log if the log was
+                // removed. So a different log may also mean that the former log was removed.
                 Kept::Replaced => "was removed or replaced",
                 Kept::Removed => "was removed, or the database was moved without it,",
             };
@@ -94,8 +94,8 @@ fn same(path: &Path, expected: Identity) -> Kept {
 }
 
 fn lost_log(path: &Path, file: &Path, what: &str) -> StoreError {
-    // The shared memory contains no changes of the database. Without it, however, processes no
-    // longer see each other's locks.
+    // The shared memory contains no changes of the database. But if it is lost, processes no longer
+    // see each other's locks.
     let loses = match file.as_os_str().as_encoded_bytes().ends_with(b"-shm") {
         true => "changes that other processes have made since may contradict its own",
         false => "the newest changes are in the former file, and are lost with it",

@@ -10,7 +10,7 @@ use crate::store::{
 
 const FORGET: &str = "DELETE FROM key_use WHERE enrollment = ?1 AND keyId NOT IN (?2, ?3)";
 
-/// If the stored time is NULL, or later than now, its comparison is not true.
+/// A stored time is replaced if it is NULL or in the future: `lastUsed <= ?3` is then not true.
 const NOTE: &str = "INSERT INTO key_use (enrollment, keyId, since, handshakes, lastUsed) \
                     VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET \
                     handshakes = handshakes + excluded.handshakes, \

@@ -2,10 +2,10 @@
 //! the database is damaged, moved or replaced while they run. A restore takes the lock exclusively.
 //! The system releases a lock when its process ends, even if the process is killed. A lock file
 //! with content shows that there was a database, so that no process creates an empty database in
-//! its place. A process also locks one byte of the file. The position of this byte shows the
-//! database key under which the process seals, so that secrets are not sealed under a database key
-//! that a running server does not have. Processes of other programs are known only by SQLite's own
-//! locks, which this module reads without SQLite.
+//! its place. A process also locks one byte of the file. The position of the byte shows the
+//! database key under which the process seals. So no process seals secrets under a database key
+//! that a running server does not have. Other programs set only SQLite's own locks, which this
+//! module reads without SQLite.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -29,14 +29,14 @@ use rustix::{
 use super::{connection, look};
 use crate::store::StoreError;
 
-/// Ranges of bytes (start and length) in which SQLite sets its locks: in the database, from
+/// Byte ranges (start and length) of the locks that SQLite sets: in the database, from
 /// `PENDING_BYTE` on, and in the shared memory beside the database.
 const DATABASE_LOCKS: (u64, u64) = (0x4000_0000, 512);
 const SHARED_MEMORY_LOCKS: (u64, u64) = (120, 9);
 
-/// Number of bytes of a lock file that stand for database keys: the first byte for no key, and each
-/// other byte for one key ID. A process locks the byte of the database key under which it seals,
-/// even if the file is too short to have this byte.
+/// Number of bytes of a lock file that stand for database keys. The first byte stands for no key,
+/// and each other byte for one key ID. A process locks the byte of the database key under which it
+/// seals, even if the byte lies after the end of the file.
 const KEYS: u64 = 1 + (1 << 32);
 
 /// Maximum number of attempts to open a lock file. An attempt fails if another process removes the
@@ -140,7 +140,7 @@ impl Lock {
         }
     }
 
-    /// Notes in the lock file that there is a database.
+    /// Marks the lock file, so that it shows that there is a database.
     pub(super) fn note_database(&self) {
         if self.file.metadata().is_ok_and(|file| file.len() == 0)
             && let Err(error) = (&self.file).write_all(MARK)
@@ -149,9 +149,9 @@ impl Lock {
         }
     }
 
-    /// Locks the byte that stands for the database key under which this process seals, so that
-    /// other processes can see it. The system releases this lock when the process ends, or when the
-    /// process closes another handle of the lock file.
+    /// Locks the byte of the database key under which this process seals, so that other processes
+    /// see which key it is. The system releases the byte when the process ends, or when the process
+    /// closes another handle of the lock file.
     pub(super) fn show_key(&self, key: Option<&str>) -> io::Result<()> {
         let byte = byte_of(key);
         // The new byte is locked before the old byte is unlocked, so that this process always shows
@@ -162,7 +162,7 @@ impl Lock {
     }
 
     fn lock_bytes(&self, how: libc::c_int, start: u64, length: u64) -> io::Result<()> {
-        // The system would take a length of 0 as the rest of the file.
+        // The system would interpret a length of 0 as the rest of the file.
         if length == 0 {
             return Ok(());
         }
@@ -177,8 +177,8 @@ impl Lock {
         Ok(())
     }
 
-    /// Returns the name of another process that shows a database key other than `key`, or shows
-    /// that it seals nothing.
+    /// Returns the name of another process that shows a database key other than `key`, or no
+    /// database key.
     pub(super) fn who_lacks(&self, key: &str) -> Option<String> {
         let byte = byte_of(Some(key));
         let others = [(0, byte), (byte + 1, KEYS - byte - 1)];
@@ -190,8 +190,8 @@ impl Lock {
         self.file.metadata().is_ok_and(|file| file.len() > 0) && is_missing(&self.database)
     }
 
-    /// Takes the lock exclusively. Fails if another process has the database open. This includes a
-    /// process whose open file was moved or replaced after the process had opened it.
+    /// Takes the lock exclusively. Fails if another process has the database open, even if the open
+    /// file has been moved or replaced.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
         let in_use = |who: &str| {
             let stop = "stop the server first, for example with `systemctl stop certdist`";
@@ -208,15 +208,16 @@ impl Lock {
         }
     }
 
-    /// Removes the database, which no process uses. The removed database does not count as lost.
+    /// Removes the database, which no process uses. Empties the lock file first, so that the
+    /// removed database does not count as lost.
     pub(super) fn remove_database(self) -> io::Result<()> {
         self.file.set_len(0)?;
         fs::remove_file(&self.database)
     }
 
     /// Returns the name of another process that has set one of SQLite's locks on the files of a
-    /// database. The calling process must have no connection to the database, because this function
-    /// closes the files, which would end the locks of that connection.
+    /// database. The calling process must have no connection to the database: this function closes
+    /// the files, and closing a file would end the connection's locks.
     pub fn holder(database: &Path) -> Option<String> {
         let files = [("", DATABASE_LOCKS), ("-shm", SHARED_MEMORY_LOCKS)];
         let file = database.canonicalize().ok()?;
@@ -231,7 +232,7 @@ impl Lock {
 fn locked_by(file: &File, (start, length): (u64, u64)) -> Option<String> {
     let wanted = Flock { start, length, ..FlockType::WriteLock.into() };
     let found = fcntl_getlk(file, &wanted).ok()??;
-    // A process in another container has no process ID here.
+    // The system gives no process ID for a process in another container.
     let process = found.pid.map(|pid| format!("process {}", pid.as_raw_nonzero()));
     Some(process.unwrap_or_else(|| "another process".into()))
 }
@@ -241,7 +242,7 @@ fn byte_of(key: Option<&str>) -> u64 {
     key.and_then(|key| u32::from_str_radix(key, 16).ok()).map_or(0, |id| 1 + u64::from(id))
 }
 
-/// Lock of imports, which only one import at a time has. It is a file of its own beside the
+/// Lock of imports, which only one import at a time has. The lock is a separate file beside the
 /// database. If the process of an import is killed, the system releases the lock.
 #[derive(Debug)]
 pub(super) struct ImportLock {
@@ -282,7 +283,8 @@ impl ImportLock {
 
 impl Drop for ImportLock {
     fn drop(&mut self) {
-        // The file is removed while it is locked. A process that has just opened it notices that.
+        // The file is removed while it is locked. A process that has just opened the file notices
+        // the removal.
         if fs::metadata(&self.path).is_ok_and(|found| is_same(&found, &self.file)) {
             let _ = fs::remove_file(&self.path);
         }

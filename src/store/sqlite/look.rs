@@ -1,6 +1,7 @@
-//! Opens a database for reading only. Creates and changes no file: neither the database nor its log
-//! nor any other file. A database can therefore also be read on a read-only file system, or in
-//! another user's folder. This module chooses the connection, and does not depend on the queries.
+//! Opens a database for reading only. Creates no file, and changes none except the log's shared
+//! memory (`-shm`), which SQLite may rewrite. A database can therefore also be read on a read-only
+//! file system, or in another user's folder. This module chooses the kind of connection, and does
+//! not depend on the queries.
 
 use std::{
     fs::{self, Metadata},
@@ -86,10 +87,11 @@ pub(super) fn is_there(path: &Path) -> Result<(), StoreError> {
     Err(unusable(path, &reason))
 }
 
-/// Way to read a database.
+/// State of a database's files that decides how to read the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Reads like any other process that uses the database: the log and its shared memory exist.
+    /// The log and its shared memory exist. This process reads like any other process that uses the
+    /// database.
     Shared,
     /// No process has the database open, and its log is missing or empty.
     Still,
@@ -98,8 +100,8 @@ enum Way {
     WithLog,
 }
 
-/// State of the files of a database that no other process has open. If the state has changed during
-/// a query, another process has opened the database in the meantime.
+/// State of the files of a database that no other process has open. If the state changes during a
+/// query, another process has opened the database.
 #[derive(PartialEq, Eq)]
 struct State {
     database: Stamp,
@@ -150,8 +152,8 @@ impl State {
         })
     }
 
-    /// Waits until the database has not been written for [`TICK`], and returns its state. The next
-    /// write then changes the time stamp.
+    /// Waits until the last write of the database is at least [`TICK`] ago, and returns the state
+    /// of the files. The next write then changes the time stamp.
     fn at_rest(database: &Path) -> io::Result<Self> {
         let modified = fs::metadata(database)?.modified()?;
         let age = SystemTime::now().duration_since(modified).unwrap_or_default();
@@ -171,8 +173,8 @@ impl State {
     }
 }
 
-/// Returns whether the database has a rollback journal: a change is in progress, or was
-/// interrupted.
+/// Returns whether the database has a rollback journal, which means that a change is in progress or
+/// was interrupted.
 pub(super) fn has_journal(path: &Path) -> bool {
     let Ok(file) = path.canonicalize() else { return false };
     metadata(&beside(&file, "-journal")).is_ok_and(|found| found.is_some_and(|journal| journal.len() > 0))
@@ -182,8 +184,7 @@ pub(super) fn has_journal(path: &Path) -> bool {
 pub(super) struct Look {
     connection: Connection,
     file: PathBuf,
-    /// State that must not change while this connection is used; `None` if SQLite's locks protect
-    /// the data.
+    /// State that must not change during a query; `None` if SQLite's locks protect the data.
     state: Option<State>,
 }
 
@@ -231,7 +232,7 @@ impl Look {
     }
 
     /// Runs a query. Without SQLite's locks, another process can change the database during the
-    /// query, which may then read parts of two states. This method detects such a change and fails,
+    /// query, so that the query reads parts of two states. This method detects a change and fails,
     /// and the caller can try again.
     fn run<T>(
         &self,
@@ -279,7 +280,7 @@ pub(super) fn at<T>(
     check(path, |connection| query(connection).map_err(|error| store_error(path, error)))
 }
 
-/// Runs a query like [`at`]. The query returns a [`StoreError`] itself.
+/// Runs a query on a database of the current version. The query returns a [`StoreError`] itself.
 pub(super) fn check<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -292,7 +293,7 @@ pub(super) fn check<T>(
     })
 }
 
-/// Runs a query on a file of any version, which may be another file than the configured database.
+/// Runs a query on a file of any version. The file need not be the configured database.
 pub(super) fn at_any<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> Result<T, StoreError>,

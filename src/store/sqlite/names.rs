@@ -1,5 +1,5 @@
-//! Names and `IotId`s that are taken. Two rows with the same name in one product, or with the same
-//! `IotId`, would share one device at IoT Platform.
+//! Device names and `IotId`s that are taken. Two rows with the same name in one product, or with
+//! the same `IotId`, would share one device at IoT Platform.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -21,8 +21,8 @@ pub(super) fn holder_of_name(
     let mut rows = statement.query(params![product_key, device_name, device.as_str()])?;
     while let Some(row) = rows.next()? {
         let Ok(holder) = DeviceId::parse_sn(row.get_ref(0)?.as_str()?) else { continue };
-        // For a row without a name, the query compares the ID. The name that is derived from the ID
-        // can differ from the ID, so the derived name is compared here.
+        // For a row without a name, the query compares the device ID. The name that is derived from
+        // the ID can differ from the ID, so this line compares the derived name.
         if row.get(1)? || holder.device_name() == device_name {
             return Ok(Some(holder));
         }
@@ -42,7 +42,8 @@ pub(super) fn holder_of_iot_id(
     Ok(holder.and_then(|holder| DeviceId::parse_sn(&holder).ok()))
 }
 
-/// Checks that no other device has this name in this product, or this `IotId`.
+/// Checks that no other device has this name in this product, and that no other device has this
+/// `IotId`.
 pub(super) fn is_unique(
     connection: &Connection,
     device: &DeviceId,
@@ -59,8 +60,8 @@ pub(super) fn is_unique(
 }
 
 /// Returns up to `limit` names that several devices of one product share. Each name comes with the
-/// first of its devices and the number of its devices. Versions before 5 allowed such names. Reads
-/// the whole index.
+/// first device that has it and with the number of devices. Versions of the schema before 5 allowed
+/// shared names. Reads the whole index.
 pub(super) fn shared_names(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<SharedName>> {
     const SQL: &str = "SELECT productKey, coalesce(deviceName, deviceId) AS name, min(deviceId), count(*) \
                        FROM main.device_table INDEXED BY device_name GROUP BY productKey, name \

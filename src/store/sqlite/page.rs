@@ -1,33 +1,36 @@
-//! Layout of the pages of an SQLite file, as far as it is needed to find the bytes of a page that
-//! SQLite does not use. Such bytes may contain former values. The functions here set them to zero
-//! in memory, and leave every other byte as it is. They perform no I/O, and accept any bytes. The
-//! layout is described at <https://www.sqlite.org/fileformat2.html>.
+//! Layout of the pages of an SQLite file. Finds the bytes of a page that SQLite does not use, which
+//! may contain former values. The functions here set these bytes to zero in memory, and leave every
+//! other byte as it is. They perform no I/O, and accept any bytes. The layout is described at
+//! <https://www.sqlite.org/fileformat2.html>.
 
 use std::ops::Range;
 
 /// Length of the file header at the beginning of the first page.
 const FILE_HEADER: usize = 100;
 
-/// Smallest part of a page that SQLite uses.
+/// Minimum number of bytes of a page that SQLite uses.
 const MIN_USABLE: usize = 480;
 
-/// Length of the part of a free block that has its length and the place of the next one.
+/// Length of the head of a free block: the position of the next free block, and the length of this
+/// one.
 const FREE_BLOCK_HEAD: usize = 4;
 
-/// Smallest size that a cell takes.
+/// Minimum size of a cell.
 const MIN_CELL: usize = 4;
 
-/// Longest payload of a cell (2 GiB less 1 byte).
+/// Maximum length of the payload of a cell (2 GiB less 1 byte).
 const MAX_PAYLOAD: u64 = 0x7fff_ffff;
 
-/// Place in the file at which SQLite sets its locks. The page with this place is never used.
+/// Position in the file at which SQLite sets its locks. The page that contains this position is
+/// never used.
 const LOCK_BYTE: u64 = 0x4000_0000;
 
 /// Facts about a file from its first page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub page_size: usize,
-    /// Bytes of each page that SQLite uses. Extensions of SQLite may use the others.
+    /// Number of bytes of each page that SQLite uses. Extensions of SQLite may use the rest of the
+    /// page.
     pub usable: usize,
     /// First page of the list of free pages; 0 if there is none.
     pub first_trunk: u32,
@@ -60,13 +63,13 @@ impl Layout {
         LOCK_BYTE / self.page_size as u64 + 1
     }
 
-    /// Number of bytes of a value in one overflow page.
+    /// Number of bytes of a value that one overflow page can hold.
     fn overflow_room(&self) -> u64 {
         self.usable as u64 - 4
     }
 }
 
-/// Overflow pages, which have the rest of a long value.
+/// Chain of overflow pages, which hold the rest of a long value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chain {
     pub first: u32,
@@ -76,14 +79,15 @@ pub(super) struct Chain {
     pub last: usize,
 }
 
-/// Returns whether a page is a page of a b-tree. The first byte of other pages is the highest byte
-/// of a page number. It cannot be mistaken in a file of less than [`MAX_PAGES`] pages. Free pages
-/// may have any content.
+/// Returns whether a page that is not free is a page of a b-tree. An overflow page begins with the
+/// highest byte of a page number. In a file of fewer than [`MAX_PAGES`] pages, this byte never
+/// looks like the type of a b-tree page.
 pub(super) fn is_tree(page: &[u8], number: u32) -> bool {
     page.get(header_of(number)).is_some_and(|kind| Kind::of(*kind).is_some())
 }
 
-/// Number of pages from which on a page number can look like the type of a b-tree page.
+/// Number of pages from which on the highest byte of a page number can look like the type of a
+/// b-tree page.
 pub(super) const MAX_PAGES: u32 = 2 << 24;
 
 /// Type of a b-tree page.
@@ -111,15 +115,15 @@ impl Kind {
     }
 }
 
-/// Returns the place of the header of a b-tree page.
+/// Returns the position of the header in a b-tree page.
 fn header_of(number: u32) -> usize {
     if number == 1 { FILE_HEADER } else { 0 }
 }
 
-/// Sets to zero what is not used of a b-tree page: the gap between the pointers and the cells, the
-/// free blocks and the fragments. Adds the chains of overflow pages of its cells to `chains`.
-/// Returns whether a byte has changed. Returns `None` and changes nothing if the page is damaged,
-/// by the same rules as `PRAGMA integrity_check`.
+/// Sets the unused bytes of a b-tree page to zero: the gap between the pointers and the cells, the
+/// free blocks and the fragments. Adds the overflow chains of the page's cells to `chains`. Returns
+/// whether a byte has changed. Returns `None` and changes nothing if the page is damaged according
+/// to the rules of `PRAGMA integrity_check`.
 pub(super) fn wipe_tree(
     page: &mut [u8],
     number: u32,
@@ -135,7 +139,8 @@ pub(super) fn wipe_tree(
     Some(removed != 0)
 }
 
-/// Returns a byte for each usable byte of a b-tree page: 255 if it is used, or else 0.
+/// Returns a mask of the usable bytes of a b-tree page: 255 for each byte that is used, and 0 for
+/// the others.
 fn used(page: &[u8], number: u32, layout: &Layout, chains: &mut Vec<Chain>) -> Option<Vec<u8>> {
     let header = header_of(number);
     let kind = Kind::of(*page.get(header)?)?;
@@ -166,7 +171,7 @@ fn used(page: &[u8], number: u32, layout: &Layout, chains: &mut Vec<Chain>) -> O
     while block != 0 {
         let size = word(page, block + 2)?;
         let area = mask.get_mut(block..block + size)?;
-        // A space of less than four bytes between two blocks cannot be a cell.
+        // Two free blocks are at least four bytes apart. SQLite would have joined closer ones.
         let is_apart = block >= end && (end == content || block >= end + MIN_CELL);
         if !is_apart || size < FREE_BLOCK_HEAD || area.contains(&255) {
             return None;
@@ -175,7 +180,7 @@ fn used(page: &[u8], number: u32, layout: &Layout, chains: &mut Vec<Chain>) -> O
         unused = unused.checked_sub(size)?;
         (block, end) = (word(page, block)?, block + size);
     }
-    // What is left are fragments, whose sum is in the header.
+    // The remaining unused bytes are fragments, whose total is in the header.
     (unused == usize::from(*page.get(header + 7)?)).then_some(mask)
 }
 
@@ -217,33 +222,34 @@ fn cell_size(
     Some(head + local + 4)
 }
 
-/// Returns the page that follows in a chain of overflow pages or in the list of free pages; 0 at
-/// its end.
+/// Returns the page that follows in a chain of overflow pages or in the list of free pages. Returns
+/// 0 at the end of the chain or list.
 pub(super) fn next(page: &[u8]) -> Option<u32> {
     long(page, 0)
 }
 
-/// Sets to zero what is not used of the last page of a chain of overflow pages. Returns whether a
-/// byte has changed.
+/// Sets the unused bytes of the last page of an overflow chain to zero. Returns whether a byte has
+/// changed.
 pub(super) fn wipe_tail(page: &mut [u8], layout: &Layout, chain: &Chain) -> Option<bool> {
     wipe(page, 4 + chain.last..layout.usable)
 }
 
-/// Sets to zero a page that is free and has no entries of the list of free pages. Returns whether a
-/// byte has changed.
+/// Sets a free page to zero. The page must be a leaf of the list of free pages, which has no
+/// entries itself. Returns whether a byte has changed.
 pub(super) fn wipe_free(page: &mut [u8]) -> Option<bool> {
     let whole = 0..page.len();
     wipe(page, whole)
 }
 
-/// Sets to zero what is not used of a page with entries of the list of free pages. Returns whether
-/// a byte has changed, or `None` if the page is damaged.
+/// Sets the unused bytes of a trunk page of the list of free pages to zero. Returns whether a byte
+/// has changed, or `None` if the page is damaged.
 pub(super) fn wipe_trunk(page: &mut [u8], layout: &Layout) -> Option<bool> {
     let entries = leaves(page, layout)?.count();
     wipe(page, 8 + 4 * entries..layout.usable)
 }
 
-/// Returns the free pages that are entries in a page of the list, or `None` if the page is damaged.
+/// Returns the free pages that a trunk page of the list names, or `None` if the trunk page is
+/// damaged.
 pub(super) fn leaves<'p>(page: &'p [u8], layout: &Layout) -> Option<impl Iterator<Item = u32> + use<'p>> {
     let entries = usize::try_from(long(page, 4)?).ok()?;
     if entries > layout.usable / 4 - 2 {
@@ -269,8 +275,8 @@ fn long(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Reads an integer of 1 to 9 bytes, and moves `at` behind it. Each of the first 8 bytes has 7 bits,
-/// the ninth has 8.
+/// Reads an integer of 1 to 9 bytes, and moves `at` behind it. Each of the first 8 bytes
+/// contributes 7 bits, and the ninth contributes 8.
 fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut value = 0;
     for position in 0..9 {

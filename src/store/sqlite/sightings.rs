@@ -1,4 +1,4 @@
-//! Reads registered devices for a sweep, and stores the data about them from IoT Platform.
+//! Reads registered devices for a sweep, and stores what IoT Platform says about them.
 
 use std::ops::Range;
 
@@ -32,7 +32,8 @@ const EXAMINE: &str = concat!(
     ", deviceSecret IS NOT NULL FROM device_table WHERE deviceId > ?1 ORDER BY deviceId LIMIT ?2"
 );
 
-/// The conditions of the index `device_unactivated` are repeated, so that SQLite can use the index.
+/// Query that repeats the conditions of the index `device_unactivated`, so that SQLite can use the
+/// index.
 const UNACTIVATED: &str = concat!(
     "SELECT ",
     columns!(),
@@ -105,8 +106,8 @@ impl Sightings for Sqlite {
         after: Option<&'a IssuePlace>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<Watched>> {
-        // The end of the range as a place. All IDs come after the empty text, so a device whose
-        // first issue is at the end of the range does not come before this place.
+        // This is the end of the range as a place. All IDs come after the empty text, so a device
+        // whose first issue is at the end of the range does not come before this place.
         let end = (issued.end, "");
         let after = after.map(|place| (place.issued, place.device.as_str()));
         let before = after.map_or(end, |place| place.min(end));
@@ -165,7 +166,8 @@ mod tests {
                 assert_eq!(statement.get_status(StatementStatus::FullscanStep), 0, "{sql}");
                 statement.reset_status(StatementStatus::VmStep)
             };
-            // Read the 10 newest devices that have not signed in, and then the next 10.
+            // The two reads return the 10 newest devices that have not signed in, and then the next
+            // 10.
             for before in [(devices, ""), (devices - 1000, "SN-9")] {
                 assert_eq!(unactivated(&connection, 0, before, 10).unwrap().len(), 10);
             }

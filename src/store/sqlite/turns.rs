@@ -1,4 +1,4 @@
-//! Turns of the paces that all processes share, in SQLite.
+//! Stores the paces of the calls in SQLite. All processes take turns from them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

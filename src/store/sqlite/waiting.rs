@@ -14,10 +14,12 @@ use crate::{
     },
 };
 
-/// Maximum number of devices that one write removes, so that devices that ask do not wait for long.
+/// Maximum number of devices that one write removes. The bound keeps the wait short for requests of
+/// devices, which use the same writer.
 const STEP: usize = 500;
 
-/// Devices in order of their IDs, and all enrollments of each, also if the limit cuts the list.
+/// Query for devices in order of their IDs. Returns all enrollments of each device, even if the
+/// limit cuts the list off.
 const LIST: &str = "SELECT deviceId, enrollment, first, last, count, address FROM device_waiting \
                     WHERE (?2 IS NULL OR enrollment = ?2) AND deviceId IN (\
                     SELECT DISTINCT deviceId FROM device_waiting w \
@@ -25,7 +27,7 @@ const LIST: &str = "SELECT deviceId, enrollment, first, last, count, address FRO
                     AND NOT EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) \
                     ORDER BY deviceId LIMIT ?3) ORDER BY deviceId, enrollment";
 
-/// Returns the enrollment of a device that is in the table, in whichever spelling of a MAC address.
+/// Returns the enrollment of a device that is in the table. A MAC address is found in any spelling.
 fn enrollment_of(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Option<String>> {
     let Some(known) = read::known_as(connection, &device.clone().into())? else { return Ok(None) };
     read::enrollment_of(connection, &known)
@@ -47,7 +49,7 @@ fn note(connection: &Connection, note: &Note, now: UnixSeconds) -> Result<(), Wr
     Ok(())
 }
 
-/// Returns whether the list has no place for one more device of the client.
+/// Returns whether the list has no room for another device of the client.
 fn is_full(connection: &Connection, note: &Note) -> rusqlite::Result<bool> {
     const TAKEN: &str = "SELECT coalesce(sum(devices), 0), \
                          coalesce(sum(iif(enrollment = ?1, devices, 0)), 0) FROM waiting_count";
@@ -69,8 +71,8 @@ fn is_full(connection: &Connection, note: &Note) -> rusqlite::Result<bool> {
     Ok(of_address >= MOST_OF_ADDRESS)
 }
 
-/// Returns the result for a device that is not added, or `None` if nothing prevents its addition. In
-/// a full enrollment, all devices that are not in it have the same result, so that this result
+/// Returns the result for a device that cannot be added, or `None` if the device can be added. If
+/// the enrollment is full, the result is the same for all devices outside it, so that the result
 /// reveals nothing about them.
 fn obstacle(
     connection: &Connection,
@@ -125,13 +127,13 @@ fn admit(
     Ok(Admission::Added)
 }
 
-/// Returns whether a device is in the table, but hidden.
+/// Returns whether a device is in the table, but hidden by an unfinished import or undo.
 fn is_hidden(connection: &Connection, known: Option<DeviceId>) -> rusqlite::Result<bool> {
     known.map_or(Ok(false), |known| unfinished::is_hidden(connection, &known))
 }
 
-/// Returns the result for a device that can be admitted only when an import or its undo has ended,
-/// because whether the device or its name is in the table is known then.
+/// Returns the result for a device that can be admitted only after an import or an undo has ended.
+/// Only then is it known whether the device or its name is in the table.
 fn later(device: &DeviceId, by: &Admits) -> Result<Admission, WriteError> {
     match by {
         Admits::Operator(_) => Ok(Admission::Later),
@@ -231,8 +233,8 @@ impl WaitingList for Sqlite {
 }
 
 impl Sqlite {
-    /// Removes up to [`STEP`] devices in one write. They are searched before it, on the reader, so
-    /// that the writer need not search, and usually need not run.
+    /// Removes up to [`STEP`] devices in one write. A reader searches for them first. So the writer
+    /// need not search, and usually has nothing to do.
     fn prune_step(&self, before: UnixSeconds) -> StoreFuture<'static, u64> {
         const EXPIRED: &str = "SELECT deviceId, enrollment FROM device_waiting w WHERE last < ?1 \
                                OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) LIMIT ?2";

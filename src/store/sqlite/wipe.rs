@@ -1,8 +1,9 @@
-//! Removes traces of former values from the file, in short transactions beside readers and writers.
-//! SQLite leaves them in bytes that it does not use: in gaps between the cells of a page if it has
-//! moved cells, and in free blocks and free pages if a process writes without `secure_delete`. The
-//! pages are read and written through SQLite (`sqlite_dbpage`), so that the log and the caches of
-//! all processes stay right. Where that is not possible, the whole file is rewritten.
+//! Removes traces of former values from the file, in short transactions, while other processes read
+//! and write. SQLite leaves traces in bytes that it does not use: in gaps between the cells of a
+//! page if it has moved cells, and in free blocks and free pages if a process writes without
+//! `secure_delete`. The pages are read and written through SQLite (`sqlite_dbpage`), so that the
+//! log and the caches of all processes stay right. If single pages cannot be wiped, the whole file
+//! is rewritten.
 
 use std::{
     hash::{DefaultHasher, Hasher},
@@ -24,13 +25,14 @@ use crate::store::{StoreError, seal_step::SealStep};
 /// Maximum number of bytes that one transaction writes.
 const WRITTEN: usize = 512 << 10;
 
-/// Time after which a transaction takes no further page.
+/// Maximum time for which a transaction takes further pages.
 const SLICE: Duration = Duration::from_millis(10);
 
-/// Number of pages that are searched in one read transaction before those with traces are wiped.
+/// Number of pages that one read transaction searches before the pages with traces are wiped.
 const STRIDE: u32 = 65_536;
 
-/// Maximum number of searches of the whole file after the first.
+/// Maximum number of searches of the whole file after the first pass, which wipes the file in
+/// strides.
 const MAX_SEARCHES: u32 = 5;
 
 /// Number of pages after which progress is reported.
@@ -43,12 +45,13 @@ pub(super) struct Wiped {
     pub pages: u64,
     /// Maximum number of pages that one transaction wrote.
     pub largest: usize,
-    /// Number of searches of the whole file.
+    /// Number of searches of the whole file after the first pass.
     pub searches: u32,
 }
 
-/// Removes all traces of former values from the file. They stay in the log until it is emptied. The
-/// values in use must be sealed already. Otherwise, SQLite could leave new traces of them meanwhile.
+/// Removes all traces of former values from the file. Traces in the log stay until SQLite empties
+/// the log. The values in use must be sealed already. Otherwise, SQLite could leave new traces
+/// during the wipe.
 pub(super) fn wipe(
     path: &Path,
     writer: &Connection,
@@ -71,7 +74,7 @@ pub(super) fn wipe(
     Ok(wipe.wiped)
 }
 
-/// Returns the reason why single pages cannot be wiped, if there is one.
+/// Returns the reason why single pages cannot be wiped; `None` if they can.
 fn obstacle(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
     const HAS_TABLE: &str = "SELECT EXISTS (SELECT 1 FROM pragma_module_list WHERE name = 'sqlite_dbpage')";
     if !connection.query_row(HAS_TABLE, (), |row| row.get(0))? {
@@ -85,7 +88,7 @@ fn obstacle(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
 /// A page with unused bytes that are not zero.
 struct Note {
     number: u32,
-    /// Hash of what was read.
+    /// Hash of the bytes that were read.
     hash: u64,
 }
 
@@ -108,14 +111,16 @@ struct Wipe<'a> {
 impl Wipe<'_> {
     /// Removes all traces.
     ///
-    /// All values are sealed, so no trace comes into being any more. But when another process inserts
-    /// a row, SQLite can move a page with its traces from a place that is not wiped yet to one that
-    /// is. So the file is searched again, in one read transaction. If every page that this search
-    /// finds is still the same when it is wiped, nothing has moved, and no trace is left. Bytes that
-    /// came into being meanwhile are copies of sealed values. If a page has changed, the file is
-    /// searched again. Beside many writers, each search finds such a page. Then the searches end after
-    /// [`MAX_SEARCHES`]: a trace would be left only if SQLite had moved it during each of them. A page
-    /// is hardly ever moved, unless rows are inserted into it, and those overwrite its traces.
+    /// All values are sealed, so that no new trace arises. But when another process inserts a row,
+    /// SQLite can move a page's traces from a page that is not wiped yet to a page that is already
+    /// wiped. The file is therefore searched again, in one read transaction. If every page that
+    /// this search finds is unchanged when it is wiped, nothing has moved, and no trace is left.
+    /// Unused bytes that arise later are copies of sealed values.
+    ///
+    /// If a page has changed, the file is searched again. While many processes write, every search
+    /// may find such a page, so the searches end after [`MAX_SEARCHES`]. A trace would be left only
+    /// if SQLite had moved it during each search. SQLite hardly ever moves a page's content except
+    /// to insert rows, and these overwrite its traces.
     fn run(&mut self, progress: &mut dyn FnMut(SealStep)) -> rusqlite::Result<()> {
         let mut next = Some(1);
         while let Some(from) = next {
@@ -161,7 +166,7 @@ impl Wipe<'_> {
         Ok(Search { notes, tails, next, pages: pages.count })
     }
 
-    /// Wipes pages in short transactions, with pauses. Returns whether all of them were as the
+    /// Wipes pages in short transactions, with pauses. Returns whether all pages were still as the
     /// search had found them.
     fn write(&mut self, found: &Search) -> rusqlite::Result<bool> {
         let mut turns = Turns::new(self.writer, &|| false);
@@ -175,8 +180,8 @@ impl Wipe<'_> {
         Ok(is_same)
     }
 
-    /// Wipes the first pages of `notes` in one transaction. Returns their number, which is not 0,
-    /// and whether they were as noted.
+    /// Wipes the first pages of `notes` in one transaction. Returns the number of these pages,
+    /// which is not 0, and whether they were as noted.
     fn write_slice(&mut self, notes: &[Note], tails: Tails) -> rusqlite::Result<(usize, bool)> {
         const WRITE: &str = "UPDATE sqlite_dbpage SET data = ?2 WHERE pgno = ?1";
         let notes = self.read_before(notes)?;
@@ -191,7 +196,7 @@ impl Wipe<'_> {
             done += 1;
             let dirty = match pages.examine(note.number, tails) {
                 Ok(dirty) => dirty,
-                // The page has changed. The next search finds out whether it is damaged.
+                // The page has changed. The next search determines whether the page is damaged.
                 Err(error) if is_damage(&error) => None,
                 Err(error) => return Err(error),
             };
@@ -212,14 +217,14 @@ impl Wipe<'_> {
         Ok((done, is_same))
     }
 
-    /// Reads the pages of the next transaction, and returns them, so that the disk need not be read
-    /// while other processes wait for the lock.
+    /// Reads the pages of the next transaction in advance, so that the transaction need not wait
+    /// for the disk while it holds the lock. Returns the notes of these pages.
     fn read_before<'n>(&self, notes: &'n [Note]) -> rusqlite::Result<&'n [Note]> {
         let snapshot = Transaction::new_unchecked(self.writer, TransactionBehavior::Deferred)?;
         let mut pages = Pages::new(&snapshot)?;
         let notes = &notes[..notes.len().min((WRITTEN / pages.layout.page_size).max(1))];
         for note in notes {
-            // A page that does not exist any more is noticed later.
+            // The transaction notices a page that no longer exists.
             if note.number <= pages.count {
                 pages.read(note.number)?;
             }
@@ -232,21 +237,22 @@ impl Wipe<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tails {
     Left,
-    /// All pages of the file are examined, so that a page of two chains is noticed.
+    /// The ends are wiped, too. All pages of the file are examined, so that a page that is in two
+    /// chains is noticed.
     Examined,
 }
 
-/// Use of a page, by the list of free pages.
+/// Use of a page, according to the list of free pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Used,
-    /// An entry of the list.
+    /// A free page that the list names as an entry.
     FreeLeaf,
-    /// A page that has entries of the list.
+    /// A free page that holds entries of the list.
     FreeTrunk,
 }
 
-/// The free pages. A bit for each page of the file says whether it is among them.
+/// The free pages, as a bit for each page of the file.
 #[derive(Default)]
 struct Free {
     leaves: Vec<u64>,
@@ -264,8 +270,8 @@ impl Free {
         }
     }
 
-    /// Adds a page. Returns false if it cannot be free, or is in the list already, so that the list
-    /// could be endless.
+    /// Adds a page. Returns false if the page cannot be free, or is already in the list. A page
+    /// that is in the list twice could make the list endless.
     fn add(&mut self, number: u32, role: Role, count: u32) -> bool {
         let bits = if role == Role::FreeLeaf { &mut self.leaves } else { &mut self.trunks };
         (2..=count).contains(&number)
@@ -274,7 +280,7 @@ impl Free {
     }
 }
 
-/// Returns a bit for each page of a file, and some more.
+/// Returns a bit for each page of a file, rounded up to whole words.
 fn bits_of(pages: u32) -> Vec<u64> {
     vec![0; pages as usize / 64 + 1]
 }
@@ -283,7 +289,7 @@ fn has(bits: &[u64], number: u32) -> bool {
     bits.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
 }
 
-/// Sets the bit of a page. Returns whether there is such a bit that was not set.
+/// Sets the bit of a page. Returns whether the bit exists and was not set before.
 fn set(bits: &mut [u64], number: u32) -> bool {
     let Some(word) = bits.get_mut(number as usize / 64) else { return false };
     let bit = 1 << (number % 64);
@@ -292,11 +298,11 @@ fn set(bits: &mut [u64], number: u32) -> bool {
     is_new
 }
 
-/// A page that has unused bytes which are not zero.
+/// A page with unused bytes that are not zero.
 struct Dirty {
-    /// Hash of what was read.
+    /// Hash of the bytes that were read.
     hash: u64,
-    /// Pages to write: their numbers and new contents.
+    /// Pages to write, as their numbers and new contents.
     pages: Vec<(u32, Vec<u8>)>,
 }
 
@@ -307,15 +313,16 @@ struct Pages<'c> {
     /// Number of pages.
     count: u32,
     free: Free,
-    /// Overflow pages of the chains that were examined. A chain of a row that was removed could lead
-    /// to pages that belong to other rows now.
+    /// Overflow pages of the chains that were examined. They show whether two chains share a page:
+    /// the chain of a removed row could lead to pages that now belong to other rows.
     chained: Vec<u64>,
     /// The page that was read last.
     page: Zeroizing<Vec<u8>>,
 }
 
 impl<'c> Pages<'c> {
-    /// Reads the layout of a file that [`obstacle`](Self::obstacle) accepts.
+    /// Reads the layout and the free pages of a file. Fails if the file has an
+    /// [`obstacle`](Self::obstacle).
     fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
         let mut pages = Self::of_any(connection)?;
         if let Some(reason) = pages.obstacle() {
@@ -339,8 +346,8 @@ impl<'c> Pages<'c> {
         Ok(pages)
     }
 
-    /// Returns the reason why pages of this file cannot be told apart by their first byte, if there
-    /// is one.
+    /// Returns the reason why the type of a page cannot be told from its first byte in this file;
+    /// `None` if it can.
     fn obstacle(&self) -> Option<&'static str> {
         if self.layout.has_pointer_map {
             Some("the database has auto_vacuum")
@@ -381,7 +388,7 @@ impl<'c> Pages<'c> {
         if found == self.layout.free_pages { Ok(free) } else { Err(damaged(1)) }
     }
 
-    /// Returns what must be written so that a page has no traces, or `None` if it has none.
+    /// Returns the pages to write so that a page has no traces, or `None` if it has none.
     fn examine(&mut self, number: u32, tails: Tails) -> rusqlite::Result<Option<Dirty>> {
         if u64::from(number) == self.layout.lock_page() {
             return Ok(None);
@@ -395,7 +402,7 @@ impl<'c> Pages<'c> {
             Role::Used if page::is_tree(&wiped, number) => {
                 page::wipe_tree(&mut wiped, number, &self.layout, &mut chains)
             }
-            // Overflow pages are examined with the page at which their chain begins.
+            // An overflow page is examined together with the page at which its chain begins.
             Role::Used => Some(false),
         };
         let mut pages = Vec::new();
@@ -416,8 +423,8 @@ impl<'c> Pages<'c> {
         Ok((!pages.is_empty()).then(|| Dirty { hash: hasher.finish(), pages }))
     }
 
-    /// Returns the last page of a chain of overflow pages as it must be written, or `None` if it has
-    /// no traces.
+    /// Returns the new content of the last page of an overflow chain, or `None` if the page has no
+    /// traces.
     fn examine_tail(
         &mut self,
         chain: &Chain,

@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 use super::{connection, store_error};
 use crate::store::{Metrics, StoreError, StoreFuture};
 
-/// Maximum number of waiting jobs; 10,000 devices cause fewer jobs than this in a second. A full
-/// queue takes about 5 MB. While the queue is full, a write fails, and its device is asked to
+/// Maximum number of waiting jobs. 10,000 devices that ask within one second cause fewer jobs. A
+/// full queue takes about 5 MB. While the queue is full, a write fails, and its device is asked to
 /// retry.
 const QUEUE: usize = 16_384;
 
@@ -28,10 +28,9 @@ const QUEUE: usize = 16_384;
 /// of each job.
 const GROUP: usize = 512;
 
-/// Time for which the writer collects jobs if the previous group had more than one. Without this
-/// pause, while many devices ask at once, the writer would sync a fast disk for every two of them,
-/// and a sync costs several times as much as a job. A job that comes alone is committed
-/// immediately.
+/// Time for which the writer collects jobs if the previous group had more than one. A sync costs
+/// several times as much as a job. While many devices ask at once, a writer without this pause
+/// would sync a fast disk once for every two jobs. A job that comes alone is committed immediately.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// Maximum time that an ending process waits for another process's transaction, and the pause
@@ -43,7 +42,7 @@ const LAST_PAUSE: Duration = Duration::from_millis(20);
 const BACKLOG_EVERY: Duration = Duration::from_millis(250);
 
 /// Queue of writes for which no caller waits. The writes run between the groups of jobs, in their
-/// own transactions. They can therefore delay a job's answer, but cannot make the job fail.
+/// own transactions. They can therefore delay the result of a job, but cannot make the job fail.
 pub(super) trait Backlog: Send + 'static {
     /// Writes a part of the backlog. Returns whether there is more. The next call retries a part
     /// that failed.
@@ -121,7 +120,7 @@ impl Writer {
     }
 
     /// Queues `work` immediately. The future becomes ready when the work is committed, or when it
-    /// is certain that the work will not be committed.
+    /// is certain that it will not be committed.
     pub(super) fn submit<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
@@ -155,7 +154,7 @@ impl Drop for Writer {
         // Dropping the sender closes the queue. The thread ends when it has run the queued jobs.
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // If the thread has panicked, its message is already printed.
+            // A thread that has panicked has already printed its message.
             let _ = thread.join();
         }
     }
@@ -204,10 +203,10 @@ fn write(
     finish_backlog(backlog);
 }
 
-/// Writes a part of the backlog; returns whether there is more.
+/// Writes a part of the backlog. Returns whether there is more.
 fn write_backlog(backlog: &mut impl Backlog) -> bool {
     backlog.write_some().unwrap_or_else(|error| {
-        // A lock held by another process is normal, so it is not logged.
+        // It is normal that another process holds the lock, so only other errors are logged.
         if matches!(error, StoreError::Failed(_)) {
             tracing::error!(%error, "the audit log is not written");
         }
@@ -215,8 +214,8 @@ fn write_backlog(backlog: &mut impl Backlog) -> bool {
     })
 }
 
-/// Writes the rest of the backlog at the end of the process. Waits for another process's
-/// transaction for a limited time.
+/// Writes the rest of the backlog at the end of the process. If another process has a transaction
+/// open, waits for it for a limited time.
 fn finish_backlog(backlog: &mut impl Backlog) {
     let deadline = Instant::now() + LAST_WAIT;
     loop {
@@ -258,12 +257,12 @@ fn commit(
     transaction.commit().map_err(failed)
 }
 
-/// A write job. Hides the type of the job's answer.
+/// A write job. Hides the type of the job's result.
 trait Job: Send {
     /// Does the work. Returns an error if the caller must roll the work back.
     fn run(&mut self, connection: &Connection, path: &Path) -> Result<(), StoreError>;
 
-    /// Counts the answer, and sends it to the future if the future still exists.
+    /// Counts the result, and sends it to the future if the future still exists.
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>, metrics: &Metrics);
 }
 
@@ -288,7 +287,7 @@ where
 
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>, metrics: &Metrics) {
         let answer = match (self.outcome, committed) {
-            // The job's own error is more specific than that of the group.
+            // The job's own error is more specific than the group's error.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.clone()),
             (Some(Ok(value)), Ok(())) => Ok(value),
@@ -300,7 +299,7 @@ where
             Err(_) => &metrics.failed,
         };
         outcome.fetch_add(1, Ordering::Relaxed);
-        // Sending fails if the future was dropped. The write is done in any case.
+        // Sending fails if the future was dropped. The write is committed nevertheless.
         let _ = self.reply.send(answer);
     }
 }

@@ -188,7 +188,8 @@ fn device_id(device: usize) -> String {
 }
 
 /// Creates a device. Devices with even numbers belong to the derived enrollment, and devices with
-/// odd numbers to the shared one. Half of each have the first key, and half the second.
+/// odd numbers to the shared one. In each enrollment, half of the devices have the first key, and
+/// half have the second key.
 fn device(number: usize, starts: Instant, seed: u64) -> Device {
     let id = device_id(number);
     let key = |hex: &str| Key::from_hex(hex).unwrap();

@@ -1,4 +1,5 @@
-//! The subjects of concerns: severity, texts, and the page that lists the devices concerned.
+//! The subjects of concerns, each with its severity, its texts, and the page that lists the devices
+//! concerned.
 
 use crate::admin::console::page::Tone;
 
@@ -61,11 +62,11 @@ pub(in crate::admin::console) enum Subject {
     NoCloud,
     /// Secrets are stored in clear text.
     Unsealed,
-    /// Requests were slowed down by a rate limit.
+    /// A rate limit refuses requests.
     TooMany,
     /// Devices wait for their registration.
     Queue,
-    /// Devices that were put off have not asked again.
+    /// Devices that were asked to retry later have not asked again.
     NotBack,
     /// Datagrams could not be sent.
     Unsent,
@@ -165,8 +166,8 @@ impl Subject {
         }
     }
 
-    /// Returns whether the subject is a call to IoT Platform that failed, was throttled, or takes too
-    /// long.
+    /// Returns whether the subject is a call to IoT Platform that failed, was throttled, or takes
+    /// too long.
     pub(super) fn is_failed_call(self) -> bool {
         matches!(
             self,

@@ -261,7 +261,7 @@ fn devices_that_were_put_off_wait_at_first_and_then_have_not_come_back() {
     assert_eq!(of_age(RECENT, 0), [Subject::Queue]);
     assert_eq!(of_age(RECENT + 1, 0), [Subject::NotBack]);
     assert_eq!(of_age(RECENT + 1, 1), [Subject::Queue], "its registration may be in the queue");
-    // The failed requests were forgotten for lack of room, but they are counted.
+    // The server has forgotten the failed requests for lack of room, but has counted them.
     for kind in [Kind::Later, Kind::TimedOut, Kind::Operator] {
         let mut situation = quiet();
         happened(&mut situation, kind);

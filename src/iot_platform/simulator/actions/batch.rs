@@ -10,8 +10,8 @@ const DEFAULT_PAGE_SIZE: u64 = 10;
 
 pub(super) fn check(parameters: &Parameters, context: &mut Context<'_>) -> ActionResult {
     let product_key = product(parameters, context)?;
-    // If the caller also sends nicknames, the names are in `DeviceNameList`. Otherwise they are in
-    // `DeviceName`.
+    // If the caller also sends nicknames, the names are in `DeviceNameList`. Otherwise, the names
+    // are in `DeviceName`.
     let listed: Vec<_> = parameters
         .numbered("DeviceNameList.", ".DeviceName")
         .take(MAX_BATCH + 1)
@@ -64,7 +64,7 @@ pub(super) fn page(parameters: &Parameters, context: &mut Context<'_>) -> Action
     let size = size as usize;
     let of_page = usize::try_from(page - 1).ok().and_then(|page| names.chunks(size).nth(page));
     let devices = of_page.unwrap_or_default().iter();
-    // If a device was deleted after the batch had created it, the page does not contain the device.
+    // A page leaves out a device that was deleted after the batch had created it.
     let devices = devices.filter_map(|name| context.account.devices.get(product_key, name));
     let infos: Vec<Value> = devices
         .map(|device| {

@@ -45,9 +45,8 @@ pub(super) fn is_behind(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(head.saturating_sub(indexed) >= PART)
 }
 
-/// Adds the next part of the index, which covers [`PART`] entries, in the open transaction. Returns
-/// whether a part was added. Adds none while fewer entries are not indexed, or if some of the part's
-/// entries were pruned.
+/// Adds the next part of the index in the open transaction. The part covers at least [`PART`]
+/// entries. Returns false and adds no part if fewer entries follow the last indexed or pruned one.
 pub(super) fn add_part(connection: &Connection) -> rusqlite::Result<bool> {
     const PUT: &str = "INSERT INTO audit_device (lastSeq, firstSeq, devices) VALUES (?1, ?2, ?3)";
     let [indexed, head] = extent(connection)?;
@@ -84,8 +83,8 @@ fn devices_after(connection: &Connection, indexed: u64) -> rusqlite::Result<(u64
     Ok((last, devices))
 }
 
-/// Returns the entries about a device, newest first. `state` must be a transaction, so that both
-/// tables are in the same state.
+/// Returns the entries about a device, newest first. `state` must be a transaction, so that the
+/// index and the log are read in the same state.
 pub(super) fn history(state: &Connection, id: &DeviceId, limit: usize) -> rusqlite::Result<Vec<AuditEntry>> {
     const PARTS: &str = "SELECT firstSeq, lastSeq, devices FROM audit_device ORDER BY lastSeq DESC";
     let [indexed, _] = extent(state)?;

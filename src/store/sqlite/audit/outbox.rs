@@ -40,27 +40,27 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of bytes that wait in a process's files when a repeat is added. Beyond it, repeats
-/// are dropped. At 10,000 answers a second, it is reached after ten seconds.
+/// Maximum number of bytes that wait in a process's files when a repeat is added. Further repeats
+/// are dropped. At 10,000 answers a second, the maximum is reached after ten seconds.
 const MAX_WAITING: u64 = 16 << 20;
 
-/// Maximum number of bytes that a thread keeps while the disk is full. Beyond it, repeats are
-/// dropped.
+/// Maximum number of bytes that a thread keeps in memory while the disk is full. Further repeats
+/// are dropped, and other entries fail.
 const MAX_KEPT: usize = 1 << 20;
 
-/// Bytes in addition to both maxima that may wait when a refusal is added. Beyond it, the refusal
-/// fails, so its device is asked to retry later.
+/// Bytes in addition to [`MAX_WAITING`] that may wait when a refusal is added. If there are more,
+/// the refusal fails, and its device is asked to retry later.
 const FOR_REFUSALS: u64 = 48 << 20;
 
-/// Bytes in addition to these that may wait when an operator's entry is added; for the end of a job,
-/// twice as many, so that a job that could begin can end.
+/// Bytes in addition to [`MAX_WAITING`] and [`FOR_REFUSALS`] that may wait when an operator's entry
+/// is added. The end of a job may use twice as many, so that a job that could begin can end.
 const FOR_OPERATORS: u64 = 1 << 20;
 
 /// Size from which a file is replaced with a new one.
 const FULL: u64 = 1 << 20;
 
-/// Maximum number of bytes moved in one transaction. Such a transaction takes a few milliseconds,
-/// for which a first issue may have to wait.
+/// Maximum number of bytes moved in one transaction. The transaction takes a few milliseconds, for
+/// which a first issue may have to wait.
 const AT_ONCE: usize = 160 << 10;
 
 /// Pause between two searches for files that other processes have left behind.
@@ -84,7 +84,8 @@ struct Shared {
     waiting: AtomicU64,
     /// Number of repeats that were dropped and that the log does not mention yet.
     dropped: AtomicU64,
-    /// Number of other entries that were lost because the process ended while the disk was full.
+    /// Number of other entries that were lost because the process ended while no file could be
+    /// written.
     lost: AtomicU64,
     /// Set while entries cannot be appended.
     is_failing: AtomicBool,
@@ -120,8 +121,8 @@ impl Outbox {
             AuditEvent::Ended => FOR_REFUSALS + 2 * FOR_OPERATORS,
             _ => FOR_REFUSALS + FOR_OPERATORS,
         };
-        // While the file cannot be written, only repeats may wait in memory: they would be lost if
-        // the process were killed.
+        // While the file cannot be written, only repeats may wait in memory, because a killed
+        // process loses the entries in its memory.
         let must_write = !kept.is_held || (!is_repeat && self.shared.is_failing.load(Ordering::Relaxed));
         if kept.lines.len() + line.len() >= MAX_KEPT {
             self.shared.append(&mut kept.lines);
@@ -139,7 +140,7 @@ impl Outbox {
         if is_repeat || kept.lines.is_empty() {
             return Ok(());
         }
-        // The lines before this one were written, or wait in memory. This one must not wait.
+        // The earlier lines were written, or may wait in memory. This line must not wait.
         let left = kept.lines.len().saturating_sub(line.len() + 1);
         kept.lines.truncate(left);
         Err(self.shared.no_room())
@@ -193,7 +194,7 @@ fn entries(lines: &[u8]) -> [u64; 2] {
 }
 
 impl Shared {
-    /// Counts a repeat that is dropped. This is no failure.
+    /// Counts a dropped repeat, and succeeds.
     fn drop_repeat(&self) -> Result<(), StoreError> {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         self.metrics.repeats_dropped.fetch_add(1, Ordering::Relaxed);
@@ -303,13 +304,13 @@ pub(in crate::store::sqlite) struct Mover {
     must_forget: bool,
 }
 
-/// Entries that are not in the log, and that the log does not mention yet.
+/// Entries that were dropped or lost, and that the log does not mention yet.
 #[derive(Default)]
 struct Missing {
     repeats: u64,
-    /// Other entries, which a process could not write before it ended.
+    /// Number of entries of other kinds, which a process could not write before it ended.
     others: u64,
-    /// Lines that could not be read, whatever they were about.
+    /// Number of lines that could not be read.
     unreadable: u64,
 }
 
@@ -318,7 +319,7 @@ impl Missing {
         self.repeats + self.others + self.unreadable
     }
 
-    /// Returns the numbers of each kind, as the detail of an entry.
+    /// Returns the number of entries of each kind, as the detail of an audit entry.
     fn detail(&self) -> String {
         let kinds = [
             (self.repeats, "repeated requests"),
@@ -402,7 +403,7 @@ impl Mover {
         }
     }
 
-    /// Adds this process's current file to `sources`, and the files that other processes left
+    /// Adds to `sources` this process's current file, and the files that other processes left
     /// behind.
     fn find_sources(&mut self) -> io::Result<()> {
         if let Some(file) = self.shared.file.load_full()
@@ -453,7 +454,7 @@ impl Mover {
             return Ok(false);
         }
         let moved = source.moved + chunk.length;
-        // If this fails, `recent` may have rows that were not committed.
+        // If the transaction fails, `recent` may have rows that were not committed.
         move_lines(&self.connection, &chunk.lines, &mut self.recent, (source.file.name(), moved))
             .inspect_err(|_| self.recent.forget())?;
         source.moved = moved;
@@ -464,7 +465,7 @@ impl Mover {
         Ok(chunk.has_more)
     }
 
-    /// Adds a part to each index if it is due. Returns whether another part may be due.
+    /// Adds a part to each index for which a part is due. Returns whether another part may be due.
     fn add_part(&self) -> rusqlite::Result<bool> {
         if !index::is_behind(&self.connection)? && !repeats::is_behind(&self.connection)? {
             return Ok(false);
@@ -539,7 +540,7 @@ impl Mover {
     }
 }
 
-/// Entries in the files of processes that have ended, if the entries are not in the log yet.
+/// Entries of processes that have ended, in files that have not been moved into the log yet.
 pub(in crate::store::sqlite) struct Waiting {
     /// Each file, and the number of its bytes that have been moved into the log.
     files: Vec<(OutboxFile, u64)>,
@@ -614,8 +615,8 @@ fn moved(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
     Ok(moved.unwrap_or_default().unsigned_abs())
 }
 
-/// Moves lines into the log and into the table of repeats, and notes in the same transaction how far
-/// their file has been moved.
+/// Moves lines into the log and into the table of repeats. Notes in the same transaction how much
+/// of their file has been moved.
 fn move_lines(
     connection: &Connection,
     lines: &[String],

@@ -1,8 +1,8 @@
 //! Records of repeats, which are requests that change nothing, in the table `audit_repeat`. A row
-//! stands for equal requests of one device on one day. A request appends a row or increments the
-//! count of a recent row, so that a crowd of devices changes pages at the end of the table and not
-//! one page for each device. The index of the rows also grows only at its end, and has the form of
-//! the index of the log.
+//! stands for equal requests of one device on one day. A request increments the count of a recent
+//! row, or appends a row. When very many devices ask, the process therefore changes only pages at
+//! the end of the table, and not one page for each device. The index of the rows also grows only at
+//! its end, and has the form of the index of the log.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,8 +21,9 @@ use crate::{
     },
 };
 
-/// Maximum number of rows that this process remembers in order to add requests to them. A device
-/// whose row is not remembered gets another row. The memory for all of them is about 3 MB.
+/// Maximum number of rows that this process remembers, so that it can add requests to them. A
+/// device whose row is not remembered gets another row. All remembered rows take about 3 MB of
+/// memory.
 const RECENT: usize = 1 << 16;
 
 /// Number of rows in a part of the index.
@@ -37,12 +38,13 @@ const READ_AT_ONCE: usize = 1000;
 const COLUMNS: &str =
     "number, event, deviceId, enrollment, who, detail, count, first, last, address, firstAddress";
 
-/// Decides the class of each entry of the outbox, in an open transaction.
+/// Decides for each entry of the outbox, in an open transaction, whether it is a change or a
+/// repeat.
 pub(super) struct Sorter<'c> {
     connection: &'c Connection,
     /// Number of the last entry that was pruned.
     pruned: u64,
-    /// Records of the repeats that were taken; equal requests share a record.
+    /// Records of the repeats taken so far. Equal requests share a record.
     records: Vec<AuditEntry>,
     /// Positions in `records`, by the hash of the properties that the requests of a record share.
     places: HashMap<u64, usize>,
@@ -55,8 +57,8 @@ impl<'c> Sorter<'c> {
         Ok(Self { connection, pruned, records: Vec::new(), places: HashMap::new() })
     }
 
-    /// Adds the entry in `line` to the records if it is a repeat. Otherwise returns
-    /// [`Class::Change`], and the caller must write the entry to the log with the number `seq`.
+    /// Adds the entry in `line` to the records if the entry is a repeat. Otherwise, the caller must
+    /// write it to the log with the number `seq`. Returns the class of the entry.
     pub(super) fn take(&mut self, line: &str, seq: u64, hasher: &RandomState) -> rusqlite::Result<Class> {
         let Ok(entry) = serde_json::from_str::<AuditEntry>(line) else { return Ok(Class::Change) };
         let is_repeat = match entry.event {
@@ -78,7 +80,7 @@ impl<'c> Sorter<'c> {
         Ok(Class::Repeat)
     }
 
-    /// Returns the records of the repeats that were taken.
+    /// Returns the records of the repeats taken so far.
     pub(super) fn records(self) -> Vec<AuditEntry> {
         self.records
     }
@@ -98,9 +100,9 @@ fn short_hash(text: &str) -> i64 {
     hash.first_chunk().map_or(0, |first| i64::from_be_bytes(*first))
 }
 
-/// Returns whether a refusal belongs in the log: its device is in the device table, and the log has
-/// no refusal of the device for this reason. If so, notes `seq` as the entry of the refusal. A
-/// refusal without a device always belongs in the log.
+/// Returns whether a refusal belongs in the log. It does if its device is in the device table and
+/// the log has no refusal of the device for this reason; `seq` is then noted as the entry of the
+/// refusal. A refusal without a device always belongs in the log.
 fn is_first(connection: &Connection, entry: &AuditEntry, seq: u64, pruned: u64) -> rusqlite::Result<bool> {
     const KNOWN: &str = "SELECT seq FROM audit_refused WHERE device = ?1 AND reason = ?2";
     const IS_IN_TABLE: &str = "SELECT 1 FROM device_table WHERE deviceId = ?1";
@@ -120,8 +122,8 @@ fn is_first(connection: &Connection, entry: &AuditEntry, seq: u64, pruned: u64) 
     Ok(true)
 }
 
-/// Forgets the refusals of a device that an operator has changed, so that the log gets the next
-/// refusal of the device again.
+/// Forgets the refusals of a device that an operator has changed, so that the next refusal of the
+/// device goes into the log again.
 pub(in crate::store::sqlite) fn forget_refusals(
     connection: &Connection,
     id: &DeviceId,
@@ -130,8 +132,8 @@ pub(in crate::store::sqlite) fn forget_refusals(
     connection.prepare_cached(SQL)?.execute([short_hash(id.as_str())]).map(drop)
 }
 
-/// The rows to which this process has recently added requests. When there are too many, the older
-/// half is forgotten.
+/// Rows to which this process has recently added requests. At [`RECENT`] rows, the older half is
+/// forgotten.
 #[derive(Default)]
 pub(super) struct Recent {
     hasher: RandomState,
@@ -140,7 +142,7 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Returns the hasher by which equal requests are found.
+    /// Returns the hasher that computes the keys of the rows.
     pub(super) fn hasher(&self) -> &RandomState {
         &self.hasher
     }
@@ -255,7 +257,7 @@ enum Direction {
 pub(super) struct Pages<'c> {
     connection: &'c Connection,
     direction: Direction,
-    /// Number beyond which the next page begins.
+    /// Number of the row at which the last page ended. The next page begins after it.
     beyond: i64,
     end: i64,
     page: VecDeque<(i64, AuditEntry)>,
@@ -269,7 +271,7 @@ impl<'c> Pages<'c> {
         Ok(Self { connection, direction: Direction::Up, beyond: i64::MIN, end, page })
     }
 
-    /// Reads the rows newest first.
+    /// Reads all rows, newest first.
     pub(super) fn newest_first(connection: &'c Connection) -> Self {
         let (beyond, end, page) = (i64::MAX, i64::MIN, VecDeque::new());
         Self { connection, direction: Direction::Down, beyond, end, page }
@@ -396,8 +398,8 @@ fn add_rows(
 fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<Option<[i64; 2]>> {
     const OLDEST: &str = "SELECT number, last FROM audit_repeat ORDER BY number LIMIT ?1";
     let Some([first, last]) = extent(connection)? else { return Ok(None) };
-    // More rows are removed than necessary, by one percent of the limit. Otherwise, every new row
-    // would cause pruning.
+    // If there are too many rows, one percent of the limit is removed in addition to the surplus.
+    // Otherwise, every new row would cause pruning.
     let surplus = |most: u64| {
         let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
         let has = last + 1 - first;

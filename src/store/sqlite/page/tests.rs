@@ -1,4 +1,5 @@
-//! Tests with bytes that SQLite has not written. Those with real pages are in `wipe/tests.rs`.
+//! Tests with bytes that SQLite has not written. Tests with pages from SQLite are in
+//! `wipe/tests.rs`.
 
 use proptest::prelude::*;
 
@@ -10,12 +11,12 @@ fn layout(reserved: usize) -> Layout {
     Layout { page_size: SIZE, usable: SIZE - reserved, first_trunk: 0, free_pages: 0, has_pointer_map: false }
 }
 
-/// Returns a leaf page of a table with two rows, a free block of 9 bytes, two fragments of 2 bytes,
-/// and 0xee in all bytes that are not used.
+/// Returns a leaf page of a table with two rows, a free block of 9 bytes, two fragments of 2 bytes
+/// each, and 0xee in all unused bytes.
 fn leaf() -> Vec<u8> {
     let mut page = vec![0xee; SIZE];
     page[..12].copy_from_slice(&[13, 1, 0xe6, 0, 2, 1, 0xe0, 4, 1, 0xf1, 1, 0xe0]);
-    // Payload of 4 bytes, rowid 1.
+    // The first row: payload of 4 bytes, rowid 1.
     page[0x1e0..0x1e6].copy_from_slice(&[4, 1, 2, 1, b'a', b'b']);
     page[0x1e6..0x1ea].copy_from_slice(&[0, 0, 0, 9]);
     page[0x1f1..0x1fe].copy_from_slice(&[11, 2, 2, 21, b'a', b'b', b'c', b'd', b'e', b'f', b'g', b'h', b'i']);

@@ -20,7 +20,7 @@ fn asked(event: AuditEvent, device: &str, at: UnixSeconds) -> Asked {
     Asked::new(event, at, &id(device), by, format_args!("the device is disabled"))
 }
 
-/// Returns an entry that is no repeat.
+/// Returns an entry of a change.
 fn entry(device: &str, at: UnixSeconds) -> Asked {
     asked(Registered, device, at)
 }
@@ -86,7 +86,7 @@ fn a_history_is_the_same_from_the_index_and_without_it() {
     for at in 0..5000 {
         store.audit(entry(&format!("SN-{}", at % 3), at)).unwrap();
     }
-    // This entry has its own block, between the blocks of the others.
+    // This entry has its own block, between the blocks of the other entries.
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &lead())).unwrap();
     drop(store);
     write(&directory, 300, 5000);
@@ -153,7 +153,7 @@ fn what_another_process_holds_up_is_written_later() {
     let other = Connection::open(store.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     store.audit(entry("SN-1", 5)).unwrap();
-    // The lock makes this write fail. The entry that the same thread has written must not be lost.
+    // The lock makes this write fail. The entry that the same thread added before must not be lost.
     assert!(wait(store.set_state(&id("SN-1"), DeviceState::Enabled, &lead())).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
@@ -287,7 +287,7 @@ fn pruning_by_age_and_by_size_leaves_a_chain_that_holds() {
     assert!(verified(&store).fault.is_some());
 }
 
-/// A log in the form of version 3: three entries after one that was pruned.
+/// A log in the form of version 3: three entries. An entry before them was pruned.
 pub(super) const VERSION_3: &str = include_str!("version_3_audit.sql");
 
 #[test]

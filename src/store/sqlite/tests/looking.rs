@@ -1,5 +1,5 @@
-//! Tests of a database that is opened for reading only. Its files must not change, and its newest
-//! state must be read, even if other processes have left files behind.
+//! Tests of a database that is opened for reading only. Its files must not change. Its newest state
+//! must be read, even if other processes have left files behind.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
@@ -44,7 +44,7 @@ fn look(folder: &Path) -> DeviceState {
     assert!(sentence(wait(store.reset(&id("SN-1"), &Actor::system_user()))).contains("only to be read"));
     drop(store);
     let mut after = files(folder);
-    // The index of the log contains no data, and SQLite may rewrite it.
+    // SQLite may rewrite the index of the log, which contains no data.
     let index = folder.join("certdist.db-shm");
     if let (Some(before), Some(after)) = (before.get(&index), after.get_mut(&index)) {
         *after = before.clone();
@@ -65,8 +65,8 @@ fn whoever_looks_sees_the_newest_state_and_leaves_every_file_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(&directory);
     assert_eq!(look(directory.path()), DeviceState::Disabled, "beside a server");
-    // A killed process leaves the first set of files. The second set is a copy without the index of
-    // the log.
+    // The first set of files is what a killed process leaves. The second set is a copy without the
+    // index of the log.
     for files in [&["", "-wal", "-shm"][..], &["", "-wal"]] {
         let copy = tempfile::tempdir().unwrap();
         for ending in files {
@@ -96,7 +96,7 @@ fn what_another_process_changes_meanwhile_is_not_shown_by_halves() {
         matches!(&outcome, Err(StoreError::Busy(reason)) if reason.contains("run this again")),
         "{outcome:?}"
     );
-    // Once a server has the database open, the log exists, and SQLite's locks protect the reads.
+    // Once a server has opened the database, the log exists, and SQLite's locks protect the reads.
     let server = open(&directory);
     wait(server.set_state(&id("SN-2"), DeviceState::Disabled, &Actor::system_user())).unwrap();
     assert_eq!(at_once(looks.device(&id("SN-2"))).unwrap().unwrap().state, DeviceState::Disabled);

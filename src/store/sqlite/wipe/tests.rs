@@ -1,6 +1,6 @@
-//! Tests that traces of former values are removed wherever SQLite leaves them, beside writers, and
-//! that nothing else changes. Each test makes its own traces, and checks that they are in the file
-//! before they are removed.
+//! Tests that traces of former values are removed from all places where SQLite leaves them, while
+//! other processes write, and that nothing else changes. Each test makes its own traces, and first
+//! checks that they are in the file.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(60);
 
 struct Database {
     folder: TempDir,
-    /// A connection of another program, which changes the file as it likes.
+    /// A connection of another program, which writes as that program likes.
     foreign: Connection,
 }
 
@@ -43,7 +43,7 @@ impl Database {
         self.foreign.execute_batch(sql).unwrap();
     }
 
-    /// Inserts rows with traces into a table, in no order, so that pages are split.
+    /// Inserts rows with traces into a table, in random order, so that pages are split.
     fn fill(&self, table: &str, rows: u32) {
         let mut random = StdRng::seed_from_u64(7);
         for _ in 0..rows {
@@ -54,7 +54,7 @@ impl Database {
         }
     }
 
-    /// Replaces the values of a table in place, so that only traces of the former ones are left.
+    /// Replaces the values of a table in place, so that only traces of the former values are left.
     fn replace(&self, table: &str) {
         self.run(&format!("UPDATE {table} SET value = replace(value, '{TRACE}', upper('{TRACE}'))"));
     }
@@ -87,7 +87,7 @@ impl Database {
         statement.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
     }
 
-    /// Removes the traces. Nothing else may change.
+    /// Removes the traces, and checks that nothing else changes.
     fn is_wiped(&self) -> Wiped {
         assert!(self.has_trace(), "the test makes no trace");
         let before = self.rows();
@@ -125,7 +125,7 @@ fn a_wipe_that_waits_for_a_writer_looks_often() {
     connection::ATTEMPTS.set(0);
     let busy = wipe(&path, &writer, &mut |_| ()).unwrap_err();
     assert!(matches!(&busy, StoreError::Busy(_)), "{busy}");
-    // SQLite's own waiting would be one attempt.
+    // SQLite's own busy handler would count as one attempt.
     assert!(connection::ATTEMPTS.get() > 1);
 }
 
@@ -148,7 +148,7 @@ fn traces_in_the_gaps_of_split_pages_are_removed() {
 #[test]
 fn traces_in_free_blocks_are_removed_from_leaves_and_from_inner_pages() {
     let database = Database::new("PRAGMA page_size = 512; PRAGMA secure_delete = 0");
-    // A value in an index is also in its inner pages.
+    // SQLite also stores values of an index in its inner pages.
     database.run("CREATE INDEX by_value ON with_rowid (value)");
     database.fill("with_rowid", 2000);
     database.fill("without_rowid", 2000);
@@ -161,7 +161,7 @@ fn traces_in_free_blocks_are_removed_from_leaves_and_from_inner_pages() {
         kinds.dedup();
         kinds
     };
-    // Without the rows of every second page, or so, cells are dropped and few pages become free.
+    // Deleting every third row removes cells from most pages, but frees few pages.
     database.run("DELETE FROM with_rowid WHERE id % 3 = 0");
     database.run("DELETE FROM without_rowid WHERE unicode(substr(id, -1)) % 3 = 0");
     database.replace("with_rowid");
@@ -175,13 +175,13 @@ fn traces_on_free_pages_are_removed() {
     let database = Database::new("PRAGMA secure_delete = 0");
     database.fill("doomed", 20_000);
     database.run("DELETE FROM doomed");
-    // More free pages than one page of the list has entries.
+    // There are more free pages than one trunk page of the list can name.
     assert!(database.number("PRAGMA freelist_count") > 300);
     let first = u32::from_be_bytes(database.page(1)[32..36].try_into().unwrap());
     let trunk = database.page(first);
     assert!(memchr::memmem::find(&trunk, TRACE.as_bytes()).is_some(), "no trace beside the entries");
     database.is_wiped();
-    // The free pages are used again.
+    // SQLite can use the wiped free pages again.
     database.fill("doomed", 20_000);
     database.rows();
 }
@@ -191,12 +191,12 @@ fn traces_at_the_end_of_long_values_are_removed() {
     let database = Database::new("PRAGMA secure_delete = 0");
     let long = TRACE.repeat(2000);
     database.run(&format!("INSERT INTO with_rowid VALUES (1, '{long}', ''), (2, '{long}', '')"));
-    // In one transaction, SQLite keeps the content of free pages that it uses again. A value of this
-    // length leaves 300 bytes of its last page unused.
+    // Within one transaction, SQLite keeps the content of free pages that it uses again. A value of
+    // this length leaves 300 bytes of its last page unused.
     let reuse = "BEGIN; DELETE FROM with_rowid; INSERT INTO with_rowid VALUES (3, '', ''), (4, '', '');
         UPDATE with_rowid SET value = replace(hex(zeroblob(2140)), '0', '-'); COMMIT";
     database.run(reuse);
-    // The other free pages are wiped, so that the traces are only behind the new values.
+    // The other free pages are overwritten, so that traces are left only behind the new values.
     while database.number("PRAGMA freelist_count") > 0 {
         database.run("INSERT INTO doomed (value) VALUES (replace(hex(zeroblob(2000)), '0', '+'))");
     }
@@ -255,7 +255,7 @@ fn a_writer_goes_on_meanwhile_and_no_trace_is_left() {
     database.rows();
 }
 
-/// Returns a page with one cell, and its number, in which `text` stands in the gap.
+/// Returns the number and the content of a page with one cell. The content has `text` in its gap.
 fn with_trace(database: &Database, table: &str, text: &str) -> (u32, Vec<u8>) {
     let root = database.number(&format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'"));
     let mut page = database.page(root);
@@ -313,7 +313,8 @@ fn a_damaged_page_is_left_as_it_is_and_reported() {
     let database = Database::new("");
     database.run("INSERT INTO doomed (value) VALUES ('intact')");
     let (number, page) = with_trace(&database, "doomed", TRACE);
-    // The start of the cells, the first pointer, the number of cells, and a free block.
+    // The cases damage the start of the cells, the first pointer (twice), the number of cells, and
+    // the first free block.
     for (at, bytes) in [(5, [0x0f, 0xff]), (8, [0x0f, 0xff]), (8, [0, 4]), (3, [0xff, 0xff]), (1, [0x0f, 0])]
     {
         let mut damaged = page.clone();
@@ -323,7 +324,7 @@ fn a_damaged_page_is_left_as_it_is_and_reported() {
         assert!(error.contains(&format!("damaged (page {number} ")), "{error}");
         assert_eq!(database.page(number), damaged);
     }
-    // A list of free pages that does not end.
+    // The list of free pages does not end.
     database.set_page(number, &page);
     let mut first = database.page(1);
     first[32..36].copy_from_slice(&number.to_be_bytes());
@@ -333,7 +334,7 @@ fn a_damaged_page_is_left_as_it_is_and_reported() {
     trunk[..4].copy_from_slice(&number.to_be_bytes());
     database.set_page(number, &trunk);
     assert!(database.wipe().unwrap_err().to_string().contains("damaged"));
-    // A list that has the page of the schema, or fewer pages than its number says.
+    // The list names the page of the schema, or has fewer pages than the file header says.
     for entries in [1_u32, 0] {
         trunk[..8].copy_from_slice(&u64::from(entries).to_be_bytes());
         trunk[8..12].copy_from_slice(&1_u32.to_be_bytes());
@@ -352,7 +353,7 @@ fn a_page_of_a_lost_table_that_leads_to_another_value_does_no_harm() {
     let root = |table| database.number(&format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'"));
     let (lost, mut page) = (root("doomed"), database.page(root("with_rowid")));
     database.run("PRAGMA writable_schema = 1; DELETE FROM sqlite_schema WHERE name = 'doomed'");
-    // The lost page has a former state of the row, whose value was shorter.
+    // The lost page has a former state of the row, with a shorter value.
     let cell = usize::from(u16::from_be_bytes([page[8], page[9]]));
     page[cell + 1] -= 46;
     database.set_page(lost, &page);
@@ -378,7 +379,8 @@ fn a_file_whose_pages_cannot_be_told_apart_is_rewritten() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Rows come, change and go, with and without `secure_delete`, and what is not a row is zero.
+    /// Inserts, changes and deletes rows, with and without `secure_delete`. After the wipe, every
+    /// byte outside a row is zero.
     #[test]
     fn whatever_has_happened_to_a_file_no_trace_is_left(seed in any::<u64>(), size in 9_u32..=16) {
         let database = Database::new(&format!("PRAGMA page_size = {}", 1_u32 << size));

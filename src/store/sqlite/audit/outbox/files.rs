@@ -34,7 +34,7 @@ pub(super) struct Chunk {
     pub(super) length: u64,
     /// Number of lines that are not entries, such as one that was cut off.
     pub(super) unreadable: u64,
-    /// Set if the file may have more lines.
+    /// Set if the file may have further lines.
     pub(super) has_more: bool,
 }
 

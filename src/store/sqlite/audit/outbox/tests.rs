@@ -1,5 +1,5 @@
-//! Tests of the outbox: each entry reaches the log exactly once, at whichever step its process
-//! ends.
+//! Tests of the outbox: each entry reaches the log exactly once, no matter at which step its
+//! process ends.
 
 use std::{collections::BTreeSet, fs, ops::ControlFlow, path::PathBuf, thread};
 
@@ -59,8 +59,8 @@ impl Site {
         files.map(|file| file.metadata().unwrap().len()).collect()
     }
 
-    /// Opens and closes the database, as the next process does. Checks that the outbox is empty,
-    /// and returns the times of all entries.
+    /// Opens and closes the database, like the process that runs after this one. Checks that the
+    /// outbox is empty, and returns the times of all entries.
     fn log(&self) -> Vec<i64> {
         drop(self.open());
         assert!(self.files().is_empty());
@@ -295,7 +295,7 @@ fn a_change_without_room_fails_and_a_job_that_has_begun_can_end() {
     outbox.shared.waiting.store(site.files()[0], Ordering::Relaxed);
     while mover.write_some().unwrap() {}
     drop((outbox, mover));
-    // The refusal is of a device that is not in the table.
+    // The refusal counts as a repeat, because its device is not in the table.
     assert_eq!((site.log().len(), repeats(&site)), (4, 1));
 }
 
@@ -307,8 +307,8 @@ fn repeats_wait_in_memory_while_no_file_can_be_written_and_changes_fail() {
     fs::rename(site.folder.path(), &away).unwrap();
     outbox.push(repeat(0)).unwrap();
     assert!(outbox.push(entry(10)).is_err());
-    // A change that comes in a group of requests fails, too, once it is known that no file can be
-    // written.
+    // Once the process knows that no file can be written, a change fails even within a group of
+    // requests.
     outbox.hold();
     outbox.push(repeat(1)).unwrap();
     assert!(outbox.push(entry(11)).is_err());
@@ -333,7 +333,7 @@ fn repeats_are_counted_once_at_whichever_step_their_process_ends() {
         for _ in 0..steps {
             mover.move_some(0).unwrap();
         }
-        // A transaction that fails leaves nothing behind.
+        // A transaction that fails moves nothing.
         let other = Connection::open(site.path()).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         assert!(steps == 3 || mover.move_some(0).is_err());
