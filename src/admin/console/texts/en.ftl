@@ -656,7 +656,7 @@ wrong-key-remedy = Open the link, and find the device by its identity and addres
 advice-handshake = Its handshake failed
 advice-handshake-text = At {$time} a client with this ID as its identity tried to connect from {$address}: {$reason}. If it was this device, give it the firmware or the key of enrollment {$enrollment} again. If it was not, somebody tries keys with this ID.
 guessing = Somebody tries device IDs
-guessing-cause = A client with a shared key asks for one ID after another that it may not have. It is slowed down, and others are served.
+guessing-cause = A client with a shared key asks for one ID after another that it may not have. Its requests are limited, and others are served.
 guessing-remedy = The link below shows the IDs and addresses. If it is no test of yours, change the shared key, and block the address.
 not-yours = { $devices ->
     [0] Devices were asked for with the key of another
