@@ -200,6 +200,7 @@ impl App {
         self.store.set_keys(config.database_keys.clone())?;
         for target in self.targets.all() {
             target.registrar.set_refuse_existing(config.refuse_existing.clone());
+            target.registrar.set_guards(config.timed_guards());
         }
         self.store.set_max_places(config.max_places());
         self.targets.set_of_enrollments(config.target_of.clone());
@@ -406,6 +407,7 @@ pub fn targets(
         let limits = adapt(registrar::Config {
             shared_qps: shared_qps[&client.account()],
             refuse_existing: config.refuse_existing.clone(),
+            guards: config.timed_guards(),
             target: name.to_owned(),
             names_target: config.names_targets,
             ..limits

@@ -311,6 +311,12 @@ impl Config {
         Arc::new(self.enrollments.iter().filter_map(max).collect())
     }
 
+    /// Returns the guards of each enrollment that gives out first certificates only at certain times.
+    pub fn timed_guards(&self) -> HashMap<String, crate::guards::Guards> {
+        let timed = self.enrollments.iter().filter(|own| own.guards.are_timed());
+        timed.map(|own| (own.name.clone(), own.guards)).collect()
+    }
+
     /// Returns the names of all configuration keys, by section. The first entry has an empty
     /// section name and lists the configuration keys that precede all sections. The sections
     /// `target` and `enrollment` may occur more than once.

@@ -111,7 +111,7 @@ const MAY_USE: [(&str, &[&str]); 34] = [
     ),
     ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
     ("provision", &["device", "guards", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
-    ("registrar", &["device", "histogram", "iot_platform", "log_limit", "store", "target"]),
+    ("registrar", &["device", "guards", "histogram", "iot_platform", "log_limit", "store", "target"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "psk", "store", "target"]),
     ("policy", &["guards", "psk", "store"]),

@@ -41,6 +41,7 @@ use tokio::{
 
 use crate::{
     device::{Certificate, DeviceId},
+    guards::Guards,
     histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
@@ -105,6 +106,8 @@ pub struct Config {
     /// Enrollments in which a device is refused if its name already exists at IoT Platform and
     /// the journal does not show that this server registered it.
     pub refuse_existing: HashSet<String>,
+    /// Guards of the enrollments that give out first certificates only at certain times.
+    pub guards: HashMap<String, Guards>,
     /// Name of the target whose cloud is called. Registrations and devices of other targets are left
     /// to other registrars.
     pub target: String,
@@ -137,6 +140,7 @@ impl Default for Config {
             max_batches: 10,
             batch_deadline: Duration::from_secs(600),
             refuse_existing: HashSet::new(),
+            guards: HashMap::new(),
             target: target::DEFAULT.to_owned(),
             names_target: false,
             sweep_pause: Some(SWEEP_PAUSE),
@@ -225,6 +229,7 @@ pub struct Registrar {
     /// A function that needs both this lock and the lock of `queue` takes this lock first.
     experience: Mutex<Experience>,
     refuse_existing: ArcSwap<HashSet<String>>,
+    guards: ArcSwap<HashMap<String, Guards>>,
     counters: Mutex<Counters>,
     failure_lines: Mutex<LogLimit>,
     lines: Mutex<Lines>,
@@ -266,6 +271,7 @@ impl Registrar {
             breakers: Mutex::new(Breakers::new(config.breaker_pause)),
             experience: Mutex::new(Experience::new(config.batch_after)),
             refuse_existing: ArcSwap::from_pointee(config.refuse_existing.clone()),
+            guards: ArcSwap::from_pointee(config.guards.clone()),
             config,
             store,
             cloud,
@@ -388,6 +394,11 @@ impl Registrar {
     /// Replaces the set of enrollments that [`Config::refuse_existing`] describes.
     pub fn set_refuse_existing(&self, enrollments: HashSet<String>) {
         self.refuse_existing.store(Arc::new(enrollments));
+    }
+
+    /// Replaces the guards that [`Config::guards`] describes.
+    pub fn set_guards(&self, guards: HashMap<String, Guards>) {
+        self.guards.store(Arc::new(guards));
     }
 
     fn refuses_existing(&self, enrollment: &str) -> bool {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Registrar, STOPPED, lines::limited, lock, registration::error_of_store};
 use crate::{
+    guards::Phase,
     iot_platform::{Action, ApiError, ApiFuture, ErrorClass, Thing},
     store::{
         Actor, DeviceRow, JournalEntry, StoreError,
@@ -48,6 +49,11 @@ impl Attempts {
         self.failed.get(&order).is_none_or(|(.., next)| *next <= now)
     }
 
+    /// Lets an order wait until `next`, without a failure.
+    fn wait(&mut self, order: OrderNumber, next: Instant) {
+        self.failed.entry(order).or_insert((0, 0, next)).2 = next;
+    }
+
     fn forget(&mut self, order: OrderNumber) {
         self.failed.remove(&order);
     }
@@ -59,6 +65,8 @@ enum Hindrance {
     Failed(Action, ApiError),
     /// The order must wait for the registrar. This does not count as an attempt.
     NotNow,
+    /// The order must wait for the operator, for this reason. This does not count as an attempt.
+    Waits(String),
     /// The order can never be carried out.
     Never(String),
 }
@@ -151,6 +159,10 @@ impl Registrar {
             }
             Err(Hindrance::Never(reason)) => self.end(&order, &reason).await,
             Err(Hindrance::NotNow) => {}
+            Err(Hindrance::Waits(reason)) => {
+                lock(&self.attempts).wait(order.number, Instant::now() + self.config.max_retry_pause);
+                self.note_failure(&order, reason).await;
+            }
             Err(Hindrance::Failed(action, error)) => self.postpone(&order, action, error).await,
         }
     }
@@ -158,8 +170,11 @@ impl Registrar {
     /// Makes the calls of an order, and stores the result.
     async fn carry_out(&self, order: &Order) -> Result<Completed, Hindrance> {
         let Some(row) = self.store.device(&order.device).await? else { return Ok(Completed::Ended) };
-        if order.kind == OrderKind::Rotate && !self.may_register_anew(order) {
-            return Err(Hindrance::NotNow);
+        if order.kind == OrderKind::Rotate {
+            self.gives_first_certificates(&row.enrollment)?;
+            if !self.may_register_anew(order) {
+                return Err(Hindrance::NotNow);
+            }
         }
         if order.fits(&row)
             && let Some(iot_id) = self.identify(order, &row).await?
@@ -174,12 +189,26 @@ impl Registrar {
                 }
             }
         }
-        Ok(self.repeat(self.config.max_attempts, || self.store.complete_order(order)).await?)
+        let now = self.claim_time();
+        Ok(self.repeat(self.config.max_attempts, || self.store.complete_order(order, now)).await?)
     }
 
     /// Returns whether a device that is deleted now would soon be registered anew.
     fn may_register_anew(&self, order: &Order) -> bool {
         self.stopped(&order.product_key).is_none() && self.registrations() < MAX_WAITING
+    }
+
+    /// Fails while an enrollment gives out no first certificates. A device whose certificate is
+    /// replaced would then not get the new one.
+    fn gives_first_certificates(&self, enrollment: &str) -> Result<(), Hindrance> {
+        let guards = self.guards.load().get(enrollment).copied().unwrap_or_default();
+        match guards.phase(self.store.now()) {
+            Phase::Open => Ok(()),
+            Phase::NotOpen { .. } | Phase::Closed(_) => Err(Hindrance::Waits(format!(
+                "enrollment {enrollment} gives out no first certificates now (opens, closes), so the device would \
+                 get no new one"
+            ))),
+        }
     }
 
     /// Returns the `IotId` of an order's device. Until it is confirmed, looks the device up by its
@@ -261,7 +290,7 @@ impl Registrar {
             (*failed, *unknown)
         };
         if error.code == STOPPED {
-            return;
+            return self.note_failure(order, error.message).await;
         }
         let is_final = error.class == ErrorClass::Device || unknown >= MAX_UNKNOWN || failed >= MAX_ATTEMPTS;
         if is_final {
@@ -272,7 +301,11 @@ impl Registrar {
         } else if error.class != ErrorClass::Throttled {
             self.failed_for_now(Some(&order.device), None, &error);
         }
-        let reason = error.to_string();
+        self.note_failure(order, error.to_string()).await;
+    }
+
+    /// Stores the reason for which an order waits, for operators.
+    async fn note_failure(&self, order: &Order, reason: String) {
         if order.failure.as_ref() != Some(&reason)
             && let Err(error) = self.store.note_order(order.number, OrderNote::Failure(reason)).await
         {

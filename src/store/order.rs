@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::{Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds, audit::AuditEvent};
+use super::{Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds, audit::AuditEvent, claim::ClaimTime};
 use crate::device::DeviceId;
 
 /// Kind of an [`Order`].
@@ -244,8 +244,8 @@ pub trait Orders: Send + Sync + 'static {
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool>;
 
     /// Stores the result of an order that was carried out, ends the order, and writes an audit entry
-    /// that names the operator who placed it.
-    fn complete_order<'a>(&'a self, order: &'a Order) -> StoreFuture<'a, Completed>;
+    /// that names the operator who placed it. `now` is the time of the claim that a rotation leaves.
+    fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed>;
 
     /// Ends an order that was not carried out, and writes an audit entry with the reason. Other
     /// than that, the device stays as it is. Returns whether the order was there.

@@ -199,6 +199,28 @@ async fn a_device_is_not_deleted_while_it_could_not_be_registered_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_device_is_not_rotated_while_its_enrollment_gives_out_no_first_certificates() {
+    let world = World::new(true).await;
+    let before = world.row();
+    world.place(OrderKind::Rotate).await;
+    // The enrollment has closed since the order was placed.
+    let closed = Guards { closes: Some(1), ..Guards::default() };
+    let guards = [("lamp".to_owned(), closed)].into();
+    let config = Config { manages: true, seed: Some(7), sweep_pause: None, guards, ..Config::default() };
+    let store = Arc::new(world.store.clone());
+    let registrar = Registrar::new(config, owner(), store, world.cloud.clone(), Handle::current());
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!((world.row(), world.calls(Action::DeleteDevice)), (before, 0));
+    let order = world.store.order_of(&id(NAME)).await.unwrap().expect("it waits");
+    assert!(order.failure.unwrap().contains("enrollment lamp gives out no first certificates"));
+    registrar.set_guards(HashMap::new());
+    while !world.is_done(&registrar).await {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!((world.calls(Action::DeleteDevice), world.calls(Action::RegisterDevice)), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_waits_until_the_operator_has_given_the_right() {
     let world = World::new(true).await;
     let before = world.row().unwrap();

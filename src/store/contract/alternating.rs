@@ -156,7 +156,7 @@ impl<S: Store> Orders for Alternating<S> {
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
-        fn complete_order(order: &'a Order) -> Completed;
+        fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
         fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
     }
 }

@@ -104,7 +104,7 @@ fn a_completed_order_changes_the_row(store: &(impl Store + Bulk + AuditLog)) {
     for (name, kind) in names.into_iter().zip(OrderKind::ALL) {
         let order = placed(store, name, kind);
         assert!(now(store.note_order(order.number, OrderNote::IotId(format!("iot-{name}")))).unwrap());
-        assert_eq!(now(store.complete_order(&order)).unwrap(), Completed::Yes);
+        assert_eq!(now(store.complete_order(&order, NOW)).unwrap(), Completed::Yes);
         assert_eq!(order_of(store, name), None);
         let at = |event| (event, format!("at IoT Platform: a1lamp/{name}"));
         let event = match kind {
@@ -114,7 +114,7 @@ fn a_completed_order_changes_the_row(store: &(impl Store + Bulk + AuditLog)) {
             OrderKind::Rotate => AuditEvent::Rotated,
         };
         assert_eq!(said(store, name).last(), Some(&at(event)));
-        assert_eq!(now(store.complete_order(&order)).unwrap(), Completed::Ended, "a repeated write");
+        assert_eq!(now(store.complete_order(&order, NOW)).unwrap(), Completed::Ended, "a repeated write");
         assert_eq!(said(store, name).last(), Some(&at(event)));
     }
     let row = |name| device(store, name).unwrap();
@@ -141,13 +141,16 @@ fn a_device_with_an_order_is_not_registered(store: &(impl Store + Bulk)) {
     now(store.reset(&id("SN-1"), &by())).unwrap();
     let claim = || now(store.claim(&owner(1), &entry("SN-1"), NOW)).unwrap();
     assert_eq!(claim(), Claimed::Held);
-    assert_eq!(now(store.complete_order(&order)).unwrap(), Completed::RowChanged);
+    assert_eq!(now(store.complete_order(&order, NOW)).unwrap(), Completed::RowChanged);
     assert!(matches!(claim(), Claimed::Yours(_)));
     now(store.settle(1, &entry("SN-1"), &Settlement::Registered(registration("SN-1", "other")))).unwrap();
     let order = placed(store, "SN-1", OrderKind::Rotate);
     assert_eq!(order.iot_id.as_deref(), Some("iot-SN-1"));
-    assert_eq!(now(store.complete_order(&order)).unwrap(), Completed::Yes);
-    assert!(matches!(claim(), Claimed::Yours(_)));
+    let rotated = ClaimTime { at: 500, cloud_offset: Some(-60) };
+    assert_eq!(now(store.complete_order(&order, rotated)).unwrap(), Completed::Yes);
+    // The claim has the clock of the process that has carried the order out.
+    let Claimed::Yours(claim) = claim() else { panic!("it is not registered anew") };
+    assert_eq!((claim.since, claim.cloud_offset, claim.asked_by), (500, Some(-60), AskedBy::Other));
 }
 
 /// A row that no longer fits the order is not changed.
@@ -157,7 +160,7 @@ fn an_order_does_not_change_a_row_of_another_device(store: &(impl Store + Bulk +
     now(store.note_order(order.number, OrderNote::IotId("iot-former".into()))).unwrap();
     import(store, [ImportRow { iot_id: Some("iot-other".into()), ..row("SN-1") }]);
     let before = device(store, "SN-1");
-    assert_eq!(now(store.complete_order(&order)).unwrap(), Completed::RowChanged);
+    assert_eq!(now(store.complete_order(&order, NOW)).unwrap(), Completed::RowChanged);
     assert_eq!(device(store, "SN-1"), before);
     let cancelled = (AuditEvent::Cancelled, "rotate: the row was changed meanwhile".to_owned());
     assert_eq!(said(store, "SN-1").last(), Some(&cancelled));

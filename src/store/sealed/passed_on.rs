@@ -8,7 +8,7 @@ use crate::{
     store::{
         Actor, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
-        claim::{Owner, OwnerId},
+        claim::{ClaimTime, Owner, OwnerId},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
         order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
@@ -35,7 +35,7 @@ impl<S: Orders> Orders for Sealed<S> {
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
-        fn complete_order(order: &'a Order) -> Completed;
+        fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
         fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
     }
 }

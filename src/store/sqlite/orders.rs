@@ -8,6 +8,7 @@ use crate::{
     store::{
         Actor, DeviceRow, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
+        claim::ClaimTime,
         order::{
             Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
             PlainChange, ROW_CHANGED,
@@ -202,7 +203,12 @@ fn place(
     Ok(Placed::Yes(number))
 }
 
-fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlite::Result<Completed> {
+fn complete(
+    connection: &Connection,
+    number: OrderNumber,
+    claim_time: ClaimTime,
+    now: UnixSeconds,
+) -> rusqlite::Result<Completed> {
     const CLOUD_STATE: &str = "UPDATE device_table SET cloudState = ?2, IotId = coalesce(IotId, ?3) \
                                WHERE deviceId = ?1";
     const ROTATE: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
@@ -210,17 +216,17 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
                           importId = -abs(importId) WHERE deviceId = ?1";
     // An abandoned claim of an earlier owner, so that any process registers the device anew. While the
     // claim is there, the device keeps its place in its enrollment, and its target.
-    const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, asked, enrollment, target) \
-                         VALUES (?1, ?2, ?3, ?4, 2, ?5, ?6) ON CONFLICT DO NOTHING";
+    const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, cloudOffset, asked, enrollment, target) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, 2, ?6, ?7) ON CONFLICT DO NOTHING";
     // The stored order may know more than the caller's copy, and its operator is the one to name.
-    let Some(order) = numbered(connection, order.number)? else { return Ok(Completed::Ended) };
-    let Order { number, device, by, .. } = &order;
+    let Some(order) = numbered(connection, number)? else { return Ok(Completed::Ended) };
+    let Order { device, by, .. } = &order;
     let row = read::device(connection, device)?.filter(|row| order.fits(row));
     let Some(row) = row else {
         cancel(connection, &order, ROW_CHANGED, (by, now))?;
         return Ok(Completed::RowChanged);
     };
-    remove(connection, *number)?;
+    remove(connection, number)?;
     let id = device.as_str();
     match order.kind {
         OrderKind::Disable => {
@@ -241,7 +247,8 @@ fn complete(connection: &Connection, order: &Order, now: UnixSeconds) -> rusqlit
                 id,
                 product_key,
                 device_name,
-                now,
+                claim_time.at,
+                claim_time.cloud_offset,
                 row.enrollment,
                 target
             ])?;
@@ -299,9 +306,9 @@ impl Orders for Sqlite {
         })
     }
 
-    fn complete_order<'a>(&'a self, order: &'a Order) -> StoreFuture<'a, Completed> {
-        let (order, clock) = (order.clone(), self.clock.clone());
-        self.writer.submit(move |connection| Ok(complete(connection, &order, clock.now())?))
+    fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {
+        let (number, clock) = (order.number, self.clock.clone());
+        self.writer.submit(move |connection| Ok(complete(connection, number, now, clock.now())?))
     }
 
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool> {

@@ -113,13 +113,14 @@ impl Tables {
     }
 
     /// Adds an abandoned claim on a device that was rotated, so that any process registers it anew.
-    pub(super) fn claim_anew(&mut self, order: &Order, enrollment: String, now: UnixSeconds) {
+    pub(super) fn claim_anew(&mut self, order: &Order, enrollment: String, now: ClaimTime) {
         let Order { device, product_key, device_name, target, .. } = order.clone();
         let entry = JournalEntry { device: device.clone(), product_key, device_name, target };
-        let open = OpenEntry { entry, since: now, batch: None };
+        let open = OpenEntry { entry, since: now.at, batch: None };
         let number = self.journal.opened;
         self.journal.opened += 1;
-        let held = Held { number, open, cloud_offset: None, owner: None, asked: By::Earlier, enrollment };
+        let cloud_offset = now.cloud_offset;
+        let held = Held { number, open, cloud_offset, owner: None, asked: By::Earlier, enrollment };
         self.journal.claims.entry(device).or_insert(held);
     }
 

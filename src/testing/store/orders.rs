@@ -6,6 +6,7 @@ use crate::{
     store::{
         Actor, CloudState, DeviceState, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
+        claim::ClaimTime,
         order::{
             Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
             PlainChange, ROW_CHANGED,
@@ -110,7 +111,7 @@ impl Tables {
         Placed::Yes(self.ordered)
     }
 
-    fn complete(&mut self, number: OrderNumber, now: UnixSeconds) -> Completed {
+    fn complete(&mut self, number: OrderNumber, claim_time: ClaimTime, now: UnixSeconds) -> Completed {
         let Some(order) = self.orders.remove(&number) else { return Completed::Ended };
         let device = &order.device;
         let Some(row) = self.devices.get_mut(device).filter(|row| order.fits(row)) else {
@@ -136,7 +137,7 @@ impl Tables {
                 let enrollment = row.enrollment.clone();
                 self.issues.remove(device);
                 self.touch(device);
-                self.claim_anew(&order, enrollment, now);
+                self.claim_anew(&order, enrollment, claim_time);
             }
         }
         self.refused.retain(|(refused, _), _| refused != device);
@@ -185,8 +186,8 @@ impl Orders for Memory {
         })
     }
 
-    fn complete_order<'a>(&'a self, order: &'a Order) -> StoreFuture<'a, Completed> {
-        self.answer(|tables, now| Ok(tables.complete(order.number, now)))
+    fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {
+        self.answer(|tables, at| Ok(tables.complete(order.number, now, at)))
     }
 
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool> {

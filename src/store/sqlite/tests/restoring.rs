@@ -38,7 +38,8 @@ fn the_orders_of_a_backup_end_before_it_is_in_place() {
         let by = Actor::system_user();
         let orders = wait(store.orders_after(None, 0, 10)).unwrap();
         assert!(wait(store.end_order(orders[0].number, "by an operator", &by)).unwrap());
-        assert!(matches!(wait(store.complete_order(&orders[1])).unwrap(), Completed::Yes));
+        let now = ClaimTime { at: 1, cloud_offset: None };
+        assert!(matches!(wait(store.complete_order(&orders[1], now)).unwrap(), Completed::Yes));
         drop(store);
 
         let backup = Restorable::examine(&copy, &path, |_, _| ()).unwrap();
