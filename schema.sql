@@ -448,7 +448,7 @@ CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 CREATE TABLE cloud_order (
     number       INTEGER PRIMARY KEY AUTOINCREMENT,
     deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
-    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate')),
+    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate', 'move')),
     -- The device when the order was placed. IotId, if it is not NULL, is what the calls name.
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
@@ -459,10 +459,23 @@ CREATE TABLE cloud_order (
     address      TEXT,
     -- Reason why it could not be carried out yet; NULL: it was not tried, or not refused.
     failure      TEXT,
-    -- The [[target]] at which the device is registered.
+    -- The [[target]] at which the next call is made.
     target       TEXT NOT NULL,
     -- 1: IoT Platform has confirmed that IotId is that of this device.
-    isConfirmed  INTEGER NOT NULL DEFAULT 0
+    isConfirmed  INTEGER NOT NULL DEFAULT 0,
+    -- Of a move: the former target, the new one, and the product there. Otherwise NULL.
+    fromTarget   TEXT CHECK ((fromTarget IS NOT NULL) = (work = 'move')),
+    toTarget     TEXT CHECK ((toTarget IS NOT NULL) = (work = 'move')),
+    toProduct    TEXT CHECK ((toProduct IS NOT NULL) = (work = 'move')),
+    -- What happens to the device at the former target in the end.
+    former       TEXT CHECK (former IN ('keep', 'disable', 'delete')),
+    -- Time of the first call that may have registered the device at the new target, by the clock of
+    -- the process that made it, and the seconds to add to get IoT Platform's time. NULL: not called;
+    -- not known.
+    askedAt      INTEGER,
+    cloudOffset  INTEGER,
+    -- 1: the certificate of the new target is in device_table.
+    isStored     INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX order_target ON cloud_order (target, number);
 

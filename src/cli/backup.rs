@@ -196,6 +196,10 @@ fn listed(since: &SinceBackup) -> String {
     line(&since.deleted, "deleted devices would come back");
     line(&since.reset, "reset devices would count as issued or refused again");
     line(&since.rotated, "rotated devices would have certificates that IoT Platform has deleted");
+    line(
+        &since.moved,
+        "moved devices would be at their former targets, with the certificates that they had there",
+    );
     line(&since.issued, "first issues would be forgotten, and may happen once more");
     line(&since.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
     line(&since.imported, "imports would be undone");

@@ -3,6 +3,7 @@
 mod everywhere;
 mod list;
 mod many;
+mod moves;
 mod reset;
 mod waiting;
 
@@ -72,6 +73,7 @@ device, such as its shadow and tags, is lost. A device that goes on connecting w
 deleted certificate makes IoT Platform throttle the account's other devices, so make sure
 that firmware asks again. Needs manage = true in [iot_platform].")]
     Rotate(Which),
+    Move(moves::Args),
     /// Lists orders for IoT Platform that are not carried out yet
     Orders,
     /// Ends orders for IoT Platform without carrying them out
@@ -136,7 +138,8 @@ lists the orders. Needs manage = true in [iot_platform].";
 
 pub(super) async fn run(args: Args) -> CommandResult {
     let order = args.action.order();
-    let config = if order.is_some() { args.config.read()? } else { args.config.read_offline()? };
+    let calls_cloud = order.is_some() || matches!(args.action, Action::Move(_));
+    let config = if calls_cloud { args.config.read()? } else { args.config.read_offline()? };
     let store = match &args.action {
         Action::List(_) | Action::Show { .. } | Action::Waiting(_) | Action::Orders => {
             look_at_store(&config)?
@@ -186,6 +189,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 }
             })?)
         }
+        Action::Move(args) => moves::run(args, &config, &store, &by).await,
         Action::Orders => everywhere::list(&*store).await,
         Action::Cancel(which) => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;
@@ -221,13 +225,12 @@ async fn change(
     done: &str,
     change: impl AsyncFn(&DeviceId) -> Result<bool, StoreError>,
 ) -> CommandResult {
-    match chosen {
-        Chosen::One(id) if change(&id).await? => Ok(print(|out| writeln!(out, "{id}: {done}"))?),
-        Chosen::One(id) => Err(not_there(&id, config).into()),
-        Chosen::Many(file, devices) => {
-            let changed = many::change(&devices, change).await?;
-            let noun = if changed == 1 { "device" } else { "devices" };
-            Ok(print(|out| writeln!(out, "{}: {changed} {noun} {done}", file.display()))?)
+    match &chosen {
+        Chosen::One(id) if change(id).await? => Ok(print(|out| writeln!(out, "{id}: {done}"))?),
+        Chosen::One(id) => Err(not_there(id, config).into()),
+        Chosen::Many(..) => {
+            let changed = many::change(chosen.devices(), change).await?;
+            Ok(print(|out| writeln!(out, "{} {done}", chosen.subject(changed as u64)))?)
         }
     }
 }

@@ -117,7 +117,7 @@ pub struct Config {
     /// `None` disables sweeps.
     pub sweep_pause: Option<Duration>,
     /// Set if the orders of operators are carried out: devices are disabled, enabled and deleted at
-    /// IoT Platform.
+    /// IoT Platform. Moved devices are registered in any case.
     pub manages: bool,
     /// Seed of the jitter. `None` takes a seed from the operating system. Simulations set a seed,
     /// so that they can be repeated.

@@ -1,6 +1,8 @@
 //! Carries out the orders of operators: changes to devices at IoT Platform. One process at a time
-//! does so, under a lease. Every step may be repeated: each call names the device by its `IotId`,
-//! and the store ends an order once. `store/order.rs` describes the orders.
+//! does so, under a lease. Every step may be repeated: each call that changes a device names it by its
+//! `IotId`, and the store ends an order once. `store/order.rs` describes the orders.
+
+mod moves;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +18,7 @@ use crate::{
     iot_platform::{Action, ApiError, ApiFuture, ErrorClass, Thing},
     store::{
         Actor, DeviceRow, JournalEntry, StoreError,
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber},
+        order::{Completed, Former, Order, OrderKind, OrderNote, OrderNumber, Step},
     },
 };
 
@@ -71,6 +73,14 @@ enum Hindrance {
     Never(String),
 }
 
+/// Result of an attempt that was not hindered.
+enum Progress {
+    /// The order has ended.
+    Completed(Completed),
+    /// A step was made, and the next one follows, perhaps at another target.
+    Step,
+}
+
 impl From<StoreError> for Hindrance {
     fn from(error: StoreError) -> Self {
         // An error of the store opens no breaker, so the action does not matter.
@@ -82,28 +92,32 @@ impl From<StoreError> for Hindrance {
 /// registered anew. A device is without a certificate in between.
 const MAX_WAITING: usize = 100;
 
-/// Returns the calls that carry out an order, in order.
-const fn calls(kind: OrderKind) -> &'static [Action] {
-    match kind {
-        OrderKind::Disable => &[Action::DisableThing],
-        OrderKind::Enable => &[Action::EnableThing],
+/// Returns the calls of the step [`Step::Change`], in order. `former` is the treatment of the former
+/// device of a move.
+const fn calls(kind: OrderKind, former: Former) -> &'static [Action] {
+    match (kind, former) {
+        (OrderKind::Disable, _) | (OrderKind::Move, Former::Disable) => &[Action::DisableThing],
+        (OrderKind::Enable, _) => &[Action::EnableThing],
         // A device that is disabled is disconnected. A device that goes on connecting after its
         // deletion would make IoT Platform throttle the account's other devices.
-        OrderKind::Delete => &[Action::DisableThing, Action::DeleteDevice],
-        OrderKind::Rotate => &[Action::DeleteDevice],
+        (OrderKind::Delete, _) | (OrderKind::Move, Former::Delete) => {
+            &[Action::DisableThing, Action::DeleteDevice]
+        }
+        (OrderKind::Rotate, _) => &[Action::DeleteDevice],
+        (OrderKind::Move, Former::Keep) => &[],
     }
 }
 
 impl Registrar {
     /// Starts a task that carries out the orders in the store, unless this process has such a task
-    /// already, must not change devices at IoT Platform, or there are no orders.
+    /// already, or there are no orders that it may carry out.
     pub async fn look_for_orders(self: &Arc<Self>) -> Result<(), StoreError> {
-        if !self.config.manages || self.carries_out.load(Ordering::Relaxed) {
+        if self.carries_out.load(Ordering::Relaxed) {
             return Ok(());
         }
         let first = self.store.orders_after(Some(&self.config.target), 0, PAGE).await?;
         let now = Instant::now();
-        let is_due = |order: &Order| lock(&self.attempts).is_due(order.number, now);
+        let is_due = |order: &Order| self.is_due(order, now);
         if first.len() < PAGE && !first.iter().any(is_due) {
             return Ok(());
         }
@@ -119,6 +133,13 @@ impl Registrar {
         Ok(())
     }
 
+    /// Returns whether an attempt to carry out an order is due, and this process may make its next
+    /// step. To register a device, no further right is needed.
+    fn is_due(&self, order: &Order, now: Instant) -> bool {
+        let may = self.config.manages || order.step() == Step::Register;
+        may && lock(&self.attempts).is_due(order.number, now)
+    }
+
     /// Carries out the orders whose next attempt is due, the oldest first. Does nothing if another
     /// process does so.
     async fn carry_out_orders(self: &Arc<Self>) -> Result<(), StoreError> {
@@ -130,7 +151,7 @@ impl Registrar {
                 after = last.number;
                 there.extend(page.iter().map(|order| order.number));
                 let now = Instant::now();
-                let due = page.into_iter().filter(|order| lock(&self.attempts).is_due(order.number, now));
+                let due = page.into_iter().filter(|order| self.is_due(order, now));
                 stream::iter(due).for_each_concurrent(AT_ONCE, |order| self.attempt(order)).await;
                 if self.is_draining() {
                     return Ok(());
@@ -147,9 +168,9 @@ impl Registrar {
             return;
         }
         match self.carry_out(&order).await {
-            Ok(completed) => {
+            Ok(progress) => {
                 lock(&self.attempts).forget(order.number);
-                if completed == Completed::Yes {
+                if let Progress::Completed(Completed::Yes) = progress {
                     let Order { device, kind, .. } = &order;
                     tracing::info!(%device, work = %kind, "carried out an order at IoT Platform");
                     if *kind == OrderKind::Rotate {
@@ -167,30 +188,54 @@ impl Registrar {
         }
     }
 
-    /// Makes the calls of an order, and stores the result.
-    async fn carry_out(&self, order: &Order) -> Result<Completed, Hindrance> {
-        let Some(row) = self.store.device(&order.device).await? else { return Ok(Completed::Ended) };
+    /// Makes the next step of an order, and stores the result.
+    async fn carry_out(&self, order: &Order) -> Result<Progress, Hindrance> {
+        let Some(row) = self.store.device(&order.device).await? else {
+            return Ok(Progress::Completed(Completed::Ended));
+        };
+        match (order.step(), &order.moving) {
+            (Step::Confirm, _) if order.fits(&row) => self.confirm_former(order, &row).await,
+            (Step::Register, Some(moving)) if order.fits(&row) => {
+                self.register_moved(order, moving, &row).await
+            }
+            (Step::Change, _) => self.change(order, &row).await,
+            _ => self.complete(order).await,
+        }
+    }
+
+    /// Makes the calls that change a device.
+    async fn change(&self, order: &Order, row: &DeviceRow) -> Result<Progress, Hindrance> {
         if order.kind == OrderKind::Rotate {
             self.gives_first_certificates(&row.enrollment)?;
             if !self.may_register_anew(order) {
                 return Err(Hindrance::NotNow);
             }
         }
-        if order.fits(&row)
-            && let Some(iot_id) = self.identify(order, &row).await?
-        {
-            for action in calls(order.kind) {
+        let (iot_id, former) = match &order.moving {
+            Some(moving) => (order.iot_id.clone(), moving.to.former),
+            None if order.fits(row) => (self.identify(order, row).await?, Former::Keep),
+            None => (None, Former::Keep),
+        };
+        if let Some(iot_id) = iot_id {
+            for action in calls(order.kind, former) {
                 match self.call_about(*action, order, &iot_id).await {
                     Ok(()) => {}
                     // A device that does not exist any more needs not be disabled or deleted.
-                    Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => {}
+                    Err(error) if error.class == ErrorClass::NotFound && order.accepts_absence() => {}
                     Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
                     Err(error) => return Err(Hindrance::Failed(*action, error)),
                 }
             }
         }
+        self.complete(order).await
+    }
+
+    /// Stores the result of an order, or ends it if its row has changed.
+    async fn complete(&self, order: &Order) -> Result<Progress, Hindrance> {
         let now = self.claim_time();
-        Ok(self.repeat(self.config.max_attempts, || self.store.complete_order(order, now)).await?)
+        let completed =
+            self.repeat(self.config.max_attempts, || self.store.complete_order(order, now)).await?;
+        Ok(Progress::Completed(completed))
     }
 
     /// Returns whether a device that is deleted now would soon be registered anew.
@@ -213,7 +258,8 @@ impl Registrar {
 
     /// Returns the `IotId` of an order's device. Until it is confirmed, looks the device up by its
     /// name, compares it with the row, and stores the `IotId` with the order, so that no call can
-    /// meet another device. Returns `None` if the device does not exist and the order removes it.
+    /// meet another device. Returns `None` if the device does not exist and the order
+    /// [accepts](Order::accepts_absence) that.
     async fn identify(&self, order: &Order, row: &DeviceRow) -> Result<Option<String>, Hindrance> {
         const ACTION: Action = Action::QueryDeviceDetail;
         if order.is_confirmed {
@@ -222,7 +268,7 @@ impl Registrar {
         let query = || self.cloud.query_device_detail(&order.product_key, &order.device_name);
         let found = match self.once(ACTION, query).await {
             Ok(found) => found,
-            Err(error) if error.class == ErrorClass::NotFound && order.kind.removes() => return Ok(None),
+            Err(error) if error.class == ErrorClass::NotFound && order.accepts_absence() => return Ok(None),
             Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
             Err(error) => return Err(Hindrance::Failed(ACTION, error)),
         };
@@ -297,7 +343,7 @@ impl Registrar {
             return self.end(order, &error.to_string()).await;
         }
         if error.class == ErrorClass::Operator {
-            self.break_circuit(&order.product_key, action, &error);
+            self.break_circuit(order.next_product(), action, &error);
         } else if error.class != ErrorClass::Throttled {
             self.failed_for_now(Some(&order.device), None, &error);
         }

@@ -214,6 +214,8 @@ pub enum AuditEvent {
     Ordered,
     /// A device was deleted at IoT Platform, so that it gets a new secret.
     Rotated,
+    /// A device was moved to another target, or the former device of a move was disabled or deleted.
+    Moved,
     /// An order for IoT Platform ended without its change.
     Cancelled,
     /// The operator imported a file.
@@ -237,7 +239,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -249,6 +251,7 @@ impl AuditEvent {
         Self::Admitted,
         Self::Ordered,
         Self::Rotated,
+        Self::Moved,
         Self::Cancelled,
         Self::Imported,
         Self::Undone,
@@ -274,6 +277,7 @@ impl AuditEvent {
             Self::Admitted => "admitted",
             Self::Ordered => "ordered",
             Self::Rotated => "rotated",
+            Self::Moved => "moved",
             Self::Cancelled => "cancelled",
             Self::Imported => "imported",
             Self::Undone => "undone",

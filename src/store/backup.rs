@@ -58,6 +58,8 @@ pub struct SinceBackup {
     /// Devices that were rotated, and would have their former certificates again. IoT Platform has
     /// deleted these.
     pub rotated: Sample,
+    /// Devices that were moved to another target, and would have their former certificates again.
+    pub moved: Sample,
     /// First issues of certificates since the backup.
     pub issued: Sample,
     /// Registrations at IoT Platform since the backup.

@@ -9,6 +9,7 @@ mod claims;
 mod finding;
 mod imports;
 mod key_use;
+mod moves;
 mod orders;
 mod sealing;
 mod sightings;

@@ -1,12 +1,18 @@
 //! Orders: changes to devices at IoT Platform that an operator has asked for. The store keeps an
 //! order from before the first call until its result is stored, so that any process can carry it
-//! out after a crash. Each call of an order names the device by its `IotId`, which IoT Platform
+//! out after a crash. Each call that changes a device names it by its `IotId`, which IoT Platform
 //! never gives to another device. Therefore a call may be repeated: it cannot meet the device that
 //! was registered anew under the same name.
+//!
+//! An order to move a device has several [steps](Step). Until the certificate of the new target is
+//! stored, the row keeps the former one, which is handed out meanwhile.
 
 use std::fmt;
 
-use super::{Actor, DeviceRow, DeviceState, StoreFuture, UnixSeconds, audit::AuditEvent, claim::ClaimTime};
+use super::{
+    Actor, DeviceRow, DeviceState, RegisteredDevice, StoreFuture, UnixSeconds, audit::AuditEvent,
+    claim::ClaimTime,
+};
 use crate::device::DeviceId;
 
 /// Kind of an [`Order`].
@@ -23,11 +29,14 @@ pub enum OrderKind {
     /// leaves an abandoned claim in the journal, so that any process registers the device anew, under
     /// the same name and with another secret, and so that it keeps its place in its enrollment.
     Rotate,
+    /// Registers the device at another target, and then replaces its certificate in the table. At the
+    /// end, the former device may be disabled or deleted.
+    Move,
 }
 
 impl OrderKind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Disable, Self::Enable, Self::Delete, Self::Rotate];
+    /// The kinds that [`Orders::place_order`] places.
+    pub const PLAIN: [Self; 4] = [Self::Disable, Self::Enable, Self::Delete, Self::Rotate];
 
     /// Returns the name in the table, in the audit log and on the command line.
     pub const fn name(self) -> &'static str {
@@ -36,6 +45,7 @@ impl OrderKind {
             Self::Enable => "enable",
             Self::Delete => "delete",
             Self::Rotate => "rotate",
+            Self::Move => "move",
         }
     }
 
@@ -56,12 +66,13 @@ impl OrderKind {
             Self::Enable => AuditEvent::Enabled,
             Self::Delete => AuditEvent::Deleted,
             Self::Rotate => AuditEvent::Rotated,
+            Self::Move => AuditEvent::Moved,
         }
     }
 
     /// Finds the kind with this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+        Self::PLAIN.into_iter().chain([Self::Move]).find(|kind| kind.name() == name)
     }
 
     /// Returns whether the device no longer exists at IoT Platform once the order is carried out.
@@ -79,6 +90,72 @@ impl fmt::Display for OrderKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Treatment of the device at the former target, once a move has stored the new certificate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Former {
+    /// The device stays as it is.
+    #[default]
+    Keep,
+    /// The device is disabled.
+    Disable,
+    /// The device is disabled and deleted.
+    Delete,
+}
+
+impl Former {
+    /// Returns the name in the table and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Disable => "disable",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// Finds the treatment with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Keep, Self::Disable, Self::Delete].into_iter().find(|former| former.name() == name)
+    }
+}
+
+/// Destination of a move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Target at which the device is registered.
+    pub target: String,
+    /// Product in which the device is registered there.
+    pub product_key: String,
+    /// Treatment of the device at the former target.
+    pub former: Former,
+}
+
+/// State of an order to move a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moving {
+    /// Target at which the device was registered when the order was placed.
+    pub from: String,
+    /// Destination.
+    pub to: Move,
+    /// Time of the first call that may have registered the device at the new target; `None` if no
+    /// call can have done so.
+    pub asked: Option<ClaimTime>,
+    /// Set once the certificate of the new target is in the row.
+    pub is_stored: bool,
+}
+
+/// Next step of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Finds out at the former target which device is disabled or deleted at the end of a move. Only
+    /// then does the row still have the certificate that proves it.
+    Confirm,
+    /// Registers the device at the new target, and stores its certificate.
+    Register,
+    /// Disables, enables or deletes the device with the order's `IotId`. Any order other than a move
+    /// has only this step.
+    Change,
 }
 
 /// A change that an operator makes to a row, without an order.
@@ -117,7 +194,7 @@ pub struct Order {
     pub product_key: String,
     /// Name of the device when the order was placed.
     pub device_name: String,
-    /// Target at which the device is registered.
+    /// Target at which the next call is made.
     pub target: String,
     /// `IotId` of the device; `None` until it is known. Before it is confirmed, it is only what the
     /// row says.
@@ -131,18 +208,61 @@ pub struct Order {
     pub by: Actor,
     /// Reason why the order could not be carried out yet: the cloud's last refusal, or a failure.
     pub failure: Option<String>,
+    /// State of a move; `None` for any other kind.
+    pub moving: Option<Moving>,
 }
 
 impl Order {
+    /// Returns the next step.
+    pub fn step(&self) -> Step {
+        match &self.moving {
+            Some(moving) if moving.is_stored => Step::Change,
+            Some(moving) if moving.to.former != Former::Keep && !self.is_confirmed => Step::Confirm,
+            Some(_) => Step::Register,
+            None => Step::Change,
+        }
+    }
+
+    /// Returns the product of the next call.
+    pub fn next_product(&self) -> &str {
+        match &self.moving {
+            Some(moving) if self.step() == Step::Register => &moving.to.product_key,
+            _ => &self.product_key,
+        }
+    }
+
+    /// Returns whether the order is done if the device does not exist at IoT Platform.
+    pub fn accepts_absence(&self) -> bool {
+        self.kind.removes() || self.moving.is_some()
+    }
+
     /// Returns the detail of the audit entry about this order, once it was carried out.
     pub(crate) fn carried_out(&self) -> String {
-        format!("at IoT Platform: {}/{}", self.product_key, self.device_name)
+        let Self { product_key, device_name, .. } = self;
+        match &self.moving {
+            None => format!("at IoT Platform: {product_key}/{device_name}"),
+            Some(moving) => {
+                let done = if moving.to.former == Former::Delete { "deleted" } else { "disabled" };
+                format!("the former device was {done} at {}: {product_key}/{device_name}", moving.from)
+            }
+        }
     }
 
     /// Returns the detail of the audit entry about this order if it ends for this reason, without its
     /// change.
     pub(crate) fn cancelled(&self, reason: &str) -> String {
-        format!("{}: {reason}", self.kind)
+        format!("{}: {reason}", self.work())
+    }
+
+    /// Describes what is left to do.
+    pub fn work(&self) -> String {
+        match &self.moving {
+            None => self.kind.to_string(),
+            Some(Moving { from, to, is_stored: true, .. }) => {
+                format!("{} the former device at {from}, after a move", to.former.name())
+            }
+            Some(Moving { to, .. }) => format!("move to {}, product {}", to.target, to.product_key),
+        }
     }
 
     /// Returns the reason for which an operator's plain change is refused.
@@ -160,19 +280,40 @@ impl Order {
             (Some(stored), Some(ordered)) => stored == ordered,
             _ => true,
         };
+        let target = self.moving.as_ref().map_or(&self.target, |moving| &moving.from);
         is_same
-            && row.target() == Some(&self.target)
+            && row.target() == Some(target)
             && row.certificate.as_ref().is_some_and(|certificate| {
                 certificate.product_key == self.product_key && certificate.device_name == self.device_name
             })
     }
 }
 
-/// Answer to [`Orders::place_order`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Moving {
+    /// Returns the detail of the audit entry about a device that was moved.
+    pub(crate) fn detail(&self, order: &Order) -> String {
+        let Order { product_key, device_name, .. } = order;
+        let Self { from, to, .. } = self;
+        format!(
+            "from {from} ({product_key}/{device_name}) to {} ({}/{device_name})",
+            to.target, to.product_key
+        )
+    }
+}
+
+impl Move {
+    /// Returns the detail of the audit entry about a device that was moved in the table alone.
+    pub(crate) fn detail_in_table(&self, row: &DeviceRow) -> String {
+        let from = row.target().map(|from| format!("from {from} ")).unwrap_or_default();
+        format!("{IN_TABLE}: {from}to {} ({}/{})", self.target, self.product_key, row.name())
+    }
+}
+
+/// Answer to [`Orders::place_order`] and [`Orders::place_move`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placed {
-    /// The order is in the store. If the device already had an order of this kind, that order
-    /// stands.
+    /// The order is in the store. If the device already had an order of this kind, and a move to this
+    /// destination, that order stands.
     Yes(OrderNumber),
     /// The device is not in the table.
     NoDevice,
@@ -183,8 +324,14 @@ pub enum Placed {
     NoCertificate,
     /// The device is being registered, so it may be at IoT Platform already.
     Registering,
-    /// The device has an order of another kind.
+    /// The device has an order of another kind, or a move to another destination.
     Other(OrderKind),
+    /// The device is at the target of the move already.
+    There,
+    /// The device is in the product of the move already, and a product belongs to one target only.
+    SameProduct,
+    /// This other device has the same name in the product of the move.
+    NameTaken(DeviceId),
 }
 
 /// Data that becomes known while an order is carried out.
@@ -194,6 +341,13 @@ pub enum OrderNote {
     IotId(String),
     /// Reason why the order cannot be carried out now.
     Failure(String),
+    /// The device at the former target of a move does not exist any more, so it stays as it is.
+    FormerIsGone,
+    /// From this time, a call may have registered the device at the new target of a move. This is not
+    /// noted if the order has such a time already.
+    Asked(ClaimTime),
+    /// No call can have registered the device at the new target of a move.
+    NotAsked,
 }
 
 /// Result of [`Orders::complete_order`].
@@ -205,6 +359,24 @@ pub enum Completed {
     RowChanged,
     /// The order has ended before.
     Ended,
+    /// The order is a move, and the certificate of the new target is not stored yet. The order stays.
+    Unfinished,
+}
+
+/// Result of [`Orders::store_move`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moved {
+    /// The certificate is in the row. The order has ended, unless the former device is left to be
+    /// disabled or deleted.
+    Yes,
+    /// The row no longer [fits](Order::fits) the order, so it was not changed. The order has ended.
+    RowChanged,
+    /// The order has ended before.
+    Ended,
+    /// This other device has the same name in the new product. Nothing was changed.
+    NameTaken(DeviceId),
+    /// This other device has the same `IotId`. Nothing was changed.
+    IotIdTaken(DeviceId),
 }
 
 /// The part of a store that keeps the orders.
@@ -217,6 +389,8 @@ pub trait Orders: Send + Sync + 'static {
     /// in the table, in the same step. If the device has no certificate, the change is made in the
     /// table alone, unless the device is being registered.
     ///
+    /// Fails for a move, which needs a destination.
+    ///
     /// While a device has an order, it is not registered. An operator's plain change that
     /// contradicts the order fails with [`StoreError::Conflict`](super::StoreError::Conflict):
     /// deleting the device, and enabling one that is to be disabled or deleted. Disabling a device
@@ -228,8 +402,15 @@ pub trait Orders: Send + Sync + 'static {
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed>;
 
-    /// Returns up to `limit` orders with numbers above `after`, oldest first; those of one target, or
-    /// all.
+    /// Places an order to move a device durably, and writes an audit entry that names `by`. The row
+    /// stays as it is until [`store_move`](Self::store_move). If the device has no certificate, its
+    /// row gets the target and the product of the move at once and loses its refusal, and no order is
+    /// placed, unless the device is being registered.
+    fn place_move<'a>(&'a self, device: &'a DeviceId, to: &'a Move, by: &'a Actor)
+    -> StoreFuture<'a, Placed>;
+
+    /// Returns up to `limit` orders with numbers above `after`, oldest first; those whose next call is
+    /// made at one target, or all.
     fn orders_after<'a>(
         &'a self,
         target: Option<&'a str>,
@@ -240,8 +421,21 @@ pub trait Orders: Send + Sync + 'static {
     /// Returns the order of a device, if it has one.
     fn order_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<Order>>;
 
-    /// Notes what has become known about an order. Returns whether the order is still there.
+    /// Notes what has become known about an order. Returns whether it was noted: false if the order has
+    /// ended, or its state contradicts the note.
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool>;
+
+    /// Stores the certificate of the new target in the row of a device that is moved, together with
+    /// the target and the product, and writes an audit entry that names the operator who placed the
+    /// order. The certificate counts as never issued. Ends the order, unless its former device is left
+    /// to be disabled or deleted: then the order's next call is made at the former target.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`](super::StoreError::Busy) if an unfinished import adds, or an undo removes,
+    /// another device with the same name or `IotId`.
+    fn store_move<'a>(&'a self, order: &'a Order, registered: &'a RegisteredDevice)
+    -> StoreFuture<'a, Moved>;
 
     /// Stores the result of an order that was carried out, ends the order, and writes an audit entry
     /// that names the operator who placed it. `now` is the time of the claim that a rotation leaves.
@@ -254,6 +448,8 @@ pub trait Orders: Send + Sync + 'static {
 
 /// Detail of the audit entry about a change that was made in the table alone.
 pub(crate) const IN_TABLE: &str = "in the table";
+/// Error of [`Orders::place_order`] for a move.
+pub(crate) const NO_DESTINATION: &str = "an order to move a device needs a destination";
 /// Reason of an order that ends because its row no longer [fits](Order::fits).
 pub(crate) const ROW_CHANGED: &str = "the row was changed meanwhile";
 /// Reason of an order to enable a device that an operator has disabled since.

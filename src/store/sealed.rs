@@ -23,6 +23,7 @@ use super::{
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
+    order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
     seal_step::SealStep,
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
@@ -440,6 +441,31 @@ impl<S: Store + StoredSecrets> Claims for Sealed<S> {
                 return Ok(());
             }
             settled
+        }))
+    }
+}
+
+impl<S: Store + StoredSecrets> Orders for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
+        fn place_move(device: &'a DeviceId, to: &'a Move, by: &'a Actor) -> Placed;
+        fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
+        fn order_of(device: &'a DeviceId) -> Option<Order>;
+        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
+        fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
+        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
+    }
+
+    fn store_move<'a>(
+        &'a self,
+        order: &'a Order,
+        registered: &'a RegisteredDevice,
+    ) -> StoreFuture<'a, Moved> {
+        begun(Box::pin(async move {
+            let sealed =
+                seal_registered(&self.keys.load(), &order.device, registered.clone()).map_err(failed)?;
+            self.inner.store_move(order, &sealed).await
         }))
     }
 }

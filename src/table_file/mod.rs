@@ -24,6 +24,7 @@ pub use self::{
     import::{Feedback, Import, Imported, Pair, Summary, device_ids, import, import_file},
     rows::{ReadError, Rows, read},
     source::{Input, Source},
+    values::product_key,
 };
 use crate::{
     device::{AskedId, DeviceIdError},

@@ -213,8 +213,8 @@ pub(super) fn device_name(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// Checks a product key.
-pub(super) fn product_key(value: &str) -> Result<String, String> {
+/// Checks a product key. The error says what is expected.
+pub fn product_key(value: &str) -> Result<String, String> {
     is_a_value(value)?;
     only(value, |character| character.is_ascii_alphanumeric(), "A-Z a-z 0-9 in a product key")?;
     if !PRODUCT_KEY.contains(&value.len()) {

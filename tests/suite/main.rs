@@ -22,6 +22,7 @@ mod importing;
 mod instances;
 mod iot_platform;
 mod looking;
+mod moves;
 mod register;
 mod restoring;
 mod sealing;

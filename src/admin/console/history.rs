@@ -121,6 +121,7 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
         AuditEvent::Admitted => "event-admitted",
         AuditEvent::Ordered => "event-ordered",
         AuditEvent::Rotated => "event-rotated",
+        AuditEvent::Moved => "event-moved",
         AuditEvent::Cancelled => "event-cancelled",
         AuditEvent::Imported => "event-imported",
         AuditEvent::Undone => "event-undone",

@@ -1,5 +1,5 @@
 //! Changes devices at IoT Platform, too: `--everywhere`, `certdist device rotate`, and the list and
-//! the end of such orders. The orders are in the database before the first call, so a command that
+//! the end of such orders. The module `moves` places orders to move devices, which are carried out here. The orders are in the database before the first call, so a command that
 //! is killed loses nothing: a running server, or the next such command, carries them out.
 
 use std::{
@@ -62,6 +62,8 @@ struct Tally {
     done: u64,
     /// Devices without a certificate, which were changed only in the table.
     here: u64,
+    /// Devices that were at the target of the move already.
+    there: u64,
     /// Devices that were not changed, each with the reason.
     failed: Vec<(DeviceId, String)>,
     /// Devices whose order is not carried out yet.
@@ -77,24 +79,66 @@ pub(super) async fn change(
     by: &Actor,
 ) -> CommandResult {
     check(config).map_err(Failure::Usage)?;
+    let targets = targets(config, store, kind)?;
+    let place = async |id: &DeviceId| match store.device(id).await? {
+        Some(row) if let Some(reason) = hindrance(config, &targets, &row, kind) => Ok(Err(reason)),
+        _ => store.place_order(id, kind, by).await.map(Ok),
+    };
+    let done = match kind {
+        OrderKind::Disable => "disabled here and at IoT Platform",
+        OrderKind::Enable => "enabled here and at IoT Platform",
+        OrderKind::Delete => "deleted here and at IoT Platform",
+        OrderKind::Rotate | OrderKind::Move => "rotated; the new secret comes with the next request",
+    };
+    let carriers = "a server whose configuration has manage = true";
+    carry_out(config, store, &targets, &chosen, place, Words { kind, done, carriers }).await
+}
+
+/// Creates the targets of a command that carries out orders of this kind.
+pub(super) fn targets(
+    config: &Config,
+    store: &Arc<dyn Table>,
+    kind: OrderKind,
+) -> Result<Arc<Targets>, Failure> {
     let table: Arc<dyn Store> = store.clone();
     let adapt = |limits| registrar::Config { sweep_pause: None, ..limits };
-    let targets = app::targets(config, &table, &format!("device {kind}"), adapt).map_err(Failure::Usage)?;
-    let (mut tally, placed) = place(config, &**store, &targets, &chosen, (kind, by)).await?;
+    app::targets(config, &table, &format!("device {kind}"), adapt).map_err(Failure::Usage)
+}
+
+/// How a report speaks of an order.
+pub(super) struct Words<'a> {
+    pub(super) kind: OrderKind,
+    /// What has happened to the devices.
+    pub(super) done: &'a str,
+    /// Processes that carry out an order that is left.
+    pub(super) carriers: &'a str,
+}
+
+/// Places an order for each of the chosen devices with `place`, carries the orders out, and reports.
+/// The answer of `place` may be the reason why no order is placed.
+pub(super) async fn carry_out(
+    config: &Config,
+    store: &Arc<dyn Table>,
+    targets: &Targets,
+    chosen: &Chosen,
+    place: impl AsyncFn(&DeviceId) -> Result<Result<Placed, String>, StoreError>,
+    words: Words<'_>,
+) -> CommandResult {
+    let (mut tally, placed) = place_all(config, chosen, place).await?;
     if !placed.is_empty() {
         let waited = tokio::select! {
-            waited = wait(&**store, &targets, placed, &mut tally) => waited,
+            waited = wait(&**store, targets, placed, &mut tally) => waited,
             signal = tokio::signal::ctrl_c() => signal.map_err(|error| StoreError::Failed(error.to_string())),
         };
         targets.drain(DRAIN).await;
         waited?;
-        tally.left = placed_still(&**store, &chosen, kind).await?;
+        tally.left = placed_still(&**store, chosen, words.kind).await?;
     }
-    report(&chosen, kind, &tally)
+    report(chosen, &words, &tally)
 }
 
 /// Checks that the configuration permits changes at a cloud.
-fn check(config: &Config) -> anyhow::Result<()> {
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     let manages = |target: &Target| target.settings.as_ref().is_ok_and(|settings| settings.manages);
     ensure!(
         !config.targets.is_empty(),
@@ -109,19 +153,13 @@ fn check(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Places the orders. Returns the devices that have one.
-async fn place(
+async fn place_all(
     config: &Config,
-    store: &dyn Table,
-    targets: &Targets,
     chosen: &Chosen,
-    (kind, by): (OrderKind, &Actor),
+    place: impl AsyncFn(&DeviceId) -> Result<Result<Placed, String>, StoreError>,
 ) -> Result<(Tally, BTreeMap<OrderNumber, DeviceId>), Failure> {
     let (mut tally, mut orders) = (Tally::default(), BTreeMap::new());
     for some in chosen.devices().chunks(AT_ONCE) {
-        let place = async |id: &DeviceId| match store.device(id).await? {
-            Some(row) if let Some(reason) = hindrance(config, targets, &row, kind) => Ok(Err(reason)),
-            _ => store.place_order(id, kind, by).await.map(Ok),
-        };
         let answers = try_join_all(some.iter().map(async |id| place(id).await)).await?;
         for (id, answer) in some.iter().zip(answers) {
             let answer = match answer {
@@ -138,6 +176,20 @@ async fn place(
                 }
                 Placed::NoDevice => tally.failed.push((id.clone(), "is not in the table".into())),
                 Placed::Here => tally.here += 1,
+                Placed::There if matches!(chosen, Chosen::Many(..)) => tally.there += 1,
+                Placed::There => tally.failed.push((id.clone(), "is at this target already".into())),
+                Placed::SameProduct => {
+                    let reason = "is in this product already, and a product is in one instance only; give the product \
+                                  of the new target with --product";
+                    tally.failed.push((id.clone(), reason.into()));
+                }
+                Placed::NameTaken(holder) => {
+                    let reason = format!(
+                        "device {holder} has the same name in the product of the new target; correct or delete one of \
+                         them"
+                    );
+                    tally.failed.push((id.clone(), reason));
+                }
                 Placed::Registering => {
                     let reason = "is being registered; run this again when that has ended";
                     tally.failed.push((id.clone(), reason.into()));
@@ -161,18 +213,28 @@ async fn place(
 /// Returns the reason for which no order of this kind is placed for a device, if there is one.
 fn hindrance(config: &Config, targets: &Targets, row: &DeviceRow, kind: OrderKind) -> Option<String> {
     row.certificate.as_ref()?;
+    unmanaged(config, targets, row).or_else(|| shut(config, row).filter(|_| kind == OrderKind::Rotate))
+}
+
+/// Returns the reason for which the device of a row cannot be changed at its target, if there is one.
+pub(super) fn unmanaged(config: &Config, targets: &Targets, row: &DeviceRow) -> Option<String> {
     let name = targets.of(row);
     match config.targets.iter().find(|target| target.name == name).map(|target| &target.settings) {
-        None => return Some(format!("its target {name} is not in the configuration")),
-        Some(Err(reason)) => return Some(format!("its target {name} cannot be called: {reason}")),
+        None => Some(format!("its target {name} is not in the configuration")),
+        Some(Err(reason)) => Some(format!("its target {name} cannot be called: {reason}")),
         Some(Ok(settings)) if !settings.manages => {
-            return Some(format!("manage = true is not set for its target {name}"));
+            Some(format!("manage = true is not set for its target {name}"))
         }
-        Some(Ok(_)) => {}
+        Some(Ok(_)) => None,
     }
+}
+
+/// Returns the reason for which the enrollment of a row gives out no first certificates now, if there
+/// is one.
+pub(super) fn shut(config: &Config, row: &DeviceRow) -> Option<String> {
     let enrollment = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment)?;
     let is_shut = policy::may_have_first(enrollment.terms(), unix_now()).is_err();
-    (kind == OrderKind::Rotate && is_shut).then(|| {
+    is_shut.then(|| {
         format!(
             "enrollment {} gives out no first certificates now (opens, closes), so the device would get no new one; \
              change that first",
@@ -255,6 +317,7 @@ async fn cancelled(store: &dyn Table, device: &DeviceId) -> Result<Option<String
                 | AuditEvent::Enabled
                 | AuditEvent::Deleted
                 | AuditEvent::Rotated
+                | AuditEvent::Moved
         )
     });
     Ok(last
@@ -262,25 +325,18 @@ async fn cancelled(store: &dyn Table, device: &DeviceId) -> Result<Option<String
         .map(|entry| entry.detail.unwrap_or_default()))
 }
 
-fn report(chosen: &Chosen, kind: OrderKind, tally: &Tally) -> CommandResult {
-    let done = match kind {
-        OrderKind::Disable => "disabled here and at IoT Platform",
-        OrderKind::Enable => "enabled here and at IoT Platform",
-        OrderKind::Delete => "deleted here and at IoT Platform",
-        OrderKind::Rotate => "rotated; the new secret comes with the next request",
-    };
-    let subject = |count: u64| match chosen {
-        Chosen::One(id) => id.to_string(),
-        Chosen::Many(file, _) => {
-            format!("{}: {count} {}", file.display(), if count == 1 { "device" } else { "devices" })
-        }
-    };
+fn report(chosen: &Chosen, words: &Words<'_>, tally: &Tally) -> CommandResult {
+    let Words { done, carriers, .. } = words;
+    let subject = |count| chosen.subject(count);
     print(|out| {
         if tally.done > 0 {
             writeln!(out, "{}: {done}", subject(tally.done))?;
         }
         if tally.here > 0 {
             writeln!(out, "{}: changed in the table only, without a certificate", subject(tally.here))?;
+        }
+        if tally.there > 0 {
+            writeln!(out, "{}: at this target already", subject(tally.there))?;
         }
         Ok::<_, std::io::Error>(())
     })?;
@@ -291,8 +347,8 @@ fn report(chosen: &Chosen, kind: OrderKind, tally: &Tally) -> CommandResult {
     }
     if tally.left > 0 {
         reasons.push(format!(
-            "{}: not carried out yet; a server whose configuration has manage = true, or the same command, carries \
-             the order out, and `certdist device cancel` ends it",
+            "{}: not carried out yet; {carriers}, or the same command, carries the order out, and `certdist device \
+             cancel` ends it",
             subject(tally.left)
         ));
     }
@@ -314,7 +370,7 @@ pub(super) async fn list(store: &dyn Table) -> CommandResult {
 pub(super) fn described(order: &Order) -> String {
     let since = time(Some(order.at)).unwrap_or_default();
     let failure = order.failure.as_ref().map(|failure| format!("; not yet: {failure}"));
-    format!("{} since {since}, by {}{}", order.kind, order.by.name, failure.unwrap_or_default())
+    format!("{} since {since}, by {}{}", order.work(), order.by.name, failure.unwrap_or_default())
 }
 
 /// Ends the orders of the chosen devices without carrying them out. A call that is already made is
@@ -337,6 +393,6 @@ pub(super) async fn cancel(config: &Config, store: &dyn Table, chosen: Chosen, b
     }
     Ok(match &chosen {
         Chosen::One(id) => print(|out| writeln!(out, "{id}: order cancelled")),
-        Chosen::Many(file, _) => print(|out| writeln!(out, "{}: {ended} orders cancelled", file.display())),
+        Chosen::Many(name, _) => print(|out| writeln!(out, "{name}: {ended} orders cancelled")),
     }?)
 }

@@ -44,15 +44,15 @@ pub(super) struct Many {
 pub(super) enum Chosen {
     /// A device, whether or not it is in the table.
     One(DeviceId),
-    /// The devices of a file, without repetitions.
-    Many(PathBuf, Vec<DeviceId>),
+    /// The devices of a file or of an enrollment, without repetitions, and how messages name it.
+    Many(String, Vec<DeviceId>),
 }
 
 impl Chosen {
     /// Reads the arguments of a command, and the file, if one is given.
     pub(super) fn read(id: &Option<String>, many: &Many, store: &dyn Bulk) -> Result<Self, Failure> {
         match &many.file {
-            Some(path) => Ok(Self::Many(path.clone(), many.devices(path, store)?)),
+            Some(path) => Ok(Self::Many(path.display().to_string(), many.devices(path, store)?)),
             None => super::in_table(store, id.as_deref().unwrap_or_default()).map(Self::One),
         }
     }
@@ -62,6 +62,16 @@ impl Chosen {
         match self {
             Self::One(id) => std::slice::from_ref(id),
             Self::Many(_, devices) => devices,
+        }
+    }
+
+    /// Names the devices, of which a message is about `count`.
+    pub(super) fn subject(&self, count: u64) -> String {
+        match self {
+            Self::One(id) => id.to_string(),
+            Self::Many(name, _) => {
+                format!("{name}: {count} {}", if count == 1 { "device" } else { "devices" })
+            }
         }
     }
 }

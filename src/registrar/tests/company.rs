@@ -1,7 +1,7 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
 //! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
-//! disables devices, and the cloud fails in every way that the simulation knows. One seed
-//! determines the whole run.
+//! disables devices, in half of the runs also rotates them and moves them between two targets, and the
+//! clouds fail in every way that the simulation knows. One seed determines the whole run.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -12,9 +12,16 @@ use super::{
 };
 use crate::{
     iot_platform::Action,
-    store::{DeviceState, Store},
+    store::{
+        DeviceState, Store,
+        audit::AuditEvent,
+        order::{Former, Move, OrderKind, Orders, Placed},
+    },
+    target,
     testing::store::{Fuse, Memory},
 };
+
+const TOKYO: &str = "tokyo";
 
 /// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(4 * 3600);
@@ -27,12 +34,17 @@ const SEEDS: Range<u64> = 0..40;
 struct Company {
     store: Memory,
     cloud: Arc<Cloud>,
+    /// The cloud of a second target, to which devices are moved.
+    tokyo: Arc<Cloud>,
     devices: usize,
     products: usize,
     config: Config,
     random: StdRng,
     /// Set if the table is on a network that loses answers.
     is_lossy: bool,
+    /// Set if the operator rotates and moves devices.
+    has_orders: bool,
+    operator: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Company {
@@ -48,11 +60,18 @@ impl Company {
         }
         let refuse_existing =
             if random.random_bool(0.5) { ["lamp".to_owned()].into() } else { HashSet::new() };
-        let config = Config { refuse_existing, gather: Duration::from_millis(300), ..Config::default() };
+        let gather = Duration::from_millis(300);
+        let config = Config { refuse_existing, gather, manages: true, ..Config::default() };
         let cloud = Arc::new(Cloud::with_dice(random.random()));
-        cloud.set_batch_delay(Duration::from_secs(random.random_range(1..10)));
+        let tokyo = Arc::new(Cloud::with_dice(random.random()));
+        tokyo.set_account(TOKYO);
+        for cloud in [&cloud, &tokyo] {
+            cloud.set_batch_delay(Duration::from_secs(random.random_range(1..10)));
+        }
         let is_lossy = random.random_bool(0.5);
-        Self { store, cloud, devices, products, config, random, is_lossy }
+        let has_orders = random.random_bool(0.5);
+        let operator = None;
+        Self { store, cloud, tokyo, devices, products, config, random, is_lossy, has_orders, operator }
     }
 
     /// Starts a process, which dies when the steps of its fuse are used up. A `register` run also
@@ -64,29 +83,38 @@ impl Company {
         }
         let ahead = [-7200, 0, 7200][self.random.random_range(0..3)];
         store.clock().set_ahead(ahead);
-        let line = Arc::new(Line { cloud: self.cloud.clone(), fuse: fuse.clone() });
-        let config = Config { seed: Some(self.random.random()), ..self.config.clone() };
-        let registrar = Registrar::new(config, owner(), Arc::new(store), line, Handle::current());
+        let store = Arc::new(store);
+        let clouds = [(target::DEFAULT, self.cloud.clone()), (TOKYO, self.tokyo.clone())];
+        let all = clouds.map(|(name, cloud)| {
+            let line = Arc::new(Line { cloud, fuse: fuse.clone() });
+            let seed = Some(self.random.random());
+            let config = Config { seed, target: name.into(), ..self.config.clone() };
+            let registrar = Registrar::new(config, owner(), store.clone(), line, Handle::current());
+            Target { registrar, calls: Arc::default(), host: None }
+        });
+        let targets = Targets::new(all.into(), HashMap::new(), true);
         let is_server = is_last || self.random.random_bool(0.6);
         // A `register` run registers all devices. A server gets requests from some of the devices,
         // or from all.
         let part = if is_server && !is_last { [0.3, 0.7, 1.0][self.random.random_range(0..3)] } else { 1.0 };
         let asked: Vec<usize> = (0..self.devices).filter(|_| self.random.random_bool(part)).collect();
-        let products = self.products;
         let patience = if is_server { Duration::from_secs(10) } else { Duration::from_secs(24 * 3600) };
         tokio::spawn(async move {
             if is_server {
-                while registrar.recover().await.is_err() {
+                while targets.recover().await.is_err() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
             let asking = asked.into_iter().map(|number| {
-                let registrar = registrar.clone();
-                let product_key = product_of(number, products);
-                let wanted = JournalEntry { product_key, ..wanted(&name(number)) };
+                let (targets, store) = (targets.clone(), store.clone());
                 async move {
                     loop {
-                        match registrar.register(wanted.clone(), patience).await {
+                        let Ok(row) = store.device(&id(&name(number))).await else { continue };
+                        let row = row.expect("no device is deleted");
+                        if row.certificate.is_some() {
+                            return;
+                        }
+                        match targets.register(&row, patience).await {
                             Outcome::Later(pause) => tokio::time::sleep(pause).await,
                             Outcome::TimedOut | Outcome::Operator(_) => {
                                 tokio::time::sleep(Duration::from_secs(5)).await;
@@ -110,24 +138,51 @@ impl Company {
             if is_server {
                 std::future::pending::<()>().await;
             }
-            registrar.drain(Duration::from_secs(10)).await;
+            targets.drain(Duration::from_secs(10)).await;
         })
     }
 
-    /// Starts a task that repeatedly disables a random device for a while.
+    /// Starts a task that repeatedly disables a random device for a while, and perhaps places orders.
     fn start_operator(&mut self) {
-        let (store, devices) = (self.store.clone(), self.devices);
+        let (store, devices, products) = (self.store.clone(), self.devices, self.products);
         let mut random = StdRng::seed_from_u64(self.random.random());
-        tokio::spawn(async move {
+        let orders = if self.has_orders { 30 } else { 0 };
+        self.operator = Some(tokio::spawn(async move {
             let by = Actor::system_user();
+            for _ in 0..orders {
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..10_000))).await;
+                let number = random.random_range(0..devices);
+                let device = id(&name(number));
+                let former = [Former::Keep, Former::Disable, Former::Delete][random.random_range(0..3)];
+                let placed = match random.random_range(0..6) {
+                    0 => store.place_order(&device, OrderKind::Rotate, &by).await,
+                    1 => store.place_order(&device, OrderKind::Disable, &by).await,
+                    2 => store.place_order(&device, OrderKind::Enable, &by).await,
+                    kind => {
+                        let target = if kind == 3 { target::DEFAULT } else { TOKYO };
+                        let product_key = product_at(target, number, products);
+                        let to = Move { target: target.into(), product_key, former };
+                        store.place_move(&device, &to, &by).await
+                    }
+                };
+                assert!(!matches!(placed.unwrap(), Placed::NoDevice | Placed::NameTaken(_)));
+            }
             for _ in 0..10 {
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..20_000))).await;
                 let device = id(&name(random.random_range(0..devices)));
                 store.set_state(&device, DeviceState::Disabled, &by).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..20_000))).await;
-                store.set_state(&device, DeviceState::Enabled, &by).await.unwrap();
+                // An order to disable the device forbids this until it is carried out.
+                while store.set_state(&device, DeviceState::Enabled, &by).await.is_err() {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                }
             }
-        });
+            for number in 0..devices {
+                while store.set_state(&id(&name(number)), DeviceState::Enabled, &by).await.is_err() {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                }
+            }
+        }));
     }
 
     async fn run(mut self) {
@@ -180,34 +235,57 @@ impl Company {
         (fuse, task)
     }
 
-    /// Returns whether every device has a certificate and the journal is empty.
+    /// Returns whether the operator is done, every device has a certificate, and the journal is empty.
     async fn is_done(&self) -> bool {
+        if self.operator.as_ref().is_some_and(|operator| !operator.is_finished()) {
+            return false;
+        }
         let rows = self.store.rows_after(None, usize::MAX).await.unwrap();
         rows.iter().all(|row| row.certificate.is_some())
             && self.store.open_entries().await.unwrap().is_empty()
             && self.store.open_batches().await.unwrap().is_empty()
+            && self.store.orders_after(None, 0, 1).await.unwrap().is_empty()
     }
 
     async fn check(&self) {
-        assert_eq!(self.cloud.devices(), self.devices, "one device for each name");
+        if !self.has_orders {
+            assert_eq!(self.cloud.devices(), self.devices, "one device for each name");
+            assert_eq!(self.tokyo.devices(), 0);
+        }
         for number in 0..self.devices {
             let row = self.store.row(&id(&name(number))).unwrap();
+            let target = row.target().expect("a target").to_owned();
+            let cloud = if target == TOKYO { &self.tokyo } else { &self.cloud };
             let stored = row.certificate.expect("a certificate");
             assert_eq!(
                 Some(stored.device_secret.expose()),
-                self.cloud.secret(&product_of(number, self.products), &name(number)).as_deref()
+                cloud.secret(&product_at(&target, number, self.products), &name(number)).as_deref()
             );
             assert_eq!(row.refusal, None, "a certificate and a refusal");
             let history = self.store.history(&row.id, 1000).await.unwrap();
-            let registered =
-                history.iter().filter(|entry| entry.event == crate::store::audit::AuditEvent::Registered);
-            assert_eq!(registered.count(), 1, "one registration of {}", row.id);
+            let count = |event| history.iter().filter(|entry| entry.event == event).count();
+            assert_eq!(
+                count(AuditEvent::Registered),
+                1 + count(AuditEvent::Rotated),
+                "one registration of {}",
+                row.id
+            );
+            let moved = count(AuditEvent::Moved);
+            assert!(moved > 0 || target == target::DEFAULT, "{} was not moved", row.id);
         }
-        for action in Action::ALL {
-            let most = self.cloud.busiest_second(action);
-            assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
+        for cloud in [&self.cloud, &self.tokyo] {
+            for action in Action::ALL {
+                let most = cloud.busiest_second(action);
+                assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
+            }
         }
     }
+}
+
+/// Returns the product of a device at a target. No product is at both targets.
+fn product_at(target: &str, number: usize, products: usize) -> String {
+    let product = product_of(number, products);
+    if target == TOKYO { product.replace('a', "t") } else { product }
 }
 
 /// Returns the product of a device, one of `products`.

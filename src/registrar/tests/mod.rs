@@ -3,6 +3,7 @@ use tempfile::TempDir;
 mod batches;
 mod company;
 mod crash;
+mod moves;
 mod orders;
 mod others;
 mod products;

@@ -104,12 +104,13 @@ async fn check(world: &World, kind: OrderKind, former: &DeviceRow) {
             assert_ne!(Some(certificate), former.certificate);
             assert_eq!(world.cloud.devices(), 1);
         }
+        OrderKind::Move => unreachable!("it is not placed"),
     }
 }
 
 #[test]
 fn an_order_is_carried_out_once_through_a_crash_at_every_step() {
-    for (kind, knows_iot_id) in OrderKind::ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
+    for (kind, knows_iot_id) in OrderKind::PLAIN.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
         for steps in 1.. {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
@@ -140,7 +141,7 @@ fn an_order_is_carried_out_once_through_a_crash_at_every_step() {
 
 #[tokio::test(start_paused = true)]
 async fn a_device_with_another_secret_is_not_touched() {
-    for kind in OrderKind::ALL {
+    for kind in OrderKind::PLAIN {
         let world = World::new(false).await;
         let mut row = world.row().unwrap();
         row.certificate.as_mut().unwrap().device_secret = crate::device::Secret::new("other".into());
@@ -159,7 +160,7 @@ async fn a_device_with_another_secret_is_not_touched() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_iot_id_in_the_table_leads_to_no_other_device() {
-    for kind in OrderKind::ALL {
+    for kind in OrderKind::PLAIN {
         let world = World::new(true).await;
         world.cloud.make("a1", "OTHER");
         let other = world.cloud.query_device_detail("a1", "OTHER").await.unwrap();

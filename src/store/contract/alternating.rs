@@ -12,8 +12,8 @@ use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError,
-        ImportJob, ImportReport, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, Reject, Rows,
-        Store, StoreError, StoreFuture, Totals, UnixSeconds,
+        ImportJob, ImportReport, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice,
+        Reject, Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{
             Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
         },
@@ -21,7 +21,7 @@ use crate::{
         filter::{self, Cursor, Found, Held, Tally},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
         place::{CountsPlaces, MaxPlaces, Places},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
@@ -153,6 +153,8 @@ impl<S: Store> Orders for Alternating<S> {
     pass_on! {
         self to self.next();
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
+        fn place_move(device: &'a DeviceId, to: &'a Move, by: &'a Actor) -> Placed;
+        fn store_move(order: &'a Order, registered: &'a RegisteredDevice) -> Moved;
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;

@@ -6,12 +6,11 @@ use super::Sealed;
 use crate::{
     device::DeviceId,
     store::{
-        Actor, StoreError, StoreFuture, UnixSeconds,
+        StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
-        claim::{ClaimTime, Owner, OwnerId},
+        claim::{Owner, OwnerId},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
-        order::{Completed, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
         place::{CountsPlaces, MaxPlaces, Places},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
@@ -25,18 +24,6 @@ impl<S: Leases> Leases for Sealed<S> {
         fn take_lease(owner: &'a Owner, name: &'a str) -> Option<String>;
         fn set_cursor(owner: OwnerId, name: &'a str, cursor: &'a str) -> ();
         fn give_lease_up(owner: OwnerId, name: &'a str) -> ();
-    }
-}
-
-impl<S: Orders> Orders for Sealed<S> {
-    pass_on! {
-        self to self.inner;
-        fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
-        fn order_of(device: &'a DeviceId) -> Option<Order>;
-        fn note_order(number: OrderNumber, note: OrderNote) -> bool;
-        fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
-        fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
     }
 }
 

@@ -1,17 +1,21 @@
 //! Orders for IoT Platform in SQLite. Each write is one transaction of the writer, or a part of one.
 
+mod moves;
+
+use std::future::ready;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Sqlite, audit, read, unfinished, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
-        Actor, DeviceRow, DeviceState, StoreError, StoreFuture, UnixSeconds,
+        Actor, DeviceRow, DeviceState, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::ClaimTime,
         order::{
-            Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
-            PlainChange, ROW_CHANGED,
+            Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, NO_DESTINATION, Order, OrderKind, OrderNote,
+            OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
         },
         unix_now,
     },
@@ -23,7 +27,7 @@ const DELETE: &str = "DELETE FROM device_table WHERE deviceId = ?1";
 macro_rules! orders {
     () => {
         "SELECT number, deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, failure, target, \
-         isConfirmed \
+         isConfirmed, fromTarget, toTarget, toProduct, former, askedAt, cloudOffset, isStored \
          FROM cloud_order"
     };
 }
@@ -43,6 +47,7 @@ fn order(row: &Row<'_>) -> rusqlite::Result<Order> {
         failure: row.get(9)?,
         target: row.get(10)?,
         is_confirmed: row.get(11)?,
+        moving: moves::moving(row, 12)?,
     })
 }
 
@@ -99,6 +104,12 @@ fn audit(
     audit::append(connection, &entry)
 }
 
+/// Returns whether a device is in the journal.
+fn is_claimed(connection: &Connection, device: &DeviceId) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM registration_claim WHERE deviceId = ?1)";
+    connection.prepare_cached(SQL)?.query_row([device.as_str()], |row| row.get(0))
+}
+
 /// Makes a change in the table alone, because the device has no certificate.
 fn here(
     connection: &Connection,
@@ -107,12 +118,11 @@ fn here(
     by: &Actor,
     now: UnixSeconds,
 ) -> rusqlite::Result<Placed> {
-    const IS_CLAIMED: &str = "SELECT EXISTS (SELECT 1 FROM registration_claim WHERE deviceId = ?1)";
-    if connection.prepare_cached(IS_CLAIMED)?.query_row([row.id.as_str()], |row| row.get(0))? {
+    if is_claimed(connection, &row.id)? {
         return Ok(Placed::Registering);
     }
     match kind {
-        OrderKind::Rotate => return Ok(Placed::NoCertificate),
+        OrderKind::Rotate | OrderKind::Move => return Ok(Placed::NoCertificate),
         OrderKind::Disable => set_state(connection, row, DeviceState::Disabled, now, (by, IN_TABLE))?,
         OrderKind::Enable => set_state(connection, row, DeviceState::Enabled, now, (by, IN_TABLE))?,
         OrderKind::Delete => {
@@ -163,6 +173,12 @@ fn set_state(
     audit(connection, (event, now), &row.id, by, detail.to_owned())
 }
 
+/// Lets an undo of the device's import leave the device as it is.
+fn keep_from_undo(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
+    const SQL: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
+    connection.prepare_cached(SQL)?.execute([device.as_str()]).map(drop)
+}
+
 fn place(
     connection: &Connection,
     device: &DeviceId,
@@ -173,7 +189,6 @@ fn place(
     const PLACE: &str = "INSERT INTO cloud_order \
                          (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, target) \
                          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
-    const CHANGED: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     if unfinished::is_hidden(connection, device)? {
         return Ok(Placed::NoDevice);
     }
@@ -194,8 +209,7 @@ fn place(
         row.target()
     ])?;
     let number = connection.last_insert_rowid();
-    // An undo of the device's import must leave the device as it is.
-    connection.prepare_cached(CHANGED)?.execute([device.as_str()])?;
+    keep_from_undo(connection, device)?;
     audit(connection, (AuditEvent::Ordered, now), device, by, kind.name().into())?;
     if kind.disables_at_once() {
         set_state(connection, &row, DeviceState::Disabled, now, (by, IN_TABLE))?;
@@ -221,11 +235,16 @@ fn complete(
     // The stored order may know more than the caller's copy, and its operator is the one to name.
     let Some(order) = numbered(connection, number)? else { return Ok(Completed::Ended) };
     let Order { device, by, .. } = &order;
-    let row = read::device(connection, device)?.filter(|row| order.fits(row));
+    // The certificate of a moved device is stored already, so its row has another device.
+    let is_stored = order.moving.as_ref().is_some_and(|moving| moving.is_stored);
+    let row = read::device(connection, device)?.filter(|row| is_stored || order.fits(row));
     let Some(row) = row else {
         cancel(connection, &order, ROW_CHANGED, (by, now))?;
         return Ok(Completed::RowChanged);
     };
+    if order.kind == OrderKind::Move && !is_stored {
+        return Ok(Completed::Unfinished);
+    }
     remove(connection, number)?;
     let id = device.as_str();
     match order.kind {
@@ -254,6 +273,7 @@ fn complete(
             ])?;
             audit::forget_refusals(connection, device)?;
         }
+        OrderKind::Move => {}
     }
     audit(connection, (order.kind.event(), now), device, by, order.carried_out())?;
     Ok(Completed::Yes)
@@ -266,8 +286,21 @@ impl Orders for Sqlite {
         kind: OrderKind,
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed> {
+        if kind == OrderKind::Move {
+            return Box::pin(ready(Err(StoreError::Failed(NO_DESTINATION.into()))));
+        }
         let (device, by, clock) = (device.clone(), by.clone(), self.clock.clone());
         self.writer.submit(move |connection| Ok(place(connection, &device, kind, &by, clock.now())?))
+    }
+
+    fn place_move<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        to: &'a Move,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Placed> {
+        let (device, to, by, clock) = (device.clone(), to.clone(), by.clone(), self.clock.clone());
+        self.writer.submit(move |connection| Ok(moves::place(connection, &device, &to, &by, clock.now())?))
     }
 
     fn orders_after<'a>(
@@ -294,16 +327,38 @@ impl Orders for Sqlite {
     }
 
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool> {
-        const IOT_ID: &str =
-            "UPDATE cloud_order SET IotId = ?2, isConfirmed = 1, failure = NULL WHERE number = ?1";
+        // Once the former device of a move is confirmed, or known to be gone, the device is registered
+        // at the new target.
+        const IOT_ID: &str = "UPDATE cloud_order SET IotId = ?2, isConfirmed = 1, failure = NULL, \
+                              target = iif(isStored, target, coalesce(toTarget, target)) WHERE number = ?1";
+        const IS_GONE: &str = "UPDATE cloud_order SET former = 'keep', failure = NULL, target = toTarget \
+                               WHERE number = ?1 AND NOT isStored AND toTarget IS NOT NULL";
         const FAILURE: &str = "UPDATE cloud_order SET failure = ?2 WHERE number = ?1";
+        const ASKED: &str = "UPDATE cloud_order SET askedAt = ?2, cloudOffset = ?3 \
+                             WHERE number = ?1 AND askedAt IS NULL";
+        const NOT_ASKED: &str = "UPDATE cloud_order SET askedAt = NULL, cloudOffset = NULL WHERE number = ?1";
         self.writer.submit(move |connection| {
-            let (sql, value) = match &note {
-                OrderNote::IotId(iot_id) => (IOT_ID, iot_id),
-                OrderNote::Failure(failure) => (FAILURE, failure),
+            let prepared = |sql| connection.prepare_cached(sql);
+            let changed = match note {
+                OrderNote::IotId(iot_id) => prepared(IOT_ID)?.execute(params![number, iot_id]),
+                OrderNote::Failure(failure) => prepared(FAILURE)?.execute(params![number, failure]),
+                OrderNote::FormerIsGone => prepared(IS_GONE)?.execute([number]),
+                OrderNote::Asked(ClaimTime { at, cloud_offset }) => {
+                    prepared(ASKED)?.execute(params![number, at, cloud_offset])
+                }
+                OrderNote::NotAsked => prepared(NOT_ASKED)?.execute([number]),
             };
-            Ok(connection.prepare_cached(sql)?.execute(params![number, value])? > 0)
+            Ok(changed? > 0)
         })
+    }
+
+    fn store_move<'a>(
+        &'a self,
+        order: &'a Order,
+        registered: &'a RegisteredDevice,
+    ) -> StoreFuture<'a, Moved> {
+        let (number, registered, clock) = (order.number, registered.clone(), self.clock.clone());
+        self.writer.submit(move |connection| moves::store(connection, number, &registered, clock.now()))
     }
 
     fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {

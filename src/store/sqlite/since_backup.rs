@@ -85,6 +85,13 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
                 }
                 &mut since.rotated
             }
+            (AuditEvent::Moved, Some(id)) => {
+                let has_certificate = state_of(backup, id)?.is_some_and(|before| before.has_certificate);
+                if !has_certificate || !seen.moved.insert(id.clone()) {
+                    return Ok(());
+                }
+                &mut since.moved
+            }
             (AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted, Some(id)) => {
                 // A device may have changed more than once; only its last state counts.
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
@@ -118,6 +125,7 @@ struct Seen {
     changed: HashSet<DeviceId>,
     reset: HashSet<DeviceId>,
     rotated: HashSet<DeviceId>,
+    moved: HashSet<DeviceId>,
     /// Devices of which an issue at the time `second` was listed. An issue is listed only if the
     /// device's row has the same time, so it is enough to remember the devices of one second.
     issued: HashSet<DeviceId>,

@@ -77,7 +77,7 @@ CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 CREATE TABLE cloud_order (
     number       INTEGER PRIMARY KEY AUTOINCREMENT,
     deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
-    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate')),
+    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate', 'move')),
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
     IotId        TEXT,
@@ -86,6 +86,13 @@ CREATE TABLE cloud_order (
     address      TEXT,
     failure      TEXT,
     target       TEXT NOT NULL,
-    isConfirmed  INTEGER NOT NULL DEFAULT 0
+    isConfirmed  INTEGER NOT NULL DEFAULT 0,
+    fromTarget   TEXT CHECK ((fromTarget IS NOT NULL) = (work = 'move')),
+    toTarget     TEXT CHECK ((toTarget IS NOT NULL) = (work = 'move')),
+    toProduct    TEXT CHECK ((toProduct IS NOT NULL) = (work = 'move')),
+    former       TEXT CHECK (former IN ('keep', 'disable', 'delete')),
+    askedAt      INTEGER,
+    cloudOffset  INTEGER,
+    isStored     INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX order_target ON cloud_order (target, number);

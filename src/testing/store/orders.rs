@@ -4,12 +4,12 @@ use super::{Memory, Tables};
 use crate::{
     device::DeviceId,
     store::{
-        Actor, CloudState, DeviceState, StoreError, StoreFuture, UnixSeconds,
+        Actor, CloudState, DeviceRow, DeviceState, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         claim::ClaimTime,
         order::{
-            Completed, DISABLED_SINCE, IN_TABLE, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
-            PlainChange, ROW_CHANGED,
+            Completed, DISABLED_SINCE, Former, IN_TABLE, Move, Moved, Moving, NO_DESTINATION, Order,
+            OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
         },
     },
 };
@@ -49,7 +49,7 @@ impl Tables {
             return Placed::Registering;
         }
         match kind {
-            OrderKind::Rotate => return Placed::NoCertificate,
+            OrderKind::Rotate | OrderKind::Move => return Placed::NoCertificate,
             OrderKind::Disable => self.change_state(device, DeviceState::Disabled, by, now),
             OrderKind::Enable => self.change_state(device, DeviceState::Enabled, by, now),
             OrderKind::Delete => {
@@ -88,9 +88,8 @@ impl Tables {
         if let Some(known) = self.orders.values().find(|order| order.device == *device) {
             return if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) };
         }
-        self.ordered += 1;
         let order = Order {
-            number: self.ordered,
+            number: self.ordered + 1,
             device: device.clone(),
             kind,
             product_key: certificate.product_key,
@@ -101,26 +100,157 @@ impl Tables {
             at: now,
             by: by.clone(),
             failure: None,
+            moving: None,
         };
-        self.orders.insert(order.number, order);
-        self.touch(device);
-        self.note((AuditEvent::Ordered, now), device, by, kind.name().into());
+        self.add(order);
         if kind.disables_at_once() {
             self.change_state(device, DeviceState::Disabled, by, now);
         }
         Placed::Yes(self.ordered)
     }
 
+    /// Adds an order, whose number is the next one.
+    fn add(&mut self, order: Order) {
+        self.ordered = order.number;
+        self.touch(&order.device);
+        self.note((AuditEvent::Ordered, order.at), &order.device, &order.by, order.work());
+        self.orders.insert(order.number, order);
+    }
+
+    fn place_move(&mut self, device: &DeviceId, to: &Move, by: &Actor, now: UnixSeconds) -> Placed {
+        let Some(row) = self.devices.get(device) else { return Placed::NoDevice };
+        if let Some(known) = self.orders.values().find(|order| order.device == *device) {
+            let is_same = known.moving.as_ref().is_some_and(|moving| moving.to == *to);
+            return if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) };
+        }
+        let name = row.name();
+        let taken = self.holder_of_name(device, &to.product_key, &name);
+        let Some(certificate) = row.certificate.clone() else {
+            if self.journal.is_claimed(device) {
+                return Placed::Registering;
+            }
+            if row.target.as_ref() == Some(&to.target) && row.product_key == to.product_key {
+                return Placed::There;
+            }
+            if let Some(holder) = taken {
+                return Placed::NameTaken(holder);
+            }
+            return self.move_here(row.clone(), to, by, now);
+        };
+        let from = row.target().unwrap_or_default().to_owned();
+        if from == to.target {
+            return Placed::There;
+        }
+        if certificate.product_key == to.product_key {
+            return Placed::SameProduct;
+        }
+        if let Some(holder) = taken {
+            return Placed::NameTaken(holder);
+        }
+        let first = if to.former == Former::Keep { &to.target } else { &from };
+        let order = Order {
+            number: self.ordered + 1,
+            device: device.clone(),
+            kind: OrderKind::Move,
+            product_key: certificate.product_key,
+            device_name: certificate.device_name,
+            target: first.clone(),
+            iot_id: row.iot_id.clone(),
+            is_confirmed: false,
+            at: now,
+            by: by.clone(),
+            failure: None,
+            moving: Some(Moving { from, to: to.clone(), asked: None, is_stored: false }),
+        };
+        self.add(order);
+        Placed::Yes(self.ordered)
+    }
+
+    /// Moves a device that has no certificate, in the table alone.
+    fn move_here(&mut self, row: DeviceRow, to: &Move, by: &Actor, now: UnixSeconds) -> Placed {
+        let (device, detail) = (row.id.clone(), to.detail_in_table(&row));
+        let moved = DeviceRow {
+            target: Some(to.target.clone()),
+            product_key: to.product_key.clone(),
+            refusal: None,
+            iot_id: None,
+            ..row
+        };
+        self.devices.insert(device.clone(), moved);
+        self.touch(&device);
+        self.refused.retain(|(refused, _), _| *refused != device);
+        self.note((AuditEvent::Moved, now), &device, by, detail);
+        Placed::Here
+    }
+
+    fn store_move(&mut self, number: OrderNumber, registered: &RegisteredDevice, now: UnixSeconds) -> Moved {
+        let Some(order) = self.orders.get(&number).cloned() else { return Moved::Ended };
+        let Some(moving) = &order.moving else { return Moved::Ended };
+        if moving.is_stored {
+            return Moved::Yes;
+        }
+        let device = &order.device;
+        let Some(row) = self.devices.get(device).filter(|row| order.fits(row)).cloned() else {
+            self.orders.remove(&number);
+            let reason = order.cancelled(ROW_CHANGED);
+            self.note((AuditEvent::Cancelled, now), device, &order.by, reason);
+            return Moved::RowChanged;
+        };
+        let RegisteredDevice { certificate, iot_id, registered } = registered.clone();
+        if let Some(holder) = self.holder_of_name(device, &certificate.product_key, &certificate.device_name)
+        {
+            return Moved::NameTaken(holder);
+        }
+        if let Some(holder) = iot_id.as_ref().and_then(|iot_id| self.holder_of_iot_id(device, iot_id)) {
+            return Moved::IotIdTaken(holder);
+        }
+        let row = DeviceRow {
+            product_key: certificate.product_key.clone(),
+            device_name: Some(certificate.device_name.clone()),
+            certificate: Some(certificate),
+            iot_id,
+            registered: Some(registered),
+            activated: None,
+            first_issued: None,
+            cloud_state: None,
+            refusal: None,
+            target: Some(moving.to.target.clone()),
+            ..row
+        };
+        self.devices.insert(device.clone(), row);
+        self.issues.remove(device);
+        self.touch(device);
+        self.refused.retain(|(refused, _), _| refused != device);
+        self.note((AuditEvent::Moved, now), device, &order.by, moving.detail(&order));
+        match (moving.to.former, self.orders.get_mut(&number)) {
+            (Former::Disable | Former::Delete, Some(order)) => {
+                (order.target, order.failure) = (moving.from.clone(), None);
+                order.moving = Some(Moving { is_stored: true, ..moving.clone() });
+            }
+            _ => drop(self.orders.remove(&number)),
+        }
+        Moved::Yes
+    }
+
     fn complete(&mut self, number: OrderNumber, claim_time: ClaimTime, now: UnixSeconds) -> Completed {
         let Some(order) = self.orders.remove(&number) else { return Completed::Ended };
         let device = &order.device;
+        if order.moving.as_ref().is_some_and(|moving| moving.is_stored) {
+            self.note((order.kind.event(), now), device, &order.by, order.carried_out());
+            return Completed::Yes;
+        }
         let Some(row) = self.devices.get_mut(device).filter(|row| order.fits(row)) else {
             let reason = order.cancelled(ROW_CHANGED);
             self.note((AuditEvent::Cancelled, now), device, &order.by, reason);
             return Completed::RowChanged;
         };
+        if order.kind == OrderKind::Move {
+            self.orders.insert(number, order);
+            return Completed::Unfinished;
+        }
         row.iot_id = row.iot_id.clone().or(order.iot_id.clone());
         match order.kind {
+            OrderKind::Move => {}
             OrderKind::Disable => {
                 row.cloud_state = Some(CloudState::Disabled);
             }
@@ -153,7 +283,19 @@ impl Orders for Memory {
         kind: OrderKind,
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed> {
-        self.answer(|tables, now| Ok(tables.place(device, kind, by, now)))
+        self.answer(|tables, now| match kind {
+            OrderKind::Move => Err(StoreError::Failed(NO_DESTINATION.into())),
+            kind => Ok(tables.place(device, kind, by, now)),
+        })
+    }
+
+    fn place_move<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        to: &'a Move,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Placed> {
+        self.answer(|tables, now| Ok(tables.place_move(device, to, by, now)))
     }
 
     fn orders_after<'a>(
@@ -179,11 +321,39 @@ impl Orders for Memory {
             match note {
                 OrderNote::IotId(iot_id) => {
                     (order.iot_id, order.failure, order.is_confirmed) = (Some(iot_id), None, true);
+                    if let Some(moving) = order.moving.as_ref().filter(|moving| !moving.is_stored) {
+                        order.target.clone_from(&moving.to.target);
+                    }
                 }
                 OrderNote::Failure(failure) => order.failure = Some(failure),
+                OrderNote::FormerIsGone => {
+                    let Some(moving) = order.moving.as_mut().filter(|moving| !moving.is_stored) else {
+                        return Ok(false);
+                    };
+                    moving.to.former = Former::Keep;
+                    order.failure = None;
+                    order.target.clone_from(&moving.to.target);
+                }
+                OrderNote::Asked(at) => match &mut order.moving {
+                    Some(moving) if moving.asked.is_none() => moving.asked = Some(at),
+                    _ => return Ok(false),
+                },
+                OrderNote::NotAsked => {
+                    if let Some(moving) = &mut order.moving {
+                        moving.asked = None;
+                    }
+                }
             }
             Ok(true)
         })
+    }
+
+    fn store_move<'a>(
+        &'a self,
+        order: &'a Order,
+        registered: &'a RegisteredDevice,
+    ) -> StoreFuture<'a, Moved> {
+        self.answer(|tables, now| Ok(tables.store_move(order.number, registered, now)))
     }
 
     fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {

@@ -368,6 +368,7 @@ event-reset = reset
 event-deleted = deleted
 event-ordered = ordered
 event-rotated = rotated
+event-moved = moved
 event-cancelled = cancelled
 event-imported = imported
 event-admitted = admitted

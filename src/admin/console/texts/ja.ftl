@@ -329,6 +329,7 @@ event-reset = リセット
 event-deleted = 削除
 event-ordered = 指示
 event-rotated = 更新
+event-moved = 移動
 event-cancelled = 取り消し
 event-imported = インポート
 event-admitted = 承認

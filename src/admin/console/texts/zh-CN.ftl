@@ -329,6 +329,7 @@ event-reset = 已重置
 event-deleted = 已删除
 event-ordered = 已下令
 event-rotated = 已轮换
+event-moved = 已迁移
 event-cancelled = 已取消
 event-imported = 已导入
 event-admitted = 已准入

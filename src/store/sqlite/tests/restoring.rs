@@ -1,12 +1,30 @@
 //! Tests of a restore with orders for IoT Platform: those of the backup end, and the devices that
-//! were rotated since the backup are listed.
+//! were rotated or moved since the backup are listed.
 
 use super::{backup::Restorable, *};
-use crate::store::order::{Completed, OrderKind, Orders, Placed};
+use crate::store::{
+    backup::SinceBackup,
+    claim::ClaimTime,
+    order::{Completed, Former, Move, Moved, OrderKind, Orders, Placed},
+};
 
 fn place(store: &Sqlite, device: &str, kind: OrderKind) {
     let placed = wait(store.place_order(&id(device), kind, &Actor::system_user())).unwrap();
     assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
+}
+
+fn move_to_tokyo(store: &Sqlite, device: &str) {
+    let to = Move { target: "tokyo".into(), product_key: "a1tokyo".into(), former: Former::Keep };
+    let placed = wait(store.place_move(&id(device), &to, &Actor::system_user())).unwrap();
+    assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
+    let order = wait(store.order_of(&id(device))).unwrap().unwrap();
+    let certificate = Certificate {
+        product_key: to.product_key,
+        device_name: device.into(),
+        device_secret: Secret::new("n3w".into()),
+    };
+    let registered = RegisteredDevice { certificate, iot_id: None, registered: 1 };
+    assert_eq!(wait(store.store_move(&order, &registered)).unwrap(), Moved::Yes);
 }
 
 /// Returns devices and details of the orders that have ended without their change.
@@ -30,7 +48,7 @@ fn the_orders_of_a_backup_end_before_it_is_in_place() {
         let directory = tempfile::tempdir().unwrap();
         let (path, copy) = (directory.path().join("certdist.db"), directory.path().join("copy.db"));
         let store = open(&directory);
-        import(&store, [with_certificate("SN-1", "s1"), with_certificate("SN-2", "s2")]);
+        import(&store, ["SN-1", "SN-2", "SN-3"].map(|name| with_certificate(name, "s3cret")));
         place(&store, "SN-1", OrderKind::Delete);
         place(&store, "SN-2", OrderKind::Rotate);
         assert_eq!(store.back_up(&copy, &mut |_, _| ()).unwrap().orders, 2);
@@ -40,12 +58,14 @@ fn the_orders_of_a_backup_end_before_it_is_in_place() {
         assert!(wait(store.end_order(orders[0].number, "by an operator", &by)).unwrap());
         let now = ClaimTime { at: 1, cloud_offset: None };
         assert!(matches!(wait(store.complete_order(&orders[1], now)).unwrap(), Completed::Yes));
+        move_to_tokyo(&store, "SN-3");
         drop(store);
 
         let backup = Restorable::examine(&copy, &path, |_, _| ()).unwrap();
         assert_eq!(backup.contents.orders, 2);
-        let rotated = backup.changes_since(&path).unwrap().rotated;
+        let SinceBackup { rotated, moved, .. } = backup.changes_since(&path).unwrap();
         assert_eq!((rotated.count, &rotated.first[..]), (1, &["SN-2".to_owned()][..]));
+        assert_eq!((moved.count, &moved.first[..]), (1, &["SN-3".to_owned()][..]));
         if damaged {
             std::fs::write(&path, "damaged").unwrap();
         }
@@ -57,7 +77,7 @@ fn the_orders_of_a_backup_end_before_it_is_in_place() {
         let expected = [("SN-1", "delete"), ("SN-2", "rotate")]
             .map(|(device, kind)| (device.to_owned(), format!("{kind}: restored from a backup")));
         assert_eq!(cancelled(&store), expected);
-        assert_eq!(store.count().unwrap(), 2);
+        assert_eq!(store.count().unwrap(), 3);
         // The backup itself stays as it is.
         drop(backup);
         assert_eq!(Restorable::examine(&copy, &path, |_, _| ()).unwrap().contents.orders, 2);

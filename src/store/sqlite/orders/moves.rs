@@ -1,0 +1,185 @@
+//! Orders to move a device, in SQLite: how one is placed, and how the certificate of the new target
+//! replaces the former one.
+
+use rusqlite::{Connection, Row, params};
+
+use super::{audit, cancel, is_claimed, keep_from_undo, numbered, of, remove};
+use crate::{
+    device::DeviceId,
+    store::{
+        Actor, DeviceRow, RegisteredDevice, StoreError, UnixSeconds,
+        audit::AuditEvent,
+        claim::ClaimTime,
+        order::{Former, Move, Moved, Moving, OrderKind, Placed, ROW_CHANGED},
+        sqlite::{
+            audit::forget_refusals,
+            names::{holder_of_iot_id, holder_of_name},
+            read, secrets, unfinished,
+            writer::WriteError,
+        },
+    },
+};
+
+/// Reads the state of a move from the columns that begin with `fromTarget`, the column `first`.
+pub(super) fn moving(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Moving>> {
+    let Some(from) = row.get(first)? else { return Ok(None) };
+    let former: String = row.get(first + 3)?;
+    let unknown =
+        || rusqlite::Error::InvalidColumnType(first + 3, "former".into(), rusqlite::types::Type::Text);
+    let asked_at: Option<UnixSeconds> = row.get(first + 4)?;
+    let cloud_offset = row.get(first + 5)?;
+    Ok(Some(Moving {
+        from,
+        to: Move {
+            target: row.get(first + 1)?,
+            product_key: row.get(first + 2)?,
+            former: Former::named(&former).ok_or_else(unknown)?,
+        },
+        asked: asked_at.map(|at| ClaimTime { at, cloud_offset }),
+        is_stored: row.get(first + 6)?,
+    }))
+}
+
+pub(super) fn place(
+    connection: &Connection,
+    device: &DeviceId,
+    to: &Move,
+    by: &Actor,
+    now: UnixSeconds,
+) -> rusqlite::Result<Placed> {
+    const PLACE: &str = "INSERT INTO cloud_order \
+                         (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, target, \
+                         fromTarget, toTarget, toProduct, former) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+    if unfinished::is_hidden(connection, device)? {
+        return Ok(Placed::NoDevice);
+    }
+    let Some(row) = read::device(connection, device)? else { return Ok(Placed::NoDevice) };
+    if let Some(known) = of(connection, device)? {
+        let is_same = known.moving.is_some_and(|moving| moving.to == *to);
+        return Ok(if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+    }
+    let Some(certificate) = &row.certificate else { return here(connection, &row, to, by, now) };
+    let from = row.target().unwrap_or_default();
+    if from == to.target {
+        return Ok(Placed::There);
+    }
+    if certificate.product_key == to.product_key {
+        return Ok(Placed::SameProduct);
+    }
+    if let Some(holder) = holder_of_name(connection, device, &to.product_key, &certificate.device_name)? {
+        return Ok(Placed::NameTaken(holder));
+    }
+    let first = if to.former == Former::Keep { to.target.as_str() } else { from };
+    connection.prepare_cached(PLACE)?.execute(params![
+        device.as_str(),
+        OrderKind::Move.name(),
+        certificate.product_key,
+        certificate.device_name,
+        row.iot_id,
+        now,
+        by.name,
+        by.address,
+        first,
+        from,
+        to.target,
+        to.product_key,
+        to.former.name()
+    ])?;
+    let number = connection.last_insert_rowid();
+    keep_from_undo(connection, device)?;
+    let work = numbered(connection, number)?.map(|order| order.work()).unwrap_or_default();
+    audit(connection, (AuditEvent::Ordered, now), device, by, work)?;
+    Ok(Placed::Yes(number))
+}
+
+/// Moves a device that has no certificate, in the table alone.
+fn here(
+    connection: &Connection,
+    row: &DeviceRow,
+    to: &Move,
+    by: &Actor,
+    now: UnixSeconds,
+) -> rusqlite::Result<Placed> {
+    const MOVE: &str = "UPDATE device_table SET target = ?2, productKey = ?3, refusal = NULL, IotId = NULL, \
+                        importId = -abs(importId) WHERE deviceId = ?1";
+    if is_claimed(connection, &row.id)? {
+        return Ok(Placed::Registering);
+    }
+    if row.target.as_deref() == Some(&to.target) && row.product_key == to.product_key {
+        return Ok(Placed::There);
+    }
+    if let Some(holder) = holder_of_name(connection, &row.id, &to.product_key, &row.name())? {
+        return Ok(Placed::NameTaken(holder));
+    }
+    connection.prepare_cached(MOVE)?.execute([row.id.as_str(), &to.target, &to.product_key])?;
+    forget_refusals(connection, &row.id)?;
+    audit(connection, (AuditEvent::Moved, now), &row.id, by, to.detail_in_table(row))?;
+    Ok(Placed::Here)
+}
+
+/// Replaces the certificate of a device by that of the new target. The target is written even if it
+/// is the default one, because the enrollment may name another one.
+pub(super) fn store(
+    connection: &Connection,
+    number: i64,
+    registered: &RegisteredDevice,
+    now: UnixSeconds,
+) -> Result<Moved, WriteError> {
+    const STORE: &str = "UPDATE device_table SET productKey = ?2, deviceName = ?3, deviceSecret = ?4, IotId = ?5, \
+                         registerTime = ?6, activateTime = NULL, firstIssued = NULL, issueId = NULL, \
+                         cloudState = NULL, refusal = NULL, importId = -abs(importId), target = ?7 \
+                         WHERE deviceId = ?1";
+    const IS_STORED: &str = "UPDATE cloud_order SET isStored = 1, target = fromTarget, failure = NULL \
+                             WHERE number = ?1";
+    let Some(order) = numbered(connection, number)? else { return Ok(Moved::Ended) };
+    let Some(moving) = &order.moving else { return Ok(Moved::Ended) };
+    if moving.is_stored {
+        return Ok(Moved::Yes);
+    }
+    let device = &order.device;
+    if !read::device(connection, device)?.is_some_and(|row| order.fits(&row)) {
+        cancel(connection, &order, ROW_CHANGED, (&order.by, now))?;
+        return Ok(Moved::RowChanged);
+    }
+    let RegisteredDevice { certificate, iot_id, registered } = registered;
+    let named = holder_of_name(connection, device, &certificate.product_key, &certificate.device_name)?;
+    let identified = match iot_id {
+        Some(iot_id) => holder_of_iot_id(connection, device, iot_id)?,
+        None => None,
+    };
+    for holder in named.iter().chain(&identified) {
+        if unfinished::is_hidden(connection, holder)? {
+            return Err(StoreError::Busy(format!(
+                "an unfinished import adds, or an undo removes, device {holder}, which has the name or the IotId of \
+                 device {device}; the move goes on when that has ended"
+            ))
+            .into());
+        }
+    }
+    if let Some(holder) = named {
+        return Ok(Moved::NameTaken(holder));
+    }
+    if let Some(holder) = identified {
+        return Ok(Moved::IotIdTaken(holder));
+    }
+    secrets::note(connection, certificate.device_secret.expose())?;
+    connection.prepare_cached(STORE)?.execute(params![
+        device.as_str(),
+        certificate.product_key,
+        certificate.device_name,
+        certificate.device_secret.expose(),
+        iot_id,
+        registered,
+        moving.to.target
+    ])?;
+    forget_refusals(connection, device)?;
+    audit(connection, (AuditEvent::Moved, now), device, &order.by, moving.detail(&order))?;
+    match moving.to.former {
+        Former::Keep => drop(remove(connection, number)?),
+        Former::Disable | Former::Delete => {
+            connection.prepare_cached(IS_STORED)?.execute([number])?;
+        }
+    }
+    Ok(Moved::Yes)
+}
