@@ -443,6 +443,14 @@ CREATE TABLE registration_claim (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
 
+-- Devices whose certificate was rotated and that have no new one yet. Each keeps its place in its
+-- enrollment (max_devices), also while its registration is refused and it is not in the journal.
+CREATE TABLE kept_place (
+    deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    enrollment   TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX kept_enrollment ON kept_place (enrollment);
+
 -- Orders of operators that are not carried out yet: changes to devices at IoT Platform. A row exists
 -- from before the first call of IoT Platform until the call's result is stored.
 CREATE TABLE cloud_order (

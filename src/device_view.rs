@@ -98,7 +98,6 @@ mod tests {
             owner: Some("certdist serve, process 7".into()),
             last_beat: Some(1_700_000_002),
             batch: None,
-            enrollment: None,
         };
         let terms = Terms { reissue: Reissue::Always, guards: Guards::default() };
         let rules = (Some(terms), Places::default());

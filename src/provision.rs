@@ -376,8 +376,7 @@ impl Provisioner {
 
     /// Counts the places of a device's enrollment that other devices have taken.
     async fn taken(&self, row: &DeviceRow) -> Result<Places, StoreError> {
-        let claim = self.store.claim_of(&row.id).await?;
-        place::taken(&*self.store, &row.enrollment, claim.as_ref()).await
+        place::taken(&*self.store, &row.enrollment, &row.id).await
     }
 
     /// Registers a device. Returns `None` if its row has changed in the meantime.

@@ -167,7 +167,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             let terms = terms(&config, &listed);
             let is_limited = terms.is_some_and(|terms| terms.guards.max_devices.is_some());
             let taken = match is_limited {
-                true => place::taken(&*store, &listed.enrollment, claim.as_ref()).await?,
+                true => place::taken(&*store, &listed.enrollment, &id).await?,
                 false => Places::default(),
             };
             Ok(print(|out| match json {

@@ -113,16 +113,6 @@ pub struct ClaimView {
     pub last_beat: Option<UnixSeconds>,
     /// The batch to which the claim belongs, if any.
     pub batch: Option<BatchId>,
-    /// Enrollment of the device at the time of the claim, in which the claim takes a place.
-    pub enrollment: Option<String>,
-}
-
-impl ClaimView {
-    /// Returns whether the claim takes a place in this enrollment. An import may have moved the
-    /// device to another one since the claim.
-    pub fn has_place_in(&self, enrollment: &str) -> bool {
-        self.enrollment.as_deref() == Some(enrollment)
-    }
 }
 
 /// A batch that was taken over, with its claims.
@@ -194,6 +184,8 @@ pub trait Claims: Send + Sync + 'static {
     /// [`StoreError::Conflict`] if the row was deleted, no longer needs this registration, or has
     /// another certificate, or if another row has the same `IotId`. On a conflict, the claim ends
     /// and the result is not stored. If the `IotId` is the cause, a refusal is stored instead.
+    /// The error is the same if the device was moved to another enrollment, and that one is full; but
+    /// then the claim stays, as an abandoned one, because the device exists at IoT Platform.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,

@@ -1,31 +1,33 @@
-//! Places of an enrollment: its devices with a certificate, and those whose registration has begun.
-//! A store counts them, and takes a place in the same step as the claim that needs it, so that a
+//! Places of an enrollment: its devices with a certificate, those whose registration has begun, and
+//! those that were rotated and have no new certificate yet. A store counts them, and takes a place in the same step as the claim that needs it, so that a
 //! maximum holds however many processes register devices.
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{StoreError, StoreFuture, claim::ClaimView};
+use super::{StoreError, StoreFuture};
+use crate::device::DeviceId;
 
 /// Number of places that are taken in an enrollment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Places {
     /// Devices with a certificate, whether they were registered or imported.
     pub registered: u64,
-    /// Devices whose registration has begun, so that they are in the journal.
+    /// Devices whose registration has begun, so that they are in the journal, and devices that were
+    /// rotated and have no new certificate yet.
     pub claimed: u64,
 }
 
 /// Maximum number of places by enrollment. An enrollment without an entry has no maximum.
 pub type MaxPlaces = Arc<HashMap<String, u64>>;
 
-/// Counts the places of an enrollment that devices have taken other than the one with this claim. A
-/// device whose registration has begun in the enrollment has its place, so nothing is counted for it.
+/// Counts the places of an enrollment that devices other than `device` have taken. If the device has
+/// its place already, nothing is counted for it.
 pub async fn taken(
     store: &(impl CountsPlaces + ?Sized),
     enrollment: &str,
-    claim: Option<&ClaimView>,
+    device: &DeviceId,
 ) -> Result<Places, StoreError> {
-    match claim.is_some_and(|claim| claim.has_place_in(enrollment)) {
+    match store.has_place(device, enrollment).await? {
         true => Ok(Places::default()),
         false => store.places(enrollment).await,
     }
@@ -35,8 +37,13 @@ pub async fn taken(
 pub trait CountsPlaces: Send + Sync + 'static {
     /// Sets the maximum number of places for the claims of this handle. From then on, a claim that
     /// needs a place and finds none is answered with
-    /// [`NoPlace`](super::claim::Claimed::NoPlace). A device that is in the journal has its place.
+    /// [`NoPlace`](super::claim::Claimed::NoPlace). A device that is in the journal has its place, and
+    /// a device that was rotated keeps the one that its certificate had.
     fn set_max_places(&self, max: MaxPlaces);
+
+    /// Returns whether a device without a certificate has a place in an enrollment. An import may have
+    /// moved it to another one since it took its place.
+    fn has_place<'a>(&'a self, device: &'a DeviceId, enrollment: &'a str) -> StoreFuture<'a, bool>;
 
     /// Counts the places that are taken in an enrollment.
     fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places>;

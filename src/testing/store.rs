@@ -52,6 +52,8 @@ struct Tables {
     orders: BTreeMap<OrderNumber, Order>,
     ordered: OrderNumber,
     waiting: waiting::List,
+    /// Rotated devices that keep their places, with their enrollments.
+    kept: HashMap<DeviceId, String>,
     /// Time of each pace's next turn, in microseconds since 1970.
     paces: HashMap<String, i64>,
     /// For each device, the number of the request that was the first to get the device's
@@ -135,6 +137,7 @@ impl Tables {
     fn forget(&mut self, id: &DeviceId) {
         self.devices.remove(id);
         self.journal.forget(id);
+        self.kept.remove(id);
         self.orders.retain(|_, order| order.device != *id);
         self.issues.remove(id);
         self.labels.remove(id);

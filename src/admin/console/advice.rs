@@ -551,14 +551,7 @@ mod tests {
     #[test]
     fn a_registration_in_progress_is_said() {
         let entry = row().wanted(crate::target::DEFAULT);
-        let claim = ClaimView {
-            entry,
-            since: 150,
-            owner: Some("x".into()),
-            last_beat: None,
-            batch: None,
-            enrollment: None,
-        };
+        let claim = ClaimView { entry, since: 150, owner: Some("x".into()), last_beat: None, batch: None };
         Case { claim: Some(claim.clone()), ..case(row()) }.is(Tone::Note, "advice-registering");
         let put_off = Some(failure(Unserved::TimedOut));
         let asked = Case { claim: Some(claim.clone()), failure: put_off, ..case(row()) };

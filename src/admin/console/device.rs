@@ -99,7 +99,7 @@ impl Device {
         let handshake = handshakes::last_of(shared, &row.id);
         let is_limited = enrolled.as_ref().is_some_and(|enrolled| enrolled.guards.max_devices.is_some());
         let taken = match is_limited {
-            true => place::taken(&**store, &row.enrollment, claim.as_ref()).await?,
+            true => place::taken(&**store, &row.enrollment, &row.id).await?,
             false => Places::default(),
         };
         Ok(Self {

@@ -119,6 +119,7 @@ impl<S: Claims> Claims for Alternating<S> {
 impl<S: CountsPlaces> CountsPlaces for Alternating<S> {
     pass_on! {
         self to self.next();
+        fn has_place(device: &'a DeviceId, enrollment: &'a str) -> bool;
         fn places(enrollment: &'a str) -> Places;
     }
 

@@ -7,6 +7,7 @@ use futures_util::future::try_join_all;
 use super::*;
 use crate::store::{
     claim::Claimed,
+    order::{Completed, OrderKind, Placed},
     place::Places,
     waiting::{Admission, Admits, KEPT, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note},
 };
@@ -18,6 +19,11 @@ fn claim(store: &impl Store, owner_id: claim::OwnerId, device: &str) -> Claimed 
 fn taken(store: &impl Store, enrollment: &str) -> (u64, u64) {
     let Places { registered, claimed } = now(store.places(enrollment)).unwrap();
     (registered, claimed)
+}
+
+/// Returns whether device `SN-1` has a place in an enrollment.
+fn has_place(store: &impl Store, enrollment: &str) -> bool {
+    now(store.has_place(&id("SN-1"), enrollment)).unwrap()
 }
 
 fn limit(store: &impl Store, max: u64) {
@@ -67,17 +73,70 @@ pub(super) fn a_device_that_was_moved_takes_a_place_of_its_new_enrollment(store:
     import(store, [ImportRow::new(id("SN-1"), "plugs", "a1lamp"), row("SN-2")]);
     limit(store, 1);
     assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
-    assert!(now(store.claim_of(&id("SN-1"))).unwrap().unwrap().has_place_in("plugs"));
+    assert!(has_place(store, "plugs"));
     // The process dies after it has asked, and the device is moved.
     now(store.release_claim(1, &id("SN-1"), true)).unwrap();
     import(store, [row("SN-1")]);
     assert_eq!((taken(store, "plugs"), taken(store, "lamps")), ((0, 1), (0, 0)));
-    assert!(!now(store.claim_of(&id("SN-1"))).unwrap().unwrap().has_place_in("lamps"));
+    assert!(!has_place(store, "lamps"));
     assert!(matches!(claim(store, 2, "SN-2"), Claimed::Yours(_)));
     assert_eq!(claim(store, 2, "SN-1"), Claimed::NoPlace);
     limit(store, 2);
     assert!(matches!(claim(store, 2, "SN-1"), Claimed::Yours(_)));
     assert_eq!((taken(store, "plugs"), taken(store, "lamps")), ((0, 0), (0, 2)));
+}
+
+/// `settle` takes a place in the enrollment that the device has by then.
+pub(super) fn a_device_that_is_moved_while_it_is_registered_needs_a_place(store: &(impl Store + Bulk)) {
+    import(store, [ImportRow::new(id("SN-1"), "plugs", "a1lamp"), row("SN-2")]);
+    limit(store, 1);
+    assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
+    assert!(matches!(claim(store, 2, "SN-2"), Claimed::Yours(_)));
+    import(store, [row("SN-1")]);
+    let registered = Settlement::Registered(registration("SN-1", "s3cret"));
+    let settled = now(store.settle(1, &entry("SN-1"), &registered));
+    assert!(matches!(settled, Err(StoreError::Conflict(_))), "{settled:?}");
+    assert_eq!((taken(store, "lamps"), device(store, "SN-1").unwrap().certificate), ((0, 1), None));
+    assert_eq!(claim(store, 1, "SN-1"), Claimed::NoPlace);
+    // The journal remembers that the device may exist at IoT Platform.
+    assert_eq!(now(store.abandoned("default", 9)).unwrap(), [entry("SN-1")]);
+    limit(store, 2);
+    let Claimed::Yours(again) = claim(store, 2, "SN-1") else { panic!("a place is free") };
+    assert_eq!(again.asked_by, AskedBy::Other);
+    now(store.settle(2, &entry("SN-1"), &registered)).unwrap();
+    assert_eq!((taken(store, "lamps"), taken(store, "plugs")), ((1, 1), (0, 0)));
+}
+
+/// A rotated device keeps the place of its former certificate until it has a new one.
+pub(super) fn a_rotated_device_keeps_its_place(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret"), row("SN-2")]);
+    limit(store, 1);
+    let placed = now(store.place_order(&id("SN-1"), OrderKind::Rotate, &by())).unwrap();
+    assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
+    let order = now(store.order_of(&id("SN-1"))).unwrap().unwrap();
+    assert_eq!(now(store.complete_order(&order, NOW)).unwrap(), Completed::Yes);
+    let has_it = || {
+        assert_eq!((taken(store, "lamps"), has_place(store, "lamps")), ((0, 1), true));
+        assert_eq!(claim(store, 2, "SN-2"), Claimed::NoPlace);
+    };
+    has_it();
+    assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
+    has_it();
+    // The registration is refused, or ends before its call.
+    now(store.settle(1, &entry("SN-1"), &Settlement::Refused("odd: no".into()))).unwrap();
+    has_it();
+    now(store.reset(&id("SN-1"), &by())).unwrap();
+    assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
+    now(store.release_claim(1, &id("SN-1"), false)).unwrap();
+    has_it();
+    // The device leaves its place with its enrollment.
+    import(store, [ImportRow::new(id("SN-1"), "plugs", "a1lamp")]);
+    assert_eq!((taken(store, "lamps"), has_place(store, "plugs")), ((0, 0), false));
+    import(store, [row("SN-1")]);
+    has_it();
+    assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
+    now(store.settle(1, &entry("SN-1"), &Settlement::Registered(registration("SN-1", "n3w")))).unwrap();
+    assert_eq!((taken(store, "lamps"), has_place(store, "lamps")), ((1, 0), false));
 }
 
 pub(super) fn the_claims_of_a_batch_share_the_free_places(store: &(impl Store + Bulk)) {
@@ -273,6 +332,8 @@ contract! {
     a_claim_takes_a_place_and_finds_none_in_a_full_enrollment
     a_device_in_the_journal_has_its_place
     a_device_that_was_moved_takes_a_place_of_its_new_enrollment
+    a_device_that_is_moved_while_it_is_registered_needs_a_place
+    a_rotated_device_keeps_its_place
     the_claims_of_a_batch_share_the_free_places
     a_device_that_is_not_in_the_table_waits_and_its_requests_are_counted
     a_full_list_takes_no_further_device

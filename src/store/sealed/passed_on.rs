@@ -88,6 +88,7 @@ impl<S: KeyUses> KeyUses for Sealed<S> {
 impl<S: CountsPlaces> CountsPlaces for Sealed<S> {
     pass_on! {
         self to self.inner;
+        fn has_place(device: &'a DeviceId, enrollment: &'a str) -> bool;
         fn places(enrollment: &'a str) -> Places;
     }
 

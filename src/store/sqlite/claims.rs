@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     Sqlite, audit, difference,
     names::{holder_of_iot_id, holder_of_name},
-    places::Room,
+    places::{self, Room},
     read, secrets, unfinished,
     writer::{WriteError, Writer},
 };
@@ -77,8 +77,8 @@ struct Before {
     elsewhere: Option<String>,
     /// Set if another living owner has the claim, or the device has an order.
     held: bool,
-    /// Set if an existing claim takes a place in the device's enrollment. An import may have moved
-    /// the device to another enrollment since that claim.
+    /// Set if the device has a place in its enrollment. An import may have moved the device to another
+    /// enrollment since it took its place.
     has_place: bool,
     enrollment: String,
 }
@@ -92,6 +92,8 @@ impl Before {
                            OR EXISTS (SELECT 1 FROM cloud_order r WHERE r.deviceId = d.deviceId), \
                            c.asked, c.owner IS ?2, d.target, c.target, d.enrollment, \
                            c.enrollment IS d.enrollment \
+                           OR EXISTS (SELECT 1 FROM kept_place k \
+                           WHERE k.deviceId = d.deviceId AND k.enrollment = d.enrollment) \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -231,6 +233,13 @@ pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite:
         .map(drop)
 }
 
+/// Leaves a claim of an owner to any other one.
+fn abandon(connection: &Connection, device: &DeviceId, owner: OwnerId) -> rusqlite::Result<()> {
+    const SQL: &str = "UPDATE registration_claim SET owner = NULL, batchId = NULL \
+                       WHERE deviceId = ?1 AND owner = ?2";
+    connection.prepare_cached(SQL)?.execute(params![device.as_str(), owner]).map(drop)
+}
+
 /// Ends a claim because of a conflict. The result is the error that [`Claims::settle`] returns.
 fn conflict(connection: &Connection, device: &DeviceId, reason: String) -> rusqlite::Result<Settled> {
     end_claim(connection, device)?;
@@ -246,6 +255,7 @@ fn settle(
     entry: &JournalEntry,
     settlement: &Settlement,
     now: UnixSeconds,
+    room: &mut Room,
 ) -> Result<Settled, WriteError> {
     const OWNER: &str = "SELECT owner FROM registration_claim \
                          WHERE deviceId = ?1 AND productKey = ?2 AND deviceName = ?3 AND target = ?4";
@@ -307,6 +317,17 @@ fn settle(
                 refuse(connection, device, &reason)?;
                 return Ok(conflict(connection, device, reason)?);
             }
+            if !places::has_place(connection, device, &row.enrollment)?
+                && !room.take(connection, &row.enrollment)?
+            {
+                // The device exists at IoT Platform, which the journal does not forget. Once a place is
+                // free, its certificate is looked up.
+                abandon(connection, device, owner)?;
+                return Ok(Err(StoreError::Conflict(format!(
+                    "device {device} was moved meanwhile to enrollment {}, which is full",
+                    row.enrollment
+                ))));
+            }
             register(connection, device, target, registered, now)?;
         }
         Settlement::Refused(reason) => {
@@ -354,6 +375,7 @@ fn register(
         registered,
         target::to_store(target)
     ])?;
+    places::end_kept(connection, device)?;
     let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
     let entry = AuditEntry::new(AuditEvent::Registered, now);
     Ok(audit::append(connection, &AuditEntry { device: Some(device.clone()), detail, ..entry })?)
@@ -414,7 +436,6 @@ fn view(row: &Row<'_>) -> rusqlite::Result<ClaimView> {
         batch: row.get(5)?,
         owner: row.get(6)?,
         last_beat: row.get(7)?,
-        enrollment: row.get(8)?,
     })
 }
 
@@ -556,15 +577,22 @@ impl Claims for Sqlite {
     ) -> StoreFuture<'a, ()> {
         let (entry, settlement) = (entry.clone(), settlement.clone());
         let clock = self.clock.clone();
-        settled(&self.writer, move |connection| settle(connection, owner, &entry, &settlement, clock.now()))
+        let mut room = Room::new(self.max_places.load_full());
+        settled(&self.writer, move |connection| {
+            settle(connection, owner, &entry, &settlement, clock.now(), &mut room)
+        })
     }
 
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()> {
-        const ABANDON: &str = "UPDATE registration_claim SET owner = NULL, batchId = NULL \
-                               WHERE deviceId = ?1 AND owner = ?2";
         const REMOVE: &str = "DELETE FROM registration_claim WHERE deviceId = ?1 AND owner = ?2";
-        let sql = if asked { ABANDON } else { REMOVE };
-        self.execute(sql, (device.as_str().to_owned(), owner))
+        let device = device.clone();
+        self.writer.submit(move |connection| match asked {
+            true => Ok(abandon(connection, &device, owner)?),
+            false => {
+                connection.prepare_cached(REMOVE)?.execute(params![device.as_str(), owner])?;
+                Ok(())
+            }
+        })
     }
 
     fn take_batches<'a>(&'a self, owner: &'a Owner, target: &'a str) -> StoreFuture<'a, Vec<TakenBatch>> {
@@ -591,7 +619,7 @@ impl Claims for Sqlite {
 
     fn claim_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<ClaimView>> {
         const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.target, c.openedAt, c.batchId, o.name, \
-                           o.lastBeat, c.enrollment FROM registration_claim c \
+                           o.lastBeat FROM registration_claim c \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner WHERE c.deviceId = ?1";
         self.read(|connection| connection.prepare_cached(SQL)?.query_row([device.as_str()], view).optional())
     }

@@ -6,7 +6,7 @@ use std::future::ready;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Sqlite, audit, read, unfinished, writer::WriteError};
+use super::{Sqlite, audit, places, read, unfinished, writer::WriteError};
 use crate::{
     device::DeviceId,
     store::{
@@ -271,6 +271,7 @@ fn complete(
                 row.enrollment,
                 target
             ])?;
+            places::keep(connection, device, &row.enrollment)?;
             audit::forget_refusals(connection, device)?;
         }
         OrderKind::Move => {}

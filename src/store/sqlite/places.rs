@@ -5,20 +5,52 @@ use std::collections::{HashMap, hash_map::Entry};
 use rusqlite::Connection;
 
 use super::Sqlite;
-use crate::store::{
-    StoreFuture,
-    place::{CountsPlaces, MaxPlaces, Places},
+use crate::{
+    device::DeviceId,
+    store::{
+        StoreFuture,
+        place::{CountsPlaces, MaxPlaces, Places},
+    },
 };
 
 /// Counts the places that are taken. A device that is in the journal and has a certificate, for a
-/// short time, counts twice.
+/// short time, counts twice. A rotated device that has been given a certificate, or another
+/// enrollment, by an import has no kept place any more.
 fn places(connection: &Connection, enrollment: &str) -> rusqlite::Result<Places> {
     const SQL: &str = "SELECT (SELECT coalesce(sum(registered), 0) FROM device_count WHERE enrollment = ?1), \
-                       (SELECT count(*) FROM registration_claim WHERE enrollment = ?1)";
+                       (SELECT count(*) FROM registration_claim WHERE enrollment = ?1) \
+                       + (SELECT count(*) FROM kept_place k JOIN device_table d ON d.deviceId = k.deviceId \
+                       WHERE k.enrollment = ?1 AND d.enrollment = ?1 AND d.deviceSecret IS NULL \
+                       AND NOT EXISTS (SELECT 1 FROM registration_claim c \
+                       WHERE c.deviceId = k.deviceId AND c.enrollment = ?1))";
     connection.prepare_cached(SQL)?.query_row([enrollment], |row| {
         let [registered, claimed]: [i64; 2] = [row.get(0)?, row.get(1)?];
         Ok(Places { registered: registered.unsigned_abs(), claimed: claimed.unsigned_abs() })
     })
+}
+
+/// Lets a device that was rotated keep its place in its enrollment.
+pub(super) fn keep(connection: &Connection, device: &DeviceId, enrollment: &str) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO kept_place (deviceId, enrollment) VALUES (?1, ?2) \
+                       ON CONFLICT DO UPDATE SET enrollment = excluded.enrollment";
+    connection.prepare_cached(SQL)?.execute([device.as_str(), enrollment]).map(drop)
+}
+
+/// Ends the kept place of a device whose certificate takes the place now.
+pub(super) fn end_kept(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
+    const SQL: &str = "DELETE FROM kept_place WHERE deviceId = ?1";
+    connection.prepare_cached(SQL)?.execute([device.as_str()]).map(drop)
+}
+
+/// Returns whether a device without a certificate has a place in an enrollment.
+pub(super) fn has_place(
+    connection: &Connection,
+    device: &DeviceId,
+    enrollment: &str,
+) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM registration_claim WHERE deviceId = ?1 AND enrollment = ?2) \
+                       OR EXISTS (SELECT 1 FROM kept_place WHERE deviceId = ?1 AND enrollment = ?2)";
+    connection.prepare_cached(SQL)?.query_row([device.as_str(), enrollment], |row| row.get(0))
 }
 
 /// The free places, for the claims of one transaction.
@@ -57,6 +89,10 @@ impl Room {
 impl CountsPlaces for Sqlite {
     fn set_max_places(&self, max: MaxPlaces) {
         self.max_places.store(max);
+    }
+
+    fn has_place<'a>(&'a self, device: &'a DeviceId, enrollment: &'a str) -> StoreFuture<'a, bool> {
+        self.read(|connection| has_place(connection, device, enrollment))
     }
 
     fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places> {

@@ -72,6 +72,11 @@ ALTER TABLE registration_claim ADD COLUMN enrollment TEXT;
 UPDATE registration_claim SET enrollment =
     (SELECT enrollment FROM device_table d WHERE d.deviceId = registration_claim.deviceId);
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
+CREATE TABLE kept_place (
+    deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
+    enrollment   TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX kept_enrollment ON kept_place (enrollment);
 
 -- Orders for IoT Platform.
 CREATE TABLE cloud_order (

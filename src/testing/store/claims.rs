@@ -76,6 +76,11 @@ impl Journal {
         self.claims.values().filter(|held| held.enrollment == enrollment).count() as u64
     }
 
+    /// Returns whether a claim on a device takes a place in an enrollment.
+    pub(super) fn has_place(&self, device: &DeviceId, enrollment: &str) -> bool {
+        self.claims.get(device).is_some_and(|held| held.enrollment == enrollment)
+    }
+
     pub(super) fn forget(&mut self, device: &DeviceId) {
         self.claims.remove(device);
     }
@@ -171,14 +176,8 @@ impl Tables {
         if let Some(holder) = self.holder_of_name(device, product_key, device_name) {
             return Claimed::NameTaken(holder);
         }
-        // A device that is in the journal has its place in the enrollment of its claim.
-        if known.as_ref().is_none_or(|known| known.enrollment != enrollment)
-            && let Some(max) = max.get(&enrollment)
-        {
-            let taken = self.places(&enrollment);
-            if taken.registered + taken.claimed >= *max {
-                return Claimed::NoPlace;
-            }
+        if !self.has_room(device, &enrollment, max) {
+            return Claimed::NoPlace;
         }
         let same = known.filter(|known| known.open.entry == *entry && known.asked != By::Nobody);
         let asked_by = match &same {
@@ -201,12 +200,20 @@ impl Tables {
         Claimed::Yours(Claim { since, cloud_offset, asked_by })
     }
 
+    /// Returns whether a device has a place in an enrollment, or one is free.
+    fn has_room(&self, device: &DeviceId, enrollment: &str, max: &HashMap<String, u64>) -> bool {
+        let Some(max) = max.get(enrollment) else { return true };
+        let taken = self.places(enrollment);
+        self.has_place(device, enrollment) || taken.registered + taken.claimed < *max
+    }
+
     fn settle(
         &mut self,
         owner: OwnerId,
         entry: &JournalEntry,
         settlement: &Settlement,
         now: UnixSeconds,
+        max: &HashMap<String, u64>,
     ) -> Result<(), StoreError> {
         let device = &entry.device;
         let is_ours = self
@@ -232,7 +239,8 @@ impl Tables {
         if !is_ours {
             return Err(StoreError::Fenced);
         }
-        self.journal.forget(device);
+        let is_free = self.has_room(device, &row.enrollment, max);
+        let claim = self.journal.claims.remove(device);
         if row.product_key != entry.product_key || row.name() != entry.device_name {
             return Err(StoreError::Conflict("another product or name".into()));
         }
@@ -247,6 +255,15 @@ impl Tables {
                     self.devices.insert(device.clone(), DeviceRow { refusal, ..row });
                     return Err(StoreError::Conflict("the IotId of another device".into()));
                 }
+                if !is_free {
+                    let abandoned = claim.map(|held| {
+                        let open = OpenEntry { batch: None, ..held.open };
+                        Held { open, owner: None, ..held }
+                    });
+                    self.journal.claims.extend(abandoned.map(|held| (device.clone(), held)));
+                    return Err(StoreError::Conflict("its enrollment is full".into()));
+                }
+                self.kept.remove(device);
                 let certificate = registered.certificate.clone();
                 let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
                 let row = DeviceRow {
@@ -376,7 +393,8 @@ impl Claims for Memory {
         entry: &'a JournalEntry,
         settlement: &'a Settlement,
     ) -> StoreFuture<'a, ()> {
-        self.answer(|tables, now| tables.settle(owner, entry, settlement, now))
+        let max = self.max_places();
+        self.answer(|tables, now| tables.settle(owner, entry, settlement, now, &max))
     }
 
     fn release_claim<'a>(&'a self, owner: OwnerId, device: &'a DeviceId, asked: bool) -> StoreFuture<'a, ()> {
@@ -465,7 +483,6 @@ impl Claims for Memory {
                 owner: living.map(|living| living.name.clone()),
                 last_beat: living.map(|living| living.last_beat),
                 batch: held.open.batch,
-                enrollment: Some(held.enrollment.clone()),
             }))
         })
     }

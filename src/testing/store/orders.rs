@@ -267,6 +267,7 @@ impl Tables {
                 let enrollment = row.enrollment.clone();
                 self.issues.remove(device);
                 self.touch(device);
+                self.kept.insert(device.clone(), enrollment.clone());
                 self.claim_anew(&order, enrollment, claim_time);
             }
         }

@@ -23,8 +23,25 @@ impl Tables {
         let own = self.devices.values().filter(|row| row.enrollment == enrollment);
         Places {
             registered: own.filter(|row| row.certificate.is_some()).count() as u64,
-            claimed: self.journal.claims_of(enrollment),
+            claimed: self.journal.claims_of(enrollment) + self.kept_of(enrollment),
         }
+    }
+
+    /// Returns the number of rotated devices that keep their places in an enrollment and are not in the
+    /// journal.
+    fn kept_of(&self, enrollment: &str) -> u64 {
+        let is_one = |(device, of): &(&DeviceId, &String)| {
+            let row = self.devices.get(*device);
+            *of == enrollment
+                && row.is_some_and(|row| row.enrollment == enrollment && row.certificate.is_none())
+                && !self.journal.has_place(device, enrollment)
+        };
+        self.kept.iter().filter(is_one).count() as u64
+    }
+
+    /// Returns whether a device without a certificate has a place in an enrollment.
+    pub(super) fn has_place(&self, device: &DeviceId, enrollment: &str) -> bool {
+        self.journal.has_place(device, enrollment) || self.kept.get(device).is_some_and(|of| of == enrollment)
     }
 
     /// Returns the enrollment of a device that is in the table, in whichever spelling.
@@ -96,6 +113,10 @@ impl Tables {
 impl CountsPlaces for Memory {
     fn set_max_places(&self, max: MaxPlaces) {
         self.max_places.store(max);
+    }
+
+    fn has_place<'a>(&'a self, device: &'a DeviceId, enrollment: &'a str) -> StoreFuture<'a, bool> {
+        self.answer(|tables, _| Ok(tables.has_place(device, enrollment)))
     }
 
     fn places<'a>(&'a self, enrollment: &'a str) -> StoreFuture<'a, Places> {
