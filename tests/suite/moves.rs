@@ -251,6 +251,29 @@ fn a_full_instance_lets_the_rest_wait_with_the_reason() {
 }
 
 #[test]
+fn a_target_without_credentials_lets_its_moves_wait_with_the_reason() {
+    let scene = Scene::new(500);
+    scene.register(&["LAMP0001"]);
+    let path = scene.site.path("certdist.toml");
+    let text = std::fs::read_to_string(&path).expect("the configuration");
+    let region = "region = \"eu-central-1\"\n";
+    let lost = text.replace(region, &format!("{region}credentials = \"file:lost.ini\"\n"));
+    scene.site.write("certdist.toml", &lost);
+    let mut command = scene.site.certdist(&["device", "move", "LAMP0001", "--target", "frankfurt"]);
+    let mut command = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    until("the reason is noted", || stdout(&scene.device(&["orders"])).contains("not yet: Credentials"));
+    command.kill().expect("it runs");
+    let said = stderr(&command.wait_with_output().expect("it ends"));
+    assert!(said.contains("note: target frankfurt cannot be called now"), "{said}");
+    assert_eq!(scene.devices(), [1, 0]);
+    // With the credentials, a server carries the order out.
+    scene.site.write("certdist.toml", &text);
+    let _server = scene.site.serve();
+    until("the order is carried out", || stdout(&scene.device(&["orders"])).is_empty());
+    assert_eq!(scene.devices(), [1, 1]);
+}
+
+#[test]
 fn bad_moves_are_refused_with_what_is_missing() {
     let scene = Scene::new(500);
     scene.register(&["LAMP0001"]);
