@@ -142,6 +142,7 @@ struct cd_device {
   const struct cd_port *port;
   const struct cd_dtls *dtls;
   uint32_t wake_at;
+  uint32_t timer_at;
   uint32_t session_until;
   uint32_t retransmit_ms;
   uint32_t max_age;

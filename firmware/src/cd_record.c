@@ -1,0 +1,73 @@
+/* The record in which a certificate is stored: a version, four texts with a NUL after each, and a
+ * CRC-32 of all that, least significant byte first. */
+#include "cd_internal.h"
+
+#include <string.h>
+
+enum { RECORD_VERSION = 1, CRC_SIZE = 4, TEXTS = 4 };
+
+uint32_t cd_crc(uint32_t crc, const void *bytes, size_t length) {
+  const uint8_t *at = (const uint8_t *)bytes;
+  crc = ~crc;
+  for (; length > 0; length--) {
+    crc ^= *at++;
+    for (int i = 0; i < 8; i++) crc = crc >> 1 ^ (0xedb88320 & (0 - (crc & 1)));
+  }
+  return ~crc;
+}
+
+void cd_wipe(void *memory, size_t length) {
+  volatile uint8_t *at = (volatile uint8_t *)memory;
+  while (length-- > 0) *at++ = 0;
+}
+
+bool cd_is_name(const char *text, size_t most) {
+  size_t length = strlen(text);
+  if (length < 1 || length > most) return false;
+  for (; *text; text++) {
+    char c = *text;
+    bool alphanumeric = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+    if (!alphanumeric && !strchr("._:@-", c)) return false;
+  }
+  return true;
+}
+
+/* The texts in their order. */
+static const struct {
+  uint16_t offset, room;
+} texts[TEXTS] = {
+    {offsetof(struct cd_certificate, product_key), CD_PRODUCT_KEY_ROOM},
+    {offsetof(struct cd_certificate, device_name), CD_DEVICE_NAME_ROOM},
+    {offsetof(struct cd_certificate, device_secret), CD_DEVICE_SECRET_ROOM},
+    {offsetof(struct cd_certificate, host), CD_HOST_ROOM},
+};
+
+size_t cd_record_write(const struct cd_certificate *certificate, uint8_t *out) {
+  uint8_t *at = out;
+  *at++ = RECORD_VERSION;
+  for (int i = 0; i < TEXTS; i++) {
+    const char *text = (const char *)certificate + texts[i].offset;
+    size_t size = strlen(text) + 1;
+    memcpy(at, text, size);
+    at += size;
+  }
+  uint32_t crc = cd_crc(0, out, (size_t)(at - out));
+  for (int i = 0; i < CRC_SIZE; i++) *at++ = (uint8_t)(crc >> 8 * i);
+  return (size_t)(at - out);
+}
+
+int cd_record_read(const uint8_t *record, size_t length, struct cd_certificate *certificate) {
+  if (length < 1 + TEXTS + CRC_SIZE || length > CD_RECORD_MAX || record[0] != RECORD_VERSION) return -1;
+  const uint8_t *at = record + 1, *end = record + length - CRC_SIZE;
+  uint32_t crc = cd_crc(0, record, length - CRC_SIZE);
+  for (int i = 0; i < CRC_SIZE; i++)
+    if (end[i] != (uint8_t)(crc >> 8 * i)) return -1;
+  for (int i = 0; i < TEXTS; i++) {
+    const uint8_t *nul = (const uint8_t *)memchr(at, 0, (size_t)(end - at));
+    /* Only the host may be empty. */
+    if (!nul || nul - at >= texts[i].room || (i < TEXTS - 1 && nul == at)) return -1;
+    memcpy((char *)certificate + texts[i].offset, at, (size_t)(nul - at) + 1);
+    at = nul + 1;
+  }
+  return at == end ? 0 : -1;
+}
