@@ -344,7 +344,6 @@ static void open_session(struct cd_device *device) {
   device->sent = 0;
   device->session = true;
   device->wake_at = now(device) + or_default(device->settings->handshake_ms, 120 * SECOND);
-  device->timer_at = device->wake_at;
   if (device->dtls->open(device) < 0 && device->state == CD_CONNECTING) fail(device, CD_SESSION_ENDED, false);
 }
 
@@ -443,7 +442,7 @@ enum cd_state cd_poll(struct cd_device *device) {
     uint32_t time = now(device);
     if (device->leaving && is_past(device->session_until, time)) close_session(device);
     if (rests_for_good(device)) break;
-    if (device->state == CD_CONNECTING && is_past(device->timer_at, time)) {
+    if (device->state == CD_CONNECTING) {
       uint32_t next = device->dtls->timer(device);
       device->timer_at = next < LONGEST_DELAY ? time + next : device->wake_at;
     }

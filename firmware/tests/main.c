@@ -47,6 +47,7 @@
   X(alert_51_waits_ten_minutes_and_more)                               \
   X(another_alert_is_a_passing_failure)                                \
   X(a_handshake_without_end_is_given_up)                               \
+  X(the_back_end_repeats_its_flights_in_time)                          \
   X(a_back_end_that_fails_is_tried_again)                              \
   X(no_session_is_open_while_it_waits)                                 \
   X(a_wait_that_is_shorter_than_the_linger_opens_one_session_only)     \

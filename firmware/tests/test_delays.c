@@ -212,6 +212,15 @@ void a_handshake_without_end_is_given_up(void) {
   CHECK(world.device.state == CD_WAITING && world_report().reason == CD_SILENCE && world.closed == 1);
 }
 
+void the_back_end_repeats_its_flights_in_time(void) {
+  world.connects_at_once = false;
+  world_start();
+  world_until_next_session(30 * SECONDS);
+  CHECK(cd_wait_ms(&world.device) == 700);
+  world_pass(70 * SECONDS);
+  CHECK(world.flights == 100);
+}
+
 void a_back_end_that_fails_is_tried_again(void) {
   world.cannot_open = true;
   world_start();

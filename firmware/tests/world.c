@@ -64,6 +64,7 @@ static int save(void *arg, const void *record, size_t length) {
 static int fake_open(struct cd_device *device) {
   world.opened++;
   world.opened_at = world.now;
+  world.flights = 0;
   if (world.cannot_open) return -1;
   if (world.connects_at_once) cd_dtls_connected(device);
   return 0;
@@ -73,9 +74,12 @@ static void fake_receive(struct cd_device *device, uint8_t *datagram, size_t len
   cd_dtls_message(device, datagram, length);
 }
 
+/* A flight that is repeated every 700 ms. */
 static uint32_t fake_timer(struct cd_device *device) {
   (void)device;
-  return 700;
+  uint64_t passed = world.now - world.opened_at;
+  if (passed >= 700 * (uint64_t)(world.flights + 1)) world.flights++;
+  return (uint32_t)(700 * (uint64_t)(world.flights + 1) - passed);
 }
 
 static int fake_send(struct cd_device *device, uint8_t *message, size_t length) {

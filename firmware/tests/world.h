@@ -35,7 +35,7 @@ extern struct world {
     size_t length;
     uint64_t at;
   } sent[SENT_MAX]; /* the newest ones, by number modulo SENT_MAX */
-  int sent_count, opened, closed;
+  int sent_count, opened, closed, flights;
   uint64_t opened_at;
 
   uint16_t server_id; /* the newest message ID of the server */
