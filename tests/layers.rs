@@ -323,7 +323,7 @@ fn exists(word: &str, paths: &[String]) -> bool {
 fn the_documents_name_only_files_and_modules_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    for folder in ["src", "tests", "benches", "examples", "fuzz", "docs", "packaging"] {
+    for folder in ["src", "tests", "benches", "examples", "firmware", "fuzz", "docs", "packaging"] {
         found.push(format!("/{folder}/"));
         paths(&root.join(folder), &mut found);
     }

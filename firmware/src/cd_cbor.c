@@ -13,7 +13,7 @@ struct cursor {
 
 struct head {
   uint8_t major, info;
-  uint64_t value; /* not of an indefinite length */
+  uint32_t value; /* not of an indefinite length; UINT32_MAX stands for all that is larger */
 };
 
 /* Section 3: the initial byte and its argument. */
@@ -27,7 +27,8 @@ static bool read_head(struct cursor *in, struct head *head) {
   if (head->info > 27) return false;
   size_t size = (size_t)1 << (head->info - 24);
   if ((size_t)(in->end - in->at) < size) return false;
-  for (head->value = 0; size > 0; size--) head->value = head->value << 8 | *in->at++;
+  for (head->value = 0; size > 0; size--, in->at++)
+    head->value = head->value < 1u << 24 ? head->value << 8 | *in->at : UINT32_MAX;
   /* Section 3.3: simple values below 32 have no second byte. */
   return head->major != SIMPLE || head->info != 24 || head->value >= 32;
 }
@@ -50,8 +51,8 @@ static bool read_string(struct cursor *in, const struct head *head, char *out, s
       /* Section 3.2.3: the chunks have the type of the whole, and definite lengths. */
       if (!read_head(in, &chunk) || chunk.major != head->major || chunk.info == INDEFINITE) return false;
     }
-    if (chunk.value > (uint64_t)(in->end - in->at)) return false;
-    size_t size = (size_t)chunk.value;
+    size_t size = chunk.value;
+    if (size > (size_t)(in->end - in->at)) return false;
     for (size_t i = 0; i < size && *length + i < room; i++) out[*length + i] = (char)in->at[i];
     *length += size;
     in->at += size;
@@ -64,7 +65,7 @@ static bool skip_rest(struct cursor *in, const struct head *head, int depth) {
   struct head inner;
   size_t length;
   bool open = head->info == INDEFINITE;
-  uint64_t items = head->value;
+  uint32_t items = head->value;
   switch (head->major) {
     case UNSIGNED:
     case NEGATIVE:
@@ -117,7 +118,7 @@ int cd_cbor_read(const uint8_t *bytes, size_t length, struct cd_field *fields, s
   if (map.major == TAG && map.value == SELF_DESCRIBED && !read_head(&in, &map)) return -1;
   if (map.major != MAP) return -1;
   bool open = map.info == INDEFINITE;
-  for (uint64_t entries = map.value; open || entries > 0; entries--) {
+  for (uint32_t entries = map.value; open || entries > 0; entries--) {
     if (open && at_break(&in)) break;
     char text[KEY_ROOM];
     size_t size = KEY_ROOM;

@@ -6,33 +6,42 @@
 
 enum { PORT_PLAIN = 1883, PORT_TLS = 8883, DIGITS = 21, DIGEST = 32 };
 
-/* A text that grows; `full` once it did not fit. */
-struct text {
-  char *start;
-  size_t room, length;
-  bool full;
-};
-
-static void add(struct text *text, const char *more) {
-  size_t length = strlen(more);
-  if (text->full || length >= text->room - text->length) {
-    text->full = true;
-    return;
+/* Writes a pattern with "$0", "$1", ... replaced by values. Returns whether there was room. */
+static bool fill(char *out, size_t room, const char *pattern, const char *const *values) {
+  for (; *pattern; pattern++) {
+    const char *from = pattern;
+    size_t length = 1;
+    if (*pattern == '$') {
+      from = values[*++pattern - '0'];
+      length = strlen(from);
+    }
+    if (length >= room) return false;
+    memcpy(out, from, length);
+    out += length;
+    room -= length;
   }
-  memcpy(text->start + text->length, more, length + 1);
-  text->length += length;
+  *out = 0;
+  return true;
 }
 
-static void add_all(struct text *text, const char *const *parts, size_t count) {
-  for (size_t i = 0; i < count; i++) add(text, parts[i]);
-}
-
-/* Writes a number in decimal; the result points into `digits`. */
+/* Writes a number in decimal; the result points into `digits`. The division is by hand, because a
+ * small processor has none of 64 bits. */
 static const char *decimal(uint64_t number, char digits[DIGITS]) {
+  uint16_t parts[4];
   char *at = digits + DIGITS - 1;
+  uint32_t any = 0;
+  for (int i = 0; i < 4; i++) parts[i] = (uint16_t)(number >> (48 - 16 * i));
   *at = 0;
-  do *--at = (char)('0' + number % 10);
-  while (number /= 10);
+  do {
+    uint32_t rest = any = 0;
+    for (int i = 0; i < 4; i++) {
+      rest = rest << 16 | parts[i];
+      parts[i] = (uint16_t)(rest / 10);
+      any |= parts[i];
+      rest %= 10;
+    }
+    *--at = (char)('0' + rest);
+  } while (any);
   return at;
 }
 
@@ -55,46 +64,35 @@ static int set_port(struct cd_sign_in *out, bool tls) {
 
 int cd_sign_in(const struct cd_certificate *certificate, const char *where, bool tls, uint64_t now_unix_ms,
                cd_hmac *hmac, struct cd_sign_in *out) {
-  const char *name = certificate->device_name, *product = certificate->product_key;
   char digits[DIGITS], signed_text[sizeof "clientIddeviceNameproductKeytimestamp" + 2 * CD_DEVICE_NAME_ROOM +
                                    CD_PRODUCT_KEY_ROOM + DIGITS];
-  const char *time = now_unix_ms ? decimal(now_unix_ms, digits) : "";
-  struct text host = {out->host, sizeof out->host, 0, false};
-  struct text client_id = {out->client_id, sizeof out->client_id, 0, false};
-  struct text user_name = {out->user_name, sizeof out->user_name, 0, false};
-  struct text to_sign = {signed_text, sizeof signed_text, 0, false};
+  uint8_t mac[DIGEST];
+  const char *secret = certificate->device_secret, *host = "$3";
+  const char *values[] = {certificate->device_name, certificate->product_key, decimal(now_unix_ms, digits),
+                          certificate->host, tls ? "2" : "3"};
   memset(out, 0, sizeof *out);
   /* '&', '|' and ',' separate the fields. */
-  if (!cd_is_name(name, CD_DEVICE_NAME_ROOM - 1) || !cd_is_name(product, CD_PRODUCT_KEY_ROOM - 1)) return -1;
-  if (certificate->host[0]) {
-    add(&host, certificate->host);
-  } else if (where && strchr(where, '.')) {
-    add(&host, where);
-  } else if (where && where[0]) {
-    const char *const parts[] = {product, ".iot-as-mqtt.", where, ".aliyuncs.com"};
-    add_all(&host, parts, sizeof parts / sizeof parts[0]);
+  if (!cd_is_name(values[0], CD_DEVICE_NAME_ROOM - 1) || !cd_is_name(values[1], CD_PRODUCT_KEY_ROOM - 1)) return -1;
+  if (!certificate->host[0]) {
+    values[3] = where ? where : "";
+    if (values[3][0] && !strchr(values[3], '.')) host = "$1.iot-as-mqtt.$3.aliyuncs.com";
   }
-  const char *const id_parts[] = {name,  tls ? "|securemode=2,signmethod=hmacsha256" : "|securemode=3,signmethod=hmacsha256",
-                                  time[0] ? ",timestamp=" : "", time, "|"};
-  add_all(&client_id, id_parts, sizeof id_parts / sizeof id_parts[0]);
-  const char *const user_parts[] = {name, "&", product};
-  add_all(&user_name, user_parts, sizeof user_parts / sizeof user_parts[0]);
+  const char *client_id = "$0|securemode=$4,signmethod=hmacsha256,timestamp=$2|";
   /* The fields by name, in alphabetical order. */
-  const char *const sign_parts[] = {"clientId", name, "deviceName", name, "productKey", product, time[0] ? "timestamp" : "", time};
-  add_all(&to_sign, sign_parts, sizeof sign_parts / sizeof sign_parts[0]);
-
-  uint8_t mac[DIGEST];
-  const char *secret = certificate->device_secret;
-  bool failed = host.full || client_id.full || user_name.full || to_sign.full || set_port(out, tls) < 0 ||
-                hmac(secret, strlen(secret), signed_text, to_sign.length, mac) < 0;
-  if (failed) {
-    memset(out, 0, sizeof *out);
-    return -1;
+  const char *to_sign = "clientId$0deviceName$0productKey$1timestamp$2";
+  if (now_unix_ms == 0) {
+    client_id = "$0|securemode=$4,signmethod=hmacsha256|";
+    to_sign = "clientId$0deviceName$0productKey$1";
   }
-  for (int i = 0; i < DIGEST; i++) {
-    out->password[2 * i] = "0123456789abcdef"[mac[i] >> 4];
-    out->password[2 * i + 1] = "0123456789abcdef"[mac[i] & 15];
+  if (fill(out->host, sizeof out->host, host, values) && set_port(out, tls) == 0 &&
+      fill(out->client_id, sizeof out->client_id, client_id, values) &&
+      fill(out->user_name, sizeof out->user_name, "$0&$1", values) &&
+      fill(signed_text, sizeof signed_text, to_sign, values) &&
+      hmac(secret, strlen(secret), signed_text, strlen(signed_text), mac) >= 0) {
+    for (int i = 0; i < 2 * DIGEST; i++) out->password[i] = "0123456789abcdef"[mac[i / 2] >> (i % 2 ? 0 : 4) & 15];
+    cd_wipe(mac, sizeof mac);
+    return 0;
   }
-  cd_wipe(mac, sizeof mac);
-  return 0;
+  memset(out, 0, sizeof *out);
+  return -1;
 }

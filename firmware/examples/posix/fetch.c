@@ -8,17 +8,14 @@
  * (first_delay, retry, ...), `block_size`, `patience` (ms, default 300000), `kind`, `where`, `tls`
  * (0 or 1), `time` (ms since 1970), or `password` (a file for the MQTT password).
  *
+ * `make -C firmware fetch` builds it, and defines DTLS and HMAC: the back end.
+ *
  * Exit status: 0 done, 1 not done within the patience, 2 wrong usage. */
 #include "cd_posix.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifndef DTLS
-#define DTLS cd_dtls_mbedtls
-#define HMAC cd_hmac_mbedtls
-#endif
 
 static const char *const states[] = {"waiting", "connecting", "asking", "registering", "storing", "done", "stopped", "rejected"};
 static const char *const reasons[] = {"",           "answered",         "silence",    "wrong key", "session ended",
