@@ -2,6 +2,7 @@
 //! in parallel.
 
 mod durability;
+mod firmware;
 mod foreign_clients;
 mod guards;
 mod health;
