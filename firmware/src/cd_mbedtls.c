@@ -22,6 +22,8 @@
 
 /* Records that one datagram may contain. */
 enum { RECORDS = 8 };
+/* If the timer has passed, mbedTLS repeats its flight before it reads a datagram. */
+enum { TRIES = 3 };
 
 /* The one session. */
 static struct {
@@ -113,8 +115,20 @@ static int configure(const struct cd_settings *settings) {
                               strlen(settings->identity));
 }
 
+static void mbed_close(struct cd_device *device) {
+  if (session.owner != device) return;
+  if (session.connected && !session.ended) (void)mbedtls_ssl_close_notify(&session.ssl);
+  mbedtls_ssl_free(&session.ssl);
+  mbedtls_ssl_config_free(&session.config);
+  session.owner = NULL;
+}
+
 static int mbed_open(struct cd_device *device) {
-  if (session.owner) return -1;
+  if (session.owner) {
+    /* Started again without cd_stop: the old device may no longer exist. */
+    session.owner = device;
+    mbed_close(device);
+  }
   memset(&session, 0, sizeof session);
   session.owner = device;
   mbedtls_ssl_config_init(&session.config);
@@ -137,7 +151,7 @@ static void mbed_receive(struct cd_device *device, uint8_t *datagram, size_t len
   if (session.owner != device || session.ended) return;
   session.datagram = datagram;
   session.length = length;
-  if (!session.connected) shake_hands();
+  for (int i = 0; i < TRIES && session.length > 0 && !session.connected && !session.ended; i++) shake_hands();
   /* mbedTLS copies the datagram before it hands a message out, so its memory is free for the
    * message, which is shorter. */
   for (int record = 0; session.connected && !session.ended && record < RECORDS; record++) {
@@ -163,14 +177,6 @@ static int mbed_send(struct cd_device *device, uint8_t *message, size_t length) 
   int result = mbedtls_ssl_write(&session.ssl, message, length);
   examine(result);
   return result < 0 ? -1 : 0;
-}
-
-static void mbed_close(struct cd_device *device) {
-  if (session.owner != device) return;
-  if (session.connected && !session.ended) (void)mbedtls_ssl_close_notify(&session.ssl);
-  mbedtls_ssl_free(&session.ssl);
-  mbedtls_ssl_config_free(&session.config);
-  session.owner = NULL;
 }
 
 static bool mbed_moves(struct cd_device *device) {

@@ -26,8 +26,9 @@ bool cd_is_name(const char *text, size_t most) {
   if (length < 1 || length > most) return false;
   for (; *text; text++) {
     char c = *text;
-    bool alphanumeric = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
-    if (!alphanumeric && !strchr("._:@-", c)) return false;
+    /* In ASCII, ':' follows '9', and '@' precedes 'A'. */
+    if (!((c >= '0' && c <= ':') || (c >= '@' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-' || c == '.' || c == '_'))
+      return false;
   }
   return true;
 }

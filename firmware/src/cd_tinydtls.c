@@ -80,7 +80,7 @@ static int secret(dtls_context_t *dtls, const session_t *session, dtls_credentia
 }
 
 static void tiny_close(struct cd_device *device) {
-  (void)device;
+  if (owner != device) return;
   if (context) dtls_free_context(context); /* sends close_notify */
   context = NULL;
   owner = NULL;
@@ -94,8 +94,13 @@ static int tiny_open(struct cd_device *device) {
   };
   if (!initialized) dtls_init();
   initialized = true;
-  if (owner) return -1;
   owner = device;
+  if (context) {
+    /* Started again without cd_stop: the old device may no longer exist. */
+    dtls_set_app_data(context, device);
+    dtls_free_context(context);
+    context = NULL;
+  }
   dtls_session_init(&server);
 #ifndef WITH_LWIP_NO_SOCKET
   /* tinydtls compares addresses; this one stands for the only server. */

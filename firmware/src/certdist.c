@@ -41,19 +41,19 @@ static bool is_past(uint32_t time, uint32_t at) {
 }
 
 static uint32_t or_default(uint32_t setting, uint32_t otherwise) {
-  return setting ? setting : otherwise;
+  if (setting == 0) return otherwise;
+  return setting < LONGEST_DELAY ? setting : LONGEST_DELAY;
 }
 
 /* Returns a random number of 0 to `most`; `most` if there are none. */
 static uint32_t random_up_to(uint32_t most) {
   uint32_t value;
-  if (most == 0 || most == UINT32_MAX || cd_random(&value, sizeof value) < 0) return most;
+  if (cd_random(&value, sizeof value) < 0) return most;
   return value % (most + 1);
 }
 
 /* Returns `first`, doubled `times`, at most `longest`. */
 static uint32_t grown(uint32_t first, uint8_t times, uint32_t longest) {
-  if (longest > LONGEST_DELAY) longest = LONGEST_DELAY;
   while (times-- > 0 && first < longest) first *= 2;
   return first < longest ? first : longest;
 }
@@ -64,6 +64,12 @@ static void count(uint8_t *counter) {
   if (*counter < UINT8_MAX) ++*counter;
 }
 
+/* Empties the buffer, which may hold a secret. */
+static void clear(struct cd_device *device) {
+  cd_wipe(device->buffer, sizeof device->buffer);
+  device->used = 0;
+}
+
 static void close_session(struct cd_device *device) {
   if (device->session) device->dtls->close(device);
   device->session = false;
@@ -72,15 +78,13 @@ static void close_session(struct cd_device *device) {
 
 /* Leaves the exchange. The session is closed as soon as the back end has returned, or, if it has
  * a separate answer to acknowledge, after LINGER. */
-static void leave(struct cd_device *device, enum cd_state state, bool lingers) {
-  device->state = (uint8_t)state;
+static void leave(struct cd_device *device, bool lingers) {
   device->session_until = now(device) + (lingers ? LINGER : 0);
   device->leaving = true;
 }
 
 /* Waits `delay`, and up to half as long again, so that devices that failed together spread. */
 static void wait_for(struct cd_device *device, enum cd_state state, uint32_t delay) {
-  if (delay > LONGEST_DELAY) delay = LONGEST_DELAY;
   device->state = (uint8_t)state;
   device->wake_at = now(device) + delay + random_up_to(delay / 2);
 }
@@ -100,11 +104,10 @@ static void fail(struct cd_device *device, enum cd_reason reason, bool lingers) 
     uint32_t least = or_default(device->settings->wrong_key_ms, 10 * MINUTE);
     if (delay < least) delay = least;
   }
-  cd_wipe(device->buffer, sizeof device->buffer);
-  device->used = 0;
+  clear(device);
   device->reason = (uint8_t)reason;
   device->timed = false;
-  leave(device, CD_WAITING, lingers);
+  leave(device, lingers);
   wait_for(device, CD_WAITING, delay);
 }
 
@@ -148,12 +151,11 @@ static void take_certificate(struct cd_device *device, bool lingers) {
       {"host", certificate.host, sizeof certificate.host, false, false},
   };
   int result = cd_cbor_read(device->buffer, device->used, fields, sizeof fields / sizeof fields[0]);
-  cd_wipe(device->buffer, sizeof device->buffer);
-  device->used = 0;
+  clear(device);
   if (result == 0 && certificate.product_key[0] && certificate.device_name[0] && certificate.device_secret[0]) {
     device->used = (uint16_t)cd_record_write(&certificate, device->buffer);
     device->failures = 0;
-    leave(device, CD_STORING, lingers);
+    leave(device, lingers);
     store(device);
   } else {
     fail(device, CD_BAD_ANSWER, lingers);
@@ -166,9 +168,8 @@ static void take_certificate(struct cd_device *device, bool lingers) {
 /* Keeps the server's sentence, if there is one, in the buffer. */
 static void keep_why(struct cd_device *device, const struct cd_message *message) {
   struct cd_field why = {NULL, (char *)device->buffer, CD_WHY_ROOM, true, false};
-  cd_wipe(device->buffer, sizeof device->buffer);
+  clear(device);
   if (message->length == 0 || cd_cbor_read(message->payload, message->length, &why, 1) != 0) device->buffer[0] = 0;
-  device->used = 0;
 }
 
 /* What to do after each code of docs/device.md but 2.05. */
@@ -218,7 +219,7 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
   device->refusals = refusals;
   device->timed = timed;
   device->reason = CD_ANSWERED;
-  leave(device, state, lingers);
+  leave(device, lingers);
   wait_for(device, state, delay);
 }
 
@@ -313,8 +314,7 @@ void cd_dtls_connected(struct cd_device *device) {
 
 void cd_dtls_ended(struct cd_device *device, uint8_t alert) {
   bool connects = device->state == CD_CONNECTING;
-  device->leaving = true;
-  device->session_until = now(device);
+  leave(device, false);
   device->alert = alert;
   if (connects || device->state == CD_ASKING || device->state == CD_REGISTERING)
     fail(device, connects && alert == ALERT_DECRYPT_ERROR ? CD_WRONG_KEY : CD_SESSION_ENDED, false);
@@ -328,8 +328,7 @@ static void open_session(struct cd_device *device) {
   uint8_t seed[6];
   close_session(device);
   if (device->attempts < UINT16_MAX) device->attempts++;
-  cd_wipe(device->buffer, sizeof device->buffer);
-  device->used = 0;
+  clear(device);
   device->code = 0;
   device->alert = 0;
   if (cd_random(seed, sizeof seed) < 0) {
@@ -424,7 +423,7 @@ enum cd_state cd_start(struct cd_device *device, const struct cd_settings *setti
     device->used = (uint16_t)length;
     device->state = CD_DONE;
   } else {
-    cd_wipe(device->buffer, sizeof device->buffer);
+    clear(device);
     begin(device);
   }
   cd_wipe(&certificate, sizeof certificate);
@@ -470,9 +469,9 @@ enum cd_state cd_network_changed(struct cd_device *device) {
   uint32_t delay = or_default(device->settings->first_delay_ms, 30 * SECOND);
   bool active = device->state == CD_CONNECTING || device->state == CD_ASKING || device->state == CD_REGISTERING;
   if (active && (device->state == CD_CONNECTING || !device->dtls->moves(device))) {
-    close_session(device);
     device->state = CD_WAITING;
     device->timed = false;
+    close_session(device);
     device->wake_at = now(device) + LONGEST_DELAY;
   }
   if (device->state == CD_WAITING && !device->timed) {
@@ -505,8 +504,7 @@ int cd_forget(struct cd_device *device) {
   int result = device->port->save(device->port->arg, NULL, 0);
   if (result < 0) return result;
   close_session(device);
-  cd_wipe(device->buffer, sizeof device->buffer);
-  device->used = 0;
+  clear(device);
   device->failures = device->refusals = 0;
   begin(device);
   return 0;

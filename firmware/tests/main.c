@@ -34,6 +34,7 @@
   X(a_stopped_device_holds_no_secret)                                  \
   X(a_crowd_spreads_at_power_on)                                       \
   X(the_first_delay_can_be_set)                                        \
+  X(a_setting_has_a_bound)                                             \
   X(silence_is_answered_by_growing_delays)                             \
   X(an_answer_resets_the_back_off)                                     \
   X(max_age_wins)                                                      \

@@ -32,6 +32,16 @@ void the_first_delay_can_be_set(void) {
   CHECK(world_until_next_session(1) <= 1);
 }
 
+void a_setting_has_a_bound(void) {
+  world.settings.first_delay_ms = world.settings.retry_ms = world.settings.longest_retry_ms = UINT32_MAX;
+  world.settings.operator_ms = world.settings.longest_operator_ms = UINT32_MAX;
+  world_start();
+  world_until_next_session((uint64_t)7 * 24 * HOURS);
+  CHECK(is_jittered(delay_after(0xa4, -1), (uint64_t)7 * 24 * HOURS));
+  CHECK(is_jittered(delay_after(0x84, -1), (uint64_t)7 * 24 * HOURS));
+  CHECK(is_jittered(delay_after(0x80, -1), (uint64_t)7 * 24 * HOURS));
+}
+
 /* A server that is away for a week: the delay doubles from 30 s to an hour, with jitter. */
 void silence_is_answered_by_growing_delays(void) {
   world.connects_at_once = false;
