@@ -17,6 +17,7 @@
   X(what_is_not_its_answer_is_not_taken)                               \
   X(a_ping_gets_a_reset)                                               \
   X(a_malformed_confirmable_message_gets_a_reset)                      \
+  X(a_payload_marker_without_a_payload_is_malformed)                   \
   X(a_reset_request_is_asked_again_in_another_session)                 \
   X(a_request_is_repeated_as_it_was)                                   \
   X(the_first_copies_of_a_crowd_spread)                                \

@@ -161,6 +161,13 @@ void a_malformed_confirmable_message_gets_a_reset(void) {
   CHECK(world.sent_count == sent);
 }
 
+void a_payload_marker_without_a_payload_is_malformed(void) {
+  world_ask();
+  struct message answer = piggybacked(0x84);
+  answer.bytes[answer.length++] = 0xff;
+  CHECK(deliver(&answer) == CD_ASKING);
+}
+
 void a_reset_request_is_asked_again_in_another_session(void) {
   world_ask();
   uint16_t id = world.device.message_id;
