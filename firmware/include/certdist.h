@@ -141,19 +141,19 @@ struct cd_device {
   const struct cd_settings *settings;
   const struct cd_port *port;
   const struct cd_dtls *dtls;
+  uint8_t state, reason, code, alert;
+  uint8_t failures, refusals, sent, block_exponent;
+  bool session, leaving, timed;
+  uint16_t message_id;
+  uint16_t attempts;
+  uint16_t used; /* bytes of `buffer` */
   uint32_t wake_at;
   uint32_t timer_at;
   uint32_t session_until;
   uint32_t retransmit_ms;
-  uint32_t max_age;
   uint32_t etag;
   uint32_t token;
-  uint16_t message_id;
-  uint16_t attempts;
-  uint16_t used; /* bytes of `buffer` */
-  uint8_t state, reason, code, alert;
-  uint8_t failures, refusals, sent, block_exponent;
-  bool session, leaving, timed;
+  uint32_t delays[8]; /* of the settings, with the defaults filled in */
   uint8_t buffer[CD_ANSWER_MAX]; /* the answer; later the record, or the server's sentence */
 };
 
@@ -200,17 +200,16 @@ int cd_hmac_mbedtls(const void *key, size_t key_length, const void *text, size_t
 struct cd_sign_in {
   char host[CD_HOST_ROOM];
   uint16_t port; /* 8883 with TLS, else 1883, or the port that the host ends in */
-  char client_id[112];
+  char client_id[CD_DEVICE_NAME_ROOM + 40];
   char user_name[CD_DEVICE_NAME_ROOM + CD_PRODUCT_KEY_ROOM];
   char password[65]; /* wipe it after use */
 };
 
 /* Computes the sign-in. `where` counts when the certificate has no host: a host name, or a region
  * such as "cn-shanghai" for a public instance from before 2021-07-30. `tls` selects securemode 2,
- * else 3. `now_unix_ms` is the time stamp, 0: none, which IoT Platform accepts. Returns 0, or -1
- * if no host is known, a text is too long or malformed, or `hmac` fails. */
-int cd_sign_in(const struct cd_certificate *, const char *where, bool tls, uint64_t now_unix_ms, cd_hmac *hmac,
-               struct cd_sign_in *);
+ * else 3. There is no time stamp: IoT Platform does not need one, and a new device has no clock.
+ * Returns 0, or -1 if no host is known, a text is too long or malformed, or `hmac` fails. */
+int cd_sign_in(const struct cd_certificate *, const char *where, bool tls, cd_hmac *hmac, struct cd_sign_in *);
 
 /* Two sectors of flash, for boards without a file system. Each slot has `slot_size` bytes, at least
  * CD_FLASH_SLOT_MIN, and is erased as a whole. The functions return 0, or a negative number. */

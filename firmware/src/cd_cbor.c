@@ -39,75 +39,55 @@ static bool at_break(struct cursor *in) {
   return true;
 }
 
-/* Reads the string after a head, and copies as many of its bytes as there is room for. `length` gets
- * the length of the whole string. */
-static bool read_string(struct cursor *in, const struct head *head, char *out, size_t room, size_t *length) {
-  struct head chunk = *head;
-  bool one = head->info != INDEFINITE;
-  *length = 0;
-  for (;;) {
-    if (!one) {
-      if (at_break(in)) return true;
-      /* Section 3.2.3: the chunks have the type of the whole, and definite lengths. */
-      if (!read_head(in, &chunk) || chunk.major != head->major || chunk.info == INDEFINITE) return false;
-    }
-    size_t size = chunk.value;
-    if (size > (size_t)(in->end - in->at)) return false;
-    for (size_t i = 0; i < size && *length + i < room; i++) out[*length + i] = (char)in->at[i];
-    *length += size;
-    in->at += size;
-    if (one) return true;
-  }
-}
+/* Gets the bytes of a string, as many as there is room for. */
+struct sink {
+  char *text;
+  size_t room, length; /* of the whole string */
+};
 
-/* Skips what follows a head. */
-static bool skip_rest(struct cursor *in, const struct head *head, int depth) {
+/* Reads the item after its head. Strings in it go to the sink, one after the other. */
+static bool read_item(struct cursor *in, const struct head *head, int depth, struct sink *sink) {
   struct head inner;
-  size_t length;
-  bool open = head->info == INDEFINITE;
-  uint32_t items = head->value;
-  switch (head->major) {
-    case UNSIGNED:
-    case NEGATIVE:
-      return true;
-    case SIMPLE: /* a break that ends nothing is an error */
-      return !open;
-    case BYTES:
-    case TEXT:
-      return read_string(in, head, NULL, 0, &length);
-    case TAG:
-      items = 1;
-      break;
-    default:
-      break;
+  bool open = head->info == INDEFINITE, is_string = head->major == BYTES || head->major == TEXT;
+  uint32_t items = head->major == TAG ? 1 : head->value;
+  if (head->major <= NEGATIVE) return true;
+  if (head->major == SIMPLE) return !open; /* a break that ends nothing is an error */
+  if (is_string && !open) {
+    if (items > (size_t)(in->end - in->at)) return false;
+    for (; items > 0; items--, in->at++)
+      if (sink->length++ < sink->room) sink->text[sink->length - 1] = (char)*in->at;
+    return true;
+  }
+  if (head->major == MAP) {
+    if (items > INT32_MAX) return false;
+    items *= 2;
   }
   if (depth == 0) return false;
   /* Each item takes a byte at least, so a count that is too large ends with the input. */
-  int of_item = head->major == MAP ? 2 : 1;
-  for (; open || items > 0; items--) {
-    if (open && at_break(in)) return true;
-    for (int i = 0; i < of_item; i++)
-      if (!read_head(in, &inner) || !skip_rest(in, &inner, depth - 1)) return false;
+  for (uint32_t i = 0; open || i < items; i++) {
+    if (open && (head->major != MAP || i % 2 == 0) && at_break(in)) return true;
+    if (!read_head(in, &inner)) return false;
+    /* Section 3.2.3: the chunks of a string have its type, and definite lengths. */
+    if (is_string && (inner.major != head->major || inner.info == INDEFINITE)) return false;
+    if (!read_item(in, &inner, depth - 1, sink)) return false;
   }
   return true;
 }
 
-/* Reads the value of a field. */
 static bool read_field(struct cursor *in, const struct head *head, struct cd_field *field) {
-  size_t length;
-  if (field->found || head->major != TEXT) return false;
-  if (!read_string(in, head, field->text, field->room - (size_t)1, &length)) return false;
-  if (length >= field->room) {
-    if (!field->cut) return false;
-    length = field->room - (size_t)1;
-  }
-  field->text[length] = 0;
-  for (size_t i = 0; i < length; i++) {
-    if (field->text[i] >= ' ' && field->text[i] <= '~') continue;
-    if (!field->cut) return false;
-    field->text[i] = '?';
-  }
+  struct sink sink = {field->text, field->room - (size_t)1, 0};
+  if (field->found || head->major != TEXT || !read_item(in, head, 1, &sink)) return false;
   field->found = true;
+  if (sink.length > sink.room) {
+    if (!field->cut) return false;
+    sink.length = sink.room;
+  }
+  field->text[sink.length] = 0;
+  while (sink.length-- > 0) {
+    if (field->text[sink.length] >= ' ' && field->text[sink.length] <= '~') continue;
+    if (!field->cut) return false;
+    field->text[sink.length] = '?';
+  }
   return true;
 }
 
@@ -119,20 +99,20 @@ int cd_cbor_read(const uint8_t *bytes, size_t length, struct cd_field *fields, s
   if (map.major != MAP) return -1;
   bool open = map.info == INDEFINITE;
   for (uint32_t entries = map.value; open || entries > 0; entries--) {
-    if (open && at_break(&in)) break;
     char text[KEY_ROOM];
-    size_t size = KEY_ROOM;
+    struct sink name = {text, sizeof text, 0}, skipped = {NULL, 0, 0};
     struct cd_field *field = NULL;
-    if (!read_head(&in, &key)) return -1;
-    if (key.major == TEXT ? !read_string(&in, &key, text, sizeof text, &size) : !skip_rest(&in, &key, DEPTH)) return -1;
+    if (open && at_break(&in)) break;
+    if (!read_head(&in, &key) || !read_item(&in, &key, DEPTH, &name)) return -1;
     for (size_t i = 0; i < count; i++) {
-      const char *name = fields[i].key;
-      if (name ? key.major == TEXT && size < KEY_ROOM && strlen(name) == size && memcmp(name, text, size) == 0
-               : key.major == NEGATIVE && key.value == 0)
+      const char *expected = fields[i].key;
+      /* No expected key is as long as the room. */
+      if (expected ? key.major == TEXT && strlen(expected) == name.length && memcmp(expected, text, name.length) == 0
+                   : key.major == NEGATIVE && key.value == 0)
         field = &fields[i];
     }
     if (!read_head(&in, &value)) return -1;
-    if (field ? !read_field(&in, &value, field) : !skip_rest(&in, &value, DEPTH)) return -1;
+    if (field ? !read_field(&in, &value, field) : !read_item(&in, &value, DEPTH, &skipped)) return -1;
   }
   return in.at == in.end ? 0 : -1;
 }

@@ -21,12 +21,12 @@ size_t cd_coap_write_request(const struct cd_device *device, uint8_t *out) {
   *at++ = FETCH;
   *at++ = (uint8_t)(device->message_id >> 8);
   *at++ = (uint8_t)device->message_id;
-  for (int i = 0; i < CD_TOKEN_LENGTH; i++) *at++ = (uint8_t)(device->token >> 8 * i);
-  *at++ = OPTION_URI_PATH << 4 | 4;
-  memcpy(at, "cert", 4);
-  at += 4;
-  *at++ = (OPTION_CONTENT_FORMAT - OPTION_URI_PATH) << 4 | 1;
-  *at++ = CBOR;
+  memcpy(at, &device->token, CD_TOKEN_LENGTH);
+  at += CD_TOKEN_LENGTH;
+  static const uint8_t options[] = {OPTION_URI_PATH << 4 | 4, 'c', 'e', 'r', 't',
+                                    (OPTION_CONTENT_FORMAT - OPTION_URI_PATH) << 4 | 1, CBOR};
+  memcpy(at, options, sizeof options);
+  at += sizeof options;
   if (device->used > 0 || settings->block_size > 0) {
     /* RFC 7959 section 2.2: NUM, M = 0, SZX, in as few bytes as possible. */
     uint32_t number = (uint32_t)device->used >> (device->block_exponent + 4);
@@ -97,11 +97,7 @@ int cd_coap_read(const uint8_t *bytes, size_t length, uint32_t token, struct cd_
   uint32_t token_length = bytes[0] & 15, number = 0;
   const uint8_t *at = bytes + 4, *end = bytes + length;
   if (token_length > 8 || (uint32_t)(end - at) < token_length) return -1;
-  if (token_length == CD_TOKEN_LENGTH) {
-    message->ours = true;
-    for (int i = 0; i < CD_TOKEN_LENGTH; i++)
-      if (at[i] != (uint8_t)(token >> 8 * i)) message->ours = false;
-  }
+  message->ours = token_length == CD_TOKEN_LENGTH && memcmp(at, &token, CD_TOKEN_LENGTH) == 0;
   at += token_length;
   while (at < end && *at != 0xff) {
     uint32_t first = *at++, delta, size;

@@ -5,87 +5,74 @@
 
 #include <string.h>
 
-enum { HEADER = 12, CHUNK = 32, ERASED = 0xff };
+enum { LARGEST_UNIT = 32, ERASED = 0xff };
 
-static uint32_t read_le(const uint8_t *at, int size) {
-  uint32_t value = 0;
-  while (size-- > 0) value = value << 8 | at[size];
-  return value;
+/* In the byte order of the processor: nothing else reads it. */
+struct slot {
+  uint32_t sequence;
+  uint16_t length, complement;
+  uint32_t crc; /* of the eight bytes before and the record */
+  uint8_t record[CD_RECORD_MAX];
+  uint8_t padding[LARGEST_UNIT];
+};
+
+enum { HEADER = offsetof(struct slot, record), CHECKED = offsetof(struct slot, crc) };
+
+static uint32_t crc_of(const struct slot *slot) {
+  return cd_crc(cd_crc(0, slot, CHECKED), slot->record, slot->length);
 }
 
-static void write_le(uint8_t *at, uint32_t value, int size) {
-  for (; size > 0; size--, value >>= 8) *at++ = (uint8_t)value;
+/* Reads a slot. Its length is 0 if it is not valid. */
+static void read_slot(const struct cd_flash *flash, int number, struct slot *slot) {
+  if (flash->read(flash->arg, number, 0, slot, HEADER) < 0 || slot->length + slot->complement != 0xffff ||
+      slot->length > CD_RECORD_MAX || flash->read(flash->arg, number, HEADER, slot->record, slot->length) < 0 ||
+      crc_of(slot) != slot->crc)
+    slot->length = 0;
 }
 
-static uint32_t least(uint32_t a, uint32_t b) {
-  return a < b ? a : b;
-}
-
-/* Checks a slot without room for its record. Returns the record's length, or 0. */
-static uint32_t check(const struct cd_flash *flash, int slot, uint32_t *sequence) {
-  uint8_t header[HEADER], chunk[CHUNK];
-  if (flash->read(flash->arg, slot, 0, header, sizeof header) < 0) return 0;
-  *sequence = read_le(header, 4);
-  uint32_t length = read_le(header + 4, 2), crc = cd_crc(0, header, 8);
-  if ((length ^ 0xffff) != read_le(header + 6, 2) || length < 1 || length > CD_RECORD_MAX) return 0;
-  for (uint32_t at = 0; at < length; at += CHUNK) {
-    uint32_t size = least(CHUNK, length - at);
-    if (flash->read(flash->arg, slot, HEADER + at, chunk, size) < 0) return 0;
-    crc = cd_crc(crc, chunk, size);
-  }
-  cd_wipe(chunk, sizeof chunk);
-  return crc == read_le(header + 8, 4) ? length : 0;
-}
-
-/* Finds the newest valid slot. Returns -1 if there is none. */
-static int newest(const struct cd_flash *flash, uint32_t *length, uint32_t *sequence) {
-  uint32_t lengths[2], sequences[2] = {0, 0};
-  for (int slot = 0; slot < 2; slot++) lengths[slot] = check(flash, slot, &sequences[slot]);
+/* Reads the newest valid slot, and returns its number. If none is valid, its length is 0. */
+static int read_newest(const struct cd_flash *flash, struct slot *slot) {
+  read_slot(flash, 1, slot);
+  uint32_t sequence = slot->sequence, length = slot->length;
+  read_slot(flash, 0, slot);
   /* Sequence numbers wrap. */
-  int slot = lengths[0] && lengths[1] ? (int32_t)(sequences[1] - sequences[0]) > 0 : lengths[1] ? 1 : 0;
-  *length = lengths[slot];
-  *sequence = sequences[slot];
-  return lengths[slot] ? slot : -1;
+  if (length == 0 || (slot->length > 0 && (int32_t)(slot->sequence - sequence) > 0)) return 0;
+  read_slot(flash, 1, slot);
+  return 1;
 }
 
 int cd_flash_load(void *arg, void *record, size_t room) {
-  const struct cd_flash *flash = (const struct cd_flash *)arg;
-  uint32_t length, sequence;
-  int slot = newest(flash, &length, &sequence);
-  if (slot < 0) return 0;
-  if (length > room || flash->read(flash->arg, slot, HEADER, record, length) < 0) return -1;
-  return (int)length;
+  struct slot slot;
+  read_newest((const struct cd_flash *)arg, &slot);
+  int length = slot.length <= room ? slot.length : -1;
+  if (length > 0) memcpy(record, slot.record, slot.length);
+  cd_wipe(&slot, sizeof slot);
+  return length;
 }
 
 int cd_flash_save(void *arg, const void *record, size_t length) {
   const struct cd_flash *flash = (const struct cd_flash *)arg;
-  const uint8_t *bytes = (const uint8_t *)record;
-  uint32_t old_length, sequence;
-  int old = newest(flash, &old_length, &sequence), slot = old == 0 ? 1 : 0;
-  if (length > CD_RECORD_MAX || flash->slot_size < CD_FLASH_SLOT_MIN) return -1;
-  if (flash->write_size < 1 || CHUNK % flash->write_size != 0) return -1;
-  if (flash->erase(flash->arg, slot) < 0) return -1;
+  struct slot slot;
+  size_t unit = flash->write_size;
+  if (length > CD_RECORD_MAX || flash->slot_size < CD_FLASH_SLOT_MIN || unit < 1 || LARGEST_UNIT % unit != 0) return -1;
+  int number = 1 - read_newest(flash, &slot);
+  if (flash->erase(flash->arg, number) < 0) return -1;
   /* The newest is erased last, or an older record would come back if power failed in between. */
-  if (length == 0) return flash->erase(flash->arg, 1 - slot);
+  if (length == 0) return flash->erase(flash->arg, 1 - number);
 
-  uint8_t header[HEADER], chunk[CHUNK];
-  sequence = old < 0 ? 1 : sequence + 1;
-  write_le(header, sequence, 4);
-  write_le(header + 4, (uint32_t)length, 2);
-  write_le(header + 6, (uint32_t)length ^ 0xffff, 2);
-  write_le(header + 8, cd_crc(cd_crc(0, header, 8), bytes, length), 4);
-  uint32_t total = HEADER + (uint32_t)length;
-  int result = 0;
-  for (uint32_t at = 0; at < total && result >= 0; at += CHUNK) {
-    uint32_t size = least(CHUNK, total - at);
-    memset(chunk, ERASED, sizeof chunk);
-    for (uint32_t i = 0; i < size; i++) chunk[i] = at + i < HEADER ? header[at + i] : bytes[at + i - HEADER];
-    /* Only whole units can be written. */
-    size = (size + flash->write_size - 1) / flash->write_size * flash->write_size;
-    result = flash->write(flash->arg, slot, at, chunk, size);
+  uint32_t sequence = slot.sequence + 1;
+  memset(&slot, ERASED, sizeof slot);
+  slot.sequence = sequence;
+  slot.length = (uint16_t)length;
+  slot.complement = (uint16_t)~slot.length;
+  memcpy(slot.record, record, length);
+  slot.crc = crc_of(&slot);
+  /* Only whole units can be written. */
+  int result = flash->write(flash->arg, number, 0, &slot, (HEADER + length + unit - 1) / unit * unit);
+  if (result >= 0) {
+    read_slot(flash, number, &slot);
+    result = slot.length == length && slot.sequence == sequence ? 0 : -1;
   }
-  cd_wipe(chunk, sizeof chunk);
-  uint32_t written;
-  if (result < 0 || check(flash, slot, &written) != length || written != sequence) return -1;
-  return 0;
+  cd_wipe(&slot, sizeof slot);
+  return result;
 }

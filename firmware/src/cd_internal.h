@@ -66,6 +66,9 @@ size_t cd_record_write(const struct cd_certificate *, uint8_t *out);
 /* Reads a record. Returns 0, or -1 if it is not a complete, unchanged record. */
 int cd_record_read(const uint8_t *record, size_t length, struct cd_certificate *);
 
+/* Returns the offset of a byte, or `length` if it is not there. */
+size_t cd_find(const void *bytes, size_t length, char byte);
+
 /* Whether a text has 1 to `most` characters of A-Z a-z 0-9 . _ : @ -. */
 bool cd_is_name(const char *text, size_t most);
 

@@ -1,5 +1,5 @@
 /* The record in which a certificate is stored: a version, four texts with a NUL after each, and a
- * CRC-32 of all that, least significant byte first. */
+ * CRC-32 of all that, in the byte order of the processor. */
 #include "cd_internal.h"
 
 #include <string.h>
@@ -19,6 +19,12 @@ uint32_t cd_crc(uint32_t crc, const void *bytes, size_t length) {
 void cd_wipe(void *memory, size_t length) {
   volatile uint8_t *at = (volatile uint8_t *)memory;
   while (length-- > 0) *at++ = 0;
+}
+
+size_t cd_find(const void *bytes, size_t length, char byte) {
+  size_t at = 0;
+  while (at < length && ((const char *)bytes)[at] != byte) at++;
+  return at;
 }
 
 bool cd_is_name(const char *text, size_t most) {
@@ -53,22 +59,21 @@ size_t cd_record_write(const struct cd_certificate *certificate, uint8_t *out) {
     at += size;
   }
   uint32_t crc = cd_crc(0, out, (size_t)(at - out));
-  for (int i = 0; i < CRC_SIZE; i++) *at++ = (uint8_t)(crc >> 8 * i);
-  return (size_t)(at - out);
+  memcpy(at, &crc, CRC_SIZE);
+  return (size_t)(at - out) + CRC_SIZE;
 }
 
 int cd_record_read(const uint8_t *record, size_t length, struct cd_certificate *certificate) {
   if (length < 1 + TEXTS + CRC_SIZE || length > CD_RECORD_MAX || record[0] != RECORD_VERSION) return -1;
   const uint8_t *at = record + 1, *end = record + length - CRC_SIZE;
   uint32_t crc = cd_crc(0, record, length - CRC_SIZE);
-  for (int i = 0; i < CRC_SIZE; i++)
-    if (end[i] != (uint8_t)(crc >> 8 * i)) return -1;
+  if (memcmp(end, &crc, CRC_SIZE) != 0) return -1;
   for (int i = 0; i < TEXTS; i++) {
-    const uint8_t *nul = (const uint8_t *)memchr(at, 0, (size_t)(end - at));
+    size_t left = (size_t)(end - at), size = cd_find(at, left, 0);
     /* Only the host may be empty. */
-    if (!nul || nul - at >= texts[i].room || (i < TEXTS - 1 && nul == at)) return -1;
-    memcpy((char *)certificate + texts[i].offset, at, (size_t)(nul - at) + 1);
-    at = nul + 1;
+    if (size == left || size >= texts[i].room || (i < TEXTS - 1 && size == 0)) return -1;
+    memcpy((char *)certificate + texts[i].offset, at, ++size);
+    at += size;
   }
   return at == end ? 0 : -1;
 }

@@ -40,9 +40,21 @@ static bool is_past(uint32_t time, uint32_t at) {
   return (int32_t)(time - at) <= 0;
 }
 
-static uint32_t or_default(uint32_t setting, uint32_t otherwise) {
-  if (setting == 0) return otherwise;
-  return setting < LONGEST_DELAY ? setting : LONGEST_DELAY;
+/* The delays of the settings, in their order there. */
+enum { FIRST, RETRY, LONGEST_RETRY, WRONG_KEY, OPERATOR, LONGEST_OPERATOR, HANDSHAKE, ANSWER, DELAYS };
+
+static const uint32_t defaults[DELAYS] = {30 * SECOND, 30 * SECOND, HOUR, 10 * MINUTE, HOUR, DAY, 120 * SECOND, EXCHANGE_LIFETIME};
+typedef char cd_settings_end_with_the_delays[offsetof(struct cd_settings, first_delay_ms) + sizeof defaults <=
+                                                     sizeof(struct cd_settings)
+                                                 ? 1
+                                                 : -1];
+
+static void set_delays(struct cd_device *device) {
+  memcpy(device->delays, (const char *)device->settings + offsetof(struct cd_settings, first_delay_ms), sizeof defaults);
+  for (int i = 0; i < DELAYS; i++) {
+    if (device->delays[i] == 0) device->delays[i] = defaults[i];
+    if (device->delays[i] > LONGEST_DELAY) device->delays[i] = LONGEST_DELAY;
+  }
 }
 
 /* Returns a random number of 0 to `most`; `most` if there are none. */
@@ -91,19 +103,14 @@ static void wait_for(struct cd_device *device, enum cd_state state, uint32_t del
 
 /* The back-off of failures that pass by themselves. */
 static uint32_t next_retry(struct cd_device *device) {
-  const struct cd_settings *settings = device->settings;
-  uint32_t longest = or_default(settings->longest_retry_ms, HOUR);
-  uint32_t delay = grown(or_default(settings->retry_ms, 30 * SECOND), device->failures, longest);
+  uint32_t delay = grown(device->delays[RETRY], device->failures, device->delays[LONGEST_RETRY]);
   count(&device->failures);
   return delay;
 }
 
 static void fail(struct cd_device *device, enum cd_reason reason, bool lingers) {
   uint32_t delay = next_retry(device);
-  if (reason == CD_WRONG_KEY) {
-    uint32_t least = or_default(device->settings->wrong_key_ms, 10 * MINUTE);
-    if (delay < least) delay = least;
-  }
+  if (reason == CD_WRONG_KEY && delay < device->delays[WRONG_KEY]) delay = device->delays[WRONG_KEY];
   clear(device);
   device->reason = (uint8_t)reason;
   device->timed = false;
@@ -135,13 +142,12 @@ static void store(struct cd_device *device) {
     return;
   }
   device->reason = CD_NOT_STORED;
-  uint32_t longest = or_default(device->settings->longest_retry_ms, HOUR);
-  wait_for(device, CD_STORING, grown(SECOND, device->failures, longest));
+  wait_for(device, CD_STORING, grown(SECOND, device->failures, device->delays[LONGEST_RETRY]));
   count(&device->failures);
 }
 
-/* Turns the answer in the buffer into a record and stores it. */
-static void take_certificate(struct cd_device *device, bool lingers) {
+/* Turns the answer in the buffer into a record. Returns false if it is no certificate. */
+static bool make_record(struct cd_device *device) {
   struct cd_certificate certificate;
   memset(&certificate, 0, sizeof certificate);
   struct cd_field fields[] = {
@@ -151,16 +157,11 @@ static void take_certificate(struct cd_device *device, bool lingers) {
       {"host", certificate.host, sizeof certificate.host, false, false},
   };
   int result = cd_cbor_read(device->buffer, device->used, fields, sizeof fields / sizeof fields[0]);
+  bool complete = certificate.product_key[0] && certificate.device_name[0] && certificate.device_secret[0];
   clear(device);
-  if (result == 0 && certificate.product_key[0] && certificate.device_name[0] && certificate.device_secret[0]) {
-    device->used = (uint16_t)cd_record_write(&certificate, device->buffer);
-    device->failures = 0;
-    leave(device, lingers);
-    store(device);
-  } else {
-    fail(device, CD_BAD_ANSWER, lingers);
-  }
+  if (result == 0 && complete) device->used = (uint16_t)cd_record_write(&certificate, device->buffer);
   cd_wipe(&certificate, sizeof certificate);
+  return device->used > 0;
 }
 
 /* --- Answers --- */
@@ -174,9 +175,6 @@ static void keep_why(struct cd_device *device, const struct cd_message *message)
 
 /* What to do after each code of docs/device.md but 2.05. */
 static void take_refusal(struct cd_device *device, const struct cd_message *message, bool lingers) {
-  const struct cd_settings *settings = device->settings;
-  uint32_t operator_ms = or_default(settings->operator_ms, HOUR);
-  uint32_t longest = or_default(settings->longest_operator_ms, DAY);
   enum cd_state state = CD_WAITING;
   uint32_t delay;
   bool timed = true;
@@ -195,12 +193,12 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
     case CODE_NOT_FOUND:
       /* Nothing tells the firmware that the operator has acted, so it asks, less and less often. */
       state = CD_STOPPED;
-      delay = grown(operator_ms, device->refusals, longest);
+      delay = grown(device->delays[OPERATOR], device->refusals, device->delays[LONGEST_OPERATOR]);
       refusals = device->refusals;
       count(&refusals);
       break;
     case CODE_BAD_GATEWAY:
-      delay = operator_ms;
+      delay = device->delays[OPERATOR];
       break;
     case CODE_INCOMPLETE:
       timed = false;
@@ -212,7 +210,7 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
         delay = next_retry(device);
       } else {
         state = CD_REJECTED;
-        delay = longest;
+        delay = device->delays[LONGEST_OPERATOR];
       }
   }
   keep_why(device, message);
@@ -251,7 +249,13 @@ static void take_content(struct cd_device *device, const struct cd_message *mess
   if (message->length > 0) memcpy(device->buffer + at, message->payload, message->length);
   device->used = (uint16_t)(at + message->length);
   if (message->has_block && message->more) begin_request(device);
-  else take_certificate(device, lingers);
+  else if (make_record(device)) {
+    device->failures = 0;
+    leave(device, lingers);
+    store(device);
+  } else {
+    fail(device, CD_BAD_ANSWER, lingers);
+  }
 }
 
 static void take_answer(struct cd_device *device, const struct cd_message *message) {
@@ -298,7 +302,7 @@ void cd_dtls_message(struct cd_device *device, uint8_t *bytes, size_t length) {
       } else if (message.code == 0 && device->state == CD_ASKING) {
         /* Section 5.2.2: the answer comes separately; the request is not repeated any more. */
         device->state = CD_REGISTERING;
-        device->wake_at = now(device) + or_default(device->settings->answer_ms, EXCHANGE_LIFETIME);
+        device->wake_at = now(device) + device->delays[ANSWER];
       }
       return;
     default:
@@ -342,7 +346,7 @@ static void open_session(struct cd_device *device) {
   device->state = CD_CONNECTING;
   device->sent = 0;
   device->session = true;
-  device->wake_at = now(device) + or_default(device->settings->handshake_ms, 120 * SECOND);
+  device->wake_at = now(device) + device->delays[HANDSHAKE];
   if (device->dtls->open(device) < 0 && device->state == CD_CONNECTING) fail(device, CD_SESSION_ENDED, false);
 }
 
@@ -400,12 +404,11 @@ static bool are_valid(const struct cd_settings *settings) {
 }
 
 static void begin(struct cd_device *device) {
-  const struct cd_settings *settings = device->settings;
   device->state = CD_WAITING;
   device->reason = CD_NO_REASON;
-  device->wake_at = now(device) + random_up_to(or_default(settings->first_delay_ms, 30 * SECOND));
+  device->wake_at = now(device) + random_up_to(device->delays[FIRST]);
   device->timed = true;
-  if (!are_valid(settings)) {
+  if (!are_valid(device->settings)) {
     device->state = CD_REJECTED;
     device->reason = CD_BAD_SETTINGS;
   }
@@ -418,6 +421,7 @@ enum cd_state cd_start(struct cd_device *device, const struct cd_settings *setti
   device->settings = settings;
   device->port = port;
   device->dtls = dtls;
+  set_delays(device);
   int length = port->load(port->arg, device->buffer, CD_RECORD_MAX);
   if (length > 0 && length <= CD_RECORD_MAX && cd_record_read(device->buffer, (size_t)length, &certificate) == 0) {
     device->used = (uint16_t)length;
@@ -466,7 +470,6 @@ uint32_t cd_wait_ms(const struct cd_device *device) {
 }
 
 enum cd_state cd_network_changed(struct cd_device *device) {
-  uint32_t delay = or_default(device->settings->first_delay_ms, 30 * SECOND);
   bool active = device->state == CD_CONNECTING || device->state == CD_ASKING || device->state == CD_REGISTERING;
   if (active && (device->state == CD_CONNECTING || !device->dtls->moves(device))) {
     device->state = CD_WAITING;
@@ -475,7 +478,7 @@ enum cd_state cd_network_changed(struct cd_device *device) {
     device->wake_at = now(device) + LONGEST_DELAY;
   }
   if (device->state == CD_WAITING && !device->timed) {
-    uint32_t at = now(device) + random_up_to(delay);
+    uint32_t at = now(device) + random_up_to(device->delays[FIRST]);
     if (is_past(at, device->wake_at)) device->wake_at = at;
     /* A network that comes and goes does not shorten the same wait again. */
     device->timed = true;

@@ -29,7 +29,7 @@ static void check(void) {
   /* What is done is stored, and can sign in or is refused. */
   CHECK(cd_record_read(world.record, (size_t)world.record_length, &certificate) == 0);
   struct cd_sign_in sign_in;
-  if (cd_sign_in(&certificate, "cn-shanghai", true, 1, cd_hmac_mbedtls, &sign_in) == 0)
+  if (cd_sign_in(&certificate, "cn-shanghai", true, cd_hmac_mbedtls, &sign_in) == 0)
     CHECK(strlen(sign_in.password) == 64 && sign_in.port > 0);
 }
 

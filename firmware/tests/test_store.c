@@ -47,7 +47,7 @@ void a_record_of_other_texts_is_refused(void) {
     uint8_t record[32];
     memcpy(record, others[i].bytes, others[i].length);
     uint32_t crc = cd_crc(0, record, others[i].length);
-    for (int j = 0; j < 4; j++) record[others[i].length + (size_t)j] = (uint8_t)(crc >> 8 * j);
+    memcpy(record + others[i].length, &crc, sizeof crc);
     CHECK(cd_record_read(record, others[i].length + 4, &out) < 0);
   }
   CHECK(cd_crc(0, "123456789", 9) == 0xcbf43926);
@@ -192,7 +192,7 @@ void every_changed_bit_of_a_slot_falls_back_to_the_other(void) {
   for (size_t bit = 0; bit < (12 + strlen(new_record)) * 8; bit++) {
     struct cd_flash flash = flash_with(1);
     CHECK(save_text(&flash, old_record) == 0 && save_text(&flash, new_record) == 0);
-    chip.slots[1][bit / 8] ^= (uint8_t)(1 << bit % 8);
+    chip.slots[0][bit / 8] ^= (uint8_t)(1 << bit % 8);
     CHECK(has(&flash, old_record));
   }
 }
@@ -200,11 +200,15 @@ void every_changed_bit_of_a_slot_falls_back_to_the_other(void) {
 void sequence_numbers_wrap(void) {
   struct cd_flash flash = flash_with(1);
   /* A slot with the highest number, as if it had been saved so often. */
-  uint8_t slot[12 + 3] = {0xff, 0xff, 0xff, 0xff, 3, 0, 0xfc, 0xff, 0, 0, 0, 0, 'o', 'l', 'd'};
-  uint32_t crc = cd_crc(cd_crc(0, slot, 8), slot + 12, 3);
-  for (int i = 0; i < 4; i++) slot[8 + i] = (uint8_t)(crc >> 8 * i);
-  memcpy(chip.slots[0], slot, sizeof slot);
-  CHECK(has(&flash, "old"));
+  struct {
+    uint32_t sequence;
+    uint16_t length, complement;
+    uint32_t crc;
+    char record[4];
+  } slot = {UINT32_MAX, 4, 0xffff ^ 4, 0, {'o', 'l', 'd', '.'}};
+  slot.crc = cd_crc(cd_crc(0, &slot, 8), slot.record, 4);
+  memcpy(chip.slots[0], &slot, sizeof slot);
+  CHECK(has(&flash, "old."));
   CHECK(save_text(&flash, "new") == 0 && has(&flash, "new"));
   CHECK(save_text(&flash, "newer") == 0 && has(&flash, "newer"));
 }

@@ -7,7 +7,7 @@
 
 void *make_mqtt_client(const struct cd_certificate *certificate, const char *where, bool tls, cd_hmac *hmac) {
   struct cd_sign_in sign_in;
-  if (cd_sign_in(certificate, where, tls, 0, hmac, &sign_in) < 0) return NULL;
+  if (cd_sign_in(certificate, where, tls, hmac, &sign_in) < 0) return NULL;
   void *mqtt = aiot_mqtt_init();
   if (!mqtt) return NULL;
   /* The SDK copies what it is given; its options take pointers that are not const. */

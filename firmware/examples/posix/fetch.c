@@ -6,7 +6,7 @@
  * KEY-FILE has the key as hex digits. DEVICE-ID is - if the identity is the device. A second run
  * finds the record and sends nothing. NAME is a delay of struct cd_settings in ms, without _ms
  * (first_delay, retry, ...), `block_size`, `patience` (ms, default 300000), `kind`, `where`, `tls`
- * (0 or 1), `time` (ms since 1970), or `password` (a file for the MQTT password).
+ * (0 or 1), or `password` (a file for the MQTT password).
  *
  * `make -C firmware fetch` builds it, and defines DTLS and HMAC: the back end.
  *
@@ -60,7 +60,6 @@ int main(int argc, char **argv) {
   static uint8_t key[CD_KEY_MAX];
   const char *where = NULL, *password_file = NULL;
   uint32_t patience = 300000, tls = 0, block_size = 0;
-  uint64_t time = 0;
   if (argc < 7) {
     fprintf(stderr, "usage: %s HOST PORT IDENTITY KEY-FILE DEVICE-ID RECORD [NAME=VALUE...]\n", argv[0]);
     return 2;
@@ -91,8 +90,6 @@ int main(int argc, char **argv) {
       where = value + 1, known = true;
     } else if (strncmp(argv[i], "password=", 9) == 0) {
       password_file = value + 1, known = true;
-    } else if (strncmp(argv[i], "time=", 5) == 0) {
-      time = strtoull(value + 1, NULL, 10), known = true;
     }
     if (!known) {
       fprintf(stderr, "%s: unknown setting %s\n", argv[0], argv[i]);
@@ -127,7 +124,7 @@ int main(int argc, char **argv) {
   int result = cd_get_certificate(&device, &certificate) == 0 ? 0 : 1;
   if (result == 0) {
     printf("productKey %s\ndeviceName %s\nhost %s\n", certificate.product_key, certificate.device_name, certificate.host);
-    if (cd_sign_in(&certificate, where, tls != 0, time, HMAC, &sign_in) == 0) {
+    if (cd_sign_in(&certificate, where, tls != 0, HMAC, &sign_in) == 0) {
       printf("MQTT %s:%u\nclient ID %s\nuser name %s\n", sign_in.host, sign_in.port, sign_in.client_id, sign_in.user_name);
       if (password_file && cd_file_save(password_file, sign_in.password, strlen(sign_in.password)) < 0) {
         fprintf(stderr, "%s: cannot write %s\n", argv[0], password_file);
