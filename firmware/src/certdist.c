@@ -28,6 +28,7 @@ enum {
   CODE_TOO_MANY_REQUESTS = 0x9d,
   CODE_BAD_GATEWAY = 0xa2,
   CODE_UNAVAILABLE = 0xa3,
+  CODE_GATEWAY_TIMEOUT = 0xa4,
   CODE_PROXYING = 0xa5,
 };
 
@@ -199,6 +200,12 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
       break;
     case CODE_BAD_GATEWAY:
       delay = device->delays[OPERATOR];
+      break;
+    case CODE_GATEWAY_TIMEOUT:
+      /* The registration goes on, so the first delay is skipped: it takes a minute. */
+      if (device->failures == 0) device->failures = 1;
+      timed = false;
+      delay = next_retry(device);
       break;
     case CODE_INCOMPLETE:
       timed = false;

@@ -10,7 +10,7 @@ static int read_hex(const char *hex) {
   size_t length = 0;
   for (; hex[0] && hex[1]; hex += 2) {
     while (*hex == ' ') hex++;
-    unsigned byte;
+    unsigned byte = 0;
     CHECK(length < sizeof bytes && sscanf(hex, "%2x", &byte) == 1);
     bytes[length++] = (uint8_t)byte;
   }

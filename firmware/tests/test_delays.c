@@ -127,7 +127,7 @@ void each_code_has_its_state_and_delay(void) {
       {0xa0, CD_WAITING, 30 * SECONDS}, /* 5.00 */
       {0xa2, CD_WAITING, HOURS},       /* 5.02 */
       {0xa3, CD_WAITING, MINUTES},     /* 5.03 */
-      {0xa4, CD_WAITING, 30 * SECONDS}, /* 5.04 */
+      {0xa4, CD_WAITING, MINUTES},     /* 5.04 */
       {0xa5, CD_REJECTED, 24 * HOURS}, /* 5.05 */
       {0x9f, CD_REJECTED, 24 * HOURS}, /* 4.31, unknown */
       {0xbf, CD_WAITING, 30 * SECONDS}, /* 5.31, unknown */
@@ -156,7 +156,7 @@ void a_stopped_device_asks_less_and_less_often(void) {
 
 void passing_failures_of_the_cloud_grow(void) {
   world_ask();
-  for (uint64_t base = 30 * SECONDS, i = 0; i < 10; i++) {
+  for (uint64_t base = MINUTES, i = 0; i < 10; i++) {
     CHECK(is_jittered(delay_after(0xa4, -1), base));
     base = base * 2 < HOURS ? base * 2 : HOURS;
   }
