@@ -47,7 +47,10 @@ const OUTAGE: Duration = Duration::from_secs(30);
 /// Time that the cloud takes for an answer.
 const LATENCY: Duration = Duration::from_secs(3);
 /// Stacks whose first time-out is fixed, in the stack itself or in the program that uses it here.
-const FIXED_TIMERS: [&str; 8] = [
+const FIXED_TIMERS: [&str; 11] = [
+    "firmware kit on tinydtls 0.8.6",
+    "firmware kit on mbedTLS 2.28",
+    "firmware kit on mbedTLS 3.6",
     "GnuTLS 3.7",
     "GnuTLS 3.7 (libcoap)",
     "Bouncy Castle 1.72",
@@ -230,6 +233,9 @@ fn cells() -> Vec<Cell> {
     add("node-dtls-client 1.1", node, &psk, &[""]);
     add("webrtc-dtls 0.12", webrtc, &["PSK-AES128-CCM8"], &[""]);
     add("dimpl 0.9", dimpl, &["PSK-AES128-CCM8"], &[""]);
+    add("firmware kit on tinydtls 0.8.6", kit_on_tinydtls, &["CCM_8"], &[""]);
+    add("firmware kit on mbedTLS 2.28", kit_on_mbedtls, &["as it offers"], &[""]);
+    add("firmware kit on mbedTLS 3.6", kit_on_mbedtls3, &["as it offers"], &["connection ID"]);
     cells
 }
 
@@ -335,6 +341,34 @@ fn python_mbedtls(ask: &Ask) -> bool {
 
 fn node(ask: &Ask) -> bool {
     example(&["node", "../examples/node_dtls_client.js"], ask)
+}
+
+/// Runs the firmware kit's program, which stores the certificate in a file.
+fn kit(stack: &str, ask: &Ask) -> bool {
+    let site = Site::configured("");
+    site.write("key", &hex::encode(&ask.key));
+    let device_id = if ask.sn.is_empty() { "-" } else { &ask.sn };
+    let output = Command::new(format!("{}/build/firmware/fetch-{stack}", env!("CARGO_MANIFEST_DIR")))
+        .args([&ask.server.ip().to_string(), &ask.server.port().to_string(), ask.identity, "key", device_id])
+        .args(["record", "kind=sn", "first_delay=1", "retry=1000"])
+        .arg(format!("patience={}", ask.patience.as_millis()))
+        .current_dir(site.path("."))
+        .output()
+        .expect("built by `make clients`");
+    let record = std::fs::read(site.path("record")).unwrap_or_default();
+    output.status.success() && String::from_utf8_lossy(&record).contains(&ask.proof)
+}
+
+fn kit_on_tinydtls(ask: &Ask) -> bool {
+    kit("tinydtls", ask)
+}
+
+fn kit_on_mbedtls(ask: &Ask) -> bool {
+    kit("mbedtls2", ask)
+}
+
+fn kit_on_mbedtls3(ask: &Ask) -> bool {
+    kit("mbedtls3", ask)
 }
 
 fn webrtc(ask: &Ask) -> bool {
