@@ -74,24 +74,23 @@ static bool read_item(struct cursor *in, const struct head *head, int depth, str
   return true;
 }
 
-static bool read_field(struct cursor *in, const struct head *head, struct cd_field *field) {
-  struct sink sink = {field->text, field->room - (size_t)1, 0};
-  if (field->found || head->major != TEXT || !read_item(in, head, 1, &sink)) return false;
-  field->found = true;
+static bool read_text(struct cursor *in, const struct head *head, const struct cd_text *text, char *out) {
+  struct sink sink = {out, text->room - (size_t)1, 0};
+  bool for_people = !text->key;
+  if (out[0] || head->major != TEXT || !read_item(in, head, 1, &sink)) return false;
   if (sink.length > sink.room) {
-    if (!field->cut) return false;
+    if (!for_people) return false;
     sink.length = sink.room;
   }
-  field->text[sink.length] = 0;
-  while (sink.length-- > 0) {
-    if (field->text[sink.length] >= ' ' && field->text[sink.length] <= '~') continue;
-    if (!field->cut) return false;
-    field->text[sink.length] = '?';
+  for (; sink.length > 0; sink.length--, out++) {
+    if (*out >= ' ' && *out <= '~') continue;
+    if (!for_people) return false;
+    *out = '?';
   }
   return true;
 }
 
-int cd_cbor_read(const uint8_t *bytes, size_t length, struct cd_field *fields, size_t count) {
+int cd_cbor_read(const uint8_t *bytes, size_t length, const struct cd_text *texts, int count, void *out) {
   struct cursor in = {bytes, bytes + length};
   struct head map, key, value;
   if (!read_head(&in, &map)) return -1;
@@ -99,20 +98,20 @@ int cd_cbor_read(const uint8_t *bytes, size_t length, struct cd_field *fields, s
   if (map.major != MAP) return -1;
   bool open = map.info == INDEFINITE;
   for (uint32_t entries = map.value; open || entries > 0; entries--) {
-    char text[KEY_ROOM];
-    struct sink name = {text, sizeof text, 0}, skipped = {NULL, 0, 0};
-    struct cd_field *field = NULL;
+    char name[KEY_ROOM];
+    struct sink named = {name, sizeof name, 0}, skipped = {NULL, 0, 0};
+    const struct cd_text *found = NULL;
     if (open && at_break(&in)) break;
-    if (!read_head(&in, &key) || !read_item(&in, &key, DEPTH, &name)) return -1;
-    for (size_t i = 0; i < count; i++) {
-      const char *expected = fields[i].key;
-      /* No expected key is as long as the room. */
-      if (expected ? key.major == TEXT && strlen(expected) == name.length && memcmp(expected, text, name.length) == 0
-                   : key.major == NEGATIVE && key.value == 0)
-        field = &fields[i];
+    if (!read_head(&in, &key) || !read_item(&in, &key, DEPTH, &named)) return -1;
+    for (const struct cd_text *text = texts; text < texts + count; text++) {
+      /* No key that is looked for is as long as the room. */
+      if (text->key ? key.major == TEXT && strlen(text->key) == named.length && memcmp(text->key, name, named.length) == 0
+                    : key.major == NEGATIVE && key.value == 0)
+        found = text;
     }
     if (!read_head(&in, &value)) return -1;
-    if (field ? !read_field(&in, &value, field) : !read_item(&in, &value, DEPTH, &skipped)) return -1;
+    if (found ? !read_text(&in, &value, found, (char *)out + found->offset) : !read_item(&in, &value, DEPTH, &skipped))
+      return -1;
   }
   return in.at == in.end ? 0 : -1;
 }

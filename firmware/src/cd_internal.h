@@ -10,20 +10,17 @@ extern "C" {
 
 /* --- cd_cbor.c --- */
 
-/* A text to read from a map. */
-struct cd_field {
-  const char *key; /* NULL: the integer key -1 */
-  char *text;      /* gets the value and a NUL */
-  uint16_t room;
-  bool cut;        /* the value may be longer, and is cut then */
-  bool found;      /* set by cd_cbor_read; false before */
+/* A text in a map, and its place in a struct. */
+struct cd_text {
+  const char *key; /* NULL: the integer key -1, whose text is for people */
+  uint16_t offset, room;
 };
 
-/* Reads texts from a map in any valid encoding (RFC 8949). Other entries are skipped. Returns 0, or
- * -1 if the bytes are not exactly one map, nested at most eight deep, or if a field is there
- * twice, is not text, has a character outside 0x20..0x7e (those become '?' in a text that may be
- * cut), or is too long. */
-int cd_cbor_read(const uint8_t *bytes, size_t length, struct cd_field *fields, size_t count);
+/* Reads texts from a map in any valid encoding (RFC 8949) into a struct that is zeroed. Other
+ * entries are skipped. Returns 0, or -1 if the bytes are not exactly one map, nested at most eight
+ * deep, or if a text is there twice, is no text, is longer than its room, or has a character
+ * outside 0x20..0x7e. A text for people is cut instead, and such characters become '?'. */
+int cd_cbor_read(const uint8_t *bytes, size_t length, const struct cd_text *texts, int count, void *out);
 
 /* Writes a text of up to 255 bytes, in at most length + 2 bytes. Returns the end. */
 uint8_t *cd_cbor_write_text(uint8_t *at, const char *text, size_t length);
@@ -61,6 +58,10 @@ size_t cd_coap_write_request(const struct cd_device *, uint8_t *out);
 
 /* CRC-32 of IEEE 802.3, continued from an earlier result; begin with 0. */
 uint32_t cd_crc(uint32_t crc, const void *bytes, size_t length);
+/* The texts of a certificate, in the order of the record. */
+enum { CD_TEXTS = 4 };
+extern const struct cd_text cd_texts[CD_TEXTS];
+
 /* Writes the record of a certificate into CD_RECORD_MAX bytes. Returns its length. */
 size_t cd_record_write(const struct cd_certificate *, uint8_t *out);
 /* Reads a record. Returns 0, or -1 if it is not a complete, unchanged record. */

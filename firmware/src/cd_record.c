@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { RECORD_VERSION = 1, CRC_SIZE = 4, TEXTS = 4 };
+enum { RECORD_VERSION = 1, CRC_SIZE = 4 };
 
 uint32_t cd_crc(uint32_t crc, const void *bytes, size_t length) {
   const uint8_t *at = (const uint8_t *)bytes;
@@ -39,21 +39,18 @@ bool cd_is_name(const char *text, size_t most) {
   return true;
 }
 
-/* The texts in their order. */
-static const struct {
-  uint16_t offset, room;
-} texts[TEXTS] = {
-    {offsetof(struct cd_certificate, product_key), CD_PRODUCT_KEY_ROOM},
-    {offsetof(struct cd_certificate, device_name), CD_DEVICE_NAME_ROOM},
-    {offsetof(struct cd_certificate, device_secret), CD_DEVICE_SECRET_ROOM},
-    {offsetof(struct cd_certificate, host), CD_HOST_ROOM},
+const struct cd_text cd_texts[CD_TEXTS] = {
+    {"productKey", offsetof(struct cd_certificate, product_key), CD_PRODUCT_KEY_ROOM},
+    {"deviceName", offsetof(struct cd_certificate, device_name), CD_DEVICE_NAME_ROOM},
+    {"deviceSecret", offsetof(struct cd_certificate, device_secret), CD_DEVICE_SECRET_ROOM},
+    {"host", offsetof(struct cd_certificate, host), CD_HOST_ROOM},
 };
 
 size_t cd_record_write(const struct cd_certificate *certificate, uint8_t *out) {
   uint8_t *at = out;
   *at++ = RECORD_VERSION;
-  for (int i = 0; i < TEXTS; i++) {
-    const char *text = (const char *)certificate + texts[i].offset;
+  for (int i = 0; i < CD_TEXTS; i++) {
+    const char *text = (const char *)certificate + cd_texts[i].offset;
     size_t size = strlen(text) + 1;
     memcpy(at, text, size);
     at += size;
@@ -64,15 +61,15 @@ size_t cd_record_write(const struct cd_certificate *certificate, uint8_t *out) {
 }
 
 int cd_record_read(const uint8_t *record, size_t length, struct cd_certificate *certificate) {
-  if (length < 1 + TEXTS + CRC_SIZE || length > CD_RECORD_MAX || record[0] != RECORD_VERSION) return -1;
+  if (length < 1 + CD_TEXTS + CRC_SIZE || length > CD_RECORD_MAX || record[0] != RECORD_VERSION) return -1;
   const uint8_t *at = record + 1, *end = record + length - CRC_SIZE;
   uint32_t crc = cd_crc(0, record, length - CRC_SIZE);
   if (memcmp(end, &crc, CRC_SIZE) != 0) return -1;
-  for (int i = 0; i < TEXTS; i++) {
+  for (int i = 0; i < CD_TEXTS; i++) {
     size_t left = (size_t)(end - at), size = cd_find(at, left, 0);
     /* Only the host may be empty. */
-    if (size == left || size >= texts[i].room || (i < TEXTS - 1 && size == 0)) return -1;
-    memcpy((char *)certificate + texts[i].offset, at, ++size);
+    if (size == left || size >= cd_texts[i].room || (i < CD_TEXTS - 1 && size == 0)) return -1;
+    memcpy((char *)certificate + cd_texts[i].offset, at, ++size);
     at += size;
   }
   return at == end ? 0 : -1;

@@ -151,13 +151,7 @@ static void store(struct cd_device *device) {
 static bool make_record(struct cd_device *device) {
   struct cd_certificate certificate;
   memset(&certificate, 0, sizeof certificate);
-  struct cd_field fields[] = {
-      {"productKey", certificate.product_key, sizeof certificate.product_key, false, false},
-      {"deviceName", certificate.device_name, sizeof certificate.device_name, false, false},
-      {"deviceSecret", certificate.device_secret, sizeof certificate.device_secret, false, false},
-      {"host", certificate.host, sizeof certificate.host, false, false},
-  };
-  int result = cd_cbor_read(device->buffer, device->used, fields, sizeof fields / sizeof fields[0]);
+  int result = cd_cbor_read(device->buffer, device->used, cd_texts, CD_TEXTS, &certificate);
   bool complete = certificate.product_key[0] && certificate.device_name[0] && certificate.device_secret[0];
   clear(device);
   if (result == 0 && complete) device->used = (uint16_t)cd_record_write(&certificate, device->buffer);
@@ -169,9 +163,10 @@ static bool make_record(struct cd_device *device) {
 
 /* Keeps the server's sentence, if there is one, in the buffer. */
 static void keep_why(struct cd_device *device, const struct cd_message *message) {
-  struct cd_field why = {NULL, (char *)device->buffer, CD_WHY_ROOM, true, false};
+  static const struct cd_text why = {NULL, 0, CD_WHY_ROOM};
   clear(device);
-  if (message->length == 0 || cd_cbor_read(message->payload, message->length, &why, 1) != 0) device->buffer[0] = 0;
+  if (message->length == 0 || cd_cbor_read(message->payload, message->length, &why, 1, device->buffer) != 0)
+    device->buffer[0] = 0;
 }
 
 /* What to do after each code of docs/device.md but 2.05. */

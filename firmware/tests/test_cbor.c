@@ -1,7 +1,7 @@
 /* The CBOR decoder: what is valid, in any encoding, and what is not. */
 #include "world.h"
 
-static struct {
+static struct texts {
   char product[8], name[8], why[8];
 } got;
 
@@ -14,11 +14,15 @@ static int read_hex(const char *hex) {
     CHECK(length < sizeof bytes && sscanf(hex, "%2x", &byte) == 1);
     bytes[length++] = (uint8_t)byte;
   }
-  struct cd_field fields[] = {{"p", got.product, 5, false, false}, {"name", got.name, 5, false, false}, {NULL, got.why, 5, true, false}};
+  static const struct cd_text texts[] = {
+      {"p", offsetof(struct texts, product), 5},
+      {"name", offsetof(struct texts, name), 5},
+      {NULL, offsetof(struct texts, why), 5},
+  };
   memset(&got, 0, sizeof got);
   uint8_t *copy = (uint8_t *)malloc(length ? length : 1);
   memcpy(copy, bytes, length);
-  int result = cd_cbor_read(copy, length, fields, 3);
+  int result = cd_cbor_read(copy, length, texts, 3, &got);
   free(copy);
   return result;
 }

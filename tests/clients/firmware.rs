@@ -122,6 +122,35 @@ fn the_kits_own_tests_pass() {
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
 }
 
+/// The commands of docs/firmware.md, with the address of the test's server.
+#[test]
+fn the_commands_of_the_page_work() {
+    let page = include_str!("../../docs/firmware.md");
+    let commands = page.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("commands");
+    let site = Site::configured(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n[[enrollment]]\nname = \"plug\"\n\
+         product_key = \"a1plug\"\nkind = \"shared\"\nidentity = \"plug-batch-7\"\n\
+         key = \"hex:706c75672d62617463682d372d6b6579\"\n",
+    );
+    site.import(&format!("deviceId,deviceName,deviceSecret\nPLUG0001,plug-1,{SECRET}\n"));
+    let server = site.serve();
+    let folder = Site::configured("");
+    for name in ["firmware", "build"] {
+        let target = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::os::unix::fs::symlink(target, folder.path(name)).expect("a link");
+    }
+    let address = format!("{} {}", server.address.ip(), server.address.port());
+    let commands = commands.replace("192.0.2.1 5684", &address);
+    assert!(commands.contains(&address), "{commands}");
+    let mut shell = Command::new("sh");
+    let output =
+        shell.args(["-euc", &commands]).current_dir(folder.path(".")).env_remove("MAKEFLAGS").output();
+    let output = output.expect("sh runs");
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    assert!(stdout(&output).contains("\ndeviceName plug-1\n"), "{}", stdout(&output));
+    assert!(contains(&fs::read(folder.path("record")).expect("a record"), SECRET));
+}
+
 #[test]
 fn a_registered_device_fetches_once_and_signs_in() {
     let (_site, server) = registered_site();
