@@ -18,6 +18,8 @@ enum { LINGER = 3 * SECOND };
 /* RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds. */
 static const uint32_t default_max_age = 60;
 enum { ALERT_DECRYPT_ERROR = 51 };
+/* RFC 7959 section 2.2: blocks of 1024 bytes. */
+enum { LARGEST_EXPONENT = 6 };
 
 /* Codes of answers: class << 5 | detail. */
 enum {
@@ -197,7 +199,7 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
       delay = device->delays[OPERATOR];
       break;
     case CODE_GATEWAY_TIMEOUT:
-      /* The registration goes on, so the first delay is skipped: it takes a minute. */
+      /* The registration continues. The delays begin with the second one, a minute. */
       if (device->failures == 0) device->failures = 1;
       timed = false;
       delay = next_retry(device);
@@ -344,7 +346,8 @@ static void open_session(struct cd_device *device) {
   memcpy(&device->token, seed, 4);
   memcpy(&device->message_id, seed + 4, 2);
   device->block_exponent = 0;
-  while (32 << device->block_exponent <= device->settings->block_size) device->block_exponent++;
+  while (device->block_exponent < LARGEST_EXPONENT && 32 << device->block_exponent <= device->settings->block_size)
+    device->block_exponent++;
   device->state = CD_CONNECTING;
   device->sent = 0;
   device->session = true;

@@ -23,6 +23,7 @@
   X(the_first_copies_of_a_crowd_spread)                                \
   X(polling_too_often_does_no_harm)                                    \
   X(an_answer_comes_in_blocks_of_any_size)                             \
+  X(the_largest_block_has_1024_bytes)                                  \
   X(the_server_chooses_smaller_blocks)                                 \
   X(a_copy_of_an_earlier_block_is_acknowledged_and_ignored)            \
   X(a_lost_block_is_asked_for_again)                                   \

@@ -252,6 +252,12 @@ void an_answer_comes_in_blocks_of_any_size(void) {
   }
 }
 
+void the_largest_block_has_1024_bytes(void) {
+  world.settings.block_size = UINT16_MAX;
+  world_ask();
+  CHECK(memcmp(last() + 8 + 5 + 2, "\xb1\x06", 2) == 0);
+}
+
 void the_server_chooses_smaller_blocks(void) {
   world_ask(); /* asks for none */
   for (int i = 0; i < 5; i++) {
