@@ -111,14 +111,19 @@ static uint32_t next_retry(struct cd_device *device) {
   return delay;
 }
 
+/* Ends the attempt. */
+static void rest(struct cd_device *device, enum cd_state state, enum cd_reason reason, uint32_t delay, bool lingers) {
+  device->reason = (uint8_t)reason;
+  leave(device, lingers);
+  wait_for(device, state, delay);
+}
+
 static void fail(struct cd_device *device, enum cd_reason reason, bool lingers) {
   uint32_t delay = next_retry(device);
   if (reason == CD_WRONG_KEY && delay < device->delays[WRONG_KEY]) delay = device->delays[WRONG_KEY];
   clear(device);
-  device->reason = (uint8_t)reason;
   device->timed = false;
-  leave(device, lingers);
-  wait_for(device, CD_WAITING, delay);
+  rest(device, CD_WAITING, reason, delay, lingers);
 }
 
 /* --- Storing --- */
@@ -174,19 +179,17 @@ static void keep_why(struct cd_device *device, const struct cd_message *message)
 /* What to do after each code of docs/device.md but 2.05. */
 static void take_refusal(struct cd_device *device, const struct cd_message *message, bool lingers) {
   enum cd_state state = CD_WAITING;
-  uint32_t delay;
-  bool timed = true;
+  uint32_t delay = 0; /* as after other failures that pass */
   uint8_t refusals = 0;
   switch (message->code) {
     case CODE_TOO_MANY_REQUESTS:
-    case CODE_UNAVAILABLE: {
+    case CODE_UNAVAILABLE:
       /* The server's time counts, whatever the back-off would be. 0 names no time. */
-      uint32_t seconds = message->has_max_age ? message->max_age : default_max_age;
-      if (seconds > LONGEST_DELAY / SECOND) seconds = LONGEST_DELAY / SECOND;
-      delay = seconds > 0 ? seconds * SECOND : next_retry(device);
-      if (seconds > 0) device->failures = 0;
+      delay = message->has_max_age ? message->max_age : default_max_age;
+      if (delay > LONGEST_DELAY / SECOND) delay = LONGEST_DELAY / SECOND;
+      delay *= SECOND;
+      if (delay > 0) device->failures = 0;
       break;
-    }
     case CODE_FORBIDDEN:
     case CODE_NOT_FOUND:
       /* Nothing tells the firmware that the operator has acted, so it asks, less and less often. */
@@ -201,28 +204,18 @@ static void take_refusal(struct cd_device *device, const struct cd_message *mess
     case CODE_GATEWAY_TIMEOUT:
       /* The registration continues. The delays begin with the second one, a minute. */
       if (device->failures == 0) device->failures = 1;
-      timed = false;
-      delay = next_retry(device);
       break;
     case CODE_INCOMPLETE:
-      timed = false;
-      delay = next_retry(device);
       break;
     default:
-      if (message->code >> 5 == 5 && message->code != CODE_PROXYING) {
-        timed = false;
-        delay = next_retry(device);
-      } else {
-        state = CD_REJECTED;
-        delay = device->delays[LONGEST_OPERATOR];
-      }
+      if (message->code >> 5 == 5 && message->code != CODE_PROXYING) break;
+      state = CD_REJECTED;
+      delay = device->delays[LONGEST_OPERATOR];
   }
   keep_why(device, message);
   device->refusals = refusals;
-  device->timed = timed;
-  device->reason = CD_ANSWERED;
-  leave(device, lingers);
-  wait_for(device, state, delay);
+  device->timed = delay > 0;
+  rest(device, state, CD_ANSWERED, delay > 0 ? delay : next_retry(device), lingers);
 }
 
 static void begin_request(struct cd_device *device) {
@@ -232,43 +225,44 @@ static void begin_request(struct cd_device *device) {
   device->wake_at = now(device);
 }
 
-/* Adds a block, or the whole answer, to the buffer (RFC 7959 section 2.4). */
-static void take_content(struct cd_device *device, const struct cd_message *message, bool lingers) {
+/* Adds a block, or the whole answer, to the buffer (RFC 7959 section 2.4). Returns false if it
+ * cannot be used. */
+static bool take_content(struct cd_device *device, const struct cd_message *message, bool lingers) {
   size_t at = 0;
   if (message->has_block) {
     uint32_t size = (uint32_t)16 << message->exponent;
     /* `number` has 20 bits, so this does not overflow. */
     at = message->number * size;
-    if (at < device->used) return; /* a copy of an earlier block */
-    bool whole = message->more ? message->length == size : message->length <= size;
-    if (!whole || (at > 0 && message->etag != device->etag)) at = SIZE_MAX;
+    if (at < device->used) return true; /* a copy of an earlier block */
+    if (message->more ? message->length != size : message->length > size) return false;
+    if (at > 0 && message->etag != device->etag) return false;
     device->etag = message->etag;
     device->block_exponent = message->exponent;
   }
-  if (at != device->used || message->length > sizeof device->buffer - at ||
-      (message->format >= 0 && message->format != 60)) {
-    fail(device, CD_BAD_ANSWER, lingers);
-    return;
-  }
+  if (at != device->used || message->length > sizeof device->buffer - at) return false;
   if (message->length > 0) memcpy(device->buffer + at, message->payload, message->length);
   device->used = (uint16_t)(at + message->length);
-  if (message->has_block && message->more) begin_request(device);
-  else if (make_record(device)) {
-    device->failures = 0;
-    leave(device, lingers);
-    store(device);
-  } else {
-    fail(device, CD_BAD_ANSWER, lingers);
+  if (message->has_block && message->more) {
+    begin_request(device);
+    return true;
   }
+  if (!make_record(device)) return false;
+  device->failures = 0;
+  leave(device, lingers);
+  store(device);
+  return true;
 }
 
 static void take_answer(struct cd_device *device, const struct cd_message *message) {
   bool lingers = message->type == CD_CON;
   device->code = message->code;
-  if (message->bad_option) fail(device, CD_BAD_ANSWER, lingers);
-  else if (message->code == CODE_CONTENT) take_content(device, message, lingers);
-  else if (message->code >> 5 == 2) fail(device, CD_BAD_ANSWER, lingers);
-  else take_refusal(device, message, lingers);
+  if (message->code >> 5 != 2 && !message->bad_option) {
+    take_refusal(device, message, lingers);
+    return;
+  }
+  bool is_cbor = message->format < 0 || message->format == 60;
+  if (message->bad_option || message->code != CODE_CONTENT || !is_cbor || !take_content(device, message, lingers))
+    fail(device, CD_BAD_ANSWER, lingers);
 }
 
 /* Sends an empty message (RFC 7252 section 4.1). If it is lost, the server repeats its own. */

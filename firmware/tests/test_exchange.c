@@ -308,10 +308,10 @@ void blocks_that_do_not_fit_together_are_refused(void) {
     struct message block = block_of(piggybacked(0x45), 2, 1);
     deliver(&block);
     block = block_of(piggybacked(0x45), 2, fault == 0 ? 2 : 1); /* of another body */
-    if (fault == 1) { /* one is missing */
-      world.device.used += 64;
-      block = block_of(piggybacked(0x45), 2, 1);
-      world.device.used -= 64;
+    if (fault == 1) { /* one of 16 bytes is missing */
+      world.device.used += 16;
+      block = block_of(piggybacked(0x45), 0, 1);
+      world.device.used -= 16;
     }
     if (fault == 2) block.length--; /* shorter than it says */
     if (fault == 3) block.bytes[block.length++] = 0;
