@@ -17,10 +17,12 @@
 static struct cd_device *owner;
 static dtls_context_t *context;
 static session_t server;
-static bool initialized;
+static bool initialized, random_failed;
 
+/* tinydtls does not always look at the result, so the session ends when this has failed. */
 int dtls_prng(unsigned char *out, size_t length) {
-  return cd_random(out, length) >= 0;
+  if (cd_random(out, length) < 0) random_failed = true;
+  return !random_failed;
 }
 
 void dtls_prng_init(unsigned seed) {
@@ -94,6 +96,7 @@ static int tiny_open(struct cd_device *device) {
   };
   if (!initialized) dtls_init();
   initialized = true;
+  random_failed = false;
   owner = device;
   if (context) {
     /* Started again without cd_stop: the old device may no longer exist. */
@@ -109,14 +112,14 @@ static int tiny_open(struct cd_device *device) {
   context = dtls_new_context(device);
   if (!context) return -1;
   dtls_set_handler(context, &handler);
-  return dtls_connect(context, &server) < 0 ? -1 : 0;
+  return dtls_connect(context, &server) < 0 || random_failed ? -1 : 0;
 }
 
 static void tiny_receive(struct cd_device *device, uint8_t *datagram, size_t length) {
   if (owner != device || !context) return;
   dtls_handle_message(context, &server, datagram, (int)length);
   /* A failed handshake removes the peer without an event. */
-  if (!dtls_get_peer(context, &server)) cd_dtls_ended(device, device->alert);
+  if (!dtls_get_peer(context, &server) || random_failed) cd_dtls_ended(device, device->alert);
 }
 
 static uint32_t tiny_timer(struct cd_device *device) {
