@@ -46,8 +46,8 @@ struct cd_message {
   size_t length;     /* of the payload */
 };
 
-/* Reads a message (RFC 7252 section 3). Returns 0, or -1 if its format is wrong. The first four
- * fields are filled in if it has at least four bytes and version 1; else `type` is CD_NON. */
+/* Reads a message (RFC 7252 section 3). Returns 0, or -1 if its format is wrong. Type, code and
+ * message ID are filled in if it has at least four bytes and version 1; else `type` is CD_NON. */
 int cd_coap_read(const uint8_t *bytes, size_t length, uint32_t token, struct cd_message *);
 
 /* Writes the request for a block, or for the whole answer, into CD_REQUEST_MAX bytes. Returns its
