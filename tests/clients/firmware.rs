@@ -14,7 +14,7 @@ use std::{
 
 use crate::support::{
     Process, SHARED_IDENTITY, SHARED_KEY, Site,
-    network::{ForgetfulNetwork, bad_network},
+    network::{ForgetfulNetwork, bad_network, hostile_network},
     stderr, stdout,
 };
 use certdist::{device::Secret, iot_platform::sign_in::Claim};
@@ -233,6 +233,19 @@ fn a_bad_network_delays_the_certificate_only() {
             let output = device.run(network, "PLUG-1", &["where=cn-shanghai", "retry=1000"]);
             device.assert_has(&output, "plug-1", SECRET);
         }
+    });
+}
+
+/// Forged alerts end handshakes, so a device may need several.
+#[test]
+fn an_attacker_on_the_network_delays_the_certificate_only() {
+    let (_site, server) = registered_site();
+    on_each_stack(|stack| {
+        let device = Device::new(stack);
+        let delays = ["retry=300", "longest_retry=500", "wrong_key=300", "handshake=6000", "block_size=64"];
+        let settings = [&["where=cn-shanghai", "operator=300", "longest_operator=300"][..], &delays].concat();
+        let output = device.run(hostile_network(server.address, 1), "PLUG-1", &settings);
+        device.assert_has(&output, "plug-1", SECRET);
     });
 }
 

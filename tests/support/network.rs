@@ -1,9 +1,10 @@
 //! Simulated networks between a device and the server. One network loses, repeats and reorders
-//! datagrams, and one has an outage. Two other networks change the device's address: one with every
-//! datagram, and one only once, during the cookie exchange. A network reads only the type of a
-//! datagram's first record.
+//! datagrams, one has an outage, and one an attacker. Two other networks change the device's address:
+//! one with every datagram, and one only once, during the cookie exchange. A network reads only the
+//! type of a datagram's first record.
 
 use std::{
+    io::ErrorKind,
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex,
@@ -77,6 +78,60 @@ impl Line {
             send(&held);
         }
     }
+}
+
+/// Starts a network with an attacker in it, with one device behind it. Before each datagram of the
+/// server, the device gets up to three mangled copies; one of five datagrams of the server is lost.
+/// Returns the address at which the device reaches the server.
+pub fn hostile_network(server: SocketAddr, seed: u64) -> SocketAddr {
+    let (front, address) = front();
+    let back = back_socket(server);
+    let device = Arc::<Mutex<Option<SocketAddr>>>::default();
+    let (returning, sender, target) = (back.clone(), front.try_clone().expect("a clone"), device.clone());
+    thread::spawn(move || {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut buffer = [0; 2048];
+        loop {
+            let length = match returning.recv(&mut buffer) {
+                Ok(length) => length,
+                // The server is not there; the device tries again.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+                Err(_) => return,
+            };
+            let Some(device) = *target.lock().expect("not poisoned") else { continue };
+            for _ in 0..random.random_range(0..=3) {
+                let _ = sender.send_to(&mangled(&buffer[..length], &mut random), device);
+            }
+            if random.random_bool(0.8) {
+                let _ = sender.send_to(&buffer[..length], device);
+            }
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = front.recv_from(&mut buffer) {
+            *device.lock().expect("not poisoned") = Some(from);
+            let _ = back.send(&buffer[..length]);
+        }
+    });
+    address
+}
+
+/// Returns a copy with some bytes changed, cut off or added, or noise.
+fn mangled(datagram: &[u8], random: &mut StdRng) -> Vec<u8> {
+    let mut copy = datagram.to_vec();
+    match random.random_range(0..5) {
+        0 | 1 => {
+            for _ in 0..random.random_range(1..=4) {
+                let at = random.random_range(0..copy.len());
+                copy[at] = random.random();
+            }
+        }
+        2 => copy.truncate(random.random_range(0..copy.len())),
+        3 => copy.extend((0..random.random_range(1..60)).map(|_| random.random::<u8>())),
+        _ => copy = (0..random.random_range(1..300)).map(|_| random.random()).collect(),
+    }
+    copy
 }
 
 /// A network with an address translator that forgets its mapping immediately. One device is behind
