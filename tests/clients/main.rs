@@ -3,6 +3,7 @@
 
 mod durability;
 mod firmware;
+mod firmware_glue;
 mod foreign_clients;
 mod guards;
 mod health;

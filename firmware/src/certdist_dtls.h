@@ -1,0 +1,1 @@
+#include "../include/certdist_dtls.h"
