@@ -1,6 +1,7 @@
 //! Tests that need the foreign devices, SDKs and tools that `make clients` installs. The tests run
 //! in parallel.
 
+mod boards;
 mod durability;
 mod firmware;
 mod firmware_glue;
