@@ -19,7 +19,7 @@ use sha2::Sha256;
 use crate::support::{
     MASTER, Process, Site,
     console::free_address,
-    document::{agree, blocks_of, typed},
+    document::{Typed, agree, blocks_of, typed},
     network::{ForgetfulNetwork, bad_network},
 };
 
@@ -282,6 +282,7 @@ fn count(text: &str, wanted: &str) -> usize {
 #[test]
 fn a_board_fetches_its_certificate_stores_it_and_signs_in_and_asks_only_once() {
     let house = House::new();
+    let printed = Mutex::new(String::new());
     on_each_image(|image| {
         let board = house.board(image);
         let text = board.signs_in(&[]);
@@ -296,6 +297,7 @@ fn a_board_fetches_its_certificate_stores_it_and_signs_in_and_asks_only_once() {
         let places: Vec<_> =
             steps.iter().map(|step| text.find(step).unwrap_or_else(|| panic!("{step}: {text}"))).collect();
         assert!(places.is_sorted(), "{text}");
+        printed.lock().expect("not poisoned").push_str(&text);
 
         // A socket in the server's place shows that the second boot sends it nothing.
         let silent = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -306,7 +308,12 @@ fn a_board_fetches_its_certificate_stores_it_and_signs_in_and_asks_only_once() {
         assert!(silent.recv(&mut [0; 1]).is_err(), "{} asks again", board.device);
     });
     let exported = String::from_utf8(house.site.run(&["export"]).stdout).expect("UTF-8");
-    assert_eq!(exported.lines().filter(|line| line.contains("a1lamp")).count(), IMAGES.len());
+    let (header, rows) = exported.split_once('\n').expect("a header");
+    let column = header.split(',').position(|name| name == "deviceSecret").expect("a column");
+    let secrets: Vec<_> = rows.lines().filter_map(|row| row.split(',').nth(column)).collect();
+    assert!(secrets.len() == IMAGES.len() && secrets.iter().all(|secret| secret.len() == 32), "{exported}");
+    let printed = printed.into_inner().expect("not poisoned");
+    assert!(secrets.iter().all(|secret| !printed.contains(secret)), "a board prints its secret: {printed}");
 }
 
 #[test]
@@ -472,20 +479,23 @@ fn a_board_that_loses_its_power_while_it_stores_has_a_certificate_afterwards() {
 }
 
 #[test]
-fn the_page_of_the_boards_shows_what_a_board_prints() {
+fn the_documents_show_what_a_board_prints() {
     let house = House::new();
     house.site.import("deviceId\nLAMP-1\n");
     let page = include_str!("../../docs/boards.md");
-    let runs = blocks_of(page, "console").into_iter().flat_map(typed);
     let board = Board::new(&built()[2], &house.site, house.server, "LAMP-1".into());
-    for run in runs {
-        assert!(
-            run.command.contains(&format!("run {} {} ", board.image.board, board.image.stack)),
-            "{run:?}"
-        );
-        let text = board.signs_in(&[]);
-        let printed: Vec<_> = text.lines().collect();
-        assert!(agree(&run.shown, &printed).is_some(), "{run:?} but {text}");
+    for document in [page, include_str!("../../README.md")] {
+        let is_of_board = |run: &Typed| run.command.contains("baremetal/run");
+        let runs = blocks_of(document, "console").into_iter().flat_map(typed).filter(is_of_board);
+        assert_eq!(runs.clone().count(), 2, "the first boot and another one");
+        for run in runs {
+            let board_and_stack = format!("run {} {} ", board.image.board, board.image.stack);
+            assert!(run.command.contains(&board_and_stack), "{run:?}");
+            let text = board.signs_in(&[]);
+            let printed: Vec<_> = text.lines().collect();
+            assert!(agree(&run.shown, &printed).is_some(), "{run:?} but {text}");
+        }
+        fs::remove_file(board.flash()).expect("its flash");
     }
     // The page lists each setting that the board reads.
     let sources = [
