@@ -1,8 +1,8 @@
--- certdist's database, version 9.
+-- certdist's database, version 10.
 --
 -- `certdist serve` and `certdist import` create it automatically. To create it by hand:
 --     sqlite3 certdist.db < schema.sql
--- It holds secrets (deviceSecret, psk), which are sealed if the configuration has a
+-- It holds secrets (deviceSecret, psk, pskNext), which are sealed if the configuration has a
 -- database_key: keep the file readable for certdist's own account only. To inspect it,
 -- even beside a running server:
 --     sqlite3 -readonly certdist.db
@@ -11,7 +11,7 @@
 
 -- Mark the file as certdist's ("cert"), and set the version of its schema.
 PRAGMA application_id = 0x63657274;
-PRAGMA user_version = 9;
+PRAGMA user_version = 10;
 
 -- One row for each device that may ask for a certificate. The first seven columns are
 -- those of the Tablestore table of the same name.
@@ -262,14 +262,26 @@ END;
 CREATE INDEX device_unactivated ON device_table (firstIssued, deviceId)
     WHERE firstIssued IS NOT NULL AND activateTime IS NULL AND cloudState IS NOT 'deleted';
 
--- Keys of devices in `individual` enrollments. A device has at most one key.
+-- Keys of devices in `individual` enrollments.
 CREATE TABLE device_key (
     -- PSK identity that the device presents in its handshake, 1 to 128 bytes.
     pskIdentity  TEXT NOT NULL PRIMARY KEY,
     deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
     -- Key of 16 to 64 bytes: as lower-case hex, or sealed.
-    psk          TEXT NOT NULL
+    psk          TEXT NOT NULL,
+    -- Second key, which the device may have as well while psk is being replaced; NULL: none.
+    pskNext      TEXT,
+    -- Time since which the device has had its second key. All times here are NULL without one.
+    nextSince    INTEGER,
+    -- Times of the last handshakes with psk and with pskNext since then, within a minute or so;
+    -- NULL: none.
+    pskUsed      INTEGER,
+    pskNextUsed  INTEGER CHECK (pskNext IS NOT NULL
+        OR (nextSince IS NULL AND pskUsed IS NULL AND pskNextUsed IS NULL))
 ) STRICT, WITHOUT ROWID;
+
+-- Devices that have a second key. Usually there are none.
+CREATE INDEX key_next ON device_key (deviceId) WHERE pskNext IS NOT NULL;
 
 -- Imports that can be undone: those of the last 30 days, at most a thousand.
 CREATE TABLE import (
@@ -307,7 +319,7 @@ CREATE TABLE import_before (
     refusal      TEXT,
     -- 1: the row had a deviceSecret.
     hadSecret    INTEGER NOT NULL,
-    -- `added`: the device had no key before; `lost`: it had another one.
+    -- `added`: the device had no key before; `lost`: it had one that it does not have now.
     keyChange    TEXT CHECK (keyChange IN ('added', 'lost')),
     -- The lost key, until the import has ended.
     formerIdentity TEXT,
@@ -316,6 +328,13 @@ CREATE TABLE import_before (
     -- taken a name that a row before it gave up, so they are changed back in reverse order.
     late         INTEGER,
     target       TEXT,
+    -- 1: the device had no second key before.
+    addedNext    INTEGER NOT NULL DEFAULT 0,
+    -- The second key that the lost key had beside it, and its times, until the import has ended.
+    formerNext   TEXT,
+    formerSince  INTEGER,
+    formerUsed   INTEGER,
+    formerNextUsed INTEGER,
     PRIMARY KEY (importId, deviceId)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX import_former_key ON import_before (importId) WHERE formerPsk IS NOT NULL;

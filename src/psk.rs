@@ -2,6 +2,8 @@
 //! individual keys of the store. The module `provision` decides which certificate a device may
 //! have.
 
+mod own;
+mod own_uses;
 mod rolling;
 pub mod uses;
 
@@ -11,8 +13,14 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
-pub use self::rolling::{NextKey, WhichKey};
-use self::uses::{ByEnrollment, UseCounters};
+pub use self::{
+    own::OwnKey,
+    rolling::{NextKey, WhichKey},
+};
+use self::{
+    own_uses::OwnUses,
+    uses::{ByEnrollment, UseCounters},
+};
 use crate::{
     device::AskedId,
     guards::{Guards, Unlisted},
@@ -192,9 +200,9 @@ pub struct Principal {
     /// The client's device; `None` when the key is shared. With a derived key, the identity is the
     /// device ID, and an identity may stand for two IDs (a serial number and a MAC address).
     pub device: Option<AskedId>,
-    /// PSK identity that the client presented, if its key is individual.
-    pub own_identity: Option<Arc<str>>,
-    /// Key of the enrollment that the client has proven.
+    /// The client's key, if it is individual.
+    pub own: Option<OwnKey>,
+    /// Which of two keys the client has proven, or [`WhichKey::Current`] if there is only one.
     pub key: WhichKey,
 }
 
@@ -249,15 +257,31 @@ impl Principal {
         if may_be_unlisted { self.enrollment.guards.unlisted } else { Unlisted::Refuse }
     }
 
+    /// Returns which key the client has proven, if its enrollment or its device has two.
+    pub fn which_of_two(&self) -> Option<WhichKey> {
+        let has_two = self.enrollment.next.is_some() || self.own.as_ref().is_some_and(|own| own.is_rolling);
+        has_two.then_some(self.key)
+    }
+
     /// Returns the PSK identity that the client's key belongs to. Returns an empty string
     /// for a client without an identity.
     pub fn identity(&self) -> &str {
-        match (&self.own_identity, &self.device) {
-            (Some(identity), _) => identity,
+        match (&self.own, &self.device) {
+            (Some(own), _) => &own.identity,
             (None, Some(device)) => device.first().as_str(),
             (None, None) => self.enrollment.shared_identity(self.key).unwrap_or_default(),
         }
     }
+}
+
+/// Result of [`Enrollments::find`].
+#[derive(Debug)]
+pub struct Lookup {
+    /// The keys of the identity; `None` if the identity is unknown.
+    pub keys: Option<FoundKeys>,
+    /// Set if some identity has two keys. Two keys must then be tried for every identity, so that the
+    /// duration of a handshake does not reveal which ones have two.
+    pub tries_two: bool,
 }
 
 /// The key of an identity, and the principal that it proves.
@@ -279,6 +303,7 @@ pub struct Enrollments {
     shares_two: bool,
     derives_two: bool,
     counters: ByEnrollment,
+    own_uses: Arc<OwnUses>,
 }
 
 impl Enrollments {
@@ -320,8 +345,9 @@ impl Enrollments {
     /// `counters`.
     pub fn counted(enrollments: impl IntoIterator<Item = Enrollment>, counters: &UseCounters) -> Self {
         let all = Self::new(enrollments);
+        let own_uses = counters.own.clone();
         let counters = counters.count(all.by_name.values().map(AsRef::as_ref));
-        Self { counters, ..all }
+        Self { counters, own_uses, ..all }
     }
 
     /// Returns the enrollment with this name.
@@ -336,34 +362,32 @@ impl Enrollments {
         let others = self.by_name.values().filter(|other| !matches!(other.kind, Kind::Derived(_)));
         let all = self.derived.iter().chain(others).map(|enrollment| Enrollment::clone(enrollment));
         // The counters are shared, because they are read for the whole process.
-        Self { counters: self.counters.clone(), ..Self::new(all) }
-    }
-
-    /// Returns whether some identity has two keys. Two keys must then be tried for every identity,
-    /// so that the duration of a handshake does not reveal which ones have two.
-    pub fn tries_two(&self) -> bool {
-        self.shares_two || self.derives_two
+        Self { counters: self.counters.clone(), own_uses: self.own_uses.clone(), ..Self::new(all) }
     }
 
     /// Counts a completed handshake of this client.
     pub fn count_use(&self, principal: &Principal) {
-        uses::count(&self.counters, &principal.enrollment.name, principal.key);
+        match &principal.own {
+            Some(own) => self.own_uses.count(principal, own),
+            None => uses::count(&self.counters, &principal.enrollment.name, principal.key),
+        }
     }
 
-    /// Looks up an identity. Returns the keys and principals of the identity, or `None` if the
-    /// identity is unknown.
+    /// Looks up an identity. Returns the keys and principals of the identity.
     ///
     /// Does the same work for every identity, so that the duration of a handshake does not reveal
     /// the kind of its identity. For each kind of enrollment that is configured, this function
     /// copies a shared key, reads an individual key or derives a key. A stand-in replaces a key
     /// that does not exist.
-    pub async fn find(&self, identity: &[u8], store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
+    pub async fn find(&self, identity: &[u8], store: &dyn Store) -> Result<Lookup, StoreError> {
+        let tries_two = self.shares_two || self.derives_two;
         // An identity that is not UTF-8 cannot exist. This is public knowledge, so a faster lookup
         // reveals nothing.
-        let Ok(identity) = std::str::from_utf8(identity) else { return Ok(None) };
-        let individual = self.individual(identity, store).await?;
+        let Ok(identity) = std::str::from_utf8(identity) else { return Ok(Lookup { keys: None, tries_two }) };
+        let (individual, are_rolling) = self.individual(identity, store).await?;
         let derived = self.derived(identity, store).await?;
-        Ok(self.shared(identity).or(individual).or(derived))
+        let keys = self.shared(identity).or(individual).or(derived);
+        Ok(Lookup { keys, tries_two: tries_two || are_rolling })
     }
 
     fn shared(&self, identity: &str) -> Option<FoundKeys> {
@@ -371,7 +395,7 @@ impl Enrollments {
         let (enrollment, which) = found.or_else(|| self.by_identity.values().next())?;
         let candidate = |key: &Key, which| {
             let enrollment = enrollment.clone();
-            (key.clone(), Principal { enrollment, device: None, own_identity: None, key: which })
+            (key.clone(), Principal { enrollment, device: None, own: None, key: which })
         };
         let first = candidate(enrollment.key(*which)?, *which);
         let second = self.shares_two.then(|| {
@@ -381,25 +405,6 @@ impl Enrollments {
         let second =
             second.filter(|_| *which == WhichKey::Current && enrollment.has_two_keys_of_an_identity());
         found.is_some().then_some((first, second))
-    }
-
-    async fn individual(&self, identity: &str, store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
-        let Some(stand_in) = &self.individual else { return Ok(None) };
-        let found = store.individual_key(identity).await?;
-        let (digits, name) = match &found {
-            Some(found) => (found.psk.expose(), &found.enrollment),
-            None => (STAND_IN_KEY, &stand_in.name),
-        };
-        let Ok(key) = Key::from_hex(digits) else { return Ok(None) };
-        let Some(enrollment) = self.by_name.get(name) else { return Ok(None) };
-        let is_known = found.is_some() && enrollment.kind == Kind::Individual;
-        let principal = Principal {
-            enrollment: enrollment.clone(),
-            device: found.map(|found| found.device.into()),
-            own_identity: Some(identity.into()),
-            key: WhichKey::Current,
-        };
-        Ok(is_known.then_some(((key, principal), None)))
     }
 
     async fn derived(&self, identity: &str, store: &dyn Store) -> Result<Option<FoundKeys>, StoreError> {
@@ -412,7 +417,7 @@ impl Enrollments {
         let candidate = |master: &Key, which| {
             let (enrollment, device) = (enrollment.clone(), Some(device.clone()));
             let key = master.derive(identity.as_bytes());
-            (key, Principal { enrollment, device, own_identity: None, key: which })
+            (key, Principal { enrollment, device, own: None, key: which })
         };
         let next = enrollment.next.as_ref().map(|next| &next.key);
         let key = candidate(master, WhichKey::Current);

@@ -2,28 +2,7 @@
 //! identity each of the two keys has, and which key of a changed configuration a session's key is.
 
 use super::{Enrollment, Key, Kind};
-
-/// One of the keys of an enrollment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhichKey {
-    /// The key that the configuration calls `key`.
-    Current,
-    /// The key that the configuration calls `key_next`.
-    Next,
-}
-
-impl WhichKey {
-    /// Both keys, in the order in which they are declared.
-    pub const ALL: [Self; 2] = [Self::Current, Self::Next];
-
-    /// Returns the name of the key in metrics, logs and JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Current => "current",
-            Self::Next => "next",
-        }
-    }
-}
+pub use crate::store::key_use::WhichKey;
 
 /// The key that is going to replace the key of an enrollment. Devices may have either.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,10 @@ use std::{
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::{Enrollment, WhichKey};
+use super::{
+    Enrollment, WhichKey,
+    own_uses::{Counts, OwnUses},
+};
 use crate::store::{
     Store, StoreError, UnixSeconds,
     key_use::{KeyUse, KeyUses, NewUse, NewUses, PskId},
@@ -83,7 +86,11 @@ pub(super) type ByEnrollment = HashMap<String, Pair>;
 
 /// The counters of a process. They outlive a reload of the configuration.
 #[derive(Debug, Default)]
-pub struct UseCounters(Mutex<ByEnrollment>);
+pub struct UseCounters {
+    pairs: Mutex<ByEnrollment>,
+    /// Uses of the keys of individual devices.
+    pub(super) own: Arc<OwnUses>,
+}
 
 impl UseCounters {
     /// Returns the counters for a configuration, which replaces the former one. A key that the
@@ -111,9 +118,22 @@ impl UseCounters {
         all
     }
 
+    /// Returns the enrollments of which individual devices with two keys have completed handshakes,
+    /// in alphabetical order. Leaves out those that [`all`](Self::all) returns now, because their kind
+    /// has changed.
+    pub fn own_counts(&self) -> Vec<(String, Counts)> {
+        let pairs = self.lock();
+        self.own.counts().into_iter().filter(|(name, _)| !pairs.contains_key(name)).collect()
+    }
+
     /// Writes to the store what has been counted since the last call. Does nothing if nothing has.
     /// If the store's answer is lost, the next call counts the same handshakes again.
     pub async fn note(&self, store: &dyn Store) -> Result<(), StoreError> {
+        self.own.note(store).await?;
+        self.note_pairs(store).await
+    }
+
+    async fn note_pairs(&self, store: &dyn Store) -> Result<(), StoreError> {
         let all = self.all();
         let ahead = store.now().saturating_sub(unix_now());
         let (mut uses, mut noted) = (Vec::new(), Vec::new());
@@ -139,7 +159,7 @@ impl UseCounters {
     }
 
     fn lock(&self) -> MutexGuard<'_, ByEnrollment> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -153,6 +173,11 @@ impl Enrollment {
     }
 
     fn key_id(&self, key: &[u8]) -> PskId {
+        PskId::new(hex::encode(self.digest(key)))
+    }
+
+    /// Returns a digest by which a key of this enrollment is recognized.
+    pub(super) fn digest(&self, key: &[u8]) -> [u8; 8] {
         // The key is the message here and not the HMAC's key. Otherwise the ID could be the beginning
         // of a derived key.
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(b"certdist: ID of a pre-shared key") else {
@@ -161,7 +186,9 @@ impl Enrollment {
         mac.update(&(self.name.len() as u64).to_be_bytes());
         mac.update(self.name.as_bytes());
         mac.update(key);
-        PskId::new(hex::encode(&mac.finalize().into_bytes()[..8]))
+        let mut digest = [0; 8];
+        digest.copy_from_slice(&mac.finalize().into_bytes()[..8]);
+        digest
     }
 }
 
@@ -216,7 +243,7 @@ mod tests {
     }
 
     fn client(enrollment: Enrollment, key: WhichKey) -> Principal {
-        Principal { enrollment: Arc::new(enrollment), device: None, own_identity: None, key }
+        Principal { enrollment: Arc::new(enrollment), device: None, own: None, key }
     }
 
     async fn known(store: &Memory, enrollment: &Enrollment) -> [Option<(u64, bool)>; 2] {

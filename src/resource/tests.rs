@@ -129,7 +129,7 @@ impl Bench {
 
     async fn principal(&self, identity: &str) -> Principal {
         let found = self.enrollments.find(identity.as_bytes(), &*self.store).await.unwrap();
-        found.unwrap_or_else(|| panic!("{identity} is unknown")).0.1
+        found.keys.unwrap_or_else(|| panic!("{identity} is unknown")).0.1
     }
 
     fn answer(&self, principal: &Principal, request: &Ask) -> Answer {

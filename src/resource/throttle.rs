@@ -343,7 +343,7 @@ mod tests {
             guards: Default::default(),
         };
         let device = device.map(|device| DeviceId::parse(device).unwrap().into());
-        Principal { enrollment: Arc::new(enrollment), device, own_identity: None, key: WhichKey::Current }
+        Principal { enrollment: Arc::new(enrollment), device, own: None, key: WhichKey::Current }
     }
 
     fn limits(identity: u32, address: u32, enrollment: u32) -> RequestLimits {

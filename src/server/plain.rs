@@ -84,7 +84,7 @@ impl Plain {
             verified: HashSet::new(),
             order: VecDeque::new(),
             service,
-            principal: Principal { enrollment, device: None, own_identity: None, key: WhichKey::Current },
+            principal: Principal { enrollment, device: None, own: None, key: WhichKey::Current },
             tasks: JoinSet::new(),
             sent: Vec::new(),
         })

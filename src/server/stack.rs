@@ -29,7 +29,7 @@ use crate::{
     dtls::{self, Datagram, Event, Failure, HandshakeId, Holder, Psk, SessionId},
     histogram::{ByByte, Histogram},
     log_limit::LogLimit,
-    psk::{Enrollments, FoundKeys, Key, Kind, Principal, Reissue, WhichKey},
+    psk::{Enrollments, Key, Kind, Lookup, Principal, Reissue, WhichKey},
     rate_limit::{Origin, Source},
     resource::{self, Answer},
     store::StoreError,
@@ -64,8 +64,8 @@ pub struct Done(WorkResult);
 
 enum WorkResult {
     /// Result of a lookup: the handshake, the generation of the enrollments in which the key was
-    /// looked up, and the keys, if the identity is known.
-    Key(HandshakeId, u32, Option<FoundKeys>),
+    /// looked up, and the keys.
+    Key(HandshakeId, u32, Lookup),
     Response(Asked, Source, Response),
     /// The key could not be looked up.
     NoKey(HandshakeId),
@@ -548,15 +548,15 @@ impl Stack {
         now: Instant,
         handshake: HandshakeId,
         generation: u32,
-        found: Option<FoundKeys>,
+        found: Lookup,
         io: &mut impl Io,
     ) {
+        let Lookup { keys: found, tries_two } = found;
         // Both keys of an identity have the same holder.
         if let Some(((_, principal), _)) = &found {
             self.dtls.bind_holder(handshake, self.holder_of(principal));
         }
         let (first, second) = found.map_or((None, None), |(first, second)| (Some(first), second));
-        let tries_two = second.is_some() || self.services.enrollments.tries_two();
         let client = |(key, principal): (Key, Principal)| {
             Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal, generation)))
         };
@@ -652,7 +652,7 @@ fn first_step<T>(work: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> 
 struct RequestLine {
     device: Option<DeviceId>,
     identity: String,
-    /// Key that the client has, if its enrollment has two.
+    /// Key that the client has, if its enrollment or its device has two.
     key: Option<WhichKey>,
     address: SocketAddr,
 }
@@ -665,8 +665,12 @@ impl RequestLine {
             // identity.
             (_, device) => device.as_ref().map(|own| own.first().to_string()).unwrap_or_default(),
         };
-        let key = principal.enrollment.next.as_ref().map(|_| principal.key);
-        Self { device: resource::device_of(request, principal), identity, key, address }
+        Self {
+            device: resource::device_of(request, principal),
+            identity,
+            key: principal.which_of_two(),
+            address,
+        }
     }
 
     fn log(&self, code: u8, took: Duration, delivery: Delivery) {

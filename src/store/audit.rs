@@ -218,6 +218,8 @@ pub enum AuditEvent {
     Moved,
     /// An order for IoT Platform ended without its change.
     Cancelled,
+    /// The operator ended the roll of a device's own key.
+    Rekeyed,
     /// The operator imported a file.
     Imported,
     /// The operator undid an import.
@@ -253,6 +255,7 @@ impl AuditEvent {
         Self::Rotated,
         Self::Moved,
         Self::Cancelled,
+        Self::Rekeyed,
         Self::Imported,
         Self::Undone,
         Self::Sealed,
@@ -279,6 +282,7 @@ impl AuditEvent {
             Self::Rotated => "rotated",
             Self::Moved => "moved",
             Self::Cancelled => "cancelled",
+            Self::Rekeyed => "rekeyed",
             Self::Imported => "imported",
             Self::Undone => "undone",
             Self::Sealed => "sealed",

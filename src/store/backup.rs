@@ -60,6 +60,8 @@ pub struct SinceBackup {
     pub rotated: Sample,
     /// Devices that were moved to another target, and would have their former certificates again.
     pub moved: Sample,
+    /// Devices whose roll of keys has ended, and that would have both keys again.
+    pub rekeyed: Sample,
     /// First issues of certificates since the backup.
     pub issued: Sample,
     /// Registrations at IoT Platform since the backup.

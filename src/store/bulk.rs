@@ -7,6 +7,7 @@ use super::{
     backup::Contents,
     filter::{Cursor, Filter, Found, Held, Listed, Tally},
     merge::Merged,
+    roll::DeviceKeys,
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
 use crate::{
@@ -37,6 +38,10 @@ pub trait Bulk: Send + Sync {
     /// A device that has a certificate keeps its enrollment, product, name, secret and cloud
     /// identifier: a different value in the import is a conflict. A PSK identity that belongs
     /// to another device is also a conflict.
+    ///
+    /// A row with a second key must have the key that the device has. While a device has two keys, a
+    /// row without a second key changes nothing if it has the first, and ends the roll if it has the
+    /// second; any other key is a conflict.
     fn import(
         &self,
         job: ImportJob<'_>,
@@ -136,6 +141,10 @@ pub trait Bulk: Send + Sync {
     /// Returns the devices of `ids` that are in the table, in the order of `ids`. Opens no secret.
     fn listed(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError>;
 
+    /// Returns whether any device has a second key. The work does not grow with the number of
+    /// devices.
+    fn are_rolling(&self) -> Result<bool, StoreError>;
+
     /// Returns the products of the devices in the table, in order.
     fn products(&self) -> Result<Vec<String>, StoreError>;
 
@@ -174,6 +183,8 @@ pub struct ImportRow {
     pub iot_id: Option<String>,
     /// PSK identity (1–128 bytes) and key (hex) of a device of an individual enrollment.
     pub key: Option<(String, Secret)>,
+    /// Second key (hex), which the device may have as well. A row with a second key also has `key`.
+    pub next_key: Option<Secret>,
     /// Target that the row itself gives. It takes precedence over the enrollment's target.
     pub target: Option<String>,
     /// Target of the enrollment, in the form in which the table stores it
@@ -195,6 +206,7 @@ impl ImportRow {
             device_secret: None,
             iot_id: None,
             key: None,
+            next_key: None,
             target: None,
             enrollment_target: None,
         }
@@ -257,9 +269,9 @@ pub type Rows<'a> = &'a mut dyn Iterator<Item = Result<ImportRow, Unreadable>>;
 /// Receives each rejected row of an import, with the row's index (from 0).
 pub type Reject<'a> = &'a mut dyn FnMut(u64, Rejection);
 
-/// Receives each row of an export with its individual key (identity, PSK in hex), if any. Returns
-/// whether the export continues.
-pub type Each<'a> = &'a mut dyn FnMut(DeviceRow, Option<(String, Secret)>) -> ControlFlow<()>;
+/// Receives each row of an export with its individual keys, if any. Returns whether the export
+/// continues.
+pub type Each<'a> = &'a mut dyn FnMut(DeviceRow, Option<DeviceKeys>) -> ControlFlow<()>;
 
 /// Result of an import, or of a dry run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -391,7 +403,7 @@ pub struct Conflict {
 impl Conflict {
     /// Returns the column of this name.
     pub(super) fn column_named(name: &str) -> &'static str {
-        const COLUMNS: [&str; 8] = [
+        const COLUMNS: [&str; 9] = [
             "enrollment",
             "productKey",
             "deviceName",
@@ -399,6 +411,7 @@ impl Conflict {
             "iotId",
             "pskIdentity",
             "psk",
+            "pskNext",
             "target",
         ];
         COLUMNS.into_iter().find(|column| *column == name).unwrap_or("deviceId")

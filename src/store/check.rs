@@ -9,6 +9,7 @@ use super::{
     DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection, Rows,
     StoreError,
     merge::{self, Columns, Merged, Unmerged},
+    roll::DeviceKeys,
     staging::{Claim, Staging},
     undo::KeyChange,
 };
@@ -25,11 +26,11 @@ pub trait Standing {
     /// Returns the row of a device. The device secret is as it is stored, sealed or in clear text.
     fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError>;
 
-    /// Returns the identity of a device's key.
-    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError>;
+    /// Returns the stored keys of a device.
+    fn keys(&self, id: &DeviceId) -> Result<Option<DeviceKeys>, StoreError>;
 
-    /// Returns the device to which a PSK identity belongs, and the stored key.
-    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError>;
+    /// Returns the device to which a PSK identity belongs, and its stored keys.
+    fn owner(&self, identity: &str) -> Result<Option<(String, DeviceKeys)>, StoreError>;
 
     /// Returns a device other than `device` that has this name in this product.
     fn holder_of_name(
@@ -182,8 +183,10 @@ fn is_repeated(first: &ImportRow, row: &ImportRow, job: &ImportJob<'_>) -> Resul
     let identity = row.key.as_ref().map_or("", |(identity, _)| identity);
     let psk = |row: &ImportRow| row.key.as_ref().map(|(_, psk)| psk.clone());
     let secrets = (first.device_secret.as_ref(), row.device_secret.as_ref());
+    let place = Place::Psk { device, identity };
     Ok(are_same(Place::DeviceSecret(device), secrets.0, secrets.1)?
-        && are_same(Place::Psk { device, identity }, psk(first).as_ref(), psk(row).as_ref())?)
+        && are_same(place, psk(first).as_ref(), psk(row).as_ref())?
+        && are_same(place, first.next_key.as_ref(), row.next_key.as_ref())?)
 }
 
 /// The check of single rows.
@@ -284,33 +287,31 @@ impl<T: Standing> Check<'_, T> {
         is_known: bool,
         drops_key: bool,
     ) -> Result<(KeyChange, bool), Unmerged<StoreError>> {
-        let identity = || match is_known {
-            true => self.table.identity(&row.device).map_err(Unmerged::Failed),
+        let keys = || match is_known {
+            true => self.table.keys(&row.device).map_err(Unmerged::Failed),
             false => Ok(None),
         };
-        let Some((wanted, psk)) = &row.key else {
-            let has_key = (row.individual || drops_key) && identity()?.is_some();
+        let Some((wanted, _)) = &row.key else {
+            let has_key = (row.individual || drops_key) && keys()?.is_some();
             merge::without_key(row, has_key)?;
             let is_lost = drops_key && has_key;
             return Ok((if is_lost { KeyChange::Lost } else { KeyChange::None }, false));
         };
         self.staging.claim(Claim::Identity(wanted), at, &row.device).map_err(Unmerged::Failed)?;
         let mut is_late = false;
-        if let Some((owner, stored)) = self.table.key(wanted).map_err(Unmerged::Failed)? {
-            if let Err(conflict) = merge::identity_of(&owner, row) {
-                if !self.gives_identity_up(at, &owner, wanted)? {
-                    return Err(conflict.into());
+        let stored = match self.table.owner(wanted).map_err(Unmerged::Failed)? {
+            None => keys()?,
+            Some((owner, stored)) => match merge::identity_of(&owner, row) {
+                Ok(()) => Some(stored),
+                Err(_) if self.gives_identity_up(at, &owner, wanted)? => {
+                    is_late = true;
+                    keys()?
                 }
-                is_late = true;
-            } else {
-                let place = Place::Psk { device: row.device.as_str(), identity: wanted };
-                if (self.job.same_secret)(place, &stored, psk).map_err(Unmerged::Failed)? {
-                    return Ok((KeyChange::None, false));
-                }
-            }
-        }
-        let had_key = identity()?.is_some();
-        Ok((if had_key { KeyChange::Lost } else { KeyChange::Added }, is_late))
+                Err(conflict) => return Err(conflict.into()),
+            },
+        };
+        let change = merge::key_change(stored.as_ref(), row, self.job.same_secret);
+        Ok((change.map_err(Unmerged::Failed)??, is_late))
     }
 
     /// Returns whether the device `owner` gives up `identity` in a row before row `at`, because

@@ -11,6 +11,7 @@ mod imports;
 mod key_use;
 mod moves;
 mod orders;
+mod roll;
 mod sealing;
 mod sightings;
 mod targets;
@@ -103,6 +104,11 @@ fn with_key(device: &str, identity: &str, psk: &str) -> ImportRow {
     ImportRow { individual: true, key: Some((identity.into(), Secret::new(psk.into()))), ..row(device) }
 }
 
+/// Returns a row with two keys.
+fn with_keys(device: &str, identity: &str, psk: &str, next: &str) -> ImportRow {
+    ImportRow { next_key: Some(Secret::new(next.into())), ..with_key(device, identity, psk) }
+}
+
 fn entry(device: &str) -> JournalEntry {
     JournalEntry {
         device: id(device),
@@ -177,12 +183,12 @@ fn a_device_is_found_by_its_id_and_its_key(store: &(impl Store + Bulk)) {
     let expected = DeviceRow::imported(id("SN-1"), "lamps", "a1lamp");
     assert_eq!(device(store, "SN-1"), Some(expected));
     assert_eq!(now(store.enrollment_of(&id("SN-1"))).unwrap().as_deref(), Some("lamps"));
-    let key = now(store.individual_key("id-2")).unwrap().unwrap();
+    let key = now(store.individual_key("id-2")).unwrap().found.unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "lamps", "00ff"));
 
     assert_eq!(device(store, "SN-3"), None);
     assert_eq!(now(store.enrollment_of(&id("SN-3"))).unwrap(), None);
-    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+    assert!(now(store.individual_key("id-1")).unwrap().found.is_none());
 }
 
 /// `spelled` and `known_as` find a MAC address that is in the table as a serial number.
@@ -408,7 +414,7 @@ fn a_deleted_device_leaves_nothing(store: &(impl Store + Bulk)) {
     now(store.claim(&owner(1), &entry("SN-1"), NOW)).unwrap();
     assert!(now(store.delete(&id("SN-1"), &by())).unwrap());
     assert_eq!(device(store, "SN-1"), None);
-    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+    assert!(now(store.individual_key("id-1")).unwrap().found.is_none());
     assert_eq!(now(store.open_entries()).unwrap(), []);
     let settlement = Settlement::Registered(registration("SN-1", "s3cret"));
     assert!(matches!(now(store.settle(1, &entry("SN-1"), &settlement)), Err(StoreError::Conflict(_))));
@@ -454,8 +460,8 @@ fn an_import_merges_row_by_row(store: &(impl Store + Bulk)) {
     assert_eq!(report, ImportReport { changed: 2, lost_keys: 1, ..Default::default() });
     let row = device(store, "SN-1").unwrap();
     assert_eq!((row.device_name.as_deref(), row.refusal), (Some("other"), None));
-    assert!(now(store.individual_key("id-3")).unwrap().is_none());
-    assert_eq!(now(store.individual_key("id-9")).unwrap().unwrap().psk.expose(), "11ee");
+    assert!(now(store.individual_key("id-3")).unwrap().found.is_none());
+    assert_eq!(now(store.individual_key("id-9")).unwrap().found.unwrap().psk.expose(), "11ee");
 }
 
 /// `import` deletes the key of a device that moves to an enrollment that is not individual.
@@ -464,7 +470,7 @@ fn a_device_that_moves_leaves_its_key(store: &(impl Store + Bulk)) {
     import(store, [ImportRow::new(id("SN-1"), "plugs", "a1plug")]);
     let row = device(store, "SN-1").unwrap();
     assert_eq!((row.enrollment.as_str(), row.product_key.as_str()), ("plugs", "a1plug"));
-    assert!(now(store.individual_key("id-1")).unwrap().is_none());
+    assert!(now(store.individual_key("id-1")).unwrap().found.is_none());
 }
 
 /// `import` imports all rows or none, and calls `reject` with the index of each rejected row.
@@ -507,8 +513,8 @@ fn a_dry_run_reports_the_same_and_changes_nothing(store: &(impl Store + Bulk)) {
 fn an_export_gives_every_row_with_its_key(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-2", "id-2", "00ff"), row("SN-1")]);
     let mut seen = Vec::new();
-    let each = &mut |row: DeviceRow, key: Option<(String, Secret)>| {
-        seen.push((row.id.to_string(), key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
+    let each = &mut |row: DeviceRow, keys: Option<super::roll::DeviceKeys>| {
+        seen.push((row.id.to_string(), keys.map(|keys| (keys.identity, keys.psk.expose().to_owned()))));
         ControlFlow::Continue(())
     };
     store.export(each).unwrap();

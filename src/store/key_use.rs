@@ -3,6 +3,28 @@
 
 use super::{StoreFuture, UnixSeconds};
 
+/// One of the two keys that an enrollment, or an individual device, has while its key is being replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichKey {
+    /// The key that is replaced: `key` of the configuration, or `psk` of a device.
+    Current,
+    /// The second key: `key_next` of the configuration, or `pskNext` of a device.
+    Next,
+}
+
+impl WhichKey {
+    /// Both keys, in the order in which they are declared.
+    pub const ALL: [Self; 2] = [Self::Current, Self::Next];
+
+    /// Returns the name of the key in metrics, logs and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Next => "next",
+        }
+    }
+}
+
 /// ID of a pre-shared key: a short hash, from which the key cannot be calculated.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PskId(String);

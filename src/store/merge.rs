@@ -2,7 +2,7 @@
 //! The rules are the same for every store. This module performs no I/O, and does not know how a
 //! store keeps its rows.
 
-use super::{Conflict, DeviceRow, ImportRow, SameSecret, StoreError, undo::KeyChange};
+use super::{Conflict, DeviceRow, ImportRow, SameSecret, StoreError, roll::DeviceKeys, undo::KeyChange};
 use crate::{
     device::{DeviceId, Secret},
     seal::Place,
@@ -188,6 +188,51 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     let reason =
         format!("a device of the individual enrollment \"{}\" needs pskIdentity and psk", row.enrollment);
     Err(Conflict { column: "pskIdentity", reason })
+}
+
+/// Returns how a row changes the keys of its device, which are `stored` now. If they change, the
+/// device has the row's keys afterwards. The row's identity must not belong to another device. The
+/// outer error is a failure of `same_secret`.
+///
+/// While a device has two keys, a row without a second key must have one of them. Otherwise, a list
+/// that was made before the roll would take a key away, or bring a former one back.
+pub fn key_change(
+    stored: Option<&DeviceKeys>,
+    row: &ImportRow,
+    same_secret: SameSecret<'_>,
+) -> Result<Result<KeyChange, Conflict>, StoreError> {
+    let Some((identity, psk)) = &row.key else {
+        return Ok(without_key(row, stored.is_some()).map(|()| KeyChange::None));
+    };
+    let Some(stored) = stored else { return Ok(Ok(KeyChange::Added)) };
+    // A stored key is sealed for its identity, so it cannot be compared under another one.
+    let has_identity = stored.identity == *identity;
+    let place = Place::Psk { device: row.device.as_str(), identity };
+    let is = |known: &Secret, other: &Secret| Ok(has_identity && same_secret(place, known, other)?);
+    let keeps_key = is(&stored.psk, psk)?;
+    let conflict = |column, reason: &str| Ok(Err(Conflict { column, reason: reason.to_owned() }));
+    Ok(Ok(match (&stored.next, &row.next_key) {
+        (None, None) | (Some(_), None) if keeps_key => KeyChange::None,
+        (None, None) => KeyChange::Lost,
+        (Some(next), None) if is(next, psk)? => KeyChange::Lost,
+        (Some(_), None) => {
+            let reason = "the device has two keys, and this is neither of them under their identity; end the roll \
+                          first with `certdist device key`, or give both keys of the table";
+            return conflict("psk", reason);
+        }
+        (None, Some(_)) if keeps_key => KeyChange::NextAdded,
+        (Some(next), Some(other)) if keeps_key && is(next, other)? => KeyChange::None,
+        (Some(_), Some(_)) if keeps_key => KeyChange::Lost,
+        (_, Some(other)) if is(&stored.psk, other)? => {
+            let reason = "this is the psk that the device has; if its roll has ended, leave the line out";
+            return conflict("pskNext", reason);
+        }
+        (_, Some(_)) => {
+            let reason = "the device has another key, or another pskIdentity; a line with a pskNext needs those that \
+                          the device has";
+            return conflict("psk", reason);
+        }
+    }))
 }
 
 /// Checks a row whose PSK identity belongs to the device `owner` in the table. Fails unless `owner`
@@ -402,6 +447,49 @@ mod tests {
         assert_eq!(without_key(&row(), false), Ok(()));
         assert_eq!(without_key(&individual, true), Ok(()));
         assert_eq!(without_key(&individual, false).unwrap_err().column, "pskIdentity");
+    }
+
+    /// Returns the effect of a row on a device with these keys under the identity `one`.
+    fn rolled(
+        stored: Option<(&str, Option<&str>)>,
+        (identity, psk, next): (&str, &str, Option<&str>),
+    ) -> Result<KeyChange, &'static str> {
+        let stored = stored.map(|(psk, next)| DeviceKeys {
+            identity: "one".into(),
+            psk: secret(psk),
+            next: next.map(secret),
+        });
+        let key = Some((identity.to_owned(), secret(psk)));
+        let row = ImportRow { individual: true, key, next_key: next.map(secret), ..row() };
+        let same: SameSecret<'_> = &|_, stored, other| Ok(stored == other);
+        key_change(stored.as_ref(), &row, same).unwrap().map_err(|conflict| conflict.column)
+    }
+
+    #[test]
+    fn a_roll_is_begun_ended_and_kept_by_rows_that_fit_its_keys() {
+        let (one, two) = (Some(("a", None)), Some(("a", Some("b"))));
+        for (stored, row, expected) in [
+            (None, ("one", "a", None), Ok(KeyChange::Added)),
+            (None, ("one", "a", Some("b")), Ok(KeyChange::Added)),
+            (one, ("one", "a", None), Ok(KeyChange::None)),
+            (one, ("one", "c", None), Ok(KeyChange::Lost)),
+            (one, ("two", "a", None), Ok(KeyChange::Lost)),
+            (one, ("one", "a", Some("b")), Ok(KeyChange::NextAdded)),
+            (one, ("one", "c", Some("b")), Err("psk")),
+            (one, ("two", "a", Some("b")), Err("psk")),
+            (one, ("one", "c", Some("a")), Err("pskNext")),
+            (two, ("one", "a", None), Ok(KeyChange::None)),
+            (two, ("one", "a", Some("b")), Ok(KeyChange::None)),
+            (two, ("one", "a", Some("c")), Ok(KeyChange::Lost)),
+            (two, ("one", "b", None), Ok(KeyChange::Lost)),
+            (two, ("one", "c", None), Err("psk")),
+            (two, ("two", "b", None), Err("psk")),
+            (two, ("one", "b", Some("c")), Err("psk")),
+            (two, ("one", "b", Some("a")), Err("pskNext")),
+            (two, ("two", "a", Some("b")), Err("psk")),
+        ] {
+            assert_eq!(rolled(stored, row), expected, "{stored:?} {row:?}");
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub mod merge;
 pub mod order;
 pub mod place;
 pub mod retention;
+pub mod roll;
 pub mod seal_step;
 pub mod sealed;
 pub mod sighting;
@@ -70,6 +71,7 @@ use self::{
     lease::Leases,
     order::Orders,
     place::CountsPlaces,
+    roll::Rolls,
     sealed::{Keys, Sealed},
     sighting::Sightings,
     sqlite::Sqlite,
@@ -233,6 +235,18 @@ pub struct IndividualKey {
     pub enrollment: String,
     /// Pre-shared key, 16–64 bytes, as hex.
     pub psk: Secret,
+    /// Second key, which the device may have as well.
+    pub next: Option<Secret>,
+}
+
+/// Answer of [`Store::individual_key`].
+#[derive(Debug, Clone, Default)]
+pub struct KeyLookup {
+    /// The key; `None` if no device has the identity.
+    pub found: Option<IndividualKey>,
+    /// Set if any device of the table has a second key. Two keys must then be tried for every
+    /// identity.
+    pub are_rolling: bool,
 }
 
 /// Answer of [`Store::record_issue`].
@@ -379,7 +393,9 @@ pub struct Metrics {
 /// Storage of the device table. A write begins when its method is called, and not at the first
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
-pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Orders + Turns + Sightings + WaitingList {
+pub trait Store:
+    Claims + CountsPlaces + KeyUses + Leases + Orders + Rolls + Turns + Sightings + WaitingList
+{
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;
 
@@ -392,8 +408,8 @@ pub trait Store: Claims + CountsPlaces + KeyUses + Leases + Orders + Turns + Sig
     fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>>;
 
     /// Returns the individual key of a PSK identity. The duration must not reveal whether the
-    /// identity exists: an unknown identity costs the same work as a known one.
-    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>>;
+    /// identity exists, or how many keys its device has: each identity costs the same work.
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, KeyLookup>;
 
     /// Records durably that `certificate` is issued to `asker` now, and writes the audit entry in the
     /// same step. If the certificate was issued before, records nothing and returns the earlier

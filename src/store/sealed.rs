@@ -17,13 +17,14 @@ use arc_swap::ArcSwap;
 
 use super::{
     Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError, ImportJob,
-    ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, Metrics, OpenBatch, OpenEntry,
+    ImportReport, ImportRow, IndividualKey, Issue, JournalEntry, KeyLookup, Metrics, OpenBatch, OpenEntry,
     RegisteredDevice, Reject, Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds, Unreadable,
     audit::{Asked, Asker, AuditEntry},
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
     order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+    roll::DeviceKeys,
     seal_step::SealStep,
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
 };
@@ -45,16 +46,20 @@ pub enum SecretColumn {
     DeviceSecret,
     /// The pre-shared keys of individual devices. The primary key is the PSK identity.
     Psk,
+    /// The second keys of these devices. A second key has the place of the first, because it takes
+    /// its place in the end.
+    PskNext,
 }
 
 impl SecretColumn {
-    /// All columns.
-    pub const ALL: [Self; 2] = [Self::DeviceSecret, Self::Psk];
+    /// All columns, in the order in which they are sealed. A second key becomes the first one when a
+    /// roll ends, so it is sealed before: otherwise, one that moves meanwhile would be left out.
+    pub const ALL: [Self; 3] = [Self::DeviceSecret, Self::PskNext, Self::Psk];
 
     fn place<'a>(self, stored: &'a StoredSecret) -> Place<'a> {
         match self {
             Self::DeviceSecret => Place::DeviceSecret(&stored.device),
-            Self::Psk => Place::Psk { device: &stored.device, identity: &stored.primary },
+            Self::Psk | Self::PskNext => Place::Psk { device: &stored.device, identity: &stored.primary },
         }
     }
 }
@@ -77,7 +82,7 @@ pub struct UnderKey {
     pub key: Option<String>,
     /// Number of device secrets.
     pub device_secrets: u64,
-    /// Number of pre-shared keys of individual devices.
+    /// Number of pre-shared keys of individual devices, first and second ones.
     pub psks: u64,
 }
 
@@ -90,7 +95,7 @@ impl UnderKey {
         });
         match column {
             SecretColumn::DeviceSecret => counts[at].device_secrets += values,
-            SecretColumn::Psk => counts[at].psks += values,
+            SecretColumn::Psk | SecretColumn::PskNext => counts[at].psks += values,
         }
     }
 
@@ -278,7 +283,11 @@ fn seal_row(keys: &Keyring, mut row: ImportRow) -> Result<ImportRow, SealError> 
         *secret = keys.seal(Place::DeviceSecret(device), secret.expose())?;
     }
     if let Some((identity, psk)) = &mut row.key {
-        *psk = keys.seal(Place::Psk { device, identity }, psk.expose())?;
+        let place = Place::Psk { device, identity };
+        *psk = keys.seal(place, psk.expose())?;
+        if let Some(next) = &mut row.next_key {
+            *next = keys.seal(place, next.expose())?;
+        }
     }
     Ok(row)
 }
@@ -324,15 +333,24 @@ impl<S: Store + StoredSecrets> Store for Sealed<S> {
         self.opened(self.inner.device(id), |keys, row| row.map(|row| open_row(keys, row)).transpose())
     }
 
-    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
-        self.opened(self.inner.individual_key(identity), move |keys, found| {
-            let Some(mut found) = found else {
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, KeyLookup> {
+        self.opened(self.inner.individual_key(identity), move |keys, mut lookup| {
+            let Some(found) = &mut lookup.found else {
                 keys.open_decoy()?;
-                return Ok(None);
+                if lookup.are_rolling {
+                    keys.open_decoy()?;
+                }
+                return Ok(lookup);
             };
-            let place = Place::Psk { device: found.device.as_str(), identity };
-            keys.open_one(place, &mut found.psk)?;
-            Ok(Some(found))
+            let IndividualKey { device, psk, next, .. } = found;
+            let place = Place::Psk { device: device.as_str(), identity };
+            keys.open_one(place, psk)?;
+            match next {
+                Some(next) => keys.open_one(place, next)?,
+                None if lookup.are_rolling => keys.open_decoy()?,
+                None => {}
+            }
+            Ok(lookup)
         })
     }
 
@@ -518,6 +536,7 @@ impl<S: Bulk> Bulk for Sealed<S> {
         fn tally(filter: &filter::Filter, time: Duration) -> Tally;
         fn held(limit: usize) -> Vec<Held>;
         fn listed(ids: &[DeviceId]) -> Vec<Listed>;
+        fn are_rolling() -> bool;
         fn products() -> Vec<String>;
     }
 
@@ -527,12 +546,15 @@ impl<S: Bulk> Bulk for Sealed<S> {
 
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let keys = self.keys.load_full();
-        let open = |row: DeviceRow, key: Option<(String, Secret)>| {
+        let open = |row: DeviceRow, own: Option<DeviceKeys>| {
             let row = open_row(&keys, row)?;
-            let Some((identity, mut psk)) = key else { return Ok((row, None)) };
-            let place = Place::Psk { device: row.id.as_str(), identity: &identity };
-            keys.open_in_place(place, &mut psk)?;
-            Ok((row, Some((identity, psk))))
+            let Some(mut own) = own else { return Ok((row, None)) };
+            let place = Place::Psk { device: row.id.as_str(), identity: &own.identity };
+            keys.open_in_place(place, &mut own.psk)?;
+            if let Some(next) = &mut own.next {
+                keys.open_in_place(place, next)?;
+            }
+            Ok((row, Some(own)))
         };
         let mut broken = None;
         self.inner.export(&mut |row, key| match open(row, key) {

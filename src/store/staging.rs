@@ -24,8 +24,8 @@ const SCHEMA: &str = "
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA cache_size = -16384;
     CREATE TABLE row (device TEXT, at INTEGER, enrollment INTEGER, product TEXT, name TEXT, secret TEXT, iotId TEXT,
-                      identity TEXT, psk TEXT, target TEXT, PRIMARY KEY (device, at)) WITHOUT ROWID;
-    CREATE TABLE unsorted (device, at, enrollment, product, name, secret, iotId, identity, psk, target);
+                      identity TEXT, psk TEXT, target TEXT, pskNext TEXT, PRIMARY KEY (device, at)) WITHOUT ROWID;
+    CREATE TABLE unsorted (device, at, enrollment, product, name, secret, iotId, identity, psk, target, pskNext);
     CREATE TABLE claimed (what TEXT, at INTEGER, device TEXT);
     CREATE TABLE late (at INTEGER PRIMARY KEY, device TEXT);
     CREATE TABLE rejected (at INTEGER PRIMARY KEY, kind INTEGER, column TEXT, reason TEXT, first INTEGER);
@@ -34,7 +34,7 @@ const SCHEMA: &str = "
 /// Columns that [`Staging::row`] reads.
 macro_rules! columns {
     () => {
-        "device, at, enrollment, product, name, secret, iotId, identity, psk, target"
+        "device, at, enrollment, product, name, secret, iotId, identity, psk, target, pskNext"
     };
 }
 
@@ -161,12 +161,15 @@ impl Staging {
     }
 
     fn add(&mut self, at: u64, row: ImportRow) -> Result<(), StoreError> {
-        const SORTED: &str =
-            concat!("INSERT INTO row (", columns!(), ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)");
+        const SORTED: &str = concat!(
+            "INSERT INTO row (",
+            columns!(),
+            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+        );
         const UNSORTED: &str = concat!(
             "INSERT INTO unsorted (",
             columns!(),
-            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
         );
         let is_next = self.last.as_ref().is_none_or(|last| last.as_str() <= row.device.as_str());
         let device = row.device.as_str();
@@ -175,8 +178,13 @@ impl Staging {
             None => self.keys.seal(place, value.expose()).map_err(unsealed),
         };
         let secret = row.device_secret.as_ref().map(|value| seal(Place::DeviceSecret(device), value));
-        let psk = row.key.as_ref().map(|(identity, value)| seal(Place::Psk { device, identity }, value));
-        let (secret, psk) = (secret.transpose()?, psk.transpose()?);
+        let keys = row.key.as_ref().map(|(identity, value)| {
+            let place = Place::Psk { device, identity };
+            let next = row.next_key.as_ref().map(|value| seal(place, value));
+            Ok::<_, StoreError>((seal(place, value)?, next.transpose()?))
+        });
+        let secret = secret.transpose()?;
+        let (psk, psk_next) = keys.transpose()?.unzip();
         self.has_claims |= row.device_name.is_some() || row.iot_id.is_some() || row.key.is_some();
         let group = (row.enrollment, row.enrollment_product, row.individual, row.enrollment_target);
         let next = self.groups.len() as i64;
@@ -196,6 +204,7 @@ impl Staging {
                 row.key.as_ref().map(|(identity, _)| identity),
                 psk.as_ref().map(Secret::expose),
                 row.target,
+                psk_next.as_ref().and_then(|next| next.as_ref().map(Secret::expose)),
             ])
         };
         insert().map_err(scratch_error)?;
@@ -275,13 +284,14 @@ impl Staging {
             Ok::<_, StoreError>(value)
         };
         let device_secret = text(5)?.map(|stored| open(Place::DeviceSecret(device.as_str()), stored));
-        let key = match (text(7)?, text(8)?) {
+        let (key, next_key) = match (text(7)?, text(8)?) {
             (Some(identity), Some(stored)) => {
                 let place = Place::Psk { device: device.as_str(), identity: &identity };
                 let psk = open(place, stored)?;
-                Some((identity, psk))
+                let next = text(10)?.map(|stored| open(place, stored)).transpose()?;
+                (Some((identity, psk)), next)
             }
-            _ => None,
+            _ => (None, None),
         };
         let row = ImportRow {
             enrollment,
@@ -292,6 +302,7 @@ impl Staging {
             device_secret: device_secret.transpose()?,
             iot_id: text(6)?,
             key,
+            next_key,
             target: text(9)?,
             enrollment_target,
             device,

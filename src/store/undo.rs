@@ -50,6 +50,8 @@ pub enum KeyChange {
     None,
     /// The device had no key before.
     Added,
+    /// The device has a second key that it did not have before.
+    NextAdded,
     /// The former key is no longer there.
     Lost,
 }

@@ -8,7 +8,7 @@ use csv::{QuoteStyle, WriterBuilder};
 use super::COLUMNS;
 use crate::{
     device::Secret,
-    store::{Bulk, DeviceRow, StoreError, UnixSeconds},
+    store::{Bulk, DeviceRow, StoreError, UnixSeconds, roll::DeviceKeys},
 };
 
 /// Columns of the Tablestore table `device_table`, in the order of `schema.sql`.
@@ -17,6 +17,10 @@ pub const TABLESTORE_COLUMNS: [&str; 7] =
 
 /// Index of the PSK identity in [`COLUMNS`].
 pub(super) const IDENTITY: usize = 6;
+
+/// Indexes of the columns that an export may lack.
+const NEXT: usize = 8;
+const TARGET: usize = 9;
 
 /// First characters of cells that a spreadsheet may interpret as formulas: the characters of
 /// OWASP's page on CSV injection, and their full-width forms.
@@ -65,16 +69,22 @@ fn unwrapped(error: csv::Error) -> io::Error {
 pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result<u64, ExportError> {
     let quotes = if form.for_spreadsheet { QuoteStyle::Always } else { QuoteStyle::Necessary };
     let mut writer = WriterBuilder::new().quote_style(quotes).from_writer(writer);
-    // A table of a server with one target has the columns that it had before there were targets.
-    let width = COLUMNS.len() - usize::from(store.targets()?.is_empty());
-    let header = if form.tablestore { &TABLESTORE_COLUMNS[..] } else { &COLUMNS[..width] };
+    // Without targets and second keys, an export has the columns that it had before there were any.
+    let (has_target, has_next) = (!store.targets()?.is_empty(), store.are_rolling()?);
+    let is_there = |column: usize| (column != NEXT || has_next) && (column != TARGET || has_target);
+    let header = if form.tablestore { TABLESTORE_COLUMNS.to_vec() } else { there(COLUMNS, is_there) };
     writer.write_record(header).map_err(unwrapped)?;
-    let (mut rows, mut written) = (0, Ok(()));
-    store.export(&mut |row: DeviceRow, key| {
+    let (mut rows, mut written): (u64, Result<(), ExportError>) = (0, Ok(()));
+    store.export(&mut |row: DeviceRow, keys| {
+        if !form.tablestore && !has_next && keys.as_ref().is_some_and(|keys| keys.next.is_some()) {
+            let reason = "a device was given a second key while the export began; export the table again";
+            written = Err(StoreError::Conflict(reason.into()).into());
+            return ControlFlow::Break(());
+        }
         let times = form.tablestore.then(|| [row.registered, row.activated].map(seconds));
         let cells = match &times {
             Some([registered, activated]) => tablestore(&row, registered, activated).to_vec(),
-            None => own(&row, key.as_ref())[..width].to_vec(),
+            None => there(own(&row, keys.as_ref()), is_there),
         };
         let is_marked =
             |cell: &str| form.for_spreadsheet && needs_mark(cell) || !form.tablestore && has_mark(cell);
@@ -82,7 +92,7 @@ pub fn export_as(store: &dyn Bulk, form: Form, writer: impl io::Write) -> Result
             true => Cow::Owned(format!("{MARK}{cell}")),
             false => Cow::Borrowed(cell),
         });
-        written = writer.write_record(cells.map(Cell)).map_err(unwrapped);
+        written = writer.write_record(cells.map(Cell)).map_err(|error| unwrapped(error).into());
         if written.is_err() {
             return ControlFlow::Break(());
         }
@@ -108,8 +118,14 @@ impl AsRef<[u8]> for Cell<'_> {
     }
 }
 
-fn own<'a>(row: &'a DeviceRow, key: Option<&'a (String, Secret)>) -> [&'a str; COLUMNS.len()] {
-    let (identity, psk) = key.map_or(("", ""), |(identity, psk)| (identity, psk.expose()));
+/// Returns the cells of the columns that an export has.
+fn there(cells: [&str; COLUMNS.len()], has: impl Fn(usize) -> bool) -> Vec<&str> {
+    cells.into_iter().enumerate().filter(|(column, _)| has(*column)).map(|(_, cell)| cell).collect()
+}
+
+fn own<'a>(row: &'a DeviceRow, keys: Option<&'a DeviceKeys>) -> [&'a str; COLUMNS.len()] {
+    let (identity, psk) = keys.map_or(("", ""), |keys| (&keys.identity, keys.psk.expose()));
+    let next = keys.and_then(|keys| keys.next.as_ref());
     [
         row.id.as_str(),
         &row.enrollment,
@@ -119,6 +135,7 @@ fn own<'a>(row: &'a DeviceRow, key: Option<&'a (String, Secret)>) -> [&'a str; C
         row.iot_id.as_deref().unwrap_or_default(),
         identity,
         psk,
+        next.map_or("", Secret::expose),
         row.target.as_deref().unwrap_or_default(),
     ]
 }

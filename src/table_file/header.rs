@@ -39,6 +39,7 @@ const SPELLINGS: [&[&str]; COLUMNS.len()] = [
     &["iotid"],
     &["pskidentity", "identity"],
     &["psk", "pskkey", "presharedkey"],
+    &["psknext", "nextpsk", "pskkeynext", "presharedkeynext", "nextpresharedkey", "keynext"],
     &["target", "cloud", "目标", "ターゲット"],
 ];
 

@@ -33,9 +33,9 @@ use crate::{
     target,
 };
 
-/// Names of the columns, in the order of an export. An export has the last one only if a row of the
-/// table names a target.
-pub const COLUMNS: [&str; 9] = [
+/// Names of the columns, in the order of an export. An export has `pskNext` only if a device has a
+/// second key, and `target` only if a row of the table names a target.
+pub const COLUMNS: [&str; 10] = [
     "deviceId",
     "enrollment",
     "productKey",
@@ -44,6 +44,7 @@ pub const COLUMNS: [&str; 9] = [
     "iotId",
     "pskIdentity",
     "psk",
+    "pskNext",
     "target",
 ];
 

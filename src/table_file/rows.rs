@@ -323,8 +323,18 @@ impl Rules<'_> {
 
     /// Checks the values of a row, without comparing them with other rows.
     fn checked(&mut self, values: Values<'_>, is_named_by_name: bool) -> Result<ImportRow, Fault> {
-        let [device, enrollment, product_key, device_name, device_secret, iot_id, identity, psk, target] =
-            values;
+        let [
+            device,
+            enrollment,
+            product_key,
+            device_name,
+            device_secret,
+            iot_id,
+            identity,
+            psk,
+            next,
+            target,
+        ] = values;
         let in_column = |column| move |reason: String| Fault::column(column, reason);
         let text = if is_named_by_name { device_name.clone() } else { device }.unwrap_or_default();
         let asked = self.device(&text)?;
@@ -332,6 +342,11 @@ impl Rules<'_> {
         self.asked = Some(asked);
         let enrollment = self.enrollment(enrollment.as_deref())?;
         let key = match (identity, psk) {
+            (None, None) if next.is_some() => {
+                let reason = "a device gets a second key beside the one that it has; expected its pskIdentity and psk \
+                              too";
+                return Err(Fault::column("pskNext", reason));
+            }
             (None, None) => None,
             (Some(identity), Some(psk)) => Some((
                 values::psk_identity(&identity).map_err(in_column("pskIdentity"))?,
@@ -340,6 +355,12 @@ impl Rules<'_> {
             (Some(_), None) => return Err(Fault::column("psk", "empty, but there is a pskIdentity")),
             (None, Some(_)) => return Err(Fault::column("pskIdentity", "empty, but there is a psk")),
         };
+        let next_key = next.map(|next| values::psk(&next).map_err(in_column("pskNext"))).transpose()?;
+        if next_key.is_some() && next_key.as_ref() == key.as_ref().map(|(_, psk)| psk) {
+            let reason =
+                "the same key as psk; expected another one (`certdist key new` makes one), or an empty field";
+            return Err(Fault::column("pskNext", reason));
+        }
         let row = ImportRow {
             enrollment: enrollment.name.clone(),
             enrollment_product: enrollment.product_key.clone(),
@@ -360,6 +381,7 @@ impl Rules<'_> {
                 .transpose()?,
             iot_id: iot_id.map(|value| values::iot_id(&value).map_err(in_column("iotId"))).transpose()?,
             key,
+            next_key,
             target: target
                 .map(|name| self.enrollments.check_target(&name).map(|()| name.into_owned()))
                 .transpose()

@@ -91,6 +91,35 @@ fn columns_may_be_in_any_order() {
 }
 
 #[test]
+fn a_second_key_needs_the_first_one_and_differs_from_it() {
+    const NEXT: &str = "a0112233445566778899aabbccddeeff";
+    let with = |name: &str, psk: &str, next: &str| {
+        format!("deviceId,pskIdentity,psk,{name}\nSN-1,lamp 1,{psk},{next}\n")
+    };
+    for name in ["pskNext", "psk_next", "NEXT PSK", "keyNext", "key_next", "pre-shared-key-next"] {
+        let row = only(&with(name, PSK, &NEXT.to_uppercase()), &plugs());
+        assert_eq!(row.next_key, Some(Secret::new(NEXT.into())), "{name}");
+    }
+    assert_eq!(only(&with("pskNext", PSK, ""), &plugs()).next_key, None);
+    for (text, expected) in [
+        (with("pskNext", PSK, &PSK.to_lowercase()), "pskNext: the same key as psk"),
+        (with("pskNext", PSK, "null"), "pskNext: character 1 is not a hex digit"),
+        (with("pskNext", PSK, &NEXT[2..]), "pskNext: 30 hex digits"),
+        (with("pskNext", "", NEXT), "psk: empty, but there is a pskIdentity"),
+        (format!("deviceId,pskNext\nSN-1,{NEXT}\n"), "pskNext: a device gets a second key beside the one"),
+    ] {
+        let error = fault(&text, &plugs());
+        assert!(error.starts_with(&format!("line 2, column {expected}")), "{error}");
+        assert!(!error.contains(&NEXT[2..]), "{error}");
+    }
+    let error = fault(&with("pskNext", PSK, NEXT), &lamps());
+    assert!(
+        error.starts_with("line 2, column pskIdentity: enrollment \"lamps\" is not individual"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_wrong_header_is_reported_with_what_is_expected() {
     let legal = COLUMNS.join(", ");
     let reported = |text| fault(text, &lamps());

@@ -5,6 +5,7 @@ mod bulk;
 mod claims;
 mod key_use;
 mod orders;
+mod roll;
 mod sightings;
 mod waiting;
 
@@ -27,7 +28,8 @@ use crate::{
     seal,
     store::{
         Actor, Bulk, Clock, CloudState, DeviceRow, DeviceState, ImportJob, ImportReport, ImportRow,
-        IndividualKey, Issue, JournalEntry, RegisteredDevice, Store, StoreError, StoreFuture, UnixSeconds,
+        IndividualKey, Issue, JournalEntry, KeyLookup, RegisteredDevice, Store, StoreError, StoreFuture,
+        UnixSeconds,
         audit::{
             Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
             link, merged, reason,
@@ -45,8 +47,8 @@ use crate::{
 #[derive(Clone, Default)]
 struct Tables {
     devices: BTreeMap<DeviceId, DeviceRow>,
-    /// Device and key of each PSK identity.
-    keys: HashMap<String, (DeviceId, Secret)>,
+    /// Device and keys of each PSK identity.
+    keys: HashMap<String, (DeviceId, roll::Keys)>,
     journal: claims::Journal,
     /// Orders for IoT Platform, and the number of orders placed so far.
     orders: BTreeMap<OrderNumber, Order>,
@@ -131,6 +133,11 @@ impl Tables {
     fn row(&mut self, id: &DeviceId) -> Result<&mut DeviceRow, StoreError> {
         let absent = || StoreError::Failed(format!("device {id} is not in the table"));
         self.devices.get_mut(id).ok_or_else(absent)
+    }
+
+    /// Returns whether any device has a second key.
+    fn are_rolling(&self) -> bool {
+        self.keys.values().any(|(_, keys)| keys.next.is_some())
     }
 
     /// Removes a device with all that belongs to it.
@@ -334,11 +341,16 @@ impl Store for Memory {
         self.answer(|tables, _| Ok(tables.devices.get(id).map(|row| row.enrollment.clone())))
     }
 
-    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, KeyLookup> {
         self.answer(|tables, _| {
-            let Some((device, psk)) = tables.keys.get(identity).cloned() else { return Ok(None) };
+            let are_rolling = tables.are_rolling();
+            let Some((device, keys)) = tables.keys.get(identity).cloned() else {
+                return Ok(KeyLookup { found: None, are_rolling });
+            };
             let enrollment = tables.row(&device)?.enrollment.clone();
-            Ok(Some(IndividualKey { device, enrollment, psk }))
+            let next = keys.next.map(|(next, _)| next);
+            let found = Some(IndividualKey { device, enrollment, psk: keys.psk, next });
+            Ok(KeyLookup { found, are_rolling })
         })
     }
 
@@ -526,7 +538,15 @@ impl Tables {
                 self.devices.values().filter_map(secret).collect()
             }
             SecretColumn::Psk => {
-                self.keys.iter().map(|(identity, (device, psk))| (identity.as_str(), (device, psk))).collect()
+                let keys = self.keys.iter();
+                keys.map(|(identity, (device, keys))| (identity.as_str(), (device, &keys.psk))).collect()
+            }
+            SecretColumn::PskNext => {
+                let next = |(identity, (device, keys)): (&'t String, &'t (DeviceId, roll::Keys))| {
+                    let (next, _) = keys.next.as_ref()?;
+                    Some((identity.as_str(), (device, next)))
+                };
+                self.keys.iter().filter_map(next).collect()
             }
         }
     }
@@ -592,7 +612,11 @@ impl StoredSecrets for Memory {
                     row.and_then(|row| row.certificate.as_mut())
                         .map(|certificate| &mut certificate.device_secret)
                 }
-                SecretColumn::Psk => tables.keys.get_mut(&stored.primary).map(|(_, psk)| psk),
+                SecretColumn::Psk => tables.keys.get_mut(&stored.primary).map(|(_, keys)| &mut keys.psk),
+                SecretColumn::PskNext => {
+                    let keys = tables.keys.get_mut(&stored.primary);
+                    keys.and_then(|(_, keys)| keys.next.as_mut()).map(|(next, _)| next)
+                }
             };
             if let Some(value) = value.filter(|value| **value == stored.value) {
                 *value = anew.clone();

@@ -413,7 +413,7 @@ fn old_database(path: &Path, version: u32) {
         "PRAGMA journal_mode = wal; PRAGMA user_version = {version};
          INSERT INTO device_table (deviceId, productKey, enrollment, deviceName, deviceSecret)
          VALUES ('SN00000001', 'a1lamp', 'lamp', 'lamp-1', '{SECRET}'), ('OWN-1', 'a1own', 'own', 'own-1', '{SECRET}');
-         INSERT INTO device_key VALUES ('one', 'OWN-1', '{PSK}')"
+         INSERT INTO device_key (pskIdentity, deviceId, psk) VALUES ('one', 'OWN-1', '{PSK}')"
     );
     database.execute_batch(&devices).expect("devices");
 }

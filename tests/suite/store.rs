@@ -152,7 +152,7 @@ fn reopening_keeps_everything() {
     let certificate = row.certificate.unwrap();
     assert_eq!((certificate.product_key.as_str(), certificate.device_name.as_str()), ("a1lamps", "name-1"));
     assert_eq!(certificate.device_secret.expose(), "s3cret00000000000000000000000000");
-    let key = wait(store.individual_key("identity-2")).unwrap();
+    let key = wait(store.individual_key("identity-2")).found.unwrap();
     assert_eq!((key.device, key.enrollment.as_str(), key.psk.expose()), (id("SN-2"), "plugs", PSK));
     assert_eq!(device(&*store, "SN-3").unwrap().state, DeviceState::Disabled);
 }

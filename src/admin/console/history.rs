@@ -123,6 +123,7 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
         AuditEvent::Rotated => "event-rotated",
         AuditEvent::Moved => "event-moved",
         AuditEvent::Cancelled => "event-cancelled",
+        AuditEvent::Rekeyed => "event-rekeyed",
         AuditEvent::Imported => "event-imported",
         AuditEvent::Undone => "event-undone",
         AuditEvent::Sealed => "event-sealed",

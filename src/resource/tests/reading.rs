@@ -12,7 +12,7 @@ fn client(device: Option<&str>) -> Principal {
     Principal {
         enrollment: Arc::new(shared("plug", Reissue::Always)),
         device: device.map(|device| AskedId::parse(device).unwrap()),
-        own_identity: None,
+        own: None,
         key: WhichKey::Current,
     }
 }

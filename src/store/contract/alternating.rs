@@ -12,7 +12,7 @@ use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
     store::{
         Actor, BatchId, Bulk, CountCheck, DeviceRow, DeviceState, Each, ImportActivity, ImportError,
-        ImportJob, ImportReport, IndividualKey, Issue, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice,
+        ImportJob, ImportReport, Issue, JournalEntry, KeyLookup, OpenBatch, OpenEntry, RegisteredDevice,
         Reject, Rows, Store, StoreError, StoreFuture, Totals, UnixSeconds,
         audit::{
             Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link,
@@ -23,6 +23,7 @@ use crate::{
         lease::Leases,
         order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
         place::{CountsPlaces, MaxPlaces, Places},
+        roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
@@ -57,7 +58,7 @@ impl<S: Store> Store for Alternating<S> {
         fn device(id: &'a DeviceId) -> Option<DeviceRow>;
         fn spelled(mac: &'a DeviceId) -> Option<DeviceId>;
         fn enrollment_of(id: &'a DeviceId) -> Option<String>;
-        fn individual_key(identity: &'a str) -> Option<IndividualKey>;
+        fn individual_key(identity: &'a str) -> KeyLookup;
         fn record_issue(id: &'a DeviceId, certificate: &'a Certificate, issue_id: i64, asker: Asker) -> Issue;
         fn history(id: &'a DeviceId, limit: usize) -> Vec<AuditEntry>;
         fn rows_after(after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceRow>;
@@ -113,6 +114,17 @@ impl<S: Claims> Claims for Alternating<S> {
         fn note_cloud_offset(owner: OwnerId, offset: i64) -> ();
         fn open_batches() -> Vec<OpenBatch>;
         fn open_entries() -> Vec<OpenEntry>;
+    }
+}
+
+impl<S: Rolls> Rolls for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn note_own_uses(uses: Vec<OwnUse>) -> ();
+        fn roll_of(device: &'a DeviceId) -> Option<Roll>;
+        fn rolling(enrollment: &'a str, after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceId>;
+        fn count_rolling(enrollment: &'a str, time: Duration) -> RollCount;
+        fn end_roll(device: &'a DeviceId, ending: Ending, by: &'a Actor) -> Ended;
     }
 }
 
@@ -315,6 +327,10 @@ impl<S: Bulk> Bulk for Alternating<S> {
 
     fn listed(&self, ids: &[DeviceId]) -> Result<Vec<filter::Listed>, StoreError> {
         self.next().listed(ids)
+    }
+
+    fn are_rolling(&self) -> Result<bool, StoreError> {
+        self.next().are_rolling()
     }
 
     fn products(&self) -> Result<Vec<String>, StoreError> {

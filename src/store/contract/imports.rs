@@ -57,8 +57,8 @@ fn an_import_that_is_undone_leaves_nothing(store: &(impl Store + Bulk)) {
 
     assert_eq!(undo(store, 7), Ok(undone));
     assert_eq!(now(store.rows_after(None, 9)).unwrap(), before);
-    assert!(now(store.individual_key("id-6")).unwrap().is_none());
-    assert_eq!(now(store.individual_key("id-2")).unwrap().unwrap().psk.expose(), "00ff");
+    assert!(now(store.individual_key("id-6")).unwrap().found.is_none());
+    assert_eq!(now(store.individual_key("id-2")).unwrap().found.unwrap().psk.expose(), "00ff");
     assert_eq!(undo(store, 7), Err(NotUndone::Again(ID)));
     assert_eq!(undo(store, 8), Err(NotUndone::Unknown(ImportId(8))));
     // The same file can be imported again, under another number.
@@ -143,11 +143,11 @@ fn keys_that_an_import_replaced_cannot_come_back(store: &(impl Store + Bulk)) {
     let rows = [with_key("SN-1", "id-1", "11ee"), ImportRow::new(id("SN-2"), "plugs", "a1plug")];
     assert_eq!(import_as(store, 7, rows).lost_keys, 2);
     assert_eq!(undo(store, 7), Err(NotUndone::Keys { id: ID, count: 2 }));
-    assert_eq!(now(store.individual_key("id-1")).unwrap().unwrap().psk.expose(), "11ee");
+    assert_eq!(now(store.individual_key("id-1")).unwrap().found.unwrap().psk.expose(), "11ee");
 
     import_as(store, 8, [with_key("SN-3", "id-3", "00ff")]);
     assert_eq!(undo(store, 8), Ok(Undone { restored: 1, ..Undone::default() }));
-    assert!(now(store.individual_key("id-3")).unwrap().is_none());
+    assert!(now(store.individual_key("id-3")).unwrap().found.is_none());
 }
 
 /// If an import exchanged the names of two devices, undoing the import exchanges them again.
@@ -216,7 +216,7 @@ fn the_devices_that_an_undo_leaves_are_known(store: &(impl Store + Bulk)) {
 }
 
 /// Returns the columns of the rows that an import rejects, each with the index of its row.
-fn rejected(store: &impl Bulk, rows: Vec<ImportRow>) -> Vec<(u64, &'static str)> {
+pub(super) fn rejected(store: &impl Bulk, rows: Vec<ImportRow>) -> Vec<(u64, &'static str)> {
     let mut columns = Vec::new();
     let outcome = store.import(job(&by()), &mut rows.into_iter().map(Ok), &mut |index, rejection| {
         columns.push((
@@ -253,7 +253,7 @@ fn a_row_may_take_what_an_earlier_row_gives_up(store: &(impl Store + Bulk)) {
     assert_eq!((report.added, report.changed), (3, 3));
     assert_eq!(device(store, "SN-1").unwrap().name(), "bbbb");
     assert_eq!(device(store, "SN-3").unwrap().iot_id.as_deref(), Some("iot-4"));
-    assert_eq!(now(store.individual_key("id-6")).unwrap().unwrap().device, id("SN-5"));
+    assert_eq!(now(store.individual_key("id-6")).unwrap().found.unwrap().device, id("SN-5"));
     // A device that moves to an enrollment without individual keys gives its identity up.
     let moved = ImportRow::new(id("SN-6"), "plugs", "a1plug");
     assert_eq!(import(store, [moved, with_key("SN-0", "id-9", "22dd")]).added, 1);

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::store::{
+    roll::{DeviceKeys, Ended, Ending},
     seal_step::SealStep,
     sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
 };
@@ -18,7 +19,7 @@ fn key_id(byte: u8) -> String {
 }
 
 /// Wraps a store so that its secrets are sealed under the given database keys.
-fn with_keys<S>(store: S, keys: &[u8]) -> Sealed<S> {
+fn with_ring<S>(store: S, keys: &[u8]) -> Sealed<S> {
     Sealed::new(store, ring(keys))
 }
 
@@ -51,7 +52,7 @@ fn sentence<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
 fn the_key_of_each_value_is_noted<S: Store + Bulk + StoredSecrets>(store: S) {
     fill(&store, 0..2);
     assert_eq!(store.keys_in_use().unwrap(), Vec::<String>::new(), "clear values have no key");
-    let store = with_keys(store, &[1]);
+    let store = with_ring(store, &[1]);
     // The import notes database key 1, and a registration below notes database key 2.
     add_certificates(&store, 0..1);
     assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(1)]);
@@ -105,7 +106,7 @@ fn values_are_replaced_unless_they_have_changed<S: Store + Bulk + StoredSecrets>
 fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + AuditLog>(store: S) {
     fill(&store, 0..700);
     add_certificates(&store, 0..700);
-    let store = with_keys(store, &[]);
+    let store = with_ring(store, &[]);
     assert!(sentence(store.seal_all(&by(), &mut |_| ())).contains("expected database_key"));
     for keys in [&[1][..], &[2, 1]] {
         store.set_keys(ring(keys)).unwrap();
@@ -122,7 +123,7 @@ fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + A
         assert_eq!(store.seal_all(&by(), &mut |_| ()).unwrap().sealed, 0, "once more changes nothing");
     }
     assert!(sentence(store.set_keys(ring(&[1]))).contains(&key_id(2)), "it keeps the keys that fit");
-    assert_eq!(now(store.individual_key("id-699")).unwrap().unwrap().psk.expose(), PSK);
+    assert_eq!(now(store.individual_key("id-699")).unwrap().found.unwrap().psk.expose(), PSK);
     let certificate = device(&store, "SN-0").unwrap().certificate.unwrap();
     assert_eq!(certificate.device_secret.expose(), "s3cret");
     let mut sealings = 0;
@@ -136,7 +137,7 @@ fn all_values_are_sealed_under_the_first_key<S: Store + Bulk + StoredSecrets + A
 
 /// The wrapped store receives only sealed secrets.
 fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
-    let store = with_keys(store, &[1]);
+    let store = with_ring(store, &[1]);
     fill(&store, 0..1);
     add_certificates(&store, 0..1);
     import(&store, [row("SN-9")]);
@@ -146,7 +147,7 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     {
         assert!(stored.expose().starts_with("sealed 1 "), "{}", stored.expose());
     }
-    assert!(now(inner.individual_key("id-0")).unwrap().unwrap().psk.expose().starts_with("sealed 1 "));
+    assert!(now(inner.individual_key("id-0")).unwrap().found.unwrap().psk.expose().starts_with("sealed 1 "));
     // If the same secrets are imported again, nothing changes. A different secret is a conflict.
     assert_eq!(
         import(&store, [ImportRow { individual: true, ..with_certificate("SN-0", "s3cret") }]).unchanged,
@@ -164,7 +165,7 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     assert_eq!(columns, ["deviceSecret"]);
     // Without the right database key, single rows and the whole table cannot be read, and each
     // error names the missing key.
-    let blind = with_keys(store.into_inner(), &[2]);
+    let blind = with_ring(store.into_inner(), &[2]);
     for error in [
         sentence(now(blind.device(&id("SN-0")))),
         sentence(now(blind.rows_after(None, 9))),
@@ -173,6 +174,52 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     ] {
         assert!(error.contains(&key_id(1)) && error.contains("database_key_previous"), "{error}");
     }
+}
+
+/// Second keys are sealed, opened and replaced like first ones, and move to their place as they are.
+fn second_keys_are_sealed_like_first_ones<S: Store + Bulk + StoredSecrets>(store: S) {
+    const NEXT: &str = "ffeeddccbbaa99887766554433221100";
+    let rows = || (0..3).map(|number| with_keys(&format!("SN-{number}"), &format!("id-{number}"), PSK, NEXT));
+    import(&store, rows());
+    assert_eq!((store.count_clear().unwrap(), store.keys_in_use().unwrap()), (6, Vec::<String>::new()));
+    let store = with_ring(store, &[1]);
+    assert_eq!(store.seal_all(&by(), &mut |_| ()).unwrap().sealed, 6);
+    assert_eq!(store.clear_count().unwrap(), 0);
+    let stored = |identity: &str| {
+        let found = now(store.inner().individual_key(identity)).unwrap().found.unwrap();
+        [Some(found.psk), found.next].map(|key| key.map(|key| key.expose().to_owned()))
+    };
+    let under = |byte, key: &Option<String>| key.as_ref().is_some_and(|key| key.contains(&key_id(byte)));
+    assert!(stored("id-1").iter().all(|key| under(1, key)), "{:?}", stored("id-1"));
+    let opened = |identity: &str| {
+        let found = now(store.individual_key(identity)).unwrap().found.unwrap();
+        (found.psk.expose().to_owned(), found.next.map(|next| next.expose().to_owned()))
+    };
+    assert_eq!(opened("id-1"), (PSK.to_owned(), Some(NEXT.to_owned())));
+    assert_eq!(import(&store, rows()).unchanged, 3);
+    // A roll that ends moves the stored value, even if it is under a former database key.
+    store.set_keys(ring(&[2, 1])).unwrap();
+    now(store.end_roll(&id("SN-0"), Ending::Anyway, &by())).unwrap();
+    assert!(matches!(&stored("id-0"), [psk, None] if under(1, psk)));
+    assert_eq!(opened("id-0"), (NEXT.to_owned(), None));
+    // Another roll ends while the values are sealed.
+    let mut ends = Some(|| now(store.end_roll(&id("SN-2"), Ending::Anyway, &by())).unwrap());
+    let meanwhile = &mut |_| {
+        if let Some(end) = ends.take() {
+            assert_eq!(end(), Ended::Ended);
+        }
+    };
+    assert_eq!(store.seal_all(&by(), meanwhile).unwrap().sealed, 4);
+    assert_eq!(store.inner().keys_in_use().unwrap(), [key_id(2)]);
+    assert!(stored("id-1").iter().all(|key| under(2, key)));
+    assert_eq!((opened("id-0"), opened("id-2")), ((NEXT.to_owned(), None), (NEXT.to_owned(), None)));
+    let mut exported = Vec::new();
+    let each = &mut |_, keys: Option<DeviceKeys>| {
+        exported.extend(keys.map(|keys| (keys.psk.expose().to_owned(), keys.next.is_some())));
+        ControlFlow::Continue(())
+    };
+    store.export(each).unwrap();
+    assert_eq!(exported, [(NEXT.to_owned(), false), (PSK.to_owned(), true), (NEXT.to_owned(), false)]);
 }
 
 macro_rules! on_both {
@@ -197,4 +244,5 @@ on_both! {
     values_are_replaced_unless_they_have_changed
     all_values_are_sealed_under_the_first_key
     the_wrapped_store_sees_no_secret
+    second_keys_are_sealed_like_first_ones
 }

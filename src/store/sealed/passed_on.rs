@@ -12,6 +12,7 @@ use crate::{
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
         place::{CountsPlaces, MaxPlaces, Places},
+        roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
@@ -82,6 +83,17 @@ impl<S: KeyUses> KeyUses for Sealed<S> {
         self to self.inner;
         fn note_key_uses(uses: Vec<NewUses>) -> ();
         fn key_uses(enrollment: &'a str) -> Vec<KeyUse>;
+    }
+}
+
+impl<S: Rolls> Rolls for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn note_own_uses(uses: Vec<OwnUse>) -> ();
+        fn roll_of(device: &'a DeviceId) -> Option<Roll>;
+        fn rolling(enrollment: &'a str, after: Option<&'a DeviceId>, limit: usize) -> Vec<DeviceId>;
+        fn count_rolling(enrollment: &'a str, time: Duration) -> RollCount;
+        fn end_roll(device: &'a DeviceId, ending: Ending, by: &'a Actor) -> Ended;
     }
 }
 

@@ -334,7 +334,7 @@ fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
     Ok(Contents {
         // The copy has the hidden devices of an unfinished import, too.
         devices: count("SELECT count(*) FROM main.device_table")?,
-        psks: count("SELECT count(*) FROM device_key")?,
+        psks: count("SELECT count(*) + count(pskNext) FROM device_key")?,
         keys: secrets::keys_in_use(connection)?,
         clear: secrets::count_clear(connection)?,
         orders: orders::count(connection)?,

@@ -123,6 +123,10 @@ impl Bulk for Sqlite {
         self.query(|connection| find::listed(connection, ids))
     }
 
+    fn are_rolling(&self) -> Result<bool, StoreError> {
+        self.read_now(read::are_rolling)
+    }
+
     fn products(&self) -> Result<Vec<String>, StoreError> {
         self.query(find::products)
     }

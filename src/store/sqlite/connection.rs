@@ -38,6 +38,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { script: include_str!("upgrade_6_to_7.sql"), then: None },
     Upgrade { script: include_str!("upgrade_7_to_8.sql"), then: None },
     Upgrade { script: include_str!("upgrade_8_to_9.sql"), then: None },
+    Upgrade { script: include_str!("upgrade_9_to_10.sql"), then: None },
 ];
 
 /// Migration from one version to the next.
@@ -576,6 +577,26 @@ mod tests {
         begin(&other).unwrap().commit().unwrap();
         let wait: i64 = other.pragma_query_value(None, "busy_timeout", |row| row.get(0)).unwrap();
         assert_eq!(Duration::from_millis(wait.unsigned_abs()), READER_WAIT);
+    }
+
+    #[test]
+    fn keys_of_version_9_stay_and_have_no_second_one() {
+        let database = of_version(9);
+        let rows = "INSERT INTO device_key VALUES ('id-1', 'SN-1', '00ff'); \
+                    INSERT INTO import_before (importId, deviceId, enrollment, productKey, hadSecret, formerPsk) \
+                    VALUES (7, 'SN-1', 'lamp', 'a1', 0, '11ee')";
+        database.execute_batch(rows).unwrap();
+        database.pragma_update(None, "user_version", 9).unwrap();
+        migrate(&database, Path::new("memory"), |_| Ok(())).unwrap();
+        let keys = "SELECT psk || '/' || (pskNext IS NULL) FROM device_key WHERE pskIdentity = 'id-1'";
+        let former = "SELECT formerPsk || '/' || addedNext || '/' || (formerNext IS NULL) FROM import_before";
+        let text = |sql: &str| database.query_row(sql, (), |row| row.get::<_, String>(0)).unwrap();
+        assert_eq!((text(keys).as_str(), text(former).as_str()), ("00ff/1", "11ee/0/1"));
+        let time = "UPDATE device_key SET pskUsed = 5";
+        assert!(
+            database.execute(time, ()).unwrap_err().to_string().contains("CHECK"),
+            "without a second key"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, DropBehavior, OptionalExtension, Statement, params};
 use super::{
     Access, Sqlite, audit, connection,
     counts::{self, Counted, Counts},
-    imports::{self, ChangeOf},
+    imports::{self, ChangeOf, FormerKeys},
     lock::ImportLock,
     look, names, read, secrets, store_error,
     unfinished::{self, SLICE, Turns},
@@ -18,13 +18,14 @@ use super::{
 };
 use crate::{
     device::{DeviceId, Secret},
-    seal::{self, Place},
+    seal,
     store::{
         Actor, DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection,
-        Rows, SameSecret, StoreError,
+        Rows, SameSecret, StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         check::{self, Checked, Staged, Standing},
         merge::{self, Change, Columns, Merged},
+        roll::DeviceKeys,
         undo::{ImportId, ImportRecord, KeyChange},
     },
 };
@@ -157,18 +158,16 @@ impl Standing for View<'_> {
         })
     }
 
-    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError> {
-        const SQL: &str = "SELECT pskIdentity FROM device_key WHERE deviceId = ?1";
+    fn keys(&self, id: &DeviceId) -> Result<Option<DeviceKeys>, StoreError> {
         self.read(|connection| {
-            connection.prepare_cached(SQL)?.query_row([id.as_str()], |row| row.get(0)).optional()
+            connection.prepare_cached(KEYS)?.query_row([id.as_str()], |row| read::keys(row, 0)).optional()
         })
     }
 
-    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError> {
-        const SQL: &str = "SELECT deviceId, psk FROM device_key WHERE pskIdentity = ?1";
+    fn owner(&self, identity: &str) -> Result<Option<(String, DeviceKeys)>, StoreError> {
         self.read(|connection| {
-            let key = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Secret::new(row.get(1)?)));
-            connection.prepare_cached(SQL)?.query_row([identity], key).optional()
+            let owner = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, read::keys(row, 1)?));
+            connection.prepare_cached(OWNER)?.query_row([identity], owner).optional()
         })
     }
 
@@ -185,6 +184,13 @@ impl Standing for View<'_> {
         self.read(|connection| names::holder_of_iot_id(connection, device, iot_id))
     }
 }
+
+/// The keys of a device, and their times.
+const KEYS: &str =
+    "SELECT pskIdentity, psk, pskNext, nextSince, pskUsed, pskNextUsed FROM device_key WHERE deviceId = ?1";
+
+/// The device of an identity, and its keys.
+const OWNER: &str = "SELECT deviceId, pskIdentity, psk, pskNext FROM device_key WHERE pskIdentity = ?1";
 
 /// Receives each row that changes the table with its index, and `None` for each other row.
 type Each<'e> = &'e mut dyn FnMut(Option<(u64, ImportRow)>) -> Result<(), Failure>;
@@ -315,7 +321,8 @@ impl Import<'_> {
     ) -> Result<(ImportReport, Counts), Failure> {
         let failed = |error| self.failed(error);
         let same_secret = self.job.same_secret;
-        let mut table = Table::prepare(self.writer, id, same_secret, keeps_keys).map_err(failed)?;
+        let at = self.store.clock.now();
+        let mut table = Table::prepare(self.writer, id, at, same_secret, keeps_keys).map_err(failed)?;
         let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
         all(&mut |row| {
             if let Some((at, row)) = row {
@@ -391,6 +398,8 @@ impl<E: Into<WriteError>> From<E> for Unmerged {
 pub(super) struct Table<'c> {
     connection: &'c Connection,
     id: Option<ImportId>,
+    /// Time of the import.
+    at: UnixSeconds,
     same_secret: SameSecret<'c>,
     /// ID of the database key under which the last written secret is sealed; the table
     /// `database_key` contains this ID. `Some(None)`: the last secret is not sealed. `None`: no
@@ -401,9 +410,8 @@ pub(super) struct Table<'c> {
     insert_key: Statement<'c>,
     owner_of_key: Statement<'c>,
     update_key: Statement<'c>,
-    has_key: Statement<'c>,
     delete_key: Statement<'c>,
-    former_key: Statement<'c>,
+    former_keys: Statement<'c>,
     /// Set if former keys are kept, so that the import can be taken back.
     keeps_keys: bool,
     /// The last changed device, and the number of changed devices since the first one that did not
@@ -420,6 +428,7 @@ impl<'c> Table<'c> {
     pub(super) fn prepare(
         connection: &'c Connection,
         id: Option<ImportId>,
+        at: UnixSeconds,
         same_secret: SameSecret<'c>,
         keeps_keys: bool,
     ) -> rusqlite::Result<Self> {
@@ -431,6 +440,7 @@ impl<'c> Table<'c> {
             changed: Counts::default(),
             connection,
             id,
+            at,
             same_secret,
             noted: None,
             insert: connection.prepare(
@@ -442,16 +452,16 @@ impl<'c> Table<'c> {
                  deviceSecret = ?5, IotId = ?6, refusal = NULL, target = ?7 WHERE deviceId = ?1",
             )?,
             insert_key: connection.prepare(
-                "INSERT INTO device_key (pskIdentity, deviceId, psk) VALUES (?1, ?2, ?3) \
+                "INSERT INTO device_key (pskIdentity, deviceId, psk, pskNext, nextSince) VALUES (?1, ?2, ?3, ?4, ?5) \
                  ON CONFLICT DO NOTHING",
             )?,
-            owner_of_key: connection
-                .prepare("SELECT deviceId, psk FROM device_key WHERE pskIdentity = ?1")?,
-            update_key: connection
-                .prepare("UPDATE device_key SET pskIdentity = ?1, psk = ?3 WHERE deviceId = ?2")?,
-            has_key: connection.prepare("SELECT 1 FROM device_key WHERE deviceId = ?1")?,
+            owner_of_key: connection.prepare(OWNER)?,
+            update_key: connection.prepare(
+                "UPDATE device_key SET pskIdentity = ?1, psk = ?3, pskNext = ?4, nextSince = ?5, pskUsed = NULL, \
+                 pskNextUsed = NULL WHERE deviceId = ?2",
+            )?,
             delete_key: connection.prepare("DELETE FROM device_key WHERE deviceId = ?1")?,
-            former_key: connection.prepare("SELECT pskIdentity, psk FROM device_key WHERE deviceId = ?1")?,
+            former_keys: connection.prepare(KEYS)?,
         })
     }
 
@@ -473,16 +483,16 @@ impl<'c> Table<'c> {
         }
         let absent = || StoreError::Failed(format!("device {} cannot be read", row.device));
         let stored = read::device(self.connection, &row.device)?.ok_or_else(absent)?;
-        let former_key = if self.keeps_keys { self.key_of(&row.device)? } else { None };
+        let former_keys = if self.keeps_keys { self.keys_of(&row.device)? } else { None };
         let (device_changed, lost_key) = self.update(&stored, row)?;
         let key_change = match self.merge_key(row, false)? {
             KeyChange::None if lost_key => KeyChange::Lost,
             change => change,
         };
         if device_changed || key_change != KeyChange::None {
-            let former_key = former_key.filter(|_| key_change == KeyChange::Lost);
+            let former_keys = former_keys.filter(|_| key_change == KeyChange::Lost);
             let late = self.late(&row.device);
-            let change = ChangeOf { key: key_change, former_key: former_key.as_ref(), late };
+            let change = ChangeOf { key: key_change, former_keys: former_keys.as_ref(), late };
             imports::note_before(self.connection, self.id, &stored, &change)?;
         }
         Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_change))
@@ -497,10 +507,12 @@ impl<'c> Table<'c> {
         is_late.then_some(self.late)
     }
 
-    /// Returns the identity and the stored key of a device.
-    fn key_of(&mut self, device: &DeviceId) -> rusqlite::Result<Option<(String, Secret)>> {
-        let key = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Secret::new(row.get(1)?)));
-        self.former_key.query_row([device.as_str()], key).optional()
+    /// Returns the stored keys of a device.
+    fn keys_of(&mut self, device: &DeviceId) -> rusqlite::Result<Option<FormerKeys>> {
+        let keys = |row: &rusqlite::Row<'_>| {
+            Ok(FormerKeys { keys: read::keys(row, 0)?, times: [row.get(3)?, row.get(4)?, row.get(5)?] })
+        };
+        self.former_keys.query_row([device.as_str()], keys).optional()
     }
 
     /// Adds a device; returns false if the device is already in the table.
@@ -553,32 +565,36 @@ impl<'c> Table<'c> {
         Ok((true, lost_key))
     }
 
-    /// Sets the device's key, and returns how the key has changed.
+    /// Sets the device's keys, and returns how they have changed.
     fn merge_key(&mut self, row: &ImportRow, added: bool) -> Result<KeyChange, Unmerged> {
         let device = row.device.as_str();
         let Some((identity, psk)) = &row.key else {
-            let has_key = row.individual && !added && self.has_key.exists([device])?;
+            let has_key = row.individual && !added && self.keys_of(&row.device)?.is_some();
             merge::without_key(row, has_key)?;
             return Ok(KeyChange::None);
         };
-        if self.insert_key.execute([identity, device, psk.expose()])? > 0 {
+        let next = row.next_key.as_ref().map(Secret::expose);
+        let since = next.map(|_| self.at);
+        let keys = params![identity, device, psk.expose(), next, since];
+        if self.insert_key.execute(keys)? > 0 {
             self.note(psk)?;
             return Ok(KeyChange::Added);
         }
         // No key was added: either the identity is already in the table, or the device already has
         // another identity.
-        let owner = self
-            .owner_of_key
-            .query_row([identity], |row| Ok((row.get::<_, String>(0)?, Secret::new(row.get(1)?))))
-            .optional()?;
-        if let Some((owner, stored)) = owner {
-            merge::identity_of(&owner, row)?;
-            if (self.same_secret)(Place::Psk { device, identity }, &stored, psk)? {
-                return Ok(KeyChange::None);
+        let owner = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, read::keys(row, 1)?));
+        let stored = match self.owner_of_key.query_row([identity], owner).optional()? {
+            Some((owner, stored)) => {
+                merge::identity_of(&owner, row)?;
+                Some(stored)
             }
+            None => self.keys_of(&row.device)?.map(|former| former.keys),
+        };
+        let change = merge::key_change(stored.as_ref(), row, self.same_secret)??;
+        if change != KeyChange::None {
+            self.note(psk)?;
+            self.update_key.execute(keys)?;
         }
-        self.note(psk)?;
-        let changed = self.update_key.execute([identity, device, psk.expose()])?;
-        Ok(if changed > 0 { KeyChange::Lost } else { KeyChange::None })
+        Ok(change)
     }
 }

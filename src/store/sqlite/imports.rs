@@ -9,6 +9,7 @@ use crate::{
     device::{DeviceId, Secret},
     store::{
         DeviceRow, ImportActivity, StoreError, UnixSeconds,
+        roll::DeviceKeys,
         undo::{ImportId, ImportRecord, KeyChange, Left, REMEMBERED, UNDOABLE},
     },
 };
@@ -87,12 +88,19 @@ pub(super) fn record(
     Ok(())
 }
 
+/// Keys that a device had before an import.
+pub(super) struct FormerKeys {
+    pub(super) keys: DeviceKeys,
+    /// Time since which it had the second key, and the last uses of both.
+    pub(super) times: [Option<UnixSeconds>; 3],
+}
+
 /// Changes of an import to a row, apart from its values.
 pub(super) struct ChangeOf<'k> {
     /// Effect on the device's key.
     pub(super) key: KeyChange,
-    /// Former identity and key, which are kept only until the import has ended.
-    pub(super) former_key: Option<&'k (String, Secret)>,
+    /// Former keys, which are kept only until the import has ended.
+    pub(super) former_keys: Option<&'k FormerKeys>,
     /// Position among the rows that were not changed in order of their device IDs; `None` for a row
     /// that was.
     pub(super) late: Option<i64>,
@@ -107,17 +115,20 @@ pub(super) fn note_before(
     change: &ChangeOf<'_>,
 ) -> rusqlite::Result<()> {
     const BEFORE: &str = "INSERT INTO import_before (importId, deviceId, former, enrollment, productKey, deviceName, \
-                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk, late, target) \
-                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13 FROM device_table \
-                          WHERE deviceId = ?2";
+                          IotId, refusal, hadSecret, keyChange, formerIdentity, formerPsk, late, target, addedNext, \
+                          formerNext, formerSince, formerUsed, formerNextUsed) \
+                          SELECT ?1, deviceId, importId, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
+                          ?16, ?17, ?18 FROM device_table WHERE deviceId = ?2";
     const LABEL: &str = "UPDATE device_table SET importId = coalesce(?1, -abs(importId)) WHERE deviceId = ?2";
     let key_change = match change.key {
-        KeyChange::None => None,
+        KeyChange::None | KeyChange::NextAdded => None,
         KeyChange::Added => Some("added"),
         KeyChange::Lost => Some("lost"),
     };
     let label = |id: Option<u32>| connection.prepare_cached(LABEL)?.execute(params![id, before.id.as_str()]);
     let Some(ImportId(id)) = id else { return label(None).map(drop) };
+    let keys = change.former_keys.map(|former| &former.keys);
+    let times = change.former_keys.map(|former| former.times).unwrap_or_default();
     connection.prepare_cached(BEFORE)?.execute(params![
         id,
         before.id.as_str(),
@@ -128,10 +139,15 @@ pub(super) fn note_before(
         before.refusal,
         before.certificate.is_some(),
         key_change,
-        change.former_key.map(|(identity, _)| identity),
-        change.former_key.map(|(_, psk)| psk.expose()),
+        keys.map(|keys| &keys.identity),
+        keys.map(|keys| keys.psk.expose()),
         change.late,
-        before.target
+        before.target,
+        change.key == KeyChange::NextAdded,
+        keys.and_then(|keys| keys.next.as_ref().map(Secret::expose)),
+        times[0],
+        times[1],
+        times[2]
     ])?;
     label(Some(id)).map(drop)
 }

@@ -21,6 +21,7 @@ mod page;
 mod places;
 mod read;
 mod reversal;
+mod roll;
 mod secrets;
 mod sightings;
 mod since_backup;
@@ -54,7 +55,7 @@ use self::{
     writer::{WriteError, Writer},
 };
 use super::{
-    Actor, Clock, Condition, DeviceRow, DeviceState, IndividualKey, Issue, Metrics, SharedName, Store,
+    Actor, Clock, Condition, DeviceRow, DeviceState, Issue, KeyLookup, Metrics, SharedName, Store,
     StoreError, StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
     order::PlainChange,
@@ -450,7 +451,7 @@ impl Store for Sqlite {
         self.read(|connection| read::enrollment_of(connection, id))
     }
 
-    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, Option<IndividualKey>> {
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, KeyLookup> {
         self.read(|connection| read::individual_key(connection, identity))
     }
 

@@ -10,7 +10,10 @@ use rusqlite::{
 
 use crate::{
     device::{AskedId, Certificate, DeviceId, Secret},
-    store::{CloudState, DeviceRow, DeviceState, Each, IndividualKey, JournalEntry, OpenBatch, OpenEntry},
+    store::{
+        CloudState, DeviceRow, DeviceState, Each, IndividualKey, JournalEntry, KeyLookup, OpenBatch,
+        OpenEntry, roll::DeviceKeys,
+    },
 };
 
 /// The columns of a [`DeviceRow`] after its ID, in the order in which [`device_row`] reads them.
@@ -26,14 +29,26 @@ const DEVICE_COLUMNS: usize = 12;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
+/// Whether any device has a second key. The index makes this one search.
+macro_rules! are_rolling {
+    () => {
+        "EXISTS (SELECT 1 FROM device_key INDEXED BY key_next WHERE pskNext IS NOT NULL)"
+    };
+}
+
 /// Uses subqueries instead of a join. SQLite (with STAT4) would plan a join again for each
 /// identity, which costs five times as much as the search.
 ///
-/// An unknown identity costs the same as a known one: two searches and one row. The row for an
+/// An unknown identity costs the same as a known one: three searches and one row. The row for an
 /// unknown identity has ?2 as its key, and ?3 as its device and enrollment.
-const INDIVIDUAL_KEY: &str = "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, 1 \
-     FROM device_key k WHERE pskIdentity = ?1 \
-     UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, 0 LIMIT 1";
+const INDIVIDUAL_KEY: &str = concat!(
+    "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, pskNext, 1, ",
+    are_rolling!(),
+    " FROM device_key k WHERE pskIdentity = ?1 \
+     UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, NULL, 0, ",
+    are_rolling!(),
+    " LIMIT 1"
+);
 
 /// Selects only the enrollment, so that no secret is unsealed. Returns a row even for an unknown
 /// device.
@@ -49,7 +64,7 @@ const NO_KEY: &str = "00000000000000000000000000000000";
 const EXPORT: &str = concat!(
     "SELECT ",
     device_columns!(),
-    ", d.deviceId, k.pskIdentity, k.psk FROM device_table d LEFT JOIN device_key k \
+    ", d.deviceId, k.pskIdentity, k.psk, k.pskNext FROM device_table d LEFT JOIN device_key k \
      ON k.deviceId = d.deviceId ORDER BY d.deviceId"
 );
 
@@ -179,18 +194,26 @@ pub(super) fn enrollment_of(connection: &Connection, id: &DeviceId) -> rusqlite:
     })
 }
 
+/// Returns whether any device has a second key.
+pub(super) fn are_rolling(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.prepare_cached(concat!("SELECT ", are_rolling!()))?.query_row((), |row| row.get(0))
+}
+
 /// Reads the key of a PSK identity. The query does the same work for an unknown identity.
-pub(super) fn individual_key(
-    connection: &Connection,
-    identity: &str,
-) -> rusqlite::Result<Option<IndividualKey>> {
+pub(super) fn individual_key(connection: &Connection, identity: &str) -> rusqlite::Result<KeyLookup> {
     connection.prepare_cached(INDIVIDUAL_KEY)?.query_row([identity, NO_KEY, NO_DEVICE], |row| {
         // The device of an unfinished import is hidden, and so has no enrollment here.
         let enrollment: Option<String> = row.get(1)?;
         let is_shown = enrollment.is_some();
         let enrollment = enrollment.unwrap_or_else(|| NO_DEVICE.to_owned());
-        let found = IndividualKey { device: id(row, 0)?, enrollment, psk: secret(row, 2)? };
-        Ok((row.get(3)? && is_shown).then_some(found))
+        let found = IndividualKey {
+            device: id(row, 0)?,
+            enrollment,
+            psk: secret(row, 2)?,
+            next: some_secret(row, 3)?,
+        };
+        let found = (row.get(4)? && is_shown).then_some(found);
+        Ok(KeyLookup { found, are_rolling: row.get(5)? })
     })
 }
 
@@ -242,9 +265,9 @@ pub(super) fn export(connection: &Connection, each: Each<'_>) -> rusqlite::Resul
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
         let device = device_row(id(row, DEVICE_COLUMNS)?, row)?;
-        let key = match row.get::<_, Option<String>>(DEVICE_COLUMNS + 1)? {
-            Some(identity) => Some((identity, secret(row, DEVICE_COLUMNS + 2)?)),
-            None => None,
+        let key = match row.get_ref(DEVICE_COLUMNS + 1)? {
+            ValueRef::Null => None,
+            _ => Some(keys(row, DEVICE_COLUMNS + 1)?),
         };
         if each(device, key).is_break() {
             break;
@@ -256,10 +279,7 @@ pub(super) fn export(connection: &Connection, each: Each<'_>) -> rusqlite::Resul
 fn device_row(id: DeviceId, row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
     let product_key: String = row.get(1)?;
     let device_name: Option<String> = row.get(2)?;
-    let device_secret = match row.get_ref(3)? {
-        ValueRef::Null => None,
-        _ => Some(secret(row, 3)?),
-    };
+    let device_secret = some_secret(row, 3)?;
     // The schema allows no secret without a name.
     let certificate = device_secret.zip(device_name.as_ref()).map(|(secret, name)| Certificate {
         product_key: product_key.clone(),
@@ -313,6 +333,23 @@ fn secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Secret> {
     Ok(Secret::new(row.get_ref(column)?.as_str()?.to_owned()))
 }
 
+/// Reads a secret as it is stored; `None` for NULL.
+fn some_secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Secret>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        _ => secret(row, column).map(Some),
+    }
+}
+
+/// Reads the keys of a device from three columns of a row, the first of which is `column`.
+pub(super) fn keys(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceKeys> {
+    Ok(DeviceKeys {
+        identity: row.get(column)?,
+        psk: secret(row, column + 1)?,
+        next: some_secret(row, column + 2)?,
+    })
+}
+
 fn unexpected(column: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
 }
@@ -346,7 +383,7 @@ mod tests {
         connection
             .execute_batch(
                 "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES ('SN-1', 'a1', 'own'); \
-                 INSERT INTO device_key VALUES ('one', 'SN-1', '000102030405060708090a0b0c0d0e0f')",
+                 INSERT INTO device_key (pskIdentity, deviceId, psk) VALUES ('one', 'SN-1', '000102030405060708090a0b0c0d0e0f')",
             )
             .unwrap();
         let steps = |sql: &str, work: &dyn Fn() -> bool| {
@@ -356,7 +393,7 @@ mod tests {
         };
         let costs = [
             ["one", "two"].map(|identity| {
-                steps(INDIVIDUAL_KEY, &|| individual_key(&connection, identity).unwrap().is_some())
+                steps(INDIVIDUAL_KEY, &|| individual_key(&connection, identity).unwrap().found.is_some())
             }),
             ["SN-1", "SN-2"].map(|device| {
                 let device = DeviceId::parse(device).unwrap();

@@ -72,6 +72,7 @@ struct Changed {
     late: Option<i64>,
     is_untouched: bool,
     key_change: Option<String>,
+    added_next: bool,
 }
 
 /// Numbers of devices that a transaction has restored, and that it could not restore because another
@@ -230,13 +231,13 @@ impl Reversal<'_> {
 
     fn changed(&self, transaction: &Transaction<'_>, from: &Next) -> rusqlite::Result<Vec<Changed>> {
         const LATE: &str = concat!(
-            "SELECT deviceId, late, keyChange, ",
+            "SELECT deviceId, late, keyChange, addedNext, ",
             imports::is_untouched!(),
             " FROM import_before b INDEXED BY import_late WHERE importId = ?1 AND late IS NOT NULL AND late < ?2 \
              ORDER BY late DESC LIMIT ?3"
         );
         const OTHERS: &str = concat!(
-            "SELECT deviceId, late, keyChange, ",
+            "SELECT deviceId, late, keyChange, addedNext, ",
             imports::is_untouched!(),
             " FROM import_before b WHERE importId = ?1 AND late IS NULL AND deviceId < ?2 \
              ORDER BY deviceId DESC LIMIT ?3"
@@ -246,7 +247,8 @@ impl Reversal<'_> {
                 device: row.get(0)?,
                 late: row.get(1)?,
                 key_change: row.get(2)?,
-                is_untouched: row.get(3)?,
+                added_next: row.get(3)?,
+                is_untouched: row.get(4)?,
             })
         };
         let id = self.mark.id.0;
@@ -298,6 +300,9 @@ impl Reversal<'_> {
             passed.blocked += 1;
             return Ok(());
         }
+        if changed.added_next {
+            remove_next(transaction, device)?;
+        }
         match self.mark.kind {
             Kind::Import => restore_key(transaction, self.mark, device)?,
             Kind::Undo if changed.key_change.is_some() => remove_key(transaction, device)?,
@@ -338,11 +343,19 @@ fn remove_key(connection: &Connection, device: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(SQL)?.execute([device]).map(drop)
 }
 
-/// Gives a device the key that it had before an import, if the import has replaced or removed it and
+/// Takes away the second key that an import has given to a device.
+fn remove_next(connection: &Connection, device: &str) -> rusqlite::Result<()> {
+    const SQL: &str = "UPDATE device_key SET pskNext = NULL, nextSince = NULL, pskUsed = NULL, pskNextUsed = NULL \
+                       WHERE deviceId = ?1";
+    connection.prepare_cached(SQL)?.execute([device]).map(drop)
+}
+
+/// Gives a device the keys that it had before an import, if the import has replaced or removed it and
 /// the device has no key.
 fn restore_key(connection: &Connection, mark: &Mark, device: &str) -> rusqlite::Result<()> {
-    const KEY: &str = "INSERT INTO device_key (pskIdentity, deviceId, psk) \
-                       SELECT formerIdentity, deviceId, formerPsk FROM import_before \
+    const KEY: &str = "INSERT INTO device_key (pskIdentity, deviceId, psk, pskNext, nextSince, pskUsed, pskNextUsed) \
+                       SELECT formerIdentity, deviceId, formerPsk, formerNext, formerSince, formerUsed, formerNextUsed \
+                       FROM import_before \
                        WHERE importId = ?1 AND deviceId = ?2 AND formerPsk IS NOT NULL ON CONFLICT DO NOTHING";
     connection.prepare_cached(KEY)?.execute(params![mark.id.0, device]).map(drop)
 }

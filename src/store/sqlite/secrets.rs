@@ -62,6 +62,13 @@ fn statements(column: SecretColumn) -> Statements {
             count: "SELECT CASE WHEN psk GLOB 'sealed *' THEN substr(psk, 10, 8) ELSE 'clear' END, \
                     count(*) FROM device_key GROUP BY 1",
         },
+        SecretColumn::PskNext => Statements {
+            read: "SELECT pskIdentity, deviceId, pskNext FROM device_key WHERE pskIdentity > ?1 \
+                   AND pskNext IS NOT NULL AND substr(pskNext, 1, length(?3)) <> ?3 ORDER BY pskIdentity LIMIT ?2",
+            write: "UPDATE device_key SET pskNext = ?3 WHERE pskIdentity = ?1 AND pskNext = ?2",
+            count: "SELECT CASE WHEN pskNext GLOB 'sealed *' THEN substr(pskNext, 10, 8) ELSE 'clear' END, \
+                    count(*) FROM device_key WHERE pskNext IS NOT NULL GROUP BY 1",
+        },
     }
 }
 
@@ -98,8 +105,8 @@ fn count(connection: &Connection) -> rusqlite::Result<Vec<UnderKey>> {
 
 /// Counts the values that are not sealed. Of the pre-shared keys, it reads at most [`MAX_READ`].
 pub(super) fn count_clear(connection: &Connection) -> rusqlite::Result<u64> {
-    const PSKS: &str =
-        "SELECT count(*) FROM (SELECT psk FROM device_key LIMIT ?1) WHERE psk NOT GLOB 'sealed *'";
+    const PSKS: &str = "SELECT coalesce(sum((psk NOT GLOB 'sealed *') + coalesce(pskNext NOT GLOB 'sealed *', 0)), 0) \
+                        FROM (SELECT psk, pskNext FROM device_key LIMIT ?1)";
     let has_clear = "SELECT 1 FROM database_key WHERE keyId = ?1";
     let psks = match connection.prepare_cached(has_clear)?.exists([CLEAR])? {
         true => connection.query_row(PSKS, [MAX_READ], |row| row.get::<_, i64>(0))?.unsigned_abs(),

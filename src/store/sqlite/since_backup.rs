@@ -92,6 +92,12 @@ fn compare(now: &Connection, backup: &Connection, chain: &Chain) -> rusqlite::Re
                 }
                 &mut since.moved
             }
+            (AuditEvent::Rekeyed, Some(id)) => {
+                if state_of(backup, id)?.is_none() || !seen.rekeyed.insert(id.clone()) {
+                    return Ok(());
+                }
+                &mut since.rekeyed
+            }
             (AuditEvent::Disabled | AuditEvent::Enabled | AuditEvent::Deleted, Some(id)) => {
                 // A device may have changed more than once; only its last state counts.
                 let [now, before] = [state_of(now, id)?, state_of(backup, id)?];
@@ -126,6 +132,7 @@ struct Seen {
     reset: HashSet<DeviceId>,
     rotated: HashSet<DeviceId>,
     moved: HashSet<DeviceId>,
+    rekeyed: HashSet<DeviceId>,
     /// Devices of which an issue at the time `second` was listed. An issue is listed only if the
     /// device's row has the same time, so it is enough to remember the devices of one second.
     issued: HashSet<DeviceId>,

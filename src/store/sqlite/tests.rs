@@ -5,6 +5,7 @@ mod auditing;
 mod importing;
 mod looking;
 mod restoring;
+mod rolling;
 mod sealing;
 mod undoing;
 

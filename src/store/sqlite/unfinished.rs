@@ -274,7 +274,7 @@ thread_local! {
 
 /// Removes all former keys, and the former values of rows whose import has no record any more.
 fn clean(connection: &Connection, turns: &mut Turns<'_>) -> rusqlite::Result<()> {
-    const WIPE: &str = "UPDATE import_before SET formerIdentity = NULL, formerPsk = NULL \
+    const WIPE: &str = "UPDATE import_before SET formerIdentity = NULL, formerPsk = NULL, formerNext = NULL \
                         WHERE (importId, deviceId) IN (SELECT importId, deviceId FROM import_before \
                         WHERE formerPsk IS NOT NULL LIMIT ?1)";
     const NEXT: &str = "SELECT importId FROM import_before WHERE importId > ?1 ORDER BY importId LIMIT 1";

@@ -5,10 +5,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Memory, Tables};
+use super::{Memory, Tables, roll::Keys};
 use crate::{
-    device::{AskedId, Certificate, DeviceId, Secret},
-    seal::Place,
+    device::{AskedId, Certificate, DeviceId},
     store::{
         Bulk, CloudState, Conflict, DeviceRow, DeviceState, Each, ImportActivity, ImportError, ImportJob,
         ImportReport, ImportRow, Reject, Rows, SameSecret, StoreError, Totals, UnixSeconds,
@@ -16,6 +15,7 @@ use crate::{
         check::{self, Staged, Standing},
         filter::{Cursor, End, Filter, Found, Held, Listed, Tally},
         merge::{self, Columns, Merged, Unmerged},
+        roll::DeviceKeys,
         undo::{
             ImportId, ImportRecord, KeyChange, Left, NotUndone, REMEMBERED, UNDOABLE, Undo, UndoError,
             Undone, may_undo,
@@ -65,7 +65,7 @@ impl Tables {
     fn merge(
         &mut self,
         row: &ImportRow,
-        id: Option<ImportId>,
+        (id, now): (Option<ImportId>, UnixSeconds),
         same: SameSecret<'_>,
         before: &mut Before,
     ) -> Result<Merged, Unmerged<StoreError>> {
@@ -109,13 +109,11 @@ impl Tables {
         if drops_key {
             self.keys.retain(|_, (owner, _)| *owner != row.device);
         }
-        let key_changed = self.merge_key(row, same)?;
-        let key_change = match (had_key, key_changed || drops_key) {
-            (true, true) => KeyChange::Lost,
-            (false, _) if key_changed => KeyChange::Added,
-            _ => KeyChange::None,
+        let key_change = match self.merge_key(row, same, now)? {
+            KeyChange::None if had_key && drops_key => KeyChange::Lost,
+            change => change,
         };
-        if device_changed || key_changed {
+        if device_changed || key_change != KeyChange::None {
             let former = self.labels.remove(&row.device);
             let label = id.map(|id| Label { id, is_touched: false });
             let label = label.or(former.map(|former| Label { is_touched: true, ..former }));
@@ -130,22 +128,25 @@ impl Tables {
         })
     }
 
-    fn merge_key(&mut self, row: &ImportRow, same: SameSecret<'_>) -> Result<bool, Unmerged<StoreError>> {
-        let Some((identity, psk)) = &row.key else {
-            let has_key = self.keys.values().any(|(owner, _)| *owner == row.device);
-            merge::without_key(row, has_key)?;
-            return Ok(false);
-        };
-        if let Some((owner, stored)) = self.keys.get(identity) {
+    fn merge_key(
+        &mut self,
+        row: &ImportRow,
+        same: SameSecret<'_>,
+        now: UnixSeconds,
+    ) -> Result<KeyChange, Unmerged<StoreError>> {
+        if let Some((identity, _)) = &row.key
+            && let Some((owner, _)) = self.keys.get(identity)
+        {
             merge::identity_of(owner.as_str(), row)?;
-            let place = Place::Psk { device: row.device.as_str(), identity };
-            if same(place, stored, psk).map_err(Unmerged::Failed)? {
-                return Ok(false);
-            }
         }
-        self.keys.retain(|_, (owner, _)| *owner != row.device);
-        self.keys.insert(identity.clone(), (row.device.clone(), psk.clone()));
-        Ok(true)
+        let stored = self.keys_of(&row.device);
+        let change = merge::key_change(stored.as_ref(), row, same).map_err(Unmerged::Failed)??;
+        if let Some((identity, psk)) = row.key.as_ref().filter(|_| change != KeyChange::None) {
+            self.keys.retain(|_, (owner, _)| *owner != row.device);
+            let keys = Keys::new(psk, row.next_key.as_ref(), now);
+            self.keys.insert(identity.clone(), (row.device.clone(), keys));
+        }
+        Ok(change)
     }
 
     fn undo(&mut self, how: Undo<'_>, now: UnixSeconds) -> Result<Undone, NotUndone> {
@@ -170,8 +171,13 @@ impl Tables {
                 undone.removed += 1;
                 continue;
             };
-            if key_change != KeyChange::None {
-                self.keys.retain(|_, (owner, _)| owner != device);
+            match key_change {
+                KeyChange::None => {}
+                KeyChange::NextAdded => {
+                    let own = self.keys.values_mut().filter(|(owner, _)| owner == device);
+                    own.for_each(|(_, keys)| keys.next = None);
+                }
+                KeyChange::Added | KeyChange::Lost => self.keys.retain(|_, (owner, _)| owner != device),
             }
             self.labels.extend(former.map(|former| (device.clone(), former)));
             let now_there = self.devices.get(device).cloned().unwrap_or_else(|| row.clone());
@@ -211,12 +217,12 @@ impl Standing for Tables {
         Ok(self.devices.get(id).cloned())
     }
 
-    fn identity(&self, id: &DeviceId) -> Result<Option<String>, StoreError> {
-        Ok(self.keys.iter().find(|(_, (owner, _))| owner == id).map(|(identity, _)| identity.clone()))
+    fn keys(&self, id: &DeviceId) -> Result<Option<DeviceKeys>, StoreError> {
+        Ok(self.keys_of(id))
     }
 
-    fn key(&self, identity: &str) -> Result<Option<(String, Secret)>, StoreError> {
-        Ok(self.keys.get(identity).map(|(owner, psk)| (owner.to_string(), psk.clone())))
+    fn owner(&self, identity: &str) -> Result<Option<(String, DeviceKeys)>, StoreError> {
+        Ok(self.keys.get(identity).map(|(owner, keys)| (owner.to_string(), keys.of(identity))))
     }
 
     fn holder_of_name(
@@ -247,12 +253,13 @@ impl Bulk for Memory {
     ) -> Result<ImportReport, ImportError> {
         let mut tables = self.tables().clone();
         let mut before = Before::new();
+        let now = Memory::now(self);
         let staged = Staged::read(rows, reject)?;
         let checked = check::check(&job, staged, &tables.clone(), reject)?;
         let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
         checked.each_change(|row| {
             let Some((at, row)) = row else { return Ok(()) };
-            match tables.merge(&row, job.id, job.same_secret, &mut before) {
+            match tables.merge(&row, (job.id, now), job.same_secret, &mut before) {
                 Ok(merged) => report.count(merged),
                 Err(Unmerged::Failed(error)) => return Err(error),
                 Err(Unmerged::Conflict(conflict)) => panic!("row {at} passed the check: {conflict:?}"),
@@ -286,10 +293,9 @@ impl Bulk for Memory {
     fn export(&self, each: Each<'_>) -> Result<(), StoreError> {
         let tables = self.tables().clone();
         // `try_for_each` stops early if `each` returns a break.
-        let _ = tables.devices.into_values().try_for_each(|row| {
-            let key = tables.keys.iter().find(|(_, (owner, _))| *owner == row.id);
-            let key = key.map(|(identity, (_, psk))| (identity.clone(), psk.clone()));
-            each(row, key)
+        let _ = tables.devices.values().cloned().try_for_each(|row| {
+            let keys = tables.keys_of(&row.id);
+            each(row, keys)
         });
         Ok(())
     }
@@ -443,6 +449,10 @@ impl Bulk for Memory {
         let listed =
             |row: &DeviceRow| Listed::new(row.id.clone(), &row.seen(), tables.journal.is_claimed(&row.id));
         Ok(ids.iter().filter_map(|id| tables.devices.get(id)).map(listed).collect())
+    }
+
+    fn are_rolling(&self) -> Result<bool, StoreError> {
+        Ok(self.tables().are_rolling())
     }
 
     fn products(&self) -> Result<Vec<String>, StoreError> {

@@ -370,6 +370,7 @@ event-ordered = ordered
 event-rotated = rotated
 event-moved = moved
 event-cancelled = cancelled
+event-rekeyed = key replaced
 event-imported = imported
 event-admitted = admitted
 event-undone = import undone

@@ -331,6 +331,7 @@ event-ordered = 指示
 event-rotated = 更新
 event-moved = 移動
 event-cancelled = 取り消し
+event-rekeyed = 鍵の交換
 event-imported = インポート
 event-admitted = 承認
 event-undone = インポートの取り消し

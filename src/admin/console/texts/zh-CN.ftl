@@ -331,6 +331,7 @@ event-ordered = 已下令
 event-rotated = 已轮换
 event-moved = 已迁移
 event-cancelled = 已取消
+event-rekeyed = 已更换密钥
 event-imported = 已导入
 event-admitted = 已准入
 event-undone = 撤销导入

@@ -128,6 +128,7 @@ fn an_upgrade_counts_the_devices_that_are_there() {
         .unwrap();
     connection.execute_batch(include_str!("../upgrade_7_to_8.sql")).unwrap();
     connection.execute_batch(include_str!("../upgrade_8_to_9.sql")).unwrap();
+    connection.execute_batch(include_str!("../upgrade_9_to_10.sql")).unwrap();
     let check = check(&connection).unwrap();
     assert_eq!(check, CountCheck { devices: 150, ..CountCheck::default() });
     assert_eq!(count(&connection).unwrap(), 150);

@@ -9,20 +9,20 @@ use crate::store::{
     undo::ImportId,
 };
 
-const SOON: Duration = Duration::from_secs(9);
+pub(super) const SOON: Duration = Duration::from_secs(9);
 
 fn named(device: &str, name: &str) -> ImportRow {
     ImportRow { device_name: Some(name.into()), ..row(device) }
 }
 
 /// An import that has written all its rows and was cut off before its end.
-fn cut_off(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
+pub(super) fn cut_off(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
     let other = connection::open_again(store.path(), Duration::from_secs(9)).unwrap();
     unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
     counts::without_triggers(&other).unwrap();
     let by = Actor::system_user();
     let job = ImportJob::new(&by, "cut.csv");
-    let mut table = import::Table::prepare(&other, Some(ImportId(7)), job.same_secret, true).unwrap();
+    let mut table = import::Table::prepare(&other, Some(ImportId(7)), 1000, job.same_secret, true).unwrap();
     for row in rows {
         table.merge(&row).ok().unwrap();
     }
@@ -142,12 +142,12 @@ fn a_device_that_changes_while_an_import_is_taken_back_has_a_key() {
     cut_off(&store, [with_key("SN-1", "id-9", "11ee")]);
     let writer = connection::open_again(store.path(), SOON).unwrap();
     // The new key is removed in the first transaction, and the former one comes back in another.
-    let has_lost_key = || at_once(store.individual_key("id-9")).unwrap().is_none();
+    let has_lost_key = || at_once(store.individual_key("id-9")).unwrap().found.is_none();
     unfinished::take_back(&writer, &has_lost_key).unwrap();
-    assert!(has_lost_key() && at_once(store.individual_key("id-1")).unwrap().is_none());
+    assert!(has_lost_key() && at_once(store.individual_key("id-1")).unwrap().found.is_none());
     wait(store.set_state(&id("SN-1"), DeviceState::Disabled, &Actor::system_user())).unwrap();
     unfinished::take_back(&writer, &|| false).unwrap();
-    assert_eq!(at_once(store.individual_key("id-1")).unwrap().unwrap().psk.expose(), "00ff");
+    assert_eq!(at_once(store.individual_key("id-1")).unwrap().found.unwrap().psk.expose(), "00ff");
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
     assert_eq!([&after[0], &after[1], &after[3]], [&before[0], &before[1], &before[3]]);
     assert_eq!((after[2].state, after[2].device_name.as_deref()), (DeviceState::Disabled, Some("third")));
     for (identity, psk) in [("id-1", Some("00ff")), ("id-4", Some("00ff")), ("id-6", None), ("id-9", None)] {
-        let key = at_once(store.individual_key(identity)).unwrap();
+        let key = at_once(store.individual_key(identity)).unwrap().found;
         assert_eq!(key.as_ref().map(|key| key.psk.expose()), psk, "{identity}");
     }
     let other = Connection::open(store.path()).unwrap();
@@ -228,7 +228,7 @@ fn names_and_identities_that_an_import_has_passed_on_come_back() {
     ];
     cut_off(&store, passed_on);
     // The key of a hidden device is not known, and an operator's change does not reach the device.
-    assert!(at_once(store.individual_key("id-2")).unwrap().is_none());
+    assert!(at_once(store.individual_key("id-2")).unwrap().found.is_none());
     let by = Actor::system_user();
     assert!(!wait(store.set_state(&id("SN-8"), DeviceState::Disabled, &by)).unwrap());
     assert!(!wait(store.delete(&id("SN-5"), &by)).unwrap());
@@ -237,7 +237,11 @@ fn names_and_identities_that_an_import_has_passed_on_come_back() {
     wait(store.delete(&id("SN-7"), &by)).unwrap();
     assert_eq!(at_once(store.rows_after(None, 9)).unwrap(), before);
     for (identity, psk) in [("id-1", "00ff"), ("id-2", "11ee")] {
-        assert_eq!(at_once(store.individual_key(identity)).unwrap().unwrap().psk.expose(), psk, "{identity}");
+        assert_eq!(
+            at_once(store.individual_key(identity)).unwrap().found.unwrap().psk.expose(),
+            psk,
+            "{identity}"
+        );
     }
     assert_eq!(store.check_counts().unwrap().different, 0);
 }

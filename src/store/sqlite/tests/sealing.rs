@@ -45,16 +45,16 @@ fn secret_of(store: &dyn Store, device: &str) -> Result<String, StoreError> {
 }
 
 fn psk_of(store: &dyn Store, identity: &str) -> Result<String, StoreError> {
-    Ok(at_once(store.individual_key(identity))?.unwrap().psk.expose().to_owned())
+    Ok(at_once(store.individual_key(identity))?.found.unwrap().psk.expose().to_owned())
 }
 
 /// Returns the bytes of all files in the folder: the database, its log and any others.
-fn bytes_of(directory: &TempDir) -> Vec<u8> {
+pub(super) fn bytes_of(directory: &TempDir) -> Vec<u8> {
     let files = std::fs::read_dir(directory.path()).unwrap();
     files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
 }
 
-fn contains(bytes: &[u8], text: &str) -> bool {
+pub(super) fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
@@ -75,7 +75,7 @@ fn with_a_key_no_secret_is_in_the_file_and_every_way_in_and_out_works() {
     store
         .export(&mut |row, key| {
             let secret = row.certificate.unwrap().device_secret.expose().to_owned();
-            exported.push((secret, key.map(|(identity, psk)| (identity, psk.expose().to_owned()))));
+            exported.push((secret, key.map(|keys| (keys.identity, keys.psk.expose().to_owned()))));
             ControlFlow::Continue(())
         })
         .unwrap();

@@ -319,7 +319,7 @@ fn a_device_that_lost_its_key_while_it_was_being_registered_keeps_the_new_one() 
     wait(store.release_claim(1, &id("SN-1"), false)).unwrap();
     unfinished::take_back(&writer, &|| false).unwrap();
     drop(lock);
-    assert!(at_once(store.individual_key("id-9")).unwrap().is_some());
+    assert!(at_once(store.individual_key("id-9")).unwrap().found.is_some());
     assert_eq!(ids(&store), ["SN-1", "SN-2"]);
 }
 

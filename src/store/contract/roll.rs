@@ -1,0 +1,261 @@
+//! Contract of the rolls of individual keys.
+
+use std::time::Duration;
+
+use super::{imports::rejected, *};
+use crate::store::{
+    roll::{DeviceKeys, Ended, Ending, OwnUse, Roll, RollCount, Used},
+    undo::{ImportId, NotUndone, Undo, UndoError, Undone},
+};
+
+/// Returns the keys that open a handshake of this identity, and whether any device has two.
+fn keys(store: &impl Store, identity: &str) -> (Vec<String>, bool) {
+    let KeyLookup { found, are_rolling } = now(store.individual_key(identity)).unwrap();
+    let keys = found.map(|found| [Some(found.psk), found.next]).into_iter().flatten().flatten();
+    (keys.map(|key| key.expose().to_owned()).collect(), are_rolling)
+}
+
+fn roll_of(store: &impl Store, device: &str) -> Option<Roll> {
+    now(store.roll_of(&id(device))).unwrap()
+}
+
+fn note(store: &impl Store, identity: &str, used: Used) {
+    now(store.note_own_uses(vec![OwnUse { identity: identity.into(), used }])).unwrap();
+}
+
+fn end(store: &impl Store, device: &str, ending: Ending) -> Ended {
+    now(store.end_roll(&id(device), ending, &by())).unwrap()
+}
+
+fn import_as(store: &impl Bulk, number: u32, rows: impl IntoIterator<Item = ImportRow>) {
+    let by = by();
+    let job = ImportJob { id: Some(ImportId(number)), ..job(&by) };
+    store.import(job, &mut rows.into_iter().map(Ok), &mut |_, rejection| panic!("{rejection:?}")).unwrap();
+}
+
+fn undo(store: &impl Bulk, number: u32) -> Result<Undone, NotUndone> {
+    let how = Undo { id: ImportId(number), by: &by(), dry_run: false, rest: false };
+    store.undo_import(how).map_err(|error| match error {
+        UndoError::NotUndone(reason) => reason,
+        UndoError::Store(error) => panic!("{error}"),
+    })
+}
+
+/// `individual_key` returns both keys of a device, and whether any device has two.
+fn an_import_gives_a_device_a_second_key(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "11ee")]);
+    assert_eq!(keys(store, "id-1"), (vec!["00ff".into()], false));
+    assert!(!store.are_rolling().unwrap() && roll_of(store, "SN-1").is_none());
+    let rows = || {
+        [with_keys("SN-1", "id-1", "00ff", "aa11"), with_keys("SN-3", "id-3", "33cc", "bb22"), row("SN-4")]
+    };
+    assert_eq!(import(store, rows()), ImportReport { added: 2, changed: 1, ..Default::default() });
+    assert_eq!(keys(store, "id-1"), (vec!["00ff".into(), "aa11".into()], true));
+    assert_eq!(keys(store, "id-3"), (vec!["33cc".into(), "bb22".into()], true));
+    assert_eq!(keys(store, "id-2"), (vec!["11ee".into()], true));
+    assert_eq!(keys(store, "id-9"), (vec![], true), "for an unknown identity, too");
+    assert!(store.are_rolling().unwrap());
+    let begun = roll_of(store, "SN-1").unwrap();
+    assert!(begun.since >= Store::now(store) - 2 * AHEAD && begun.used == [None; 2]);
+    // The same file once more, and a file from before the roll, change nothing.
+    note(store, "id-1", [None, Some(begun.since + 9)]);
+    let before = roll_of(store, "SN-1");
+    assert_eq!(import(store, rows()).unchanged, 3);
+    assert_eq!(import(store, [with_key("SN-1", "id-1", "00ff")]).unchanged, 1);
+    assert_eq!(roll_of(store, "SN-1"), before);
+    assert_eq!(keys(store, "id-1").0, ["00ff", "aa11"]);
+    let mut exported = Vec::new();
+    let each = &mut |_, keys: Option<DeviceKeys>| {
+        exported.extend(keys.map(|keys| (keys.identity, keys.next.map(|next| next.expose().to_owned()))));
+        ControlFlow::Continue(())
+    };
+    store.export(each).unwrap();
+    let next = |next: &str| Some(next.to_owned());
+    assert_eq!(
+        exported,
+        [("id-1".into(), next("aa11")), ("id-2".to_owned(), None), ("id-3".into(), next("bb22"))]
+    );
+}
+
+/// A row of an import ends a roll if it has the second key, and replaces the second key.
+fn an_import_ends_a_roll_or_changes_its_second_key(store: &(impl Store + Bulk)) {
+    import(store, [with_keys("SN-1", "id-1", "00ff", "aa11")]);
+    note(store, "id-1", [None, Some(Store::now(store))]);
+    let report = import(store, [with_keys("SN-1", "id-1", "00ff", "bb22")]);
+    assert_eq!(report, ImportReport { changed: 1, lost_keys: 1, ..Default::default() });
+    assert_eq!(keys(store, "id-1").0, ["00ff", "bb22"]);
+    assert_eq!(roll_of(store, "SN-1").unwrap().used, [None; 2], "another key was used");
+    let report = import(store, [with_key("SN-1", "id-1", "bb22")]);
+    assert_eq!(report, ImportReport { changed: 1, lost_keys: 1, ..Default::default() });
+    assert_eq!(keys(store, "id-1"), (vec!["bb22".into()], false));
+    assert_eq!(roll_of(store, "SN-1"), None);
+}
+
+/// A row that would take one of two keys away by mistake, or bring a former key back, is a conflict.
+fn a_row_that_contradicts_a_roll_is_a_conflict(store: &(impl Store + Bulk)) {
+    import(store, [with_keys("SN-1", "id-1", "00ff", "aa11"), with_key("SN-2", "id-2", "11ee")]);
+    for (row, column) in [
+        (with_key("SN-1", "id-1", "bb22"), "psk"),
+        (with_key("SN-1", "id-9", "00ff"), "psk"),
+        (with_key("SN-1", "id-9", "aa11"), "psk"),
+        (with_keys("SN-1", "id-1", "bb22", "aa11"), "psk"),
+        (with_keys("SN-1", "id-9", "00ff", "aa11"), "psk"),
+        (with_keys("SN-1", "id-1", "aa11", "00ff"), "pskNext"),
+        (with_keys("SN-2", "id-2", "22dd", "bb22"), "psk"),
+        (with_keys("SN-2", "id-1", "11ee", "bb22"), "pskIdentity"),
+        // The file of the roll, after the second key has become the key.
+        (with_keys("SN-2", "id-2", "00ee", "11ee"), "pskNext"),
+    ] {
+        assert_eq!(rejected(store, vec![row.clone()]), [(0, column)], "{row:?}");
+    }
+    assert_eq!(keys(store, "id-1").0, ["00ff", "aa11"]);
+    assert_eq!(keys(store, "id-2").0, ["11ee"]);
+    // Two rows of one device that differ only in the second key.
+    let rows = vec![with_keys("SN-3", "id-3", "33cc", "aa11"), with_keys("SN-3", "id-3", "33cc", "bb22")];
+    assert_eq!(rejected(store, rows), [(1, "deviceId")]);
+}
+
+/// A device that leaves an individual enrollment, or is deleted, leaves both keys.
+fn both_keys_go_with_their_device(store: &(impl Store + Bulk)) {
+    import(store, [with_keys("SN-1", "id-1", "00ff", "aa11"), with_keys("SN-2", "id-2", "11ee", "bb22")]);
+    import(store, [ImportRow::new(id("SN-1"), "plugs", "a1plug")]);
+    assert!(now(store.delete(&id("SN-2"), &by())).unwrap());
+    assert_eq!((keys(store, "id-1"), keys(store, "id-2")), ((vec![], false), (vec![], false)));
+    assert_eq!((roll_of(store, "SN-1"), roll_of(store, "SN-2")), (None, None));
+}
+
+/// `note_own_uses` keeps the later of two times, leaves out times before the roll, and replaces one
+/// that is in the future. A roll that begins in the future leaves no time out.
+fn the_last_use_of_each_key_is_kept(store: &(impl Store + Bulk)) {
+    store.set_clock_ahead(0);
+    import(store, [with_keys("SN-1", "id-1", "00ff", "aa11"), with_key("SN-2", "id-2", "11ee")]);
+    store.set_clock_ahead(AHEAD);
+    let since = roll_of(store, "SN-1").unwrap().since;
+    let used = || roll_of(store, "SN-1").unwrap().used;
+    note(store, "id-1", [Some(since - 1), None]);
+    assert_eq!(used(), [None; 2], "another key of the device");
+    note(store, "id-1", [Some(since), Some(since - 1)]);
+    note(store, "id-1", [None, Some(since + 2)]);
+    note(store, "id-1", [Some(since + 1), Some(since + 1)]);
+    assert_eq!(used(), [Some(since + 1), Some(since + 2)]);
+    let future = since + 10 * AHEAD;
+    note(store, "id-1", [Some(future), None]);
+    assert_eq!(used(), [Some(future), Some(since + 2)]);
+    note(store, "id-1", [Some(since + 3), None]);
+    assert_eq!(used(), [Some(since + 3), Some(since + 2)]);
+    // A device that was given its second key by a process with a wrong clock.
+    store.set_clock_ahead(100 * AHEAD);
+    import(store, [with_keys("SN-3", "id-3", "33cc", "bb22")]);
+    store.set_clock_ahead(AHEAD);
+    note(store, "id-3", [None, Some(since)]);
+    assert_eq!(roll_of(store, "SN-3").unwrap().used, [None, Some(since)]);
+    note(store, "id-2", [Some(since), None]);
+    note(store, "id-9", [Some(since), None]);
+    assert_eq!(roll_of(store, "SN-2"), None);
+}
+
+/// `rolling` and `count_rolling` find the devices of one enrollment that have two keys.
+fn the_devices_of_a_roll_are_listed_and_counted(store: &(impl Store + Bulk)) {
+    let of = |enrollment: &str, number: usize| ImportRow {
+        enrollment: enrollment.into(),
+        ..with_keys(&format!("SN-{number}"), &format!("id-{number}"), "00ff", "aa11")
+    };
+    import(store, (1..=5).map(|number| of("own", number)));
+    import(store, [of("other", 0), of("other", 6), with_key("SN-7", "id-7", "00ff"), row("SN-8")]);
+    let page = |after: Option<&str>, limit| {
+        let found = now(store.rolling("own", after.map(id).as_ref(), limit)).unwrap();
+        found.into_iter().map(|device| device.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(page(None, 2), ["SN-1", "SN-2"]);
+    assert_eq!(page(Some("SN-2"), 9), ["SN-3", "SN-4", "SN-5"]);
+    let since = roll_of(store, "SN-5").unwrap().since;
+    for (number, used) in [
+        (1, [Some(since + 1), None]),
+        (2, [Some(since + 1), Some(since + 3)]),
+        (3, [Some(since + 2), Some(since + 2)]),
+        (4, [None, Some(since + 1)]),
+    ] {
+        note(store, &format!("id-{number}"), used);
+    }
+    let count = now(store.count_rolling("own", Duration::from_secs(60))).unwrap();
+    let expected =
+        RollCount { devices: 5, by_key: [2, 2], used: [Some(since + 2), Some(since + 3)], is_complete: true };
+    assert_eq!(count, expected);
+    let none = now(store.count_rolling("lamps", Duration::ZERO)).unwrap();
+    assert_eq!(none, RollCount { is_complete: true, ..RollCount::default() });
+}
+
+/// `end_roll` leaves one key, and writes an audit entry. Unless it is told otherwise, it leaves a
+/// device alone that has not used its second key last.
+fn a_roll_ends_with_the_key_that_the_device_uses(store: &(impl Store + Bulk)) {
+    let numbers = 1..=4;
+    import(
+        store,
+        numbers.map(|number| with_keys(&format!("SN-{number}"), &format!("id-{number}"), "00ff", "aa11")),
+    );
+    import(store, [row("SN-8")]);
+    let since = roll_of(store, "SN-4").unwrap().since;
+    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotUsed);
+    note(store, "id-1", [Some(since + 5), Some(since + 4)]);
+    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotUsed);
+    assert!(events(store, "SN-1").is_empty() && keys(store, "id-1").0.len() == 2);
+    note(store, "id-1", [None, Some(since + 6)]);
+    assert_eq!(end(store, "SN-1", Ending::Used), Ended::Ended);
+    assert_eq!(keys(store, "id-1").0, ["aa11"]);
+    assert_eq!(end(store, "SN-2", Ending::Anyway), Ended::Ended);
+    assert_eq!(keys(store, "id-2").0, ["aa11"]);
+    assert_eq!(end(store, "SN-3", Ending::Dropped), Ended::Ended);
+    assert_eq!(keys(store, "id-3").0, ["00ff"]);
+    for device in ["SN-1", "SN-2", "SN-3"] {
+        assert_eq!(events(store, device), [(AuditEvent::Rekeyed, Some("user anna".to_owned()))]);
+        assert_eq!(end(store, device, Ending::Anyway), Ended::NoRoll, "once");
+        assert_eq!(roll_of(store, device), None);
+    }
+    assert_eq!(
+        (end(store, "SN-8", Ending::Anyway), end(store, "SN-9", Ending::Dropped)),
+        (Ended::NoRoll, Ended::NoRoll)
+    );
+    assert!(store.are_rolling().unwrap(), "SN-4");
+    // A second roll begins anew.
+    import(store, [with_keys("SN-1", "id-1", "aa11", "bb22")]);
+    assert_eq!(roll_of(store, "SN-1").unwrap().used, [None; 2]);
+}
+
+/// Undoing an import takes the second keys away that it has given.
+fn a_second_key_is_undone_with_its_import(store: &(impl Store + Bulk)) {
+    import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "11ee"), row("SN-4")]);
+    let of_own = |row: ImportRow| ImportRow { enrollment: "own".into(), ..row };
+    let rows = || {
+        [
+            with_keys("SN-1", "id-1", "00ff", "aa11"),
+            of_own(with_keys("SN-2", "id-2", "11ee", "bb22")),
+            with_keys("SN-3", "id-3", "33cc", "cc33"),
+            of_own(with_keys("SN-4", "id-4", "44bb", "dd44")),
+        ]
+    };
+    import_as(store, 7, rows());
+    note(store, "id-1", [Some(Store::now(store) + AHEAD); 2]);
+    assert_eq!(undo(store, 7), Ok(Undone { removed: 1, restored: 3, ..Undone::default() }));
+    assert_eq!(keys(store, "id-1"), (vec!["00ff".into()], false));
+    assert_eq!(keys(store, "id-2").0, ["11ee"]);
+    assert_eq!((keys(store, "id-3").0.len(), keys(store, "id-4").0.len()), (0, 0));
+    import_as(store, 8, rows());
+    assert_eq!(keys(store, "id-2").0, ["11ee", "bb22"]);
+    // The second key has become the key, so the undo would take the device's only key away.
+    assert_eq!(end(store, "SN-1", Ending::Anyway), Ended::Ended);
+    assert_eq!(undo(store, 8), Err(NotUndone::Changed { id: ImportId(8), count: 1, all: 4 }));
+    // A replaced second key is not kept, like any former key.
+    import_as(store, 9, [of_own(with_keys("SN-2", "id-2", "11ee", "ee55"))]);
+    assert_eq!(undo(store, 9), Err(NotUndone::Keys { id: ImportId(9), count: 1 }));
+}
+
+contract! {
+    an_import_gives_a_device_a_second_key
+    an_import_ends_a_roll_or_changes_its_second_key
+    a_row_that_contradicts_a_roll_is_a_conflict
+    both_keys_go_with_their_device
+    the_last_use_of_each_key_is_kept
+    the_devices_of_a_roll_are_listed_and_counted
+    a_roll_ends_with_the_key_that_the_device_uses
+    a_second_key_is_undone_with_its_import
+}
