@@ -2,6 +2,8 @@
 //! the time, and the results of work. Its output is datagrams, and work that needs more than one
 //! step.
 
+mod own_key;
+
 use std::{
     cell::Cell,
     future::Future,
@@ -69,6 +71,8 @@ enum WorkResult {
     Response(Asked, Source, Response),
     /// The key could not be looked up.
     NoKey(HandshakeId),
+    /// Whether the individual key of a session is still in the table.
+    OwnKey(SessionId, bool),
 }
 
 /// A request that waits for its answer.
@@ -151,6 +155,8 @@ pub struct Client {
     principal: Principal,
     /// Generation of the enrollments in which the client's key was last found valid.
     generation: u32,
+    /// Time at which its individual key was last found in the table.
+    checked: Instant,
     /// Number of the client's requests in progress.
     in_progress: u32,
     /// Address at which the client proved its key, after it had returned a cookie there. Limits
@@ -174,8 +180,8 @@ impl Client {
         true
     }
 
-    fn new(principal: Principal, generation: u32) -> Self {
-        Self { principal, generation, in_progress: 0, source: Cell::new(None) }
+    fn new(principal: Principal, generation: u32, checked: Instant) -> Self {
+        Self { principal, generation, checked, in_progress: 0, source: Cell::new(None) }
     }
 
     /// Returns the source by which limits count. The source is derived from the `address` of the
@@ -294,12 +300,17 @@ impl Stack {
             WorkResult::Response(asked, source, response) => {
                 self.end_work(asked.exchange.peer, source);
                 // The key may have been revoked while the request waited.
-                if self.is_good(asked.exchange.peer, io) {
+                if self.is_good(asked.exchange.peer, io) && self.has_key(now, asked.exchange.peer, io) {
                     self.respond(now, &asked, &response, io);
                 }
                 self.events(now, io);
             }
             WorkResult::NoKey(handshake) => self.dtls.postpone_psk(handshake),
+            WorkResult::OwnKey(_, true) => {}
+            WorkResult::OwnKey(session, false) => {
+                self.dtls.close(session, io);
+                self.events(now, io);
+            }
         }
     }
 
@@ -344,7 +355,7 @@ impl Stack {
         io: &mut impl Io,
     ) {
         // The key is checked before CoAP gets the message, because CoAP may repeat a stored answer.
-        if !self.is_good(session, io) {
+        if !self.is_good(session, io) || !self.has_key(now, session, io) {
             return self.events(now, io);
         }
         let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);
@@ -558,7 +569,7 @@ impl Stack {
         }
         let (first, second) = found.map_or((None, None), |(first, second)| (Some(first), second));
         let client = |(key, principal): (Key, Principal)| {
-            Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal, generation)))
+            Some((Psk::new(key.as_bytes().to_vec())?, Client::new(principal, generation, now)))
         };
         let keys = [first, second].map(|found| found.and_then(client));
         if tries_two {

@@ -2,7 +2,13 @@
 //! configuration is reloaded.
 
 use super::*;
-use crate::psk::{NextKey, uses::UseCounters};
+use crate::{
+    psk::{NextKey, uses::UseCounters},
+    store::{
+        Store,
+        roll::{Ended, Ending, Rolls},
+    },
+};
 
 fn enrollment(key: &str, identity: &str, product_key: &str, reissue: Reissue) -> Enrollment {
     let kind = Kind::Shared { identity: identity.into(), key: Key::from_hex(key).unwrap() };
@@ -228,6 +234,51 @@ fn a_handshake_counts_for_the_key_that_the_device_has() {
     assert_eq!(reload(&mut scene, keys(("plug", &other), None)), None);
     scene.connect(5, "plug", &other);
     assert_eq!(reload(&mut scene, keys(("plug", &other), Some(("plug", KEY)))), Some([0, 0]));
+}
+
+/// Another process changes the table while sessions are open. The server is not reloaded.
+#[test]
+fn a_session_ends_when_its_own_key_is_taken_away() {
+    let other = "1".repeat(32);
+    let mut scene = Scene::new(dtls::Config::default(), 0);
+    let table = Sqlite::open(&scene._keeps.0.path().join("certdist.db")).unwrap();
+    let row = |number: u8, next: Option<&String>| {
+        let secret = |digits: &str| crate::device::Secret::new(digits.to_owned());
+        ImportRow {
+            individual: true,
+            key: Some((format!("id-{number}"), secret(KEY))),
+            next_key: next.map(|next| secret(next)),
+            ..ImportRow::new(DeviceId::parse(&format!("OWN-{number}")).unwrap(), "own", "a1")
+        }
+    };
+    import(&table, [row(1, Some(&other)), row(2, None)]);
+    let own = Enrollment {
+        name: "own".into(),
+        kind: Kind::Individual,
+        ..enrollment(KEY, "plug", "a1", Reissue::Always)
+    };
+    scene.reload([own]);
+    for (number, (identity, key)) in (0..).zip([("id-1", KEY), ("id-1", &other), ("id-2", KEY)]) {
+        scene.connect(number, identity, key);
+        assert_eq!(scene.ask(number, 1), Some(0x84), "{number}");
+    }
+    let (by, [first, second]) =
+        (Actor::system_user(), ["OWN-1", "OWN-2"].map(|device| DeviceId::parse(device).unwrap()));
+    let ended = scene._keeps.1.block_on(table.end_roll(&first, Ending::Anyway, &by));
+    assert_eq!(ended.unwrap(), Ended::Ended);
+    scene.now += Duration::from_secs(4);
+    assert_eq!(scene.ask(0, 2), Some(0x84), "the key was found a moment ago");
+    scene.now += Duration::from_secs(2);
+    // The last message ID again: the kept answer is not repeated either.
+    assert_eq!(scene.ask(0, 2), None);
+    assert_eq!(scene.clients[0].alert, Some((1, 0)));
+    assert_eq!((scene.ask(1, 2), scene.ask(2, 2), scene.sessions()), (Some(0x84), Some(0x84), 2));
+    scene._keeps.1.block_on(table.delete(&second, &by)).unwrap();
+    scene.now += Duration::from_secs(6);
+    assert_eq!((scene.ask(1, 3), scene.ask(2, 3), scene.sessions()), (Some(0x84), None, 1));
+    // Neither does the former key open another session.
+    scene.connect(3, "id-1", KEY);
+    assert!(!scene.clients[3].is_established());
 }
 
 #[test]
