@@ -4,8 +4,10 @@ use serde_json::{Value, json};
 
 use crate::{
     policy,
-    psk::Terms,
-    store::{CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places},
+    psk::{Terms, WhichKey},
+    store::{
+        CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places, roll::Roll,
+    },
 };
 
 /// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
@@ -49,6 +51,15 @@ pub fn as_json(
         shown["target"] = row.target.as_deref().into();
     }
     shown
+}
+
+/// Formats the two keys of a device that has two: since when, and the last use of each.
+pub fn keys(roll: &Roll) -> Value {
+    let mut keys = json!({ "since": time(Some(roll.since)) });
+    for (which, used) in WhichKey::ALL.into_iter().zip(roll.used) {
+        keys[which.as_str()] = json!({ "lastUsed": time(used) });
+    }
+    keys
 }
 
 /// Returns the name of the state that the operator has set.

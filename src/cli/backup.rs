@@ -200,6 +200,7 @@ fn listed(since: &SinceBackup) -> String {
         &since.moved,
         "moved devices would be at their former targets, with the certificates that they had there",
     );
+    line(&since.rekeyed, "devices that have one key now would have both again, the former one too");
     line(&since.issued, "first issues would be forgotten, and may happen once more");
     line(&since.registered, "registrations would be forgotten, but the devices exist at IoT Platform");
     line(&since.imported, "imports would be undone");

@@ -1,6 +1,7 @@
 //! `certdist device`: lists, shows and changes rows of the table.
 
 mod everywhere;
+mod key;
 mod list;
 mod many;
 mod moves;
@@ -74,6 +75,7 @@ deleted certificate makes IoT Platform throttle the account's other devices, so 
 that firmware asks again. Needs manage = true in [iot_platform].")]
     Rotate(Which),
     Move(moves::Args),
+    Key(key::Args),
     /// Lists orders for IoT Platform that are not carried out yet
     Orders,
     /// Ends orders for IoT Platform without carrying them out
@@ -163,6 +165,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             let id = in_table(&*store, id)?;
             let row = store.device(&id).await?.ok_or_else(|| not_there(&id, &config))?;
             let (claim, order) = (store.claim_of(&id).await?, store.order_of(&id).await?);
+            let roll = store.roll_of(&id).await?;
             let listed = row.listed(claim.is_some());
             let terms = terms(&config, &listed);
             let is_limited = terms.is_some_and(|terms| terms.guards.max_devices.is_some());
@@ -175,6 +178,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
                     let rules = (terms, taken);
                     let mut shown =
                         as_json(&listed, rules, claim.as_ref(), config.names_targets, store.now());
+                    if let Some(roll) = &roll {
+                        shown["keys"] = device_view::keys(roll);
+                    }
                     if let Some(order) = &order {
                         shown["order"] = everywhere::described(order).into();
                     }
@@ -182,6 +188,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 }
                 false => {
                     write!(out, "{}", as_text(&listed, &config, taken, claim.as_ref(), store.now()))?;
+                    for (name, says) in roll.iter().flat_map(key::lines) {
+                        writeln!(out, "{name:13} {says}")?;
+                    }
                     match &order {
                         Some(order) => writeln!(out, "{:13} {}", "order", everywhere::described(order)),
                         None => Ok(()),
@@ -190,6 +199,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
             })?)
         }
         Action::Move(args) => moves::run(args, &config, &store, &by).await,
+        Action::Key(args) => key::run(args, &config, &*store, &by).await,
         Action::Orders => everywhere::list(&*store).await,
         Action::Cancel(which) => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;

@@ -3,7 +3,7 @@
 
 mod keys;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::anyhow;
 use serde_json::json;
@@ -18,11 +18,14 @@ use crate::{
         uses::{Reported, reported},
     },
     rate_limit::Rate,
-    store::{Table, Totals, UnixSeconds, unix_now},
+    store::{Table, Totals, UnixSeconds, roll::RollCount, unix_now},
 };
 
 /// Default number of enrollments without `--json`.
 const PAGE: usize = 100;
+
+/// Maximum time for counting the devices that have two keys.
+const COUNT: Duration = Duration::from_secs(5);
 
 /// Maximum number of names in a message.
 const NAMES: usize = 10;
@@ -160,6 +163,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 }
                 None => Reported::new(),
             };
+            let rolling = store.count_rolling(name, COUNT).await?;
             print(|out| match json {
                 true => {
                     let mut object = as_json(&config, name, known, &totals);
@@ -168,12 +172,17 @@ pub(super) async fn run(args: Args) -> CommandResult {
                     {
                         object["keys"] = keys;
                     }
+                    if rolling.devices > 0 {
+                        object["keys"] = keys::devices_as_json(&rolling);
+                    }
                     if waiting > 0 {
                         object["waiting"] = json!(waiting);
                     }
                     writeln!(out, "{object}")
                 }
-                false => write!(out, "{}", as_text(&config, name, known, &totals, (&uses, waiting))),
+                false => {
+                    write!(out, "{}", as_text(&config, name, known, &totals, (&uses, &rolling, waiting)))
+                }
             })?;
         }
     }
@@ -202,7 +211,7 @@ fn as_text(
     name: &str,
     known: Option<&Enrollment>,
     totals: &Totals,
-    (uses, waiting): (&Reported, u64),
+    (uses, rolling, waiting): (&Reported, &RollCount, u64),
 ) -> String {
     let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
     let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
@@ -229,6 +238,7 @@ fn as_text(
         }
     }
     lines.extend(known.map(|enrollment| keys::lines(enrollment, uses)).unwrap_or_default());
+    lines.extend(keys::lines_of_devices(rolling));
     lines.extend(counts(totals).map(|(label, count)| [label.to_owned(), count.to_string()]));
     aligned(&lines)
 }

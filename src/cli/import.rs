@@ -30,7 +30,7 @@ Example
 
 Columns, in any order and in the usual spellings (SN, MAC, Device ID, 设备名称); only the
 device ID is required, and the device name stands for it if it is missing:
-  deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk
+  deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk,pskNext,target
 Reads UTF-8, UTF-16 and GB18030; commas, semicolons and tabs; JSON lines with the same
 keys; and a bare list of device IDs. If any line of any file is bad, nothing changes, and
 the bad lines are reported. Importing the same file again changes nothing. Works beside a

@@ -23,7 +23,8 @@ pub(super) fn read(
         (_, false, false) => return None,
         (file::Kind::Derived, true, false) | (file::Kind::Shared, true, _) => None,
         (file::Kind::Individual, ..) => Some(
-            "kind = \"individual\" takes no key_next and no identity_next: each device has its own key in the table",
+            "kind = \"individual\" takes no key_next and no identity_next: each device has its own keys in the table \
+             (columns psk and pskNext of an import)",
         ),
         (file::Kind::Derived, ..) => {
             Some("kind = \"derived\" takes key_next (a second master key) and no identity_next")

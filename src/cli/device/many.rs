@@ -78,7 +78,7 @@ impl Chosen {
 
 impl Many {
     /// Returns the devices of the file. Fails if one is not in the table.
-    fn devices(&self, path: &Path, store: &dyn Bulk) -> Result<Vec<DeviceId>, Failure> {
+    pub(super) fn devices(&self, path: &Path, store: &dyn Bulk) -> Result<Vec<DeviceId>, Failure> {
         let source = Source::open(path).with_context(|| path.display().to_string())?;
         let input = source.input().with_context(|| path.display().to_string())?;
         let (asked, remarks) = table_file::device_ids(input)?;

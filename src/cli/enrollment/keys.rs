@@ -1,12 +1,12 @@
-//! The lines of `enrollment show` about an enrollment that has two keys: when each was last used, as
-//! far as servers have reported it. Shows no key.
+//! The lines of `enrollment show` about an enrollment that has two keys, or whose devices have two:
+//! when each was last used, as far as servers have reported it. Shows no key.
 
 use serde_json::{Value, json};
 
 use crate::{
     device_view::time,
     psk::{Enrollment, WhichKey, uses::Reported},
-    store::key_use::KeyUse,
+    store::{key_use::KeyUse, roll::RollCount},
 };
 
 /// Returns the name of a key in the configuration.
@@ -49,6 +49,42 @@ pub(super) fn as_json(enrollment: &Enrollment, uses: &Reported) -> Value {
         if let Some(identity) = enrollment.shared_identity(*which) {
             object[which.as_str()]["identity"] = json!(identity);
         }
+    }
+    object
+}
+
+/// Returns a line for each key of devices that have two, and one for the devices that have used
+/// neither.
+pub(super) fn lines_of_devices(count: &RollCount) -> Vec<[String; 2]> {
+    let RollCount { devices, by_key, used, is_complete } = *count;
+    if devices == 0 {
+        return Vec::new();
+    }
+    let least = if is_complete { "" } else { "at least " };
+    let mut lines = Vec::new();
+    for (which, (last, used)) in WhichKey::ALL.into_iter().zip(by_key.into_iter().zip(used)) {
+        let name = match which {
+            WhichKey::Current => "psk",
+            WhichKey::Next => "pskNext",
+        };
+        let time = used.map_or_else(String::new, |used| format!("; last used {}", at(used)));
+        let says = format!("{least}{last} of {devices} devices with two keys used this one last{time}");
+        lines.push([name.to_owned(), says]);
+    }
+    let neither = devices - by_key.iter().sum::<u64>();
+    if neither > 0 {
+        let says = format!("{least}{neither} devices have used neither since they were given the second key");
+        lines.push(["no key".to_owned(), says]);
+    }
+    lines
+}
+
+/// Returns the keys of devices that have two as JSON.
+pub(super) fn devices_as_json(count: &RollCount) -> Value {
+    let RollCount { devices, by_key, used, is_complete } = *count;
+    let mut object = json!({ "devices": devices, "isComplete": is_complete });
+    for (which, (last, used)) in WhichKey::ALL.into_iter().zip(by_key.into_iter().zip(used)) {
+        object[which.as_str()] = json!({ "devices": last, "lastUsed": time(used) });
     }
     object
 }
