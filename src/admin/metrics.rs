@@ -148,13 +148,14 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_forwarded_dropped_total", "counter", help, of(|f| &f.forwarded_dropped));
 }
 
-/// Writes the uses of the keys of enrollments that have two. The names of the enrollments come from
-/// the configuration.
+/// Writes the uses of the keys of enrollments that have two, or whose devices have two. The names of
+/// the enrollments come from the configuration.
 fn keys(page: &mut Page, uses: &UseCounters) {
     let (mut handshakes, mut last_uses) = (Vec::new(), Vec::new());
-    for (enrollment, pair) in uses.all() {
-        for (which, counter) in iter::zip(WhichKey::ALL, pair) {
-            let (count, last) = counter.read();
+    let of_enrollments =
+        uses.all().into_iter().map(|(name, pair)| (name, pair.map(|counter| counter.read())));
+    for (enrollment, counts) in of_enrollments.chain(uses.own_counts()) {
+        for (which, (count, last)) in iter::zip(WhichKey::ALL, counts) {
             let labels = format!("{{enrollment=\"{}\",key=\"{}\"}}", escaped(&enrollment), which.as_str());
             last_uses.extend(last.map(|last| (labels.clone(), last)));
             handshakes.push((labels, count));
@@ -163,7 +164,8 @@ fn keys(page: &mut Page, uses: &UseCounters) {
     if handshakes.is_empty() {
         return;
     }
-    let help = "Completed handshakes with each key of the enrollments that have two.";
+    let help =
+        "Completed handshakes with each key of the enrollments that have two, or whose devices have two.";
     page.metric("certdist_key_handshakes_total", "counter", help, handshakes);
     let help = "Time of the last of these handshakes as a Unix timestamp, in seconds.";
     page.metric("certdist_key_last_used_timestamp_seconds", "gauge", help, last_uses);

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::{Shared, blocking, jobs::Action},
-    device_view::as_json,
+    device_view::{self, as_json},
     psk::EnrollmentOutline,
     resource::failures::Failure,
     store::{
@@ -37,6 +37,7 @@ use crate::{
         claim::ClaimView,
         filter::Listed,
         place::{self, Places},
+        roll::Roll,
         undo::ImportRecord,
     },
     table_file,
@@ -60,6 +61,8 @@ struct Device {
     claim: Option<ClaimView>,
     history: Vec<AuditEntry>,
     imports: Vec<ImportRecord>,
+    /// Roll of the device's own key, if it has two.
+    roll: Option<Roll>,
     enrolled: Option<EnrollmentOutline>,
     /// Reason why calls for the device's product are stopped at present; `None` if they are not
     /// stopped.
@@ -87,6 +90,7 @@ impl Device {
         let (work, id) = (store.clone(), row.id.clone());
         let imports = blocking(move || work.imports_of(&id)).await?;
         let enrolled = shared.enrollments().iter().find(|enrolled| enrolled.name == row.enrollment).cloned();
+        let roll = store.roll_of(&row.id).await?;
         let stopped = shared.sources.targets.stopped(&row);
         let targets = &shared.sources.targets;
         let own = match (row.target(), &claim) {
@@ -107,6 +111,7 @@ impl Device {
             claim,
             history,
             imports,
+            roll,
             enrolled,
             stopped,
             target,
@@ -157,7 +162,11 @@ pub(super) async fn show(
         let terms = device.enrolled.as_ref().map(EnrollmentOutline::terms);
         let listed = device.row.listed(device.claim.is_some());
         let names_targets = device.target.is_some();
-        let shown = as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets, device.now);
+        let mut shown =
+            as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets, device.now);
+        if let Some(roll) = &device.roll {
+            shown["keys"] = device_view::keys(roll);
+        }
         return Json(shown).into_response();
     }
     let t = frame.texts;
@@ -296,6 +305,15 @@ fn facts(t: Texts, device: &Device) -> Markup {
     }
     let certificate = if row.certificate.is_some() { "fact-certificate-yes" } else { "fact-certificate-no" };
     facts.push(("fact-certificate", html! { (t.say(certificate)) }));
+    if let Some(Roll { since, used }) = device.roll {
+        for (key, used) in ["fact-key-current", "fact-key-next"].into_iter().zip(used) {
+            let says = match used {
+                Some(used) => t.rich("fact-key-used", [("time", moment(used).into())]),
+                None => t.rich("fact-key-unused", [("since", moment(since).into())]),
+            };
+            facts.push((key, says));
+        }
+    }
     if let Some(claim) = claim {
         let since = [("time", moment(claim.since).into())];
         let registration = match &claim.owner {

@@ -36,6 +36,7 @@ use crate::{
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
+        roll::RollCount,
         unix_now,
     },
 };
@@ -52,6 +53,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const PAGE: usize = 50;
 /// Maximum wait for the numbers of devices.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time for counting the devices of an enrollment that have two keys.
+const COUNT: Duration = Duration::from_millis(10);
 /// Maximum number of reasons shown for an enrollment.
 const REASONS: usize = 5;
 
@@ -211,6 +214,8 @@ struct Enrollment<'e> {
     rate: Option<Rate>,
     /// Uses of its keys, if it has two and is on the page.
     keys: Reported,
+    /// Its devices that have two keys, if it is on the page.
+    rolling: RollCount,
 }
 
 impl Enrollment<'_> {
@@ -262,6 +267,7 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
                 refused,
                 rate: rates.get(name).copied(),
                 keys: Reported::new(),
+                rolling: RollCount::default(),
             }
         })
         .collect();
@@ -274,6 +280,9 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
                 let ids = enrolled.key_ids.as_ref();
                 reported(&*shared.sources.store, &enrolled.name, ids).await?
             };
+            if enrolled.kind == KindName::Individual {
+                enrollment.rolling = shared.sources.store.count_rolling(&enrolled.name, COUNT).await?;
+            }
         }
     }
     let none = if text.is_empty() { "enrollments-none-text" } else { "enrollments-none-found" };
@@ -352,6 +361,7 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                 }
             }
             (keys::lines(t, &enrollment.keys))
+            (keys::of_devices(t, &enrollment.rolling))
             @if totals.disabled > 0 {
                 p { (t.rich("enrollments-disabled", [("count", in_state(Kind::Disabled, totals.disabled).into())])) }
             }

@@ -139,7 +139,7 @@ fn form(shared: &Shared, frame: &Frame, visitor: &Visitor, chosen: &str) -> Mark
             p.hint #file-hint { (t.rich("import-file-hint", [
                 ("command", code("certdist import").into()),
                 ("required", code("deviceId").into()),
-                ("columns", code("deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk").into()),
+                ("columns", code("deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk,pskNext,target").into()),
             ])) }
             label for="enrollment" { (t.say("import-enrollment")) }
             @if enrollments.len() > MAX_OPTIONS {
@@ -528,7 +528,7 @@ fn kind_of(column: Option<&str>) -> &'static str {
         Some("deviceName") => "bad-name",
         Some("deviceSecret") => "bad-secret",
         Some("iotId") => "bad-iotid",
-        Some("pskIdentity" | "psk") => "bad-key",
+        Some("pskIdentity" | "psk" | "pskNext") => "bad-key",
         Some(_) => "bad-value",
         None => "bad-line",
     }

@@ -271,6 +271,10 @@ fact-iotid = IotId
 fact-certificate = Certificate
 fact-certificate-yes = yes; the console does not show its secret
 fact-certificate-no = not yet
+fact-key-current = Key that is being replaced (psk)
+fact-key-next = Second key (pskNext)
+fact-key-used = last used at {$time}
+fact-key-unused = not used since {$since}
 fact-registered = Registered
 fact-activated = Activated
 fact-claim = Registration
@@ -429,6 +433,14 @@ enrollments-key-used = {$key} was last used at {$time}. { $count ->
 } since {$since}.
 enrollments-key-unused = {$key} has not been used since {$since}.
 enrollments-key-unknown = {$key}: no server has reported its use yet.
+enrollments-rolling = { $count ->
+    [one] One device has
+   *[other] {$count} devices have
+} two keys, because a key is being replaced:
+enrollments-rolling-current = {$count} used the former key (psk) last
+enrollments-rolling-next = {$count} used the second key (pskNext) last
+enrollments-rolling-neither = {$count} used neither since the second key was given
+enrollments-rolling-more = There are more devices than could be counted now; certdist enrollment show counts longer.
 
 ## Signing in
 

@@ -232,6 +232,10 @@ fact-iotid = IotId
 fact-certificate = 証明書
 fact-certificate-yes = あり。コンソールは秘密を表示しません
 fact-certificate-no = まだありません
+fact-key-current = 交換中の鍵（psk）
+fact-key-next = 2つ目の鍵（pskNext）
+fact-key-used = 最後の使用：{$time}
+fact-key-unused = {$since} から使われていません
 fact-registered = 登録
 fact-activated = 有効化
 fact-claim = 登録の状況
@@ -383,6 +387,11 @@ enrollments-key-next = 新しい鍵（key_next）
 enrollments-key-used = {$key}は {$time} に最後に使われました。{$since} からのハンドシェイクは {$count} 回です。
 enrollments-key-unused = {$key}は {$since} から使われていません。
 enrollments-key-unknown = {$key}：使用状況を報告したサーバーはまだありません。
+enrollments-rolling = 鍵を交換中のため2つの鍵を持つデバイス：{$count} 台
+enrollments-rolling-current = 最後に元の鍵（psk）を使ったデバイス：{$count} 台
+enrollments-rolling-next = 最後に2つ目の鍵（pskNext）を使ったデバイス：{$count} 台
+enrollments-rolling-neither = 2つ目の鍵の追加後、どちらも使っていないデバイス：{$count} 台
+enrollments-rolling-more = これより多くのデバイスがあり、今は数えきれませんでした。
 
 ## Signing in
 

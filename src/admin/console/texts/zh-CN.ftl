@@ -232,6 +232,10 @@ fact-iotid = IotId
 fact-certificate = 证书
 fact-certificate-yes = 有；控制台不显示其密钥
 fact-certificate-no = 尚无
+fact-key-current = 正在更换的密钥（psk）
+fact-key-next = 第二个密钥（pskNext）
+fact-key-used = 最近一次使用：{$time}
+fact-key-unused = 自 {$since} 起未被使用
 fact-registered = 注册
 fact-activated = 激活
 fact-claim = 注册进度
@@ -383,6 +387,11 @@ enrollments-key-next = 新密钥（key_next）
 enrollments-key-used = {$key}最近一次使用：{$time}。自 {$since} 起共 {$count} 次握手。
 enrollments-key-unused = {$key}自 {$since} 起未被使用。
 enrollments-key-unknown = {$key}：还没有服务器报告其使用情况。
+enrollments-rolling = 正在更换密钥、拥有两个密钥的设备：{$count} 台
+enrollments-rolling-current = 最近使用原密钥（psk）的设备：{$count} 台
+enrollments-rolling-next = 最近使用第二个密钥（pskNext）的设备：{$count} 台
+enrollments-rolling-neither = 添加第二个密钥后两者均未使用的设备：{$count} 台
+enrollments-rolling-more = 设备数量超出本次统计范围。
 
 ## Signing in
 
