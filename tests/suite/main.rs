@@ -25,6 +25,7 @@ mod looking;
 mod moves;
 mod register;
 mod restoring;
+mod rolling;
 mod sealing;
 mod sign_in;
 mod store;

@@ -1,0 +1,245 @@
+//! The way of the keys of individual devices that are replaced: an import gives each a second key, the
+//! devices move over, and a command takes the former keys away.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::support::{
+    Process, Site,
+    console::{Visitor, admin, free_address},
+    http_get, stderr, stdout,
+};
+
+const OLD: &str = "00112233445566778899aabbccddeeff";
+const NEW: &str = "a0112233445566778899aabbccddeeff";
+const OTHER: &str = "b0112233445566778899aabbccddeeff";
+
+fn own(sections: &str) -> Site {
+    Site::configured(&format!(
+        "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n{sections}\n\
+         [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n"
+    ))
+}
+
+const HEAD: &str = "deviceId,deviceName,deviceSecret,pskIdentity,psk,pskNext\n";
+
+/// Returns a line of a device that has its certificate.
+fn line(number: usize, psk: &str, next: &str) -> String {
+    format!("SN-{number},name-{number},secret0000000000000000000{number:07},id-{number},{psk},{next}\n")
+}
+
+fn run(site: &Site, arguments: &[&str]) -> String {
+    let output = site.run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+fn is_served(site: &Site, server: &Process, number: usize, key: &str) -> bool {
+    let (address, identity) = (server.address.to_string(), format!("id-{number}"));
+    let device =
+        ["device-sim", "--server", &address, "--identity", &identity, "--psk", key, "--patience", "3"];
+    site.run(&device).status.success()
+}
+
+/// Waits until a text is as expected.
+fn wait_for(text: impl Fn() -> String, is_there: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = text();
+        if is_there(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_keys_of_devices_are_rolled_without_losing_one() {
+    let console = free_address();
+    let site = own(&admin(console, ""));
+    site.import(&format!("{HEAD}{}{}{}", line(1, OLD, ""), line(2, OLD, ""), line(3, OLD, "")));
+    let server = site.serve();
+    let device = |id: &str| run(&site, &["device", "show", id]);
+    let show = || run(&site, &["enrollment", "show", "own"]);
+    assert!(is_served(&site, &server, 1, OLD) && !is_served(&site, &server, 1, NEW));
+    assert!(!device("SN-1").contains("pskNext") && !show().contains("psk"), "{}", show());
+    assert!(!run(&site, &["export"]).contains("pskNext"));
+    let none = site.run(&["device", "key", "SN-1", "--next-becomes-key"]);
+    assert!(stderr(&none).contains("SN-1 has no second key"), "{}", stderr(&none));
+
+    // Both keys of three devices, one of which moves over.
+    let both = format!("{HEAD}{}{}{}", line(1, OLD, NEW), line(2, OLD, NEW), line(3, OLD, NEW));
+    site.write("both.csv", &both);
+    assert!(run(&site, &["import", "both.csv"]).contains("0 devices added, 3 changed, 0 unchanged"));
+    assert!(run(&site, &["import", "both.csv"]).contains("0 changed, 3 unchanged"), "the file once more");
+    assert!(device("SN-1").contains("pskNext       not used since 20"), "{}", device("SN-1"));
+    assert!(show().contains("3 devices have used neither"), "{}", show());
+    assert!(is_served(&site, &server, 1, NEW) && is_served(&site, &server, 2, OLD));
+    assert!(is_served(&site, &server, 2, NEW) && is_served(&site, &server, 2, OLD));
+    assert!(!is_served(&site, &server, 1, OTHER) && !is_served(&site, &server, 9, NEW));
+    // What was seen is written at once after a reload, and otherwise once a minute.
+    server.signal("HUP");
+    wait_for(show, |shown| shown.contains("1 of 3 devices with two keys used this one last; last used 20"));
+    assert!(show().contains("1 devices have used neither"), "{}", show());
+    assert!(device("SN-1").contains("; the device uses this one"), "{}", device("SN-1"));
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&site, &["device", "show", "SN-2", "--json"])).expect("JSON");
+    let keys = &json["keys"];
+    assert!(keys["current"]["lastUsed"].as_str() >= keys["next"]["lastUsed"].as_str(), "{keys}");
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&site, &["enrollment", "show", "own", "--json"])).expect("JSON");
+    assert_eq!(json["keys"]["devices"], 3, "{json}");
+    let metrics = http_get(console, "/metrics");
+    for (key, count) in [("current", 2), ("next", 2)] {
+        let line = format!("\ncertdist_key_handshakes_total{{enrollment=\"own\",key=\"{key}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+    let guest = Visitor::new(console, "guest");
+    let page = guest.get("/enrollments").body;
+    assert!(page.contains("used the second key (pskNext) last"), "{page}");
+    let device_page = guest.get("/device?id=SN-1").body;
+    assert!(device_page.contains("Second key (pskNext)"), "{device_page}");
+
+    // The devices that have not moved over are left out.
+    let end = ["device", "key", "--enrollment", "own", "--next-becomes-key"];
+    let would = site.run(&[&end[..], &["--dry-run"]].concat());
+    assert_eq!(stdout(&would), "SN-2\nSN-3\nown: the second key of 1 device would be the only key\n");
+    assert!(stderr(&would).contains("2 devices would be left out (SN-2, SN-3)"), "{}", stderr(&would));
+    let alone = site.run(&["device", "key", "SN-3", "--next-becomes-key"]);
+    assert!(stderr(&alone).contains("has not used its second key last"), "{}", stderr(&alone));
+    assert!(run(&site, &end).contains("own: the second key of 1 device is the only key now"));
+    assert!(is_served(&site, &server, 1, NEW) && !is_served(&site, &server, 1, OLD));
+    assert!(is_served(&site, &server, 2, OLD), "it was left out");
+    assert!(run(&site, &["device", "key", "SN-3", "--drop-next"]).contains("was taken away"));
+    assert!(is_served(&site, &server, 3, OLD) && !is_served(&site, &server, 3, NEW));
+    site.write("rest.csv", "deviceId\nSN-2\nSN-1\n");
+    let rest = site.run(&["device", "key", "--file", "rest.csv", "--next-becomes-key", "--anyway"]);
+    assert!(
+        rest.status.success() && stderr(&rest).contains("1 devices have no second key"),
+        "{}",
+        stderr(&rest)
+    );
+    assert!(is_served(&site, &server, 2, NEW) && !is_served(&site, &server, 2, OLD));
+    assert!(!show().contains("psk"), "{}", show());
+    // The file of the roll would bring a former key back.
+    let late = site.run(&["import", "both.csv"]);
+    assert!(
+        stderr(&late).contains("column pskNext: this is the psk that the device has"),
+        "{}",
+        stderr(&late)
+    );
+    let log = run(&site, &["audit", "export"]);
+    assert_eq!(log.matches("\"rekeyed\"").count(), 3, "{log}");
+    for text in [&log, &page, &device_page, &metrics, &show()] {
+        assert!(!text.contains(OLD) && !text.contains(NEW));
+    }
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn lines_with_a_second_key_that_cannot_be_right_are_refused_and_not_repeated() {
+    let site = own("");
+    site.import(&format!("{HEAD}{}", line(1, OLD, "")));
+    for (text, expected) in [
+        (
+            format!("deviceId,pskNext\nSN-1,{NEW}\n"),
+            "column pskNext: a device gets a second key beside the one",
+        ),
+        (format!("{HEAD}SN-1,,,,,{NEW}\n"), "column pskNext: a device gets a second key beside the one"),
+        (format!("{HEAD}SN-1,,,id-1,,{NEW}\n"), "column psk: empty, but there is a pskIdentity"),
+        (format!("{HEAD}{}", line(1, OLD, OLD)), "column pskNext: the same key as psk"),
+        (format!("{HEAD}{}", line(1, OLD, &OLD.to_uppercase())), "column pskNext: the same key as psk"),
+        (format!("{HEAD}{}", line(1, OLD, &NEW[2..])), "column pskNext: 30 hex digits, expected 32 to 128"),
+        (format!("{HEAD}{}", line(1, OLD, "null")), "column pskNext: "),
+        (format!("{HEAD}{}", line(1, OLD, "#N/A")), "column pskNext: "),
+        (format!("{HEAD}{}", line(1, OLD, &"0".repeat(32))), "column pskNext: every digit is the same"),
+        (format!("{HEAD}{}", line(1, OTHER, NEW)), "column psk: the device has another key"),
+        (format!("{HEAD}{}", line(1, NEW, OLD)), "column pskNext: this is the psk that the device has"),
+    ] {
+        site.write("bad.csv", &text);
+        let refused = site.run(&["import", "bad.csv"]);
+        assert_eq!(refused.status.code(), Some(1));
+        let said = stderr(&refused);
+        assert!(said.contains(expected), "{said}\n{expected}");
+        assert!(!said.contains(&OLD[2..]) && !said.contains(&NEW[2..]), "{said}");
+    }
+    // Nothing was changed. The column has the spellings of the column psk.
+    for name in ["pskNext", "psk_next", "PSK NEXT", "key_next", "preSharedKeyNext", "next psk"] {
+        let text = format!("deviceId,identity,preSharedKey,{name}\nSN-1,id-1,{OLD},{NEW}\n");
+        site.write("good.csv", &text);
+        assert!(run(&site, &["import", "good.csv", "--dry-run"]).contains("1 would be changed"), "{name}");
+    }
+}
+
+#[test]
+fn second_keys_go_with_an_export_an_undo_and_a_deletion() {
+    let site = own("database_key = \"file:database.key\"");
+    site.write("database.key", &"17".repeat(32));
+    site.import(&format!("{HEAD}{}{}", line(1, OLD, ""), line(2, OLD, NEW)));
+    let before = run(&site, &["export"]);
+    site.write("both.csv", &format!("{HEAD}{}", line(1, OLD, NEW)));
+    run(&site, &["import", "both.csv"]);
+    let both = run(&site, &["export"]);
+    assert!(both.starts_with(
+        "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk,pskNext\n"
+    ));
+    assert_eq!(both.matches(NEW).count(), 2, "{both}");
+    // An export can be imported elsewhere, and gives the same table.
+    let other = own("");
+    other.import(&both);
+    assert_eq!(run(&other, &["export"]), both);
+    let status = run(&site, &["database", "status"]);
+    assert!(status.contains("2 device secrets, 4 psks"), "{status}");
+    let list = run(&site, &["import", "list"]);
+    let number = list.lines().find(|line| line.contains("both.csv")).expect("it is listed");
+    let number = number.split_whitespace().next().expect("its number").to_owned();
+    run(&site, &["import", "undo", &number, "--yes"]);
+    assert_eq!(run(&site, &["export"]), before);
+    run(&site, &["device", "delete", "SN-2", "--yes"]);
+    assert!(!run(&site, &["export"]).contains("pskNext"));
+    let bytes = std::fs::read(site.path("certdist.db")).expect("the database");
+    for key in [OLD, NEW] {
+        assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()));
+    }
+}
+
+#[test]
+fn an_import_of_second_keys_that_is_killed_changes_nothing() {
+    const DEVICES: usize = 10_000;
+    let site = own("");
+    let file = |next: &str| {
+        let mut text = "deviceId,pskIdentity,psk,pskNext\n".to_owned();
+        (0..DEVICES).for_each(|number| text.push_str(&format!("SN-{number:06},id-{number},{OLD},{next}\n")));
+        text
+    };
+    site.import(&file(""));
+    let before = run(&site, &["export"]);
+    site.write("both.csv", &file(NEW));
+    let mut import = site.certdist(&["import", "both.csv"]).spawn().expect("it starts");
+    let table = Connection::open(site.path("certdist.db")).expect("opened");
+    let has_begun = || {
+        let sql = "SELECT EXISTS (SELECT 1 FROM device_key WHERE pskNext IS NOT NULL)";
+        table.query_row(sql, (), |row| row.get::<_, bool>(0)).unwrap_or(false)
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !has_begun() {
+        assert!(Instant::now() < deadline && import.try_wait().expect("its status").is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    import.kill().expect("it is ours");
+    import.wait().expect("its status");
+    let sql = "SELECT EXISTS (SELECT 1 FROM import_unfinished)";
+    let was_cut_off: bool = table.query_row(sql, (), |row| row.get(0)).expect("read");
+    // The next import takes back what was written. It changes nothing itself.
+    site.write("none.csv", "deviceId\nSN-000000\n");
+    run(&site, &["import", "none.csv"]);
+    let after = run(&site, &["export"]);
+    match was_cut_off {
+        true => assert!(after == before),
+        false => assert_eq!(after.matches(NEW).count(), DEVICES, "it had ended before it was killed"),
+    }
+    run(&site, &["import", "both.csv"]);
+    assert_eq!(run(&site, &["export"]).matches(NEW).count(), DEVICES);
+}
