@@ -600,6 +600,34 @@ mod tests {
     }
 
     #[test]
+    fn orders_of_version_9_stay_and_their_numbers_are_not_given_again() {
+        const ORDER: &str = "INSERT INTO cloud_order (deviceId, work, productKey, deviceName, orderedAt, who, target) \
+                             VALUES (?1, 'rotate', 'a1', 'n', 5, 'w', 'default')";
+        let numbers = |kept: &[&str], ended: &[&str]| {
+            let database = of_version(9);
+            for device in ["SN-7", "SN-8"] {
+                let row =
+                    "INSERT INTO device_table (deviceId, productKey, enrollment) VALUES (?1, 'a1', 'x')";
+                database.execute(row, [device]).unwrap();
+            }
+            for device in kept.iter().chain(ended) {
+                database.execute(ORDER, [device]).unwrap();
+            }
+            for device in ended {
+                database.execute("DELETE FROM cloud_order WHERE deviceId = ?1", [device]).unwrap();
+            }
+            database.pragma_update(None, "user_version", 9).unwrap();
+            migrate(&database, Path::new("memory"), |_| Ok(())).unwrap();
+            database.execute(ORDER, ["SN-8"]).unwrap();
+            let sql = "SELECT group_concat(number || ' ' || deviceId || ' ' || work, ', ') FROM cloud_order";
+            database.query_row(sql, (), |row| row.get::<_, String>(0)).unwrap()
+        };
+        assert_eq!(numbers(&["SN-7"], &["SN-8"]), "1 SN-7 rotate, 3 SN-8 rotate");
+        assert_eq!(numbers(&[], &["SN-7", "SN-8"]), "3 SN-8 rotate");
+        assert_eq!(numbers(&[], &[]), "1 SN-8 rotate");
+    }
+
+    #[test]
     fn the_numbers_of_imports_that_are_forgotten_stay_taken() {
         let database = of_version(8);
         let rows = "INSERT INTO device_table (deviceId, productKey, enrollment, importId) VALUES \

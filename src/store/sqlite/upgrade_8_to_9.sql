@@ -72,17 +72,12 @@ ALTER TABLE registration_claim ADD COLUMN enrollment TEXT;
 UPDATE registration_claim SET enrollment =
     (SELECT enrollment FROM device_table d WHERE d.deviceId = registration_claim.deviceId);
 CREATE INDEX claim_enrollment ON registration_claim (enrollment);
-CREATE TABLE kept_place (
-    deviceId     TEXT NOT NULL PRIMARY KEY REFERENCES device_table (deviceId) ON DELETE CASCADE,
-    enrollment   TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX kept_enrollment ON kept_place (enrollment);
 
 -- Orders for IoT Platform.
 CREATE TABLE cloud_order (
     number       INTEGER PRIMARY KEY AUTOINCREMENT,
     deviceId     TEXT NOT NULL UNIQUE REFERENCES device_table (deviceId) ON DELETE CASCADE,
-    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate', 'move')),
+    work         TEXT NOT NULL CHECK (work IN ('disable', 'enable', 'delete', 'rotate')),
     productKey   TEXT NOT NULL,
     deviceName   TEXT NOT NULL,
     IotId        TEXT,
@@ -91,13 +86,6 @@ CREATE TABLE cloud_order (
     address      TEXT,
     failure      TEXT,
     target       TEXT NOT NULL,
-    isConfirmed  INTEGER NOT NULL DEFAULT 0,
-    fromTarget   TEXT CHECK ((fromTarget IS NOT NULL) = (work = 'move')),
-    toTarget     TEXT CHECK ((toTarget IS NOT NULL) = (work = 'move')),
-    toProduct    TEXT CHECK ((toProduct IS NOT NULL) = (work = 'move')),
-    former       TEXT CHECK (former IN ('keep', 'disable', 'delete')),
-    askedAt      INTEGER,
-    cloudOffset  INTEGER,
-    isStored     INTEGER NOT NULL DEFAULT 0
+    isConfirmed  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX order_target ON cloud_order (target, number);
