@@ -148,10 +148,10 @@ impl Targets {
         Outcome::NoTarget(reason)
     }
 
-    /// Returns the reason for which registrations of a row's product are stopped at present at the
-    /// row's target, if they are.
-    pub fn stopped(&self, row: &DeviceRow) -> Option<String> {
-        self.named(&self.of(row))?.registrar.stopped(&row.product_key)
+    /// Returns the reason for which registrations of a product are stopped at present at the target
+    /// of this name, if they are.
+    pub fn stopped(&self, target: &str, product_key: &str) -> Option<String> {
+        self.named(target)?.registrar.stopped(product_key)
     }
 
     /// Resumes the registrations that other processes have left behind, and does so from now on.

@@ -30,6 +30,7 @@ use crate::{
     admin::{Shared, blocking, jobs::Action},
     device_view::{self, as_json},
     psk::EnrollmentOutline,
+    registrar::Targets,
     resource::failures::Failure,
     store::{
         DeviceRow, DeviceState, StoreError, UnixSeconds,
@@ -91,12 +92,9 @@ impl Device {
         let imports = blocking(move || work.imports_of(&id)).await?;
         let enrolled = shared.enrollments().iter().find(|enrolled| enrolled.name == row.enrollment).cloned();
         let roll = store.roll_of(&row.id).await?;
-        let stopped = shared.sources.targets.stopped(&row);
         let targets = &shared.sources.targets;
-        let own = match (row.target(), &claim) {
-            (None, Some(claim)) => claim.entry.target.clone(),
-            _ => targets.of(&row),
-        };
+        let own = target_of(&row, claim.as_ref(), targets);
+        let stopped = targets.stopped(&own, &row.product_key);
         let has_lost_target = targets.named(&own).is_none();
         let target = (targets.are_named() || has_lost_target).then_some(own);
         let failure = shared.sources.failures.last_of(&row.id);
@@ -139,6 +137,15 @@ impl Device {
             now: *now,
         };
         known.advice(t)
+    }
+}
+
+/// Returns the target at which a device is registered or will be registered. A registration that has
+/// begun goes on where it began, whatever target the enrollment has meanwhile.
+fn target_of(row: &DeviceRow, claim: Option<&ClaimView>, targets: &Targets) -> String {
+    match (row.target(), claim) {
+        (None, Some(claim)) => claim.entry.target.clone(),
+        _ => targets.of(row),
     }
 }
 
@@ -559,5 +566,24 @@ mod tests {
         ] {
             assert_ne!(fingerprint(&other), seen, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_registration_that_has_begun_has_its_own_target_and_not_that_of_the_enrollment() {
+        let row = DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "lamps", "a1");
+        let of_enrollments = [("lamps".to_owned(), "osaka".to_owned())].into();
+        let targets = Targets::new(Vec::new(), of_enrollments, true);
+        let claim = ClaimView {
+            entry: row.wanted("tokyo"),
+            since: 1,
+            owner: None,
+            last_beat: None,
+            batch: None,
+            enrollment: None,
+        };
+        assert_eq!(target_of(&row, None, &targets), "osaka");
+        assert_eq!(target_of(&row, Some(&claim), &targets), "tokyo");
+        let registered = DeviceRow { target: Some("kobe".into()), ..row.with_certificate("SN-1", "s3cret") };
+        assert_eq!(target_of(&registered, Some(&claim), &targets), "kobe");
     }
 }

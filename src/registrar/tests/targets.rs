@@ -153,7 +153,7 @@ async fn a_device_of_a_target_that_is_not_configured_waits_and_is_registered_now
     // A device that was registered there has its certificate, and needs no cloud.
     let certified = row(&name(2), "lamps", "a1").with_certificate("SN", "s3cret");
     world.store.insert(DeviceRow { target: Some("kobe".into()), ..certified });
-    assert_eq!(targets.stopped(&world.row(2)), None);
+    assert_eq!(targets.stopped("kobe", "a1"), None);
 }
 
 /// Number of devices of each target in the following tests.
@@ -214,7 +214,8 @@ async fn a_breaker_stops_its_own_target_alone() {
     assert!(matches!(world.register(&targets, 1).await, Outcome::Registered(_)));
     let open = |name| targets.named(name).unwrap().registrar.open_breakers();
     assert_eq!((open(TOKYO), open(OSAKA), targets.open_breakers()), (1, 0, 1));
-    assert!(targets.stopped(&world.row(0)).is_some() && targets.stopped(&world.row(1)).is_none());
+    let stopped = |name| targets.stopped(name, &world.row(0).product_key);
+    assert!(stopped(TOKYO).is_some() && stopped(OSAKA).is_none());
 }
 
 #[tokio::test(start_paused = true)]
