@@ -388,7 +388,7 @@ pub fn targets(
     }
     if clouds.is_empty() {
         let limits = registrar::Config { sweep_pause: None, ..registrar::Config::default() };
-        let cloud = Cloud { client: Arc::new(NoCloud::unconfigured()), limits, host: None };
+        let cloud = Cloud { client: Arc::new(NoCloud::unconfigured()), limits, host: None, missing: None };
         clouds.push((target::DEFAULT, cloud));
     }
     // Targets with the same credentials share the limits of their account.
@@ -399,7 +399,7 @@ pub fn targets(
     }
     store.set_max_places(config.max_places());
     let mut all = Vec::new();
-    for (name, Cloud { client, limits, host }) in clouds {
+    for (name, Cloud { client, limits, host, missing }) in clouds {
         let owner = match config.names_targets {
             true => Owner::new(&format!("{command} at {name}"))?,
             false => Owner::new(command)?,
@@ -415,7 +415,7 @@ pub fn targets(
         let calls = Arc::<Calls>::default();
         let cloud = Arc::new(Recorded::new(client, calls.clone()));
         let registrar = Registrar::new(limits, owner, store.clone(), cloud, Handle::current());
-        all.push(Target { registrar, calls, host });
+        all.push(Target { registrar, calls, host, missing });
     }
     Ok(Targets::new(all, config.target_of.clone(), config.names_targets))
 }
@@ -425,6 +425,8 @@ struct Cloud {
     client: Arc<dyn IotPlatform>,
     limits: registrar::Config,
     host: Option<String>,
+    /// Reason for which the cloud cannot be called, if it cannot.
+    missing: Option<String>,
 }
 
 fn cloud(target: &config::Target) -> Result<Cloud> {
@@ -433,7 +435,7 @@ fn cloud(target: &config::Target) -> Result<Cloud> {
         Ok(section) => section,
         Err(reason) => {
             let client = Arc::new(NoCloud::without_credentials(reason));
-            return Ok(Cloud { client, limits: defaults, host: None });
+            return Ok(Cloud { client, limits: defaults, host: None, missing: Some(reason.clone()) });
         }
     };
     let client = Arc::new(Client::new(section.client.clone()).with_context(|| target.place())?);
@@ -446,7 +448,7 @@ fn cloud(target: &config::Target) -> Result<Cloud> {
         manages: section.manages,
         ..defaults
     };
-    Ok(Cloud { client, limits, host: Some(section.client.host()) })
+    Ok(Cloud { client, limits, host: Some(section.client.host()), missing: None })
 }
 
 /// Returns the retention of the audit log.

@@ -1,4 +1,4 @@
-//! Formats a device's row as JSON, in the same form for `certdist device` and the console.
+//! Formats a device's row and its order, in the same form for `certdist device` and the console.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,8 @@ use crate::{
     policy,
     psk::{Terms, WhichKey},
     store::{
-        CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, place::Places, roll::Roll,
+        CloudState, DeviceState, UnixSeconds, claim::ClaimView, filter::Listed, order::Order, place::Places,
+        roll::Roll,
     },
 };
 
@@ -81,6 +82,28 @@ pub fn registration(claim: &ClaimView) -> String {
         }
         _ => format!("begun{batch} at {since} and not finished; the device's next request continues it"),
     }
+}
+
+/// Describes an order that is not carried out yet.
+pub fn order(order: &Order) -> String {
+    let since = time(Some(order.at)).unwrap_or_default();
+    let failure = order.failure.as_ref().map(|failure| format!("; not yet: {failure}"));
+    format!("{} since {since}, by {}{}", order.work(), order.by.name, failure.unwrap_or_default())
+}
+
+/// Formats an order that is not carried out yet. `failure` is the reason for which it could not be
+/// carried out so far, or null.
+pub fn order_as_json(order: &Order) -> Value {
+    json!({
+        "number": order.number,
+        "deviceId": order.device.as_str(),
+        "order": order.kind.name(),
+        "target": order.target,
+        "movesTo": order.moving.as_ref().map(|moving| &moving.to.target),
+        "since": time(Some(order.at)),
+        "by": order.by.name,
+        "failure": order.failure,
+    })
 }
 
 /// Formats a time as RFC 3339, in UTC and to the second.

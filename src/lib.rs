@@ -23,6 +23,7 @@ pub mod log_limit;
 pub mod new_file;
 pub mod notify;
 pub mod operators;
+pub mod ordering;
 pub mod password;
 pub mod policy;
 pub mod provision;

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 34] = [
+const MAY_USE: [(&str, &[&str]); 35] = [
     (
         "cli",
         &[
@@ -23,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 34] = [
             "new_file",
             "rate_limit",
             "notify",
+            "ordering",
             "password",
             "policy",
             "psk",
@@ -64,6 +65,7 @@ const MAY_USE: [(&str, &[&str]); 34] = [
             "iot_platform",
             "rate_limit",
             "operators",
+            "ordering",
             "password",
             "policy",
             "psk",
@@ -110,6 +112,7 @@ const MAY_USE: [(&str, &[&str]); 34] = [
         ],
     ),
     ("resource", &["coap", "device", "log_limit", "provision", "psk", "rate_limit", "recent", "unix_time"]),
+    ("ordering", &["device", "policy", "psk", "registrar", "store"]),
     ("provision", &["device", "guards", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "guards", "histogram", "iot_platform", "log_limit", "store", "target"]),
     ("device_view", &["policy", "psk", "store"]),

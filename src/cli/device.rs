@@ -77,7 +77,14 @@ that firmware asks again. Needs manage = true in [iot_platform].")]
     Move(moves::Args),
     Key(key::Args),
     /// Lists orders for IoT Platform that are not carried out yet
-    Orders,
+    Orders {
+        /// Only devices that are registered at this target
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
     /// Ends orders for IoT Platform without carrying them out
     Cancel(Which),
     Waiting(waiting::List),
@@ -143,7 +150,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let calls_cloud = order.is_some() || matches!(args.action, Action::Move(_));
     let config = if calls_cloud { args.config.read()? } else { args.config.read_offline()? };
     let store = match &args.action {
-        Action::List(_) | Action::Show { .. } | Action::Waiting(_) | Action::Orders => {
+        Action::List(_) | Action::Show { .. } | Action::Waiting(_) | Action::Orders { .. } => {
             look_at_store(&config)?
         }
         _ => open_existing(&config)?,
@@ -182,7 +189,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                         shown["keys"] = device_view::keys(roll);
                     }
                     if let Some(order) = &order {
-                        shown["order"] = everywhere::described(order).into();
+                        shown["order"] = device_view::order(order).into();
                     }
                     writeln!(out, "{shown}")
                 }
@@ -192,7 +199,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                         writeln!(out, "{name:13} {says}")?;
                     }
                     match &order {
-                        Some(order) => writeln!(out, "{:13} {}", "order", everywhere::described(order)),
+                        Some(order) => writeln!(out, "{:13} {}", "order", device_view::order(order)),
                         None => Ok(()),
                     }
                 }
@@ -200,7 +207,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         }
         Action::Move(args) => moves::run(args, &config, &store, &by).await,
         Action::Key(args) => key::run(args, &config, &*store, &by).await,
-        Action::Orders => everywhere::list(&*store).await,
+        Action::Orders { target, json } => everywhere::list(&*store, target.as_deref(), *json).await,
         Action::Cancel(which) => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;
             everywhere::cancel(&config, &*store, chosen, &by).await

@@ -55,7 +55,7 @@ use pace::Paces;
 use plan::Experience;
 use queue::Queue;
 use registration::{Next, Registration};
-pub use targets::{Target, Targets};
+pub use targets::{Rights, Target, Targets};
 
 /// Pause after which a device retries when the registrar is shutting down.
 const DRAIN_PAUSE: Duration = Duration::from_secs(10);
@@ -384,6 +384,11 @@ impl Registrar {
     /// Returns the name of the target whose cloud is called.
     pub fn target(&self) -> &str {
         &self.config.target
+    }
+
+    /// Returns whether the orders of operators are carried out at the target.
+    pub fn manages(&self) -> bool {
+        self.config.manages
     }
 
     /// Returns the counters.

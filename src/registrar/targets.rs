@@ -40,6 +40,21 @@ pub struct Target {
     pub calls: Arc<Calls>,
     /// Host of the target's cloud; `None` if its cloud cannot be called.
     pub host: Option<String>,
+    /// Reason for which the cloud of a configured target cannot be called, if it cannot.
+    pub missing: Option<String>,
+}
+
+/// Answer to the question whether orders for the devices of a target can be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights<'t> {
+    /// The configuration permits changes at the target.
+    Permitted,
+    /// The configuration does not permit changes at the target (`manage`).
+    NotPermitted,
+    /// The cloud of the target cannot be called, for this reason.
+    NoCloud(&'t str),
+    /// The target is not configured.
+    NotConfigured,
 }
 
 impl Target {
@@ -72,7 +87,7 @@ impl Targets {
 
     /// Creates the targets of a process that has only one.
     pub fn only(registrar: Arc<Registrar>) -> Arc<Self> {
-        let target = Target { registrar, calls: Arc::default(), host: None };
+        let target = Target { registrar, calls: Arc::default(), host: None, missing: None };
         Self::new(vec![target], HashMap::new(), false)
     }
 
@@ -152,6 +167,16 @@ impl Targets {
     /// of this name, if they are.
     pub fn stopped(&self, target: &str, product_key: &str) -> Option<String> {
         self.named(target)?.registrar.stopped(product_key)
+    }
+
+    /// Returns whether orders for the devices of the target of this name can be carried out.
+    pub fn rights(&self, target: &str) -> Rights<'_> {
+        match self.named(target) {
+            Some(Target { missing: Some(reason), .. }) => Rights::NoCloud(reason),
+            Some(Target { host: None, .. }) | None => Rights::NotConfigured,
+            Some(target) if target.registrar.manages() => Rights::Permitted,
+            Some(_) => Rights::NotPermitted,
+        }
     }
 
     /// Resumes the registrations that other processes have left behind, and does so from now on.

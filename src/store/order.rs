@@ -80,6 +80,15 @@ impl OrderKind {
         matches!(self, Self::Delete | Self::Rotate)
     }
 
+    /// Returns whether the device gets another certificate once the order is carried out, as a first
+    /// one.
+    pub const fn registers_anew(self) -> bool {
+        match self {
+            Self::Disable | Self::Enable | Self::Delete => false,
+            Self::Rotate | Self::Move => true,
+        }
+    }
+
     /// Returns whether the table disables the device as soon as the order is placed.
     pub const fn disables_at_once(self) -> bool {
         matches!(self, Self::Disable | Self::Delete)
@@ -446,6 +455,8 @@ pub trait Orders: Send + Sync + 'static {
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool>;
 }
 
+/// Reason of an order that an operator has ended.
+pub const BY_OPERATOR: &str = "cancelled by the operator";
 /// Detail of the audit entry about a change that was made in the table alone.
 pub(crate) const IN_TABLE: &str = "in the table";
 /// Error of [`Orders::place_order`] for a move.

@@ -573,14 +573,8 @@ mod tests {
         let row = DeviceRow::imported(DeviceId::parse("SN-1").unwrap(), "lamps", "a1");
         let of_enrollments = [("lamps".to_owned(), "osaka".to_owned())].into();
         let targets = Targets::new(Vec::new(), of_enrollments, true);
-        let claim = ClaimView {
-            entry: row.wanted("tokyo"),
-            since: 1,
-            owner: None,
-            last_beat: None,
-            batch: None,
-            enrollment: None,
-        };
+        let claim =
+            ClaimView { entry: row.wanted("tokyo"), since: 1, owner: None, last_beat: None, batch: None };
         assert_eq!(target_of(&row, None, &targets), "osaka");
         assert_eq!(target_of(&row, Some(&claim), &targets), "tokyo");
         let registered = DeviceRow { target: Some("kobe".into()), ..row.with_certificate("SN-1", "s3cret") };

@@ -1,6 +1,7 @@
 //! Changes devices at IoT Platform, too: `--everywhere`, `certdist device rotate`, and the list and
-//! the end of such orders. The module `moves` places orders to move devices, which are carried out here. The orders are in the database before the first call, so a command that
-//! is killed loses nothing: a running server, or the next such command, carries them out.
+//! the end of such orders. The module `moves` places orders to move devices, which are carried out
+//! here. The orders are in the database before the first call, so a command that is killed loses
+//! nothing: a running server, or the next such command, carries them out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -20,14 +21,14 @@ use crate::{
     app,
     config::{Config, Target},
     device::DeviceId,
-    device_view::time,
-    policy,
+    device_view,
+    ordering::{self, Ordered, Refusal},
+    psk::{Enrollment, Terms},
     registrar::{self, Targets},
     store::{
-        Actor, DeviceRow, Store, StoreError, Table,
+        Actor, Store, StoreError, Table,
         audit::AuditEvent,
-        order::{Order, OrderKind, OrderNumber, Placed},
-        unix_now,
+        order::{BY_OPERATOR, Order, OrderKind, OrderNumber},
     },
 };
 
@@ -80,9 +81,8 @@ pub(super) async fn change(
 ) -> CommandResult {
     check(config).map_err(Failure::Usage)?;
     let targets = targets(config, store, kind)?;
-    let place = async |id: &DeviceId| match store.device(id).await? {
-        Some(row) if let Some(reason) = hindrance(config, &targets, &row, kind) => Ok(Err(reason)),
-        _ => store.place_order(id, kind, by).await.map(Ok),
+    let place = async |id: &DeviceId| {
+        ordering::place(&**store, &targets, |name| terms(config, name), id, (kind, by)).await
     };
     let done = match kind {
         OrderKind::Disable => "disabled here and at IoT Platform",
@@ -115,13 +115,12 @@ pub(super) struct Words<'a> {
 }
 
 /// Places an order for each of the chosen devices with `place`, carries the orders out, and reports.
-/// The answer of `place` may be the reason why no order is placed.
 pub(super) async fn carry_out(
     config: &Config,
     store: &Arc<dyn Table>,
     targets: &Targets,
     chosen: &Chosen,
-    place: impl AsyncFn(&DeviceId) -> Result<Result<Placed, String>, StoreError>,
+    place: impl AsyncFn(&DeviceId) -> Result<Ordered, StoreError>,
     words: Words<'_>,
 ) -> CommandResult {
     let (mut tally, placed) = place_all(config, chosen, place).await?;
@@ -152,103 +151,42 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the terms of the enrollment of this name, if it is in the configuration.
+pub(super) fn terms(config: &Config, name: &str) -> Option<Terms> {
+    config.enrollments.iter().find(|enrollment| enrollment.name == name).map(Enrollment::terms)
+}
+
 /// Places the orders. Returns the devices that have one.
 async fn place_all(
     config: &Config,
     chosen: &Chosen,
-    place: impl AsyncFn(&DeviceId) -> Result<Result<Placed, String>, StoreError>,
+    place: impl AsyncFn(&DeviceId) -> Result<Ordered, StoreError>,
 ) -> Result<(Tally, BTreeMap<OrderNumber, DeviceId>), Failure> {
     let (mut tally, mut orders) = (Tally::default(), BTreeMap::new());
     for some in chosen.devices().chunks(AT_ONCE) {
         let answers = try_join_all(some.iter().map(async |id| place(id).await)).await?;
         for (id, answer) in some.iter().zip(answers) {
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(reason) => {
-                    tally.failed.push((id.clone(), reason));
-                    continue;
-                }
-            };
             match answer {
-                Placed::Yes(number) => drop(orders.insert(number, id.clone())),
-                Placed::NoDevice if matches!(chosen, Chosen::One(_)) => {
+                Ordered::Placed(number) => drop(orders.insert(number, id.clone())),
+                Ordered::Refused(Refusal::NoDevice) if matches!(chosen, Chosen::One(_)) => {
                     return Err(not_there(id, config).into());
                 }
-                Placed::NoDevice => tally.failed.push((id.clone(), "is not in the table".into())),
-                Placed::Here => tally.here += 1,
-                Placed::There if matches!(chosen, Chosen::Many(..)) => tally.there += 1,
-                Placed::There => tally.failed.push((id.clone(), "is at this target already".into())),
-                Placed::SameProduct => {
-                    let reason = "is in this product already, and a product is in one instance only; give the product \
-                                  of the new target with --product";
-                    tally.failed.push((id.clone(), reason.into()));
-                }
-                Placed::NameTaken(holder) => {
-                    let reason = format!(
-                        "device {holder} has the same name in the product of the new target; correct or delete one of \
-                         them"
-                    );
-                    tally.failed.push((id.clone(), reason));
-                }
-                Placed::Registering => {
-                    let reason = "is being registered; run this again when that has ended";
-                    tally.failed.push((id.clone(), reason.into()));
-                }
-                Placed::NoCertificate => {
-                    let reason = "has no certificate, so it has no secret to rotate";
-                    tally.failed.push((id.clone(), reason.into()));
-                }
-                Placed::Other(other) => {
-                    let reason = format!(
-                        "has another order, to {other}, that is not carried out yet; `certdist device cancel` ends it"
-                    );
-                    tally.failed.push((id.clone(), reason));
-                }
+                Ordered::Refused(refusal) => tally.failed.push((id.clone(), refusal.to_string())),
+                Ordered::Here => tally.here += 1,
+                Ordered::There if matches!(chosen, Chosen::Many(..)) => tally.there += 1,
+                Ordered::There => tally.failed.push((id.clone(), "is at this target already".into())),
             }
         }
     }
     Ok((tally, orders))
 }
 
-/// Returns the reason for which no order of this kind is placed for a device, if there is one.
-fn hindrance(config: &Config, targets: &Targets, row: &DeviceRow, kind: OrderKind) -> Option<String> {
-    row.certificate.as_ref()?;
-    unmanaged(config, targets, row).or_else(|| shut(config, row).filter(|_| kind == OrderKind::Rotate))
-}
-
-/// Returns the reason for which the device of a row cannot be changed at its target, if there is one.
-pub(super) fn unmanaged(config: &Config, targets: &Targets, row: &DeviceRow) -> Option<String> {
-    let name = targets.of(row);
-    match config.targets.iter().find(|target| target.name == name).map(|target| &target.settings) {
-        None => Some(format!("its target {name} is not in the configuration")),
-        Some(Err(reason)) => Some(format!("its target {name} cannot be called: {reason}")),
-        Some(Ok(settings)) if !settings.manages => {
-            Some(format!("manage = true is not set for its target {name}"))
-        }
-        Some(Ok(_)) => None,
-    }
-}
-
-/// Returns the reason for which the enrollment of a row gives out no first certificates now, if there
-/// is one.
-pub(super) fn shut(config: &Config, row: &DeviceRow) -> Option<String> {
-    let enrollment = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment)?;
-    let is_shut = policy::may_have_first(enrollment.terms(), unix_now()).is_err();
-    is_shut.then(|| {
-        format!(
-            "enrollment {} gives out no first certificates now (opens, closes), so the device would get no new one; \
-             change that first",
-            row.enrollment
-        )
-    })
-}
-
-/// Returns all orders that are not carried out yet.
-async fn all(store: &dyn Table) -> Result<Vec<Order>, StoreError> {
+/// Returns the orders that are not carried out yet: those of one target, or all.
+async fn all(store: &dyn Table, target: Option<&str>) -> Result<Vec<Order>, StoreError> {
     let mut orders: Vec<Order> = Vec::new();
     loop {
         let after = orders.last().map_or(0, |order| order.number);
-        let page = store.orders_after(None, after, PAGE).await?;
+        let page = store.orders_after(target, after, PAGE).await?;
         if page.is_empty() {
             return Ok(orders);
         }
@@ -260,7 +198,7 @@ async fn all(store: &dyn Table) -> Result<Vec<Order>, StoreError> {
 async fn placed_still(store: &dyn Table, chosen: &Chosen, kind: OrderKind) -> Result<u64, StoreError> {
     let devices: HashSet<&DeviceId> = chosen.devices().iter().collect();
     let is_one = |order: &&Order| order.kind == kind && devices.contains(&order.device);
-    Ok(all(store).await?.iter().filter(is_one).count() as u64)
+    Ok(all(store, None).await?.iter().filter(is_one).count() as u64)
 }
 
 /// Waits until the orders are carried out, by this process or another one.
@@ -277,7 +215,7 @@ async fn wait(
             target.registrar.look_for_orders().await?;
         }
         let read = Instant::now();
-        let orders = all(store).await?;
+        let orders = all(store, None).await?;
         // A long list is read less often.
         tokio::time::sleep(LOOK.max(read.elapsed() * 10)).await;
         for reason in orders.iter().filter_map(|order| order.failure.clone()) {
@@ -355,22 +293,15 @@ fn report(chosen: &Chosen, words: &Words<'_>, tally: &Tally) -> CommandResult {
     if reasons.is_empty() { Ok(()) } else { Err(anyhow!("{}", reasons.join("\n")).into()) }
 }
 
-/// Lists the orders that are not carried out yet.
-pub(super) async fn list(store: &dyn Table) -> CommandResult {
-    let orders = all(store).await?;
+/// Lists the orders that are not carried out yet: those of one target, or all.
+pub(super) async fn list(store: &dyn Table, target: Option<&str>, json: bool) -> CommandResult {
+    let orders = all(store, target).await?;
     Ok(print(|out| {
-        for order in &orders {
-            writeln!(out, "{:24} {}", order.device.to_string(), described(order))?;
-        }
-        Ok::<_, std::io::Error>(())
+        orders.iter().try_for_each(|order| match json {
+            true => writeln!(out, "{}", device_view::order_as_json(order)),
+            false => writeln!(out, "{:24} {}", order.device.to_string(), device_view::order(order)),
+        })
     })?)
-}
-
-/// Describes an order for operators.
-pub(super) fn described(order: &Order) -> String {
-    let since = time(Some(order.at)).unwrap_or_default();
-    let failure = order.failure.as_ref().map(|failure| format!("; not yet: {failure}"));
-    format!("{} since {since}, by {}{}", order.work(), order.by.name, failure.unwrap_or_default())
 }
 
 /// Ends the orders of the chosen devices without carrying them out. A call that is already made is
@@ -379,7 +310,7 @@ pub(super) async fn cancel(config: &Config, store: &dyn Table, chosen: Chosen, b
     let mut ended = 0;
     for id in chosen.devices() {
         let there = match store.order_of(id).await? {
-            Some(order) => store.end_order(order.number, "cancelled by the operator", by).await?,
+            Some(order) => store.end_order(order.number, BY_OPERATOR, by).await?,
             None => false,
         };
         ended += u64::from(there);

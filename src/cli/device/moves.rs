@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::Config,
     device::DeviceId,
+    ordering::{self, Refusal},
     psk::Enrollment,
     store::{
         Actor, Table,
@@ -94,27 +95,13 @@ pub(super) async fn run(args: &Args, config: &Config, store: &Arc<dyn Table>, by
         None => Chosen::read(&args.id, &args.many, &**store)?,
     };
     let targets = everywhere::targets(config, store, OrderKind::Move)?;
+    let to = |enrollment: &str| {
+        let product_key = product(args, config, enrollment).map_err(Refusal::NoProduct)?;
+        Ok(Move { target: args.target.clone(), product_key, former: args.former.into() })
+    };
     let place = async |id: &DeviceId| {
-        let product_key = match store.device(id).await? {
-            None => String::new(),
-            Some(row) => {
-                let is_registered = row.certificate.is_some();
-                let hindrance = [
-                    everywhere::unmanaged(config, &targets, &row)
-                        .filter(|_| is_registered && args.former != Former::Keep),
-                    everywhere::shut(config, &row).filter(|_| row.first_issued.is_some()),
-                ];
-                if let Some(reason) = hindrance.into_iter().flatten().next() {
-                    return Ok(Err(reason));
-                }
-                match product(args, config, &row.enrollment) {
-                    Ok(product_key) => product_key,
-                    Err(reason) => return Ok(Err(reason)),
-                }
-            }
-        };
-        let to = Move { target: args.target.clone(), product_key, former: args.former.into() };
-        store.place_move(id, &to, by).await.map(Ok)
+        let terms = |name: &str| everywhere::terms(config, name);
+        ordering::place_move(&**store, &targets, terms, id, (to, by)).await
     };
     let done = format!("moved to {}; the new certificate comes with the next request", args.target);
     let carriers = match args.former {

@@ -90,7 +90,7 @@ impl Company {
             let seed = Some(self.random.random());
             let config = Config { seed, target: name.into(), ..self.config.clone() };
             let registrar = Registrar::new(config, owner(), store.clone(), line, Handle::current());
-            Target { registrar, calls: Arc::default(), host: None }
+            Target { registrar, calls: Arc::default(), host: None, missing: None }
         });
         let targets = Targets::new(all.into(), HashMap::new(), true);
         let is_server = is_last || self.random.random_bool(0.6);

@@ -53,7 +53,7 @@ impl World {
             let config = Config { target: name.to_owned(), names_target: true, ..config.clone() };
             let line = Arc::new(Line { cloud: cloud.clone(), fuse: fuse.clone() });
             let registrar = Registrar::new(config, owner(), store.clone(), line, Handle::current());
-            Target { registrar, calls: Arc::default(), host: Some(format!("{name}.example")) }
+            Target { registrar, calls: Arc::default(), host: Some(format!("{name}.example")), missing: None }
         };
         let all = vec![target(TOKYO, &self.tokyo), target(OSAKA, &self.osaka)];
         let of = of.iter().map(|(enrollment, target)| ((*enrollment).to_owned(), (*target).to_owned()));

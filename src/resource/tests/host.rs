@@ -46,7 +46,7 @@ fn bench_with_targets() -> (Bench, Arc<Targets>) {
     let owner = crate::store::claim::Owner::new("test at tokyo").unwrap();
     let (store, cloud) = (bench.store.clone(), bench.cloud.clone());
     let tokyo = Registrar::new(config, owner, store.clone(), cloud, Handle::current());
-    let target = |registrar| Target { registrar, calls: Arc::default(), host: None };
+    let target = |registrar| Target { registrar, calls: Arc::default(), host: None, missing: None };
     let all = vec![target(bench.registrar.clone()), target(tokyo)];
     let targets = Targets::new(all, at("tokyo"), true);
     let provisioner = Provisioner::new(store, targets.clone(), PATIENCE);

@@ -6,7 +6,7 @@ use super::Sealed;
 use crate::{
     device::DeviceId,
     store::{
-        StoreError, StoreFuture, UnixSeconds,
+        Actor, StoreError, StoreFuture, UnixSeconds,
         audit::{AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
         claim::{Owner, OwnerId},
         key_use::{KeyUse, KeyUses, NewUses},

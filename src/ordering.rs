@@ -1,0 +1,261 @@
+//! Places the orders of operators. Decides which orders a device may be given, and says why it is
+//! given none; the command line and the console ask here. The store keeps an order, and the registrar
+//! carries it out.
+
+use crate::{
+    device::DeviceId,
+    policy,
+    psk::Terms,
+    registrar::{Rights, Targets},
+    store::{
+        Actor, DeviceRow, Store, StoreError,
+        order::{Former, Move, OrderKind, OrderNumber, Placed},
+        unix_now,
+    },
+};
+
+/// Result of placing an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ordered {
+    /// The order is in the store, and is carried out.
+    Placed(OrderNumber),
+    /// The device has no certificate, so it is not at IoT Platform. The change was made in the table
+    /// alone.
+    Here,
+    /// The device is at the target of the move already.
+    There,
+    /// The order was not placed, and nothing was changed.
+    Refused(Refusal),
+}
+
+/// Reason for which an order is not placed for a device. Its text follows the name of the device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The device is not in the table.
+    #[error("is not in the table")]
+    NoDevice,
+    /// The target of the device is not configured.
+    #[error("its target {0} is not in the configuration")]
+    NoTarget(String),
+    /// The cloud of this target cannot be called, for this reason.
+    #[error("its target {0} cannot be called: {1}")]
+    NoCloud(String, String),
+    /// The configuration does not permit changes at this target.
+    #[error("manage = true is not set for its target {0}")]
+    NotPermitted(String),
+    /// The device would get no certificate anew, because of the times of this enrollment.
+    #[error(
+        "enrollment {0} gives out no first certificates now (opens, closes), so the device would get no new one; \
+         change that first"
+    )]
+    Shut(String),
+    /// The device is being registered.
+    #[error("is being registered; try again when that has ended")]
+    Registering,
+    /// The device has no certificate.
+    #[error("has no certificate, so it has no secret to rotate")]
+    NoCertificate,
+    /// The product of the device at the new target is not known, for this reason.
+    #[error("{0}")]
+    NoProduct(String),
+    /// The device is in the product of the move already.
+    #[error(
+        "is in this product already, and a product is in one instance only; give the product of the new target with \
+         --product"
+    )]
+    SameProduct,
+    /// This other device has the same name in the product of the move.
+    #[error("device {0} has the same name in the product of the new target; correct or delete one of them")]
+    NameTaken(DeviceId),
+    /// The device has an order of another kind, or a move to another destination.
+    #[error("has another order, to {0}, that is not carried out yet; `certdist device cancel` ends it")]
+    Other(OrderKind),
+}
+
+/// Places an order for a device, unless something forbids it. `terms` returns the terms of the
+/// enrollment of this name, if it is in the configuration.
+pub async fn place(
+    store: &(impl Store + ?Sized),
+    targets: &Targets,
+    terms: impl Fn(&str) -> Option<Terms>,
+    device: &DeviceId,
+    (kind, by): (OrderKind, &Actor),
+) -> Result<Ordered, StoreError> {
+    if let Some(row) = store.device(device).await?
+        && let Some(refusal) = refusal(&row, kind, targets, terms(&row.enrollment))
+    {
+        return Ok(Ordered::Refused(refusal));
+    }
+    Ok(store.place_order(device, kind, by).await?.into())
+}
+
+/// Places an order that moves a device, unless something forbids it. `to` returns the destination for
+/// a device of the enrollment of this name.
+pub async fn place_move(
+    store: &(impl Store + ?Sized),
+    targets: &Targets,
+    terms: impl Fn(&str) -> Option<Terms>,
+    device: &DeviceId,
+    (to, by): (impl Fn(&str) -> Result<Move, Refusal>, &Actor),
+) -> Result<Ordered, StoreError> {
+    let Some(row) = store.device(device).await? else { return Ok(Ordered::Refused(Refusal::NoDevice)) };
+    let to = match to(&row.enrollment) {
+        Ok(to) => to,
+        Err(refusal) => return Ok(Ordered::Refused(refusal)),
+    };
+    let changes_former = row.certificate.is_some() && to.former != Former::Keep;
+    let refusal = unmanaged(&row, targets).filter(|_| changes_former);
+    // A device that has its certificate counts as one that gets its first one after the move.
+    let refusal =
+        refusal.or_else(|| shut(&row, terms(&row.enrollment)?).filter(|_| row.first_issued.is_some()));
+    match refusal {
+        Some(refusal) => Ok(Ordered::Refused(refusal)),
+        None => Ok(store.place_move(device, &to, by).await?.into()),
+    }
+}
+
+impl From<Placed> for Ordered {
+    fn from(placed: Placed) -> Self {
+        match placed {
+            Placed::Yes(number) => Ordered::Placed(number),
+            Placed::Here => Ordered::Here,
+            Placed::There => Ordered::There,
+            Placed::NoDevice => Ordered::Refused(Refusal::NoDevice),
+            Placed::Registering => Ordered::Refused(Refusal::Registering),
+            Placed::NoCertificate => Ordered::Refused(Refusal::NoCertificate),
+            Placed::SameProduct => Ordered::Refused(Refusal::SameProduct),
+            Placed::NameTaken(holder) => Ordered::Refused(Refusal::NameTaken(holder)),
+            Placed::Other(other) => Ordered::Refused(Refusal::Other(other)),
+        }
+    }
+}
+
+/// Returns the reason for which the configuration, the target or the clock forbids an order, if one
+/// does. A device without a certificate is changed in the table alone, which needs no rights.
+fn refusal(row: &DeviceRow, kind: OrderKind, targets: &Targets, terms: Option<Terms>) -> Option<Refusal> {
+    row.certificate.as_ref()?;
+    unmanaged(row, targets).or_else(|| shut(row, terms?).filter(|_| kind.registers_anew()))
+}
+
+/// Returns the reason for which the device of a row cannot be changed at its target, if there is one.
+fn unmanaged(row: &DeviceRow, targets: &Targets) -> Option<Refusal> {
+    let target = targets.of(row);
+    match targets.rights(&target) {
+        Rights::NotConfigured => Some(Refusal::NoTarget(target)),
+        Rights::NoCloud(reason) => Some(Refusal::NoCloud(target, reason.to_owned())),
+        Rights::NotPermitted => Some(Refusal::NotPermitted(target)),
+        Rights::Permitted => None,
+    }
+}
+
+/// Returns a refusal if an enrollment with these terms gives out no first certificates now.
+fn shut(row: &DeviceRow, terms: Terms) -> Option<Refusal> {
+    let is_shut = policy::may_have_first(terms, unix_now()).is_err();
+    is_shut.then(|| Refusal::Shut(row.enrollment.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::{
+        guards::Guards,
+        iot_platform::NoCloud,
+        psk::Reissue,
+        registrar::{Config, Registrar, Target},
+        store::{ImportRow, claim::Owner},
+        testing::store::{Memory, import},
+    };
+
+    const OPEN: Terms =
+        Terms { reissue: Reissue::Always, guards: Guards { opens: None, closes: None, ..NO_GUARDS } };
+    const CLOSED: Terms = Terms { reissue: Reissue::Always, guards: Guards { closes: Some(1), ..NO_GUARDS } };
+    const NO_GUARDS: Guards =
+        Guards { opens: None, closes: None, max_devices: None, unlisted: crate::guards::Unlisted::Refuse };
+
+    fn id(text: &str) -> DeviceId {
+        DeviceId::parse(text).unwrap()
+    }
+
+    /// Returns targets with and without the rights, one of them without credentials, and a store with
+    /// a registered device of each, and of one that is not configured.
+    fn world() -> (Memory, Arc<Targets>) {
+        let store = Memory::default();
+        let target = |name: &str, manages, missing: Option<&str>| {
+            let config = Config {
+                target: name.into(),
+                manages,
+                sweep_pause: None,
+                seed: Some(1),
+                ..Config::default()
+            };
+            let owner = Owner::new("test").unwrap();
+            let cloud = Arc::new(NoCloud::unconfigured());
+            let registrar = Registrar::new(config, owner, Arc::new(store.clone()), cloud, Handle::current());
+            let missing = missing.map(str::to_owned);
+            let host = missing.is_none().then(|| format!("{name}.example"));
+            Target { registrar, calls: Arc::default(), host, missing }
+        };
+        let all = vec![
+            target("default", true, None),
+            target("tokyo", false, None),
+            target("osaka", false, Some("no access key")),
+        ];
+        let targets = Targets::new(all, Default::default(), true);
+        let row = |name: &str, target: &str| ImportRow {
+            device_name: Some(name.into()),
+            device_secret: Some(crate::device::Secret::new("secret".into())),
+            target: Some(target.into()).filter(|target| target != "default"),
+            ..ImportRow::new(id(name), "lamp", "a1")
+        };
+        let rows = [
+            row("SN-1", "default"),
+            row("SN-2", "tokyo"),
+            row("SN-3", "osaka"),
+            row("SN-4", "kobe"),
+            ImportRow::new(id("SN-5"), "lamp", "a1"),
+        ];
+        import(&store, rows);
+        (store, targets)
+    }
+
+    #[tokio::test]
+    async fn an_order_needs_a_target_that_permits_it_and_is_refused_with_the_reason() {
+        let (store, targets) = world();
+        let by = Actor::system_user();
+        let said = async |device: &str, kind, terms| {
+            let device = id(device);
+            match place(&store, &targets, |_| Some(terms), &device, (kind, &by)).await.unwrap() {
+                Ordered::Placed(_) => "placed".to_owned(),
+                Ordered::Here => "here".to_owned(),
+                Ordered::There => "there".to_owned(),
+                Ordered::Refused(refusal) => refusal.to_string(),
+            }
+        };
+        assert_eq!(
+            said("SN-2", OrderKind::Rotate, OPEN).await,
+            "manage = true is not set for its target tokyo"
+        );
+        assert_eq!(
+            said("SN-3", OrderKind::Disable, OPEN).await,
+            "its target osaka cannot be called: no access key"
+        );
+        assert_eq!(
+            said("SN-4", OrderKind::Delete, OPEN).await,
+            "its target kobe is not in the configuration"
+        );
+        assert_eq!(said("SN-9", OrderKind::Delete, OPEN).await, "is not in the table");
+        assert_eq!(
+            said("SN-5", OrderKind::Rotate, OPEN).await,
+            "has no certificate, so it has no secret to rotate"
+        );
+        assert_eq!(said("SN-5", OrderKind::Disable, OPEN).await, "here");
+        assert!(said("SN-1", OrderKind::Rotate, CLOSED).await.contains("enrollment lamp gives out no first"));
+        assert_eq!(said("SN-1", OrderKind::Disable, CLOSED).await, "placed");
+        assert_eq!(said("SN-1", OrderKind::Disable, CLOSED).await, "placed", "the order stands");
+        assert!(said("SN-1", OrderKind::Rotate, OPEN).await.contains("another order, to disable"));
+    }
+}
