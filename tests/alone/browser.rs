@@ -102,6 +102,12 @@ impl Journey<'_> {
         browser.open(&format!("{}device/confirm?id=SN00000003&action=delete", self.url));
         browser.wait_for("4.04");
         self.examine("confirm");
+        browser.open(&format!("{}device/order?id=SN00000003&action=rotate", self.url));
+        browser.wait_for("registered anew");
+        self.examine("order-confirm");
+        browser.open(&format!("{}orders", self.url));
+        browser.wait_for("Orders for IoT Platform");
+        self.examine("orders");
         browser.open(&format!("{}devices/bulk?action=delete", self.url));
         browser.wait_for("I want to delete");
         self.examine("bulk-preview");
@@ -190,7 +196,7 @@ fn an_operator_does_everything_in_a_browser_and_axe_finds_nothing_wrong() {
     let simulator = cloud.simulator(&["--latency", "5ms"]);
     let address = free_address();
     let site = Site::with(&format!(
-        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1000\n",
+        "{}[iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\nqps = 1000\nmanage = true\n",
         admin(address, ""),
         simulator.address
     ));

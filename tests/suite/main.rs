@@ -12,6 +12,7 @@ mod conformance;
 mod console;
 mod console_devices;
 mod console_import;
+mod console_orders;
 mod console_sign_in;
 mod everywhere;
 mod exporting;

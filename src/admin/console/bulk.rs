@@ -122,7 +122,7 @@ pub(super) fn list_form(frame: &Frame, visitor: &Visitor) -> Markup {
                 button.secondary type="submit" { (t.say("list-button")) }
             }
         }
-        p.hint { a href="/jobs" { (t.say("jobs-title")) } }
+        p.hint { a href="/jobs" { (t.say("jobs-title")) } " · " a href="/orders" { (t.say("orders-title")) } }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Shows one device: its problem, its properties and its history. Changes the device, unless it has
-//! been changed since the page was shown.
+//! been changed since the page was shown. `orders` has the changes at IoT Platform.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    OperatorForm, Visitor,
+    Fields, OperatorForm, Visitor,
     advice::{self, Known, last_answer},
     bulk,
     conditions::Conditions,
@@ -23,7 +23,8 @@ use super::{
     handshakes::{self, Failed},
     history,
     language::Texts,
-    page::{self, Frame, Tone, moment},
+    orders,
+    page::{self, Frame, Tone, english, moment},
     plain, wants_json,
 };
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
         audit::AuditEntry,
         claim::ClaimView,
         filter::Listed,
+        order::Order,
         place::{self, Places},
         roll::Roll,
         undo::ImportRecord,
@@ -68,11 +70,14 @@ struct Device {
     /// Reason why calls for the device's product are stopped at present; `None` if they are not
     /// stopped.
     stopped: Option<String>,
-    /// Target at which the device is registered or will be registered, if the configuration names
-    /// targets.
-    target: Option<String>,
-    /// Set if this target is not configured.
+    /// Target at which the device is registered or will be registered.
+    target: String,
+    /// Set if the page names the target: the configuration names targets, or lacks this one.
+    names_target: bool,
+    /// Set if the target is not configured.
     has_lost_target: bool,
+    /// The order of the device that is not carried out yet.
+    order: Option<Order>,
     /// The device's last request that was not served.
     failure: Option<Failure>,
     /// The last failed handshake of a client that claimed to be the device.
@@ -92,11 +97,12 @@ impl Device {
         let imports = blocking(move || work.imports_of(&id)).await?;
         let enrolled = shared.enrollments().iter().find(|enrolled| enrolled.name == row.enrollment).cloned();
         let roll = store.roll_of(&row.id).await?;
+        let order = store.order_of(&row.id).await?;
         let targets = &shared.sources.targets;
-        let own = target_of(&row, claim.as_ref(), targets);
-        let stopped = targets.stopped(&own, &row.product_key);
-        let has_lost_target = targets.named(&own).is_none();
-        let target = (targets.are_named() || has_lost_target).then_some(own);
+        let target = target_of(&row, claim.as_ref(), targets);
+        let stopped = targets.stopped(&target, &row.product_key);
+        let has_lost_target = targets.named(&target).is_none();
+        let names_target = targets.are_named() || has_lost_target;
         let failure = shared.sources.failures.last_of(&row.id);
         let handshake = handshakes::last_of(shared, &row.id);
         let is_limited = enrolled.as_ref().is_some_and(|enrolled| enrolled.guards.max_devices.is_some());
@@ -113,7 +119,9 @@ impl Device {
             enrolled,
             stopped,
             target,
+            names_target,
             has_lost_target,
+            order,
             failure,
             handshake,
             taken,
@@ -128,7 +136,7 @@ impl Device {
             row,
             enrolled: enrolled.as_ref(),
             stopped: stopped.as_deref(),
-            lost_target: target.as_deref().filter(|_| self.has_lost_target),
+            lost_target: self.has_lost_target.then_some(target.as_str()),
             claim: claim.as_ref(),
             history,
             failure: failure.as_ref(),
@@ -168,11 +176,13 @@ pub(super) async fn show(
     if wants_json(&headers) {
         let terms = device.enrolled.as_ref().map(EnrollmentOutline::terms);
         let listed = device.row.listed(device.claim.is_some());
-        let names_targets = device.target.is_some();
-        let mut shown =
-            as_json(&listed, (terms, device.taken), device.claim.as_ref(), names_targets, device.now);
+        let rules = (terms, device.taken);
+        let mut shown = as_json(&listed, rules, device.claim.as_ref(), device.names_target, device.now);
         if let Some(roll) = &device.roll {
             shown["keys"] = device_view::keys(roll);
+        }
+        if let Some(order) = &device.order {
+            shown["order"] = device_view::order(order).into();
         }
         return Json(shown).into_response();
     }
@@ -181,7 +191,7 @@ pub(super) async fn show(
         Some(key) => html! { p.done role="status" { (t.say(key)) } },
         None => html! {},
     };
-    page_of(&frame, &visitor, &device, &notice).into_response()
+    page_of(&frame, &visitor, (&shared.sources.targets, &device), &notice).into_response()
 }
 
 fn done(action: &str) -> Option<&'static str> {
@@ -189,11 +199,18 @@ fn done(action: &str) -> Option<&'static str> {
         "disable" => "done-disable",
         "enable" => "done-enable",
         "reset" => "done-reset",
+        "order" => "done-order",
+        "cancel" => "done-cancel",
         _ => return None,
     })
 }
 
-fn page_of(frame: &Frame, visitor: &Visitor, device: &Device, notice: &Markup) -> Markup {
+fn page_of(
+    frame: &Frame,
+    visitor: &Visitor,
+    (targets, device): (&Targets, &Device),
+    notice: &Markup,
+) -> Markup {
     let (t, Device { row, claim, history, imports, .. }) = (frame.texts, device);
     let advice = device.advice(t);
     let listed = Listed::new(row.id.clone(), &row.seen(), claim.is_some());
@@ -202,6 +219,7 @@ fn page_of(frame: &Frame, visitor: &Visitor, device: &Device, notice: &Markup) -
         p { (advice.text) }
         @if let Some(action) = advised { (action_form(frame, visitor, row, action, "advised")) }
     };
+    let rights = targets.rights(&device.target);
     let body = html! {
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
         h1 { span.id { (row.id) } " " (pill(t, &listed)) }
@@ -221,6 +239,7 @@ fn page_of(frame: &Frame, visitor: &Visitor, device: &Device, notice: &Markup) -
                 } @else { p { (t.say("device-viewer")) } }
             }
         }
+        @if let Some(orders) = orders::card(frame, visitor, row, (device.order.as_ref(), rights)) { (orders) }
         (history::show(t, history, imports))
     };
     frame.page(row.id.as_str(), Some(visitor), "/devices", &body)
@@ -232,7 +251,7 @@ fn copy(t: Texts, text: &str) -> Markup {
 }
 
 /// Finds a device by its ID in any spelling.
-async fn row_of(shared: &Shared, id: &str) -> Result<Option<DeviceRow>, StoreError> {
+pub(super) async fn row_of(shared: &Shared, id: &str) -> Result<Option<DeviceRow>, StoreError> {
     let Ok(asked) = table_file::device_id(id) else { return Ok(None) };
     let store = &shared.sources.store;
     for id in asked.ids() {
@@ -246,7 +265,7 @@ async fn row_of(shared: &Shared, id: &str) -> Result<Option<DeviceRow>, StoreErr
 }
 
 /// Says that a device is not in the table, and shows what is nevertheless known about it.
-async fn absent(shared: &Shared, frame: &Frame, visitor: &Visitor, id: &str) -> Response {
+pub(super) async fn absent(shared: &Shared, frame: &Frame, visitor: &Visitor, id: &str) -> Response {
     if visitor.is_script() {
         return plain(StatusCode::NOT_FOUND, "this device is not in the table; check its ID, or import it");
     }
@@ -297,8 +316,8 @@ fn facts(t: Texts, device: &Device) -> Markup {
         ("fact-product", html! { (text(&row.product_key)) " " (copy(t, &row.product_key)) }),
         ("fact-name", html! { (text(&name)) " " (copy(t, &name)) }),
     ];
-    if let Some(target) = &device.target {
-        facts.push(("column-target", text(target)));
+    if device.names_target {
+        facts.push(("column-target", text(&device.target)));
     }
     let mut time = |key, at: Option<i64>| facts.extend(at.map(|at| (key, moment(at))));
     time("fact-registered", row.registered);
@@ -396,7 +415,7 @@ fn action_form(frame: &Frame, visitor: &Visitor, row: &DeviceRow, action: Action
 
 /// Returns a short hash of the values on which an operator's decision depends. A different hash
 /// shows that the device has been changed since.
-fn fingerprint(row: &DeviceRow) -> String {
+pub(super) fn fingerprint(row: &DeviceRow) -> String {
     let seen = format!(
         "{:?}",
         (
@@ -493,19 +512,34 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, order: OperatorFor
     change(&shared, order, Action::Delete).await
 }
 
-async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: Action) -> Response {
-    let (frame, visitor, store) = (sent.frame, sent.visitor, &shared.sources.store);
-    let row = match row_of(shared, &sent.fields.id).await {
+/// Returns the device that a form names. The error is the answer if it is not in the table, or no
+/// longer as the operator has seen it.
+pub(super) async fn row_as_seen(
+    shared: &Arc<Shared>,
+    frame: &Frame,
+    visitor: &Visitor,
+    fields: &Fields,
+) -> Result<DeviceRow, Response> {
+    let row = match row_of(shared, &fields.id).await {
         Ok(Some(row)) => row,
-        Ok(None) => return absent(shared, &frame, &visitor, &sent.fields.id).await,
-        Err(error) => return frame.store_failed(&visitor, &error),
+        Ok(None) => return Err(absent(shared, frame, visitor, &fields.id).await),
+        Err(error) => return Err(frame.store_failed(visitor, &error)),
     };
     // A script sends no fingerprint, because no page was shown to it.
-    let has_seen_nothing = visitor.is_script() && sent.fields.seen.is_empty();
-    if !has_seen_nothing && sent.fields.seen != fingerprint(&row) {
-        return changed_meanwhile(shared, &frame, &visitor, row).await;
+    let has_seen_nothing = visitor.is_script() && fields.seen.is_empty();
+    if !has_seen_nothing && fields.seen != fingerprint(&row) {
+        return Err(changed_meanwhile(shared, frame, visitor, row).await);
     }
-    let (id, by) = (row.id, visitor.actor());
+    Ok(row)
+}
+
+async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: Action) -> Response {
+    let (frame, visitor, store) = (sent.frame, sent.visitor, &shared.sources.store);
+    let row = match row_as_seen(shared, &frame, &visitor, &sent.fields).await {
+        Ok(row) => row,
+        Err(answer) => return answer,
+    };
+    let (id, by) = (row.id.clone(), visitor.actor());
     let outcome = match action {
         Action::Disable => store.set_state(&id, DeviceState::Disabled, &by).await,
         Action::Enable => store.set_state(&id, DeviceState::Enabled, &by).await,
@@ -523,24 +557,53 @@ async fn change(shared: &Arc<Shared>, OperatorForm(sent): OperatorForm, action: 
             Redirect::to(&Conditions::default().path("/device", fields, &[])).into_response()
         }
         Ok(false) => absent(shared, &frame, &visitor, id.as_str()).await,
+        Err(StoreError::Conflict(reason)) => refused(shared, &frame, &visitor, row, &reason).await,
         Err(error) => frame.store_failed(&visitor, &error),
     }
 }
 
+/// Says why a device was not changed, and shows the device.
+pub(super) async fn refused(
+    shared: &Arc<Shared>,
+    frame: &Frame,
+    visitor: &Visitor,
+    row: DeviceRow,
+    reason: &str,
+) -> Response {
+    if visitor.is_script() {
+        return plain(StatusCode::CONFLICT, reason);
+    }
+    let text = html! { p { (english(reason)) } };
+    let notice = page::message(Tone::Warning, &frame.texts.say("bulk-refused"), &text);
+    with_notice(shared, frame, visitor, row, &notice).await
+}
+
 /// Says that another operator, or the device itself, has changed the row since the page was shown.
 /// Shows the current row.
-async fn changed_meanwhile(
+pub(super) async fn changed_meanwhile(
     shared: &Arc<Shared>,
     frame: &Frame,
     visitor: &Visitor,
     row: DeviceRow,
 ) -> Response {
     let t = frame.texts;
+    let text = html! { p { (t.say("changed-meanwhile-text")) } };
+    let notice = page::message(Tone::Warning, &t.say("changed-meanwhile"), &text);
+    with_notice(shared, frame, visitor, row, &notice).await
+}
+
+/// Shows a device that was not changed, with the reason.
+async fn with_notice(
+    shared: &Arc<Shared>,
+    frame: &Frame,
+    visitor: &Visitor,
+    row: DeviceRow,
+    notice: &Markup,
+) -> Response {
     match Device::read(shared, row).await {
         Ok(device) => {
-            let text = html! { p { (t.say("changed-meanwhile-text")) } };
-            let notice = page::message(Tone::Warning, &t.say("changed-meanwhile"), &text);
-            (StatusCode::CONFLICT, page_of(frame, visitor, &device, &notice)).into_response()
+            let targets = &shared.sources.targets;
+            (StatusCode::CONFLICT, page_of(frame, visitor, (targets, &device), notice)).into_response()
         }
         Err(error) => frame.store_failed(visitor, &error),
     }

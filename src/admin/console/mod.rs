@@ -17,6 +17,7 @@ mod import;
 mod imports;
 mod jobs;
 mod language;
+mod orders;
 mod overview;
 mod page;
 mod removed;
@@ -93,6 +94,9 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         .route("/device/enable", post(device::enable))
         .route("/device/reset", post(device::reset))
         .route("/device/delete", post(device::delete))
+        .route("/device/order", get(orders::confirm).post(orders::place))
+        .route("/device/cancel", post(orders::cancel))
+        .route("/orders", get(orders::list))
         .route("/waiting", get(waiting::show))
         .route("/waiting/admit", post(waiting::admit))
         .route("/waiting/dismiss", post(waiting::dismiss))
@@ -231,6 +235,9 @@ struct Fields {
     expected: String,
     #[serde(default)]
     sure: String,
+    /// Number of the order that the form cancels.
+    #[serde(default)]
+    order: String,
     /// Token of the preview that the form confirms.
     #[serde(default)]
     preview: String,
