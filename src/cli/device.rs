@@ -164,7 +164,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         return everywhere::change(&config, &store, chosen, kind, &by).await;
     }
     match &args.action {
-        Action::List(args) => list::run(args, &config, &*store),
+        Action::List(args) => list::run(args, &config, &*store).await,
         Action::Waiting(args) => waiting::list(args, &config, &*store).await,
         Action::Admit(args) => waiting::admit(args, &config, &*store, &by).await,
         Action::Dismiss(args) => waiting::dismiss(args, &*store).await,

@@ -179,6 +179,36 @@ fn two_servers_and_register_fill_an_enrollment_exactly() {
 }
 
 #[test]
+fn a_list_and_a_device_agree_about_a_registration_that_has_a_place() {
+    let site = Site::new();
+    guard(&site, "max_devices = 1");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,PLUG-1,00000000000000000000000000000001\nPLUG-2,plug,,\nPLUG-3,plug,,\n",
+    );
+    let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    let begin = |device: &str, enrollment: &str| {
+        let sql = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, asked, enrollment) \
+                   VALUES (?1, 'a1plug', ?1, 1, 2, ?2)";
+        table.execute(sql, [device, enrollment]).expect("added");
+    };
+    // The registration of PLUG-2 has begun in its enrollment, that of PLUG-3 in another one.
+    begin("PLUG-2", "plug");
+    begin("PLUG-3", "lamp");
+    let next = |line: &str| {
+        let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        json["nextRequest"].as_str().expect("a sentence").to_owned()
+    };
+    let list = stdout(&site.run(&["device", "list", "--unregistered", "--json"]));
+    let listed: Vec<String> = list.lines().map(next).collect();
+    let shown = ["PLUG-2", "PLUG-3"].map(|id| next(&stdout(&site.run(&["device", "show", id, "--json"]))));
+    assert_eq!(listed, shown);
+    assert!(
+        listed[0].starts_with("is registered") && listed[1].starts_with("refused: 1 devices"),
+        "{listed:?}"
+    );
+}
+
+#[test]
 fn register_leaves_a_closed_enrollment_alone_and_says_so() {
     let cloud = Site::new();
     let simulator = cloud.simulator(&[]);

@@ -16,7 +16,7 @@ use crate::{
     device::{AskedId, DeviceId},
     device_view::{as_json, state, time},
     store::{
-        DeviceState, Table, Totals,
+        DeviceState, Table,
         filter::{self, Cursor, End, Filter, Found, Listed, Text},
         place::Places,
     },
@@ -128,7 +128,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandResult {
+pub(super) async fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandResult {
     if let Some(name) = &args.enrollment
         && config.enrollments.iter().all(|enrollment| enrollment.name != *name)
     {
@@ -147,7 +147,7 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
 
-    let taken = taken(config, store)?;
+    let taken = taken(config, store).await?;
     let mut from = after.map_or(Cursor::First, Cursor::After);
     let mut progress = Progress::new("{pos} devices found");
     let (begun, mut listed, mut page) = (Instant::now(), 0, Vec::new());
@@ -163,14 +163,12 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
         // JSON lines are printed immediately. A table is printed at the end, when the widths of its
         // columns are known.
         if args.json {
-            let done = std::mem::take(&mut page);
-            print(|out| {
-                done.iter().try_for_each(|row| {
-                    let taken = taken.get(&row.enrollment).copied().filter(|_| !row.is_claimed);
-                    let rules = (terms(config, row), taken.unwrap_or_default());
-                    writeln!(out, "{}", as_json(row, rules, None, config.names_targets, store.now()))
-                })
-            })?;
+            let mut lines = Vec::with_capacity(found);
+            for row in std::mem::take(&mut page) {
+                let rules = (terms(config, &row), taken_by_others(&taken, store, &row).await?);
+                lines.push(as_json(&row, rules, None, config.names_targets, store.now()));
+            }
+            print(|out| lines.iter().try_for_each(|line| writeln!(out, "{line}")))?;
             listed += found;
         } else {
             listed = found;
@@ -202,16 +200,26 @@ pub(super) fn run(args: &Args, config: &Config, store: &dyn Table) -> CommandRes
     Ok(())
 }
 
-/// Counts the devices with a certificate in each enrollment that has a maximum of devices.
-fn taken(config: &Config, store: &dyn Table) -> Result<HashMap<String, Places>, Failure> {
-    let max = config.max_places();
-    if max.is_empty() {
-        return Ok(HashMap::new());
+/// Counts the places that are taken in each enrollment that has a maximum of devices.
+async fn taken(config: &Config, store: &dyn Table) -> Result<HashMap<String, Places>, Failure> {
+    let mut taken = HashMap::new();
+    for name in config.max_places().keys() {
+        taken.insert(name.clone(), store.places(name).await?);
     }
-    let mut totals = store.totals()?;
-    totals.retain(|totals| max.contains_key(&totals.enrollment));
-    let places = |totals: Totals| (totals.enrollment, Places { registered: totals.registered, claimed: 0 });
-    Ok(totals.into_iter().map(places).collect())
+    Ok(taken)
+}
+
+/// Returns the places of a device's enrollment that other devices have taken, as
+/// [`place::taken`](crate::store::place::taken) does. Looks for the device's claim only if it matters.
+async fn taken_by_others(
+    taken: &HashMap<String, Places>,
+    store: &dyn Table,
+    row: &Listed,
+) -> Result<Places, Failure> {
+    let Some(taken) = taken.get(&row.enrollment) else { return Ok(Places::default()) };
+    let claim = if row.is_claimed { store.claim_of(&row.id).await? } else { None };
+    let has_place = claim.is_some_and(|claim| claim.has_place_in(&row.enrollment));
+    Ok(if has_place { Places::default() } else { *taken })
 }
 
 /// Parses the ID after which a list continues.
