@@ -8,6 +8,7 @@ use crate::{
     device_view::time,
     guards::{Phase, is_wrong_clock},
     store::{self, Condition, UnixSeconds, unix_now},
+    target,
 };
 
 /// Bits of a file's mode that let other users read or change the file.
@@ -136,6 +137,7 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
         ));
     }
     concerns.extend(of_targets(config));
+    concerns.extend(of_default_target(config));
     concerns.extend(of_clear_secrets(config));
     concerns
 }
@@ -154,6 +156,24 @@ fn of_targets(config: &Config) -> Option<String> {
          others are not registered, and none is looked up; add each [[target]]",
         shown.join(", ")
     ))
+}
+
+/// Returns the concern about registered devices without a target in their rows, if the target to which
+/// they belong is not configured.
+fn of_default_target(config: &Config) -> Option<String> {
+    let has_default = config.targets.iter().any(|target| target.name == target::DEFAULT);
+    if has_default || config.targets.is_empty() {
+        return None;
+    }
+    let is_there = store::has_devices_without_target(&config.database).unwrap_or(false);
+    is_there.then(|| {
+        format!(
+            "devices in the table were registered without a [[target]], so they belong to the target \"{0}\", which is \
+             not configured: they get their certificates, but are neither looked up nor changed at IoT Platform; keep \
+             [iot_platform] for them, or give the name \"{0}\" to its [[target]]",
+            target::DEFAULT
+        )
+    })
 }
 
 /// Returns the concerns about secrets in clear text: that every user can read the file, and that a

@@ -576,6 +576,13 @@ pub fn targets(url: &str) -> Result<Vec<String>, StoreError> {
     Sqlite::targets_of(file_of(url)?)
 }
 
+/// Returns whether a device in the store at `url` is registered and has no target in its row, so that
+/// it belongs to the default one. Looks only at a few thousand devices, so that it answers at once. The
+/// store must have the current version. Changes nothing.
+pub fn has_devices_without_target(url: &str) -> Result<bool, StoreError> {
+    Sqlite::has_devices_without_target(file_of(url)?)
+}
+
 /// Checks that a store, or another file with content, is at `url`. The error is a message for the
 /// operator.
 pub fn is_there(url: &str) -> Result<(), StoreError> {

@@ -239,6 +239,26 @@ fn without_targets_nothing_names_them() {
 }
 
 #[test]
+fn registered_devices_without_a_target_are_named_if_none_is_the_default_one() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let site = Site::with_cloud(&format!("http://{}", simulator.address));
+    site.import("deviceId,enrollment\nSN000001,plug\n");
+    let text = std::fs::read_to_string(site.path("certdist.toml")).expect("the configuration");
+    let renamed = |name: &str| text.replace("[iot_platform]", &format!("[[target]]\nname = \"{name}\""));
+    let warned = || stderr(&site.run(&["check-config"])).contains("they belong to the target \"default\"");
+    site.write("certdist.toml", &renamed("shanghai"));
+    assert!(!warned(), "no device is registered yet");
+    site.write("certdist.toml", &text);
+    assert!(site.run(&["register"]).status.success());
+    assert!(!warned());
+    site.write("certdist.toml", &renamed("shanghai"));
+    assert!(warned());
+    site.write("certdist.toml", &renamed("default"));
+    assert!(!warned());
+}
+
+#[test]
 fn the_console_shows_and_finds_targets_and_names_a_lost_one() {
     let address = free_address();
     let target = "[[target]]\nname = \"default\"\nendpoint = \"http://127.0.0.1:1\"\nregion = \"r\"\n\

@@ -342,6 +342,20 @@ pub(super) fn targets(connection: &Connection) -> rusqlite::Result<Vec<String>> 
     connection.prepare_cached(SQL)?.query_map([], |row| row.get(0))?.collect()
 }
 
+/// Number of devices at each end of the table in which [`has_devices_without_target`] looks.
+const LOOKED_AT: i64 = 10_000;
+
+/// Returns whether one of the first or the last [`LOOKED_AT`] devices, in order of their IDs, has a
+/// certificate and no target in its row. No index has such rows, because a server with one target has
+/// only them.
+pub(super) fn has_devices_without_target(connection: &Connection) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM main.device_table \
+                       ORDER BY deviceId LIMIT ?1) WHERE target IS NULL AND deviceSecret IS NOT NULL) \
+                       OR EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM main.device_table \
+                       ORDER BY deviceId DESC LIMIT ?1) WHERE target IS NULL AND deviceSecret IS NOT NULL)";
+    connection.prepare_cached(SQL)?.query_row([LOOKED_AT], |row| row.get(0))
+}
+
 /// Implements [`Bulk::products`](crate::store::Bulk::products).
 pub(super) fn products(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     const SQL: &str = "SELECT DISTINCT productKey FROM device_count WHERE devices > 0 ORDER BY productKey";

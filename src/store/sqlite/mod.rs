@@ -284,6 +284,12 @@ impl Sqlite {
         look::at(path, find::targets)
     }
 
+    /// Returns whether one of the first or the last devices of a file of the current version is
+    /// registered and has no target in its row. Changes nothing.
+    pub fn has_devices_without_target(path: &Path) -> Result<bool, StoreError> {
+        look::at(path, find::has_devices_without_target)
+    }
+
     /// Returns the file's absolute path.
     pub fn path(&self) -> &Path {
         &self.path
