@@ -22,6 +22,7 @@ pub mod iot_platform;
 pub mod log_limit;
 pub mod new_file;
 pub mod notify;
+pub mod obstacles;
 pub mod operators;
 pub mod ordering;
 pub mod password;

@@ -109,13 +109,19 @@ fn verdict_of<'r>(row: &Seen<'r>, terms: Terms, taken: Places, now: UnixSeconds)
     match (row.is_registered, row.refusal) {
         (true, _) => Verdict::HandOut,
         (false, Some(reason)) => Verdict::Refuse(Reason::Refused(refused_by(reason), reason)),
-        (false, None) => match terms.guards.max_devices {
-            Some(max) if taken.registered >= max => Verdict::Refuse(Reason::Full(max)),
-            Some(max) if taken.registered.saturating_add(taken.claimed) >= max => {
-                Verdict::Refuse(Reason::Filling { wait: FILLING_WAIT })
-            }
-            _ => Verdict::Register,
-        },
+        (false, None) => may_have_place(terms, taken).map_or_else(Verdict::Refuse, |()| Verdict::Register),
+    }
+}
+
+/// Returns the reason why no further device of an enrollment with these terms is registered, if there
+/// is one. `taken` has the places that other devices have taken.
+pub fn may_have_place(terms: Terms, taken: Places) -> Result<(), Reason<'static>> {
+    match terms.guards.max_devices {
+        Some(max) if taken.registered >= max => Err(Reason::Full(max)),
+        Some(max) if taken.registered.saturating_add(taken.claimed) >= max => {
+            Err(Reason::Filling { wait: FILLING_WAIT })
+        }
+        _ => Ok(()),
     }
 }
 

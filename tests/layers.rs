@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 35] = [
+const MAY_USE: [(&str, &[&str]); 36] = [
     (
         "cli",
         &[
@@ -23,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 35] = [
             "new_file",
             "rate_limit",
             "notify",
+            "obstacles",
             "ordering",
             "password",
             "policy",
@@ -64,6 +65,7 @@ const MAY_USE: [(&str, &[&str]); 35] = [
             "histogram",
             "iot_platform",
             "rate_limit",
+            "obstacles",
             "operators",
             "ordering",
             "password",
@@ -117,6 +119,7 @@ const MAY_USE: [(&str, &[&str]); 35] = [
     ("registrar", &["device", "guards", "histogram", "iot_platform", "log_limit", "store", "target"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "psk", "store", "target"]),
+    ("obstacles", &["guards", "policy", "psk", "store"]),
     ("policy", &["guards", "psk", "store"]),
     ("psk", &["device", "guards", "store"]),
     ("store", &["device", "histogram", "new_file", "random", "seal", "target", "unix_time"]),

@@ -3,12 +3,14 @@
 //! page appears even if the database does not answer.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::sync::watch;
 
+use super::blocking;
 use crate::store::{StoreError, Table, Totals, UnixSeconds, filter::Held, unix_now};
 
 /// Age in seconds after which a reading is not shown. Such a reading is old because the database
@@ -29,6 +31,8 @@ pub(super) struct Census {
     pub(super) sum: Totals,
     /// Numbers of devices that IoT Platform refuses, and of devices whose registration has begun.
     pub(super) held: Vec<Held>,
+    /// Numbers of devices that wait to be admitted, by enrollment.
+    pub(super) waiting: HashMap<String, u64>,
     /// Number of secrets that are stored in clear text.
     pub(super) unsealed: u64,
     /// Products of the devices, in order.
@@ -40,7 +44,7 @@ pub(super) struct Census {
 }
 
 impl Census {
-    fn take(store: &dyn Table) -> Result<Self, StoreError> {
+    fn take(store: &dyn Table, waiting: Vec<(String, u64)>) -> Result<Self, StoreError> {
         let totals = store.totals()?;
         let imports = store.imports()?;
         let changed = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
@@ -49,6 +53,7 @@ impl Census {
             sum: Totals::sum(&totals),
             totals,
             held: store.held(GROUPS)?,
+            waiting: waiting.into_iter().filter(|(_, devices)| *devices > 0).collect(),
             unsealed: store.clear_count()?,
             products: store.products()?,
             targets: store.targets()?,
@@ -101,11 +106,14 @@ impl Reader {
         let (sender, receiver) = watch::channel(());
         last.reading = Some(receiver.clone());
         let (store, shared) = (store.clone(), self.0.clone());
-        tokio::task::spawn_blocking(move || {
-            let result = Census::take(&*store).map(Arc::new);
+        tokio::spawn(async move {
+            let result = match store.waiting_counts().await {
+                Ok(waiting) => blocking(move || Census::take(&*store, waiting)).await,
+                Err(error) => Err(error),
+            };
             let mut last = lock(&shared);
             last.reading = None;
-            last.result = Some(result);
+            last.result = Some(result.map(Arc::new));
             drop(sender);
         });
         receiver

@@ -8,13 +8,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{Sources, connections::Connections};
+use super::{Sources, census::Census, connections::Connections};
 use crate::{
     coap::Code,
     dtls::{Dropped, Failure, Suite},
+    guards::Unlisted,
     histogram::{Distribution, Histogram},
     iot_platform::{Action, calls::Ended},
-    psk::{WhichKey, uses::UseCounters},
+    psk::{EnrollmentOutline, WhichKey, uses::UseCounters},
     registrar::{self, Target, Targets},
     resource::throttle::{Counters, Limit},
     server::Metrics,
@@ -55,7 +56,12 @@ pub(super) fn responses_of(sources: &Sources, class: u8) -> u64 {
 }
 
 /// Returns all metrics. The numbers of devices are left out if they are not known.
-pub(super) fn exposition(sources: &Sources, connections: &Connections, all: Option<&Totals>) -> String {
+pub(super) fn exposition(
+    sources: &Sources,
+    connections: &Connections,
+    enrollments: &[EnrollmentOutline],
+    census: Option<&Census>,
+) -> String {
     let mut page = Page(String::with_capacity(16_384));
     process(&mut page, sources);
     handshakes(&mut page, sources);
@@ -63,8 +69,9 @@ pub(super) fn exposition(sources: &Sources, connections: &Connections, all: Opti
     requests(&mut page, sources);
     throttling(&mut page, &sources.throttle);
     registrations(&mut page, sources);
-    if let Some(all) = all {
-        devices(&mut page, all);
+    if let Some(census) = census {
+        devices(&mut page, &census.sum);
+        waiting(&mut page, enrollments, census);
     }
     if let Some(metrics) = sources.store.metrics() {
         table(&mut page, &metrics);
@@ -300,6 +307,22 @@ fn devices(page: &mut Page, all: &Totals) {
     let states = states.map(|(state, count)| (format!("{{state=\"{state}\"}}"), count));
     let help = "Devices in the table, by state; a device can have several.";
     page.metric("certdist_devices_in_state", "gauge", help, states);
+}
+
+/// Writes the numbers of devices that wait to be admitted, for the enrollments of the configuration
+/// that hold devices, or in which some still wait.
+fn waiting(page: &mut Page, enrollments: &[EnrollmentOutline], census: &Census) {
+    let counts = enrollments.iter().filter_map(|enrolled| {
+        let waiting = census.waiting.get(&enrolled.name).copied();
+        let holds = enrolled.guards.unlisted == Unlisted::Hold;
+        let labels = || format!("{{enrollment=\"{}\"}}", escaped(&enrolled.name));
+        (holds || waiting.is_some()).then(|| (labels(), waiting.unwrap_or(0)))
+    });
+    let counts: Vec<_> = counts.collect();
+    if !counts.is_empty() {
+        let help = "Devices that are not in the table and wait to be admitted, by enrollment.";
+        page.metric("certdist_devices_to_admit", "gauge", help, counts);
+    }
 }
 
 fn audit(page: &mut Page, metrics: &store::Metrics) {

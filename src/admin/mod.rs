@@ -305,8 +305,9 @@ async fn metrics(
     match may_read(&shared, peer, &headers) {
         Ok(()) => {
             let census = shared.census().await.and_then(Result::ok);
-            let devices = census.as_ref().map(|census| &census.sum);
-            let text = metrics::exposition(&shared.sources, &shared.connections, devices);
+            let enrollments = shared.enrollments();
+            let text =
+                metrics::exposition(&shared.sources, &shared.connections, &enrollments, census.as_deref());
             ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
         }
         Err(refusal) => refusal,

@@ -1,10 +1,14 @@
-//! `certdist stats`: counts the devices of each enrollment by state, and shows the size of the
-//! database.
+//! `certdist stats`: counts the devices of each enrollment and target by state, says what keeps devices
+//! from their certificates, and shows the size of the database.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
     CommandResult, ConfigArgs, aligned,
@@ -13,21 +17,24 @@ use super::{
 };
 use crate::{
     config::Config,
+    obstacles::{self, Cloud, Obstacle, OfTarget},
     store::{self, Totals, unix_now},
 };
 
 /// Maximum number of enrollments without `--json`.
 const LINES: usize = 100;
 
-/// Counts the devices of each enrollment by their progress
+/// Counts the devices of each enrollment and target by their progress
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example
   certdist stats
   certdist stats --json | jq .total.registered
 
-Shows the first 100 enrollments, and the sum of all; --json shows all. The server's
-metrics show what it does at the moment (docs/operations.md).")]
+Shows the first 100 enrollments, and the sum of all; --json shows all. With several
+targets, a device counts at the target of its enrollment. The server's console and
+metrics show what it does at the moment, and what IoT Platform refuses
+(docs/operations.md).")]
 pub(super) struct Args {
     /// Print a JSON object
     #[arg(long)]
@@ -44,16 +51,13 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let path = std::path::absolute(store::file_of(&config.database)?)?;
     let size = size(&path)?;
     let all = Totals::sum(&totals);
+    let targets = match config.names_targets {
+        true => by_target(&config, &store.targets()?, &totals, &waiting),
+        false => Vec::new(),
+    };
+    let obstacles = obstacles(&config, &totals, &waiting);
     if args.json {
-        let object = |totals: &Totals| -> serde_json::Map<String, serde_json::Value> {
-            counts(totals).iter().map(|(label, count)| ((*label).to_owned(), json!(count))).collect()
-        };
-        let enrollments: serde_json::Map<String, serde_json::Value> =
-            totals.iter().map(|totals| (totals.enrollment.clone(), object(totals).into())).collect();
-        let mut stats = json!({ "enrollments": enrollments, "total": object(&all), "databaseBytes": size });
-        if !waiting.is_empty() {
-            stats["waiting"] = json!(waiting);
-        }
+        let stats = as_json(&totals, &waiting, &targets, &obstacles, size);
         return Ok(print(|out| writeln!(out, "{stats}"))?);
     }
     let head = ["ENROLLMENT", "DEVICES", "REGISTERED", "ISSUED", "ACTIVATED", "REFUSED", "DISABLED"];
@@ -69,13 +73,124 @@ pub(super) async fn run(args: Args) -> CommandResult {
     }
     let size = indicatif::BinaryBytes(size);
     print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), path.display()))?;
-    let guarded = guarded(&config, &totals, &waiting);
-    print(|out| guarded.iter().take(LINES).try_for_each(|line| writeln!(out, "{line}")))?;
+    let mut lines = guarded(&config, &totals, &waiting);
+    lines.truncate(LINES);
+    let others = obstacles.iter().filter(|(_, obstacle)| !is_guard(obstacle)).take(LINES);
+    lines.extend(others.map(|(name, obstacle)| format!("enrollment {name}: {obstacle}")));
+    print(|out| {
+        if !targets.is_empty() {
+            writeln!(out, "\n{}", of_targets(&targets))?;
+        }
+        lines.iter().try_for_each(|line| writeln!(out, "{line}"))
+    })?;
     if totals.len() > LINES {
         let more = totals.len() - LINES;
         remark(&format!("{more} more enrollments; `certdist enrollment list` shows them page by page\n"));
     }
     Ok(())
+}
+
+/// Formats the numbers as JSON.
+fn as_json(
+    totals: &[Totals],
+    waiting: &HashMap<String, u64>,
+    targets: &[OfTarget],
+    obstacles: &[(String, Obstacle)],
+    size: u64,
+) -> Value {
+    let object = |totals: &Totals| -> Map<String, Value> {
+        counts(totals).iter().map(|(label, count)| ((*label).to_owned(), json!(count))).collect()
+    };
+    let mut enrollments: BTreeMap<&str, Map<String, Value>> =
+        totals.iter().map(|totals| (totals.enrollment.as_str(), object(totals))).collect();
+    for (name, obstacle) in obstacles {
+        let own = enrollments.entry(name).or_insert_with(|| object(&Totals::default()));
+        if let Value::Array(all) = own.entry("obstacles").or_insert_with(|| json!([])) {
+            all.push(json!(obstacle.to_string()));
+        }
+    }
+    let mut stats =
+        json!({ "enrollments": enrollments, "total": object(&Totals::sum(totals)), "databaseBytes": size });
+    if !waiting.is_empty() {
+        stats["waiting"] = json!(waiting);
+    }
+    if !targets.is_empty() {
+        let target = |of: &OfTarget| {
+            let mut own = object(&of.totals);
+            own.insert("configured".into(), json!(of.is_configured));
+            own.insert("enrollments".into(), json!(of.enrollments));
+            own.insert("waiting".into(), json!(of.waiting));
+            (of.name.clone(), Value::from(own))
+        };
+        stats["targets"] = targets.iter().map(target).collect::<Map<_, _>>().into();
+    }
+    stats
+}
+
+/// Returns whether an obstacle is a guard of the enrollment, which [`guarded`] describes.
+fn is_guard(obstacle: &Obstacle) -> bool {
+    matches!(obstacle, Obstacle::NotOpen(_) | Obstacle::Closed(_) | Obstacle::Full(_))
+}
+
+/// Counts the devices of each target that is configured, or that rows name.
+fn by_target(
+    config: &Config,
+    in_rows: &[String],
+    totals: &[Totals],
+    waiting: &HashMap<String, u64>,
+) -> Vec<OfTarget> {
+    let configured = config.targets.iter().map(|target| target.name.as_str());
+    obstacles::by_target(configured, in_rows, &config.target_of, totals, waiting)
+}
+
+/// Formats the numbers of devices of each target.
+fn of_targets(targets: &[OfTarget]) -> String {
+    let head =
+        ["TARGET", "ENROLLMENTS", "DEVICES", "REGISTERED", "ISSUED", "ACTIVATED", "REFUSED", "TO ADMIT"];
+    let mut table = vec![head.map(String::from)];
+    table.extend(targets.iter().map(|of| {
+        let name = if of.is_configured { of.name.clone() } else { format!("{} (not configured)", of.name) };
+        let [devices, registered, issued, activated, refused, _] =
+            counts(&of.totals).map(|(_, count)| count.to_string());
+        let [enrollments, waiting] = [of.enrollments, of.waiting].map(|count| count.to_string());
+        [name, enrollments, devices, registered, issued, activated, refused, waiting]
+    }));
+    aligned(&table)
+}
+
+/// Returns what keeps the devices of each enrollment from their certificates, as far as the
+/// configuration and the table tell. What IoT Platform refuses, only a server knows.
+fn obstacles(config: &Config, totals: &[Totals], waiting: &HashMap<String, u64>) -> Vec<(String, Obstacle)> {
+    let counted: HashMap<&str, &Totals> =
+        totals.iter().map(|totals| (totals.enrollment.as_str(), totals)).collect();
+    let (none, now) = (Totals::default(), unix_now());
+    let missing: HashMap<&str, &str> = config
+        .targets
+        .iter()
+        .filter(|_| config.names_targets)
+        .filter_map(|target| Some((target.name.as_str(), target.settings.as_ref().err()?.as_str())))
+        .collect();
+    let cloud = |enrollment: &str| {
+        let target = config.target_of.get(enrollment)?;
+        let reason = missing.get(target.as_str())?;
+        Some(Cloud::Missing(target.clone(), (*reason).to_owned()))
+    };
+    let mut all = Vec::new();
+    let mut add = |name: &str, found: Vec<Obstacle>| {
+        all.extend(found.into_iter().map(|obstacle| (name.to_owned(), obstacle)));
+    };
+    for enrollment in &config.enrollments {
+        let (name, outline) = (enrollment.name.as_str(), enrollment.outline());
+        let totals = counted.get(name).copied().unwrap_or(&none);
+        let waiting = waiting.get(name).copied().unwrap_or(0);
+        let cloud = cloud(name).unwrap_or(Cloud::Called);
+        add(name, obstacles::of(Some(&outline), totals, waiting, cloud, now));
+    }
+    let configured: HashSet<&str> = config.enrollments.iter().map(|own| own.name.as_str()).collect();
+    for totals in totals.iter().filter(|totals| !configured.contains(totals.enrollment.as_str())) {
+        add(&totals.enrollment, obstacles::of(None, totals, 0, Cloud::Called, now));
+    }
+    all
 }
 
 /// Describes the guards of each enrollment that has some.

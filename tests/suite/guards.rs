@@ -244,7 +244,11 @@ fn an_operator_admits_a_device_in_the_console() {
     let (lead, guest) = (Visitor::new(listen, "lead"), Visitor::new(listen, "guest"));
     let page = guest.get("/waiting").body;
     assert!(page.contains("NEW-1") && !page.contains("/waiting/admit"), "a viewer only sees: {page}");
-    assert!(lead.get("/enrollments").body.contains("/waiting"));
+    let enrollments = lead.get("/enrollments").body;
+    assert!(enrollments.contains("<a href=\"/waiting\">2</a> wait to be admitted"), "{enrollments}");
+    let metrics = http_get(listen, "/metrics");
+    assert!(metrics.contains("certdist_devices_to_admit{enrollment=\"plug\"} 2"), "{metrics}");
+    assert!(!metrics.contains("certdist_devices_to_admit{enrollment=\"lamp\"}"), "{metrics}");
     let fields = |id| [("id", id), ("enrollment", "plug")];
     for action in ["/waiting/admit", "/waiting/dismiss"] {
         assert_eq!(guest.post(action, &fields("NEW-1")).status, 403, "{action}");

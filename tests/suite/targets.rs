@@ -57,9 +57,9 @@ impl Scene {
         self.site.write(
             "certdist.toml",
             &format!(
-                "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n[admin]\nlisten = \"{}\"\n\
+                "listen = \"127.0.0.1:0\"\ndatabase = \"sqlite:certdist.db\"\n{}\
                  [iot_platform]\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n{section}{}{}",
-                self.admin,
+                admin(self.admin, ""),
                 self.shanghai.address,
                 enrollment("plug", "default"),
                 enrollment("lamp", of_lamp),
@@ -117,6 +117,16 @@ fn each_device_is_registered_at_the_cloud_of_its_target() {
     let page = http_get(scene.admin, "/readyz");
     assert!(page.starts_with("ready"), "{page}");
 
+    // A device counts at the target of its enrollment.
+    let stats: serde_json::Value =
+        serde_json::from_str(&stdout(&site.run(&["stats", "--json"]))).expect("JSON");
+    for (target, registered) in [("default", 2), ("tokyo", 1)] {
+        let own = &stats["targets"][target];
+        assert_eq!((&own["registered"], &own["enrollments"]), (&registered.into(), &1.into()), "{stats}");
+    }
+    let said = stdout(&site.run(&["stats"]));
+    assert!(said.contains("TARGET   ENROLLMENTS") && said.contains("tokyo"), "{said}");
+
     // An export has the targets, and an import of it changes nothing.
     let export = stdout(&site.run(&["export"]));
     assert!(export.starts_with(
@@ -150,6 +160,12 @@ fn a_cloud_that_is_gone_holds_up_its_own_devices_alone() {
     assert!(ready.contains("note: IoT Platform at target tokyo refuses calls: "), "{ready}");
     assert!(!ready.contains("target default"), "{ready}");
 
+    // The console says what keeps the devices of Tokyo.
+    let page = Visitor::new(scene.admin, "lead").get("/enrollments").body;
+    assert!(page.contains("What keeps devices from being registered at <bdi>tokyo</bdi>"), "{page}");
+    assert!(!page.contains("being registered at <bdi>default</bdi>"), "{page}");
+    assert!(page.contains("IoT Platform refuses registrations: "), "{page}");
+
     let check = scene.site.run(&["check-config", "--online"]);
     assert_eq!(check.status.code(), Some(1));
     let (said, error) = (stdout(&check), stderr(&check));
@@ -176,6 +192,11 @@ fn the_server_starts_without_the_credentials_of_one_target() {
     let output = scene.fetch(&server, "lamp", "LAMP0001");
     assert!(!output.status.success() && stderr(&output).contains("5.02"), "{}", stderr(&output));
     assert_eq!(scene.devices(), [1, 0]);
+    let page = Visitor::new(scene.admin, "guest").get("/enrollments").body;
+    assert!(page.contains("Its target <bdi>tokyo</bdi> cannot be called: "), "{page}");
+    let stats = stdout(&site.run(&["stats"]));
+    assert!(stats.contains("enrollment lamp: its target tokyo cannot be called: "), "{stats}");
+    assert!(!stats.contains("enrollment plug: "), "{stats}");
 }
 
 #[test]

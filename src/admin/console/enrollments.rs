@@ -2,6 +2,7 @@
 //! activated and refused, and the expected end of the current registrations.
 
 mod keys;
+mod targets;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -29,6 +30,7 @@ use crate::{
         jobs::{Action, Job},
     },
     guards::{Guards, Unlisted},
+    obstacles::{self, Obstacle},
     psk::{
         EnrollmentOutline, KindName,
         uses::{Reported, reported},
@@ -210,7 +212,11 @@ struct Enrollment<'e> {
     target: Option<String>,
     totals: Totals,
     waiting: u64,
+    /// Number of devices that wait to be admitted.
+    to_admit: u64,
     refused: Vec<&'e Held>,
+    /// What keeps its devices from their certificates, if it is on the page.
+    obstacles: Vec<Obstacle>,
     rate: Option<Rate>,
     /// Uses of its keys, if it has two and is on the page.
     keys: Reported,
@@ -264,7 +270,9 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
                 target: of_enrollments.get(name).cloned().filter(|_| targets.are_named()),
                 totals: census.of(name).cloned().unwrap_or_default(),
                 waiting: waiting.iter().map(|held| held.devices).sum(),
+                to_admit: census.waiting.get(name).copied().unwrap_or(0),
                 refused,
+                obstacles: Vec::new(),
                 rate: rates.get(name).copied(),
                 keys: Reported::new(),
                 rolling: RollCount::default(),
@@ -274,7 +282,15 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
     all.sort_by_key(Enrollment::rank);
     let pages = all.len().div_ceil(PAGE);
     let page = which.page.min(pages.saturating_sub(1));
+    let now = shared.sources.store.now();
     for enrollment in all.iter_mut().skip(page * PAGE).take(PAGE) {
+        let Enrollment { enrolled, totals, to_admit, .. } = enrollment;
+        let product_key = enrolled.map_or("", |enrolled| &enrolled.product_key);
+        let cloud = match of_enrollments.get(enrollment.name) {
+            Some(target) => targets::cloud(targets, target, product_key),
+            None => obstacles::Cloud::Called,
+        };
+        enrollment.obstacles = obstacles::of(*enrolled, totals, *to_admit, cloud, now);
         if let Some(enrolled) = enrollment.enrolled {
             enrollment.keys = {
                 let ids = enrolled.key_ids.as_ref();
@@ -285,9 +301,11 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
             }
         }
     }
+    let has_targets = targets.are_named() && page == 0 && text.is_empty();
     let none = if text.is_empty() { "enrollments-none-text" } else { "enrollments-none-found" };
     Ok(html! {
         p.hint { (t.rich("enrollments-counted", [("time", moment(census.at).into())])) }
+        @if has_targets { (targets::section(t, targets, &census)) }
         @if all.is_empty() { (page::message(Tone::Note, &t.say("enrollments-none"), &html! { p { (t.say(none)) } })) }
         @for enrollment in all.iter().skip(page * PAGE).take(PAGE) { (card(t, enrollment, has_job)) }
         @if pages > 1 {
@@ -345,6 +363,10 @@ fn card(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
                     span.number { (in_state(kind, count)) " · " (percent(t, count, totals.devices)) }
                     progress aria-label={ (name) ": " (t.say(step)) } value=(count) max=(totals.devices.max(1)) {}
                 }
+            }
+            (targets::obstacles(t, &enrollment.obstacles))
+            @if enrollment.to_admit > 0 {
+                p { (t.rich("enrollments-to-admit", [("count", html! { a href="/waiting" { (number(enrollment.to_admit)) } }.into())])) }
             }
             @if *waiting > 0 {
                 p { (t.rich("enrollments-waiting", [("count", in_state(Kind::Waiting, *waiting).into()), ("number", (*waiting).into())])) " " (forecast(t, enrollment, has_job)) }

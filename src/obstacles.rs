@@ -1,0 +1,229 @@
+//! The devices of each target, and what keeps the devices of an enrollment from their first
+//! certificates. Pure: the console and `certdist stats` pass in what they know of the clouds.
+
+use std::collections::HashMap;
+
+use crate::{
+    guards::Unlisted,
+    policy::{self, Reason},
+    psk::EnrollmentOutline,
+    store::{Totals, UnixSeconds, place::Places},
+};
+
+/// What keeps the devices of an enrollment from their first certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// The enrollment is not in the configuration.
+    #[error("it is not in the configuration")]
+    NotConfigured,
+    /// The enrollment opens at this time.
+    #[error("it opens at {}", rfc_3339(.0))]
+    NotOpen(UnixSeconds),
+    /// The enrollment closed at this time.
+    #[error("it closed at {}", rfc_3339(.0))]
+    Closed(UnixSeconds),
+    /// As many devices as this have a certificate, and no more may.
+    #[error("{0} devices have a certificate, and max_devices permits no more")]
+    Full(u64),
+    /// The target of the enrollment is not configured.
+    #[error("its target {0} is not configured")]
+    NoTarget(String),
+    /// The cloud of this target cannot be called, for this reason.
+    #[error("its target {0} cannot be called: {1}")]
+    NoCloud(String, String),
+    /// The cloud refuses registrations for this reason, until an operator acts.
+    #[error("IoT Platform refuses registrations: {0}")]
+    Stopped(String),
+}
+
+/// State of the target of an enrollment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cloud {
+    /// The target is called, as far as is known.
+    Called,
+    /// The target refuses registrations of the enrollment's product for this reason.
+    Stopped(String),
+    /// This target cannot be called, for this reason.
+    Missing(String, String),
+    /// This target is not configured.
+    NotConfigured(String),
+}
+
+/// Returns what keeps the devices of an enrollment from their first certificates, if there are such
+/// devices. `enrolled` is `None` if the enrollment is not in the configuration, and `waiting` is the
+/// number of devices that wait to be admitted.
+pub fn of(
+    enrolled: Option<&EnrollmentOutline>,
+    totals: &Totals,
+    waiting: u64,
+    cloud: Cloud,
+    now: UnixSeconds,
+) -> Vec<Obstacle> {
+    let is_any = totals.devices > totals.registered || waiting > 0;
+    let Some(enrolled) = enrolled else {
+        return if totals.devices > 0 { vec![Obstacle::NotConfigured] } else { Vec::new() };
+    };
+    if !is_any && enrolled.guards.unlisted == Unlisted::Refuse {
+        return Vec::new();
+    }
+    let taken = Places { registered: totals.registered, claimed: 0 };
+    let terms = enrolled.terms();
+    let guarded = [policy::may_have_first(terms, now), policy::may_have_place(terms, taken)];
+    let mut all: Vec<Obstacle> = guarded.into_iter().filter_map(|allowed| of_guard(allowed.err()?)).collect();
+    all.extend(match cloud {
+        Cloud::Called => None,
+        Cloud::Stopped(reason) => Some(Obstacle::Stopped(reason)),
+        Cloud::Missing(target, reason) => Some(Obstacle::NoCloud(target, reason)),
+        Cloud::NotConfigured(target) => Some(Obstacle::NoTarget(target)),
+    });
+    all
+}
+
+fn of_guard(reason: Reason<'_>) -> Option<Obstacle> {
+    match reason {
+        Reason::NotOpen { opens, .. } => Some(Obstacle::NotOpen(opens)),
+        Reason::Closed(closed) => Some(Obstacle::Closed(closed)),
+        Reason::Full(max) => Some(Obstacle::Full(max)),
+        Reason::Disabled | Reason::Issued | Reason::Refused(..) | Reason::Filling { .. } => None,
+    }
+}
+
+/// Numbers of devices of a target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OfTarget {
+    /// Name of the target.
+    pub name: String,
+    /// Set if the target is configured.
+    pub is_configured: bool,
+    /// Number of the configured enrollments whose devices are registered there.
+    pub enrollments: u64,
+    /// Devices of these enrollments.
+    pub totals: Totals,
+    /// Devices that wait to be admitted to these enrollments.
+    pub waiting: u64,
+}
+
+/// Counts the devices of each target: of the configured ones, in this order, and then of others that
+/// enrollments or rows name. A device counts at the target of its enrollment, because the store keeps
+/// no numbers by target: one whose own row names another target counts there, too.
+pub fn by_target<'t>(
+    configured: impl Iterator<Item = &'t str>,
+    in_rows: &[String],
+    of_enrollments: &HashMap<String, String>,
+    totals: &[Totals],
+    waiting: &HashMap<String, u64>,
+) -> Vec<OfTarget> {
+    let new =
+        |name: &str, is_configured| OfTarget { name: name.to_owned(), is_configured, ..OfTarget::default() };
+    let mut all: Vec<OfTarget> = configured.map(|name| new(name, true)).collect();
+    let mut others: Vec<&String> = of_enrollments.values().chain(in_rows).collect();
+    others.sort_unstable();
+    others.dedup();
+    others.retain(|name| all.iter().all(|known| known.name != **name));
+    all.extend(others.into_iter().map(|name| new(name, false)));
+    let numbers: HashMap<String, usize> = all.iter().map(|target| target.name.clone()).zip(0..).collect();
+    let number = |enrollment: &str| numbers.get(of_enrollments.get(enrollment)?).copied();
+    let mut own: Vec<Vec<Totals>> = vec![Vec::new(); all.len()];
+    for totals in totals {
+        if let Some(number) = number(&totals.enrollment) {
+            own[number].push(totals.clone());
+        }
+    }
+    for (enrollment, count) in waiting {
+        if let Some(number) = number(enrollment) {
+            all[number].waiting += count;
+        }
+    }
+    for name in of_enrollments.values() {
+        if let Some(number) = numbers.get(name) {
+            all[*number].enrollments += 1;
+        }
+    }
+    for (target, own) in all.iter_mut().zip(own) {
+        target.totals = Totals::sum(&own);
+    }
+    all
+}
+
+/// Formats a time as RFC 3339, in UTC and to the second.
+fn rfc_3339(seconds: &UnixSeconds) -> String {
+    jiff::Timestamp::from_second(*seconds).map_or_else(|_| "an unknown time".into(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        guards::Guards,
+        psk::{KindName, Reissue},
+    };
+
+    fn outline(guards: Guards) -> EnrollmentOutline {
+        EnrollmentOutline {
+            name: "lamp".into(),
+            product_key: "a1".into(),
+            kind: KindName::Derived,
+            reissue: Reissue::Always,
+            guards,
+            shared_identities: Vec::new(),
+            key_ids: None,
+        }
+    }
+
+    fn totals(enrollment: &str, devices: u64, registered: u64) -> Totals {
+        Totals { enrollment: enrollment.into(), devices, registered, ..Totals::default() }
+    }
+
+    #[test]
+    fn each_obstacle_is_named_while_it_keeps_a_device() {
+        let guards = Guards { closes: Some(100), max_devices: Some(2), ..Guards::default() };
+        let said = |guards, totals: &Totals, waiting, cloud, now| {
+            let all = of(Some(&outline(guards)), totals, waiting, cloud, now);
+            all.iter().map(Obstacle::to_string).collect::<Vec<_>>()
+        };
+        let some = totals("lamp", 3, 2);
+        assert_eq!(
+            said(guards, &some, 0, Cloud::Stopped("unpaid".into()), 100),
+            [
+                "it closed at 1970-01-01T00:01:40Z",
+                "2 devices have a certificate, and max_devices permits no more",
+                "IoT Platform refuses registrations: unpaid",
+            ]
+        );
+        assert_eq!(said(guards, &totals("lamp", 2, 1), 0, Cloud::Called, 99), [""; 0]);
+        assert_eq!(said(guards, &totals("lamp", 2, 2), 0, Cloud::Called, 100), [""; 0], "all have theirs");
+        assert_eq!(said(guards, &totals("lamp", 2, 2), 1, Cloud::Called, 99).len(), 1, "one waits");
+        let admits = Guards { unlisted: Unlisted::Admit, ..guards };
+        assert_eq!(said(admits, &totals("lamp", 2, 2), 0, Cloud::Called, 99).len(), 1, "others may come");
+        let opens = Guards { opens: Some(7), ..Guards::default() };
+        let lost = || Cloud::NotConfigured("kobe".into());
+        assert_eq!(
+            said(opens, &some, 0, lost(), 6),
+            ["it opens at 1970-01-01T00:00:07Z", "its target kobe is not configured"]
+        );
+        let missing = Cloud::Missing("osaka".into(), "no access key".into());
+        let expected = "its target osaka cannot be called: no access key";
+        assert_eq!(said(opens, &some, 0, missing, 7), [expected]);
+        assert_eq!(of(None, &some, 0, Cloud::Called, 0), [Obstacle::NotConfigured]);
+        assert_eq!(of(None, &totals("lamp", 0, 0), 0, Cloud::Called, 0), []);
+    }
+
+    #[test]
+    fn devices_count_at_the_target_of_their_enrollment() {
+        let of_enrollments = [("lamp", "tokyo"), ("plug", "default"), ("fan", "tokyo")]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let all = by_target(
+            ["default", "tokyo"].into_iter(),
+            &["kobe".into(), "tokyo".into()],
+            &of_enrollments.into(),
+            &[totals("fan", 1, 1), totals("former", 9, 9), totals("lamp", 3, 2), totals("plug", 5, 0)],
+            &[("lamp".to_owned(), 4), ("former".to_owned(), 2)].into(),
+        );
+        let shown: Vec<_> = all
+            .iter()
+            .map(|of| (of.name.as_str(), of.is_configured, of.enrollments, of.totals.devices, of.waiting))
+            .collect();
+        assert_eq!(shown, [("default", true, 1, 5, 0), ("tokyo", true, 2, 4, 4), ("kobe", false, 0, 0, 0)]);
+        assert_eq!(all[1].totals.registered, 3);
+    }
+}
