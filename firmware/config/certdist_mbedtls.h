@@ -14,8 +14,8 @@
 #define MBEDTLS_KEY_EXCHANGE_PSK_ENABLED
 #define MBEDTLS_SSL_CIPHERSUITES MBEDTLS_TLS_PSK_WITH_AES_128_CCM_8
 
-/* The longest records, without their headers. The longest answer of certdist has 320 bytes, so the
- * client does not ask for short ones (RFC 6066); mbedTLS would want both buffers of that size. */
+/* The longest records, without their headers. The kit takes answers of up to CD_ANSWER_MAX bytes (320), so
+ * it need not ask for short records (RFC 6066): mbedTLS would want both buffers of the agreed length. */
 #define MBEDTLS_SSL_IN_CONTENT_LEN 512
 #define MBEDTLS_SSL_OUT_CONTENT_LEN 256
 #define MBEDTLS_SSL_DTLS_MAX_BUFFERING 512
