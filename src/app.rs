@@ -42,6 +42,14 @@ use crate::{
     },
     target,
 };
+#[cfg(feature = "simulation")]
+use crate::{
+    device::DeviceId,
+    store::{
+        Actor,
+        order::{Move, Placed},
+    },
+};
 
 /// Pause between two searches for expired entries of the audit log.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -61,6 +69,10 @@ pub enum Failed {
     /// The database was removed or replaced.
     Database(StoreError),
 }
+
+/// Maximum time for [`App::move_device`].
+#[cfg(feature = "simulation")]
+const MOVE: Duration = Duration::from_secs(30);
 
 /// A running server with all its parts.
 pub struct App {
@@ -191,6 +203,24 @@ impl App {
             after = Some(last.id.clone());
             activated += rows.iter().filter(|row| row.activated.is_some()).count() as u64;
         }
+    }
+
+    /// Moves a device to another target, and waits until that is done.
+    #[cfg(feature = "simulation")]
+    pub async fn move_device(&self, device: &DeviceId, to: &Move) -> Result<()> {
+        let store = &self.store;
+        let placed = store.place_move(device, to, &Actor::system_user()).await?;
+        anyhow::ensure!(matches!(placed, Placed::Yes(_)), "{device} cannot be moved: {placed:?}");
+        let deadline = Instant::now() + MOVE;
+        while let Some(order) = store.order_of(device).await? {
+            let reason = order.failure.unwrap_or_default();
+            anyhow::ensure!(Instant::now() < deadline, "{device} is not moved yet: {reason}");
+            for target in self.targets.all() {
+                target.registrar.look_for_orders().await?;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// Applies a changed configuration, except for the settings that [`Config::needs_restart`]

@@ -17,14 +17,17 @@ use super::{CommandResult, Failure, open_store, print, serve};
 use crate::{
     app::App,
     config::Config,
-    device::{Certificate, Secret},
+    device::{Certificate, DeviceId, Secret},
     iot_platform::{
         host::with_port,
         simulator::{At, InstanceConfig, Simulator, SimulatorConfig},
     },
     psk::Enrollment,
     simulated_device::{self, Answer, SimulatedDevice},
-    store::Actor,
+    store::{
+        Actor,
+        order::{Former, Move},
+    },
     table_file::{self, Enrollments, Import},
 };
 
@@ -267,6 +270,7 @@ async fn show(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     let first = power_on(args.devices, server, cloud).await?;
     power_on_again(&first, server, cloud).await?;
     activate(first, app, cloud).await?;
+    move_away(app, cloud).await?;
     turn_away(server).await
 }
 
@@ -334,6 +338,28 @@ async fn activate(fetched: HashMap<u32, Fetched>, app: &App, cloud: &Simulator) 
         print(|out| writeln!(out, "activateTime             set for all of them, as the cloud reports"))?;
     }
     Ok(())
+}
+
+/// Moves the first device to the other target, and checks that it gets another certificate with its
+/// next request, and signs in there.
+async fn move_away(app: &App, cloud: &Simulator) -> Result<()> {
+    let [from, to] = &SITES;
+    let sn = serial_number(1);
+    let destination =
+        Move { target: to.target.into(), product_key: to.product.into(), former: Former::Disable };
+    app.move_device(&DeviceId::parse(&sn)?, &destination).await?;
+    let fetched = fetch_all(1, app.addresses()[0]).await?.remove(&1).context("the device got no answer")?;
+    check(1, to, &fetched, cloud)?;
+    simulated_device::sign_in(&fetched.certificate, &with_port(&fetched.host), PATIENCE).await?;
+    let former = from.at(cloud)?.status(from.product, &sn);
+    ensure!(former == Some("DISABLE"), "{sn} is {former:?} at {} after it has moved", from.target);
+    print(|out| {
+        writeln!(
+            out,
+            "moved to {:15} {sn}: a new certificate, signed in there; disabled in {}",
+            to.target, from.target
+        )
+    })
 }
 
 /// Lets a device ask that is not in the table.
