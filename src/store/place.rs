@@ -1,6 +1,7 @@
 //! Places of an enrollment: its devices with a certificate, those whose registration has begun, and
-//! those that were rotated and have no new certificate yet. A store counts them, and takes a place in the same step as the claim that needs it, so that a
-//! maximum holds however many processes register devices.
+//! those that were rotated and have no new certificate yet. A store counts them, and takes a place in
+//! the same step as the claim that needs it, so that a maximum holds however many processes register
+//! devices.
 
 use std::{collections::HashMap, sync::Arc};
 

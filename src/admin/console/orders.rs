@@ -43,6 +43,7 @@ fn name_of(kind: OrderKind) -> &'static str {
         OrderKind::Enable => "order-enable",
         OrderKind::Delete => "order-delete",
         OrderKind::Rotate => "order-rotate",
+        OrderKind::Move => "order-move",
     }
 }
 
@@ -53,6 +54,7 @@ fn meaning_of(kind: OrderKind) -> &'static str {
         OrderKind::Enable => "order-enable-text",
         OrderKind::Delete => "order-delete-text",
         OrderKind::Rotate => "order-rotate-text",
+        OrderKind::Move => "order-move-text",
     }
 }
 
@@ -65,11 +67,13 @@ fn is_offered(kind: OrderKind, row: &DeviceRow) -> bool {
             OrderKind::Disable => row.state == DeviceState::Enabled || row.cloud_state.is_none(),
             OrderKind::Enable => is_disabled,
             OrderKind::Delete | OrderKind::Rotate => true,
+            // `certdist device move` asks for the destination.
+            OrderKind::Move => false,
         }
 }
 
 fn offered(row: &DeviceRow) -> impl Iterator<Item = OrderKind> {
-    OrderKind::ALL.into_iter().filter(|kind| is_offered(*kind, row))
+    OrderKind::PLAIN.into_iter().filter(|kind| is_offered(*kind, row))
 }
 
 /// Renders the card of a device's page about changes at IoT Platform. Returns `None` if there is
@@ -109,16 +113,24 @@ pub(super) fn card(
     })
 }
 
+/// Returns the kind of an order that needs no destination.
+fn plain_kind(name: &str) -> Option<OrderKind> {
+    OrderKind::PLAIN.into_iter().find(|kind| kind.name() == name)
+}
+
 fn class_of(kind: OrderKind) -> &'static str {
     match kind {
-        OrderKind::Disable | OrderKind::Delete | OrderKind::Rotate => "danger",
+        OrderKind::Disable | OrderKind::Delete | OrderKind::Rotate | OrderKind::Move => "danger",
         OrderKind::Enable => "secondary",
     }
 }
 
 /// Renders an order that is not carried out yet, in a sentence or two.
 fn described(t: Texts, order: &Order) -> Markup {
-    let name = t.say(name_of(order.kind));
+    let name = match &order.moving {
+        Some(moving) => t.with("order-move-to", [("target", moving.to.target.as_str().into())]),
+        None => t.say(name_of(order.kind)),
+    };
     let values =
         [("order", (&name).into()), ("time", moment(order.at).into()), ("by", (&order.by.name).into())];
     html! {
@@ -165,7 +177,7 @@ pub(super) async fn confirm(
         Ok(None) => return device::absent(&shared, &frame, &visitor, &asked.id).await,
         Err(error) => return frame.store_failed(&visitor, &error),
     };
-    let Some(kind) = OrderKind::named(&asked.action).filter(|kind| is_offered(*kind, &row)) else {
+    let Some(kind) = plain_kind(&asked.action).filter(|kind| is_offered(*kind, &row)) else {
         return Redirect::to(&link(&row.id)).into_response();
     };
     let t = frame.texts;
@@ -199,7 +211,7 @@ pub(super) async fn place(State(shared): State<Arc<Shared>>, OperatorForm(sent):
         Ok(row) => row,
         Err(answer) => return answer,
     };
-    let Some(kind) = OrderKind::named(&fields.action) else {
+    let Some(kind) = plain_kind(&fields.action) else {
         return plain(StatusCode::BAD_REQUEST, "expected the name of an order in the field action");
     };
     let (store, targets, by) = (&shared.sources.store, &shared.sources.targets, visitor.actor());
@@ -216,7 +228,7 @@ pub(super) async fn place(State(shared): State<Arc<Shared>>, OperatorForm(sent):
             }
             done(&visitor, &row, ("order", format!("order to {kind} placed")))
         }
-        Ok(Ordered::Here) => {
+        Ok(Ordered::Here | Ordered::There) => {
             tracing::info!(device = %id, user = visitor.name, action = %kind, "a device was changed in the console");
             done(&visitor, &row, (kind.name(), format!("{kind}, in the table only")))
         }

@@ -210,15 +210,14 @@ async fn taken(config: &Config, store: &dyn Table) -> Result<HashMap<String, Pla
 }
 
 /// Returns the places of a device's enrollment that other devices have taken, as
-/// [`place::taken`](crate::store::place::taken) does. Looks for the device's claim only if it matters.
+/// [`place::taken`](crate::store::place::taken) does, but counts the places of an enrollment only once.
 async fn taken_by_others(
     taken: &HashMap<String, Places>,
     store: &dyn Table,
     row: &Listed,
 ) -> Result<Places, Failure> {
     let Some(taken) = taken.get(&row.enrollment) else { return Ok(Places::default()) };
-    let claim = if row.is_claimed { store.claim_of(&row.id).await? } else { None };
-    let has_place = claim.is_some_and(|claim| claim.has_place_in(&row.enrollment));
+    let has_place = !row.is_registered && store.has_place(&row.id, &row.enrollment).await?;
     Ok(if has_place { Places::default() } else { *taken })
 }
 
