@@ -42,6 +42,7 @@ const MAY_USE: [(&str, &[&str]); 36] = [
             "admin",
             "resource",
             "config",
+            "device",
             "iot_platform",
             "provision",
             "psk",
