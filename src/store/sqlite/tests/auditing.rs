@@ -172,7 +172,8 @@ fn what_is_too_much_is_dropped_and_counted_in_the_chain() {
     }
     other.execute_batch("ROLLBACK").unwrap();
     drop(store);
-    let store = open(&directory);
+    // On a slow machine, entries still wait in a file after the end. A reader finds them there.
+    let store = Sqlite::look(&directory.path().join("certdist.db"), |_| Ok(())).unwrap();
     let (mut written, mut dropped) = (0, 0);
     let counted = store.export_audit(&Filter::default(), &mut |entry, _| {
         match entry.event {
