@@ -10,7 +10,6 @@ use crate::{
     store::{
         StoreError,
         audit::{AuditEntry, AuditEvent, Repeats},
-        unix_now,
     },
 };
 
@@ -26,7 +25,7 @@ pub(super) async fn remember(Sources { store, failures, .. }: Sources) {
     let read = blocking(move || {
         // The times in the log come from the clock of the store, which may be ahead of the clock of
         // this machine.
-        let ahead = store.now().saturating_sub(unix_now());
+        let ahead = store.ahead();
         let since = store.now().saturating_sub(Range::Day.seconds());
         let mut refusals: Vec<AuditEntry> = Vec::new();
         store.review_audit(&[AuditEvent::Refused], since, PATIENCE, &mut |entry, _| {

@@ -135,7 +135,7 @@ impl UseCounters {
 
     async fn note_pairs(&self, store: &dyn Store) -> Result<(), StoreError> {
         let all = self.all();
-        let ahead = store.now().saturating_sub(unix_now());
+        let ahead = store.ahead();
         let (mut uses, mut noted) = (Vec::new(), Vec::new());
         for (enrollment, pair) in &all {
             let keys = pair.each_ref().map(|counter| counter.take(ahead));

@@ -491,6 +491,13 @@ pub trait Store:
         unix_now()
     }
 
+    /// Returns how far this handle's clock is ahead of the system's clock, in seconds.
+    fn ahead(&self) -> i64 {
+        let (before, now) = (unix_now(), self.now());
+        // If a second has begun between the two readings, the next two belong to the same one.
+        if unix_now() == before { now.saturating_sub(before) } else { self.now().saturating_sub(unix_now()) }
+    }
+
     /// Sets how far this handle's clock is ahead of the system's clock, in seconds. The system's
     /// clock may be wrong, so the caller derives this correction from the cloud's clock. The
     /// default implementation does nothing.

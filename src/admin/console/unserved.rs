@@ -10,7 +10,7 @@ use crate::{
     admin::{Shared, blocking},
     device::DeviceId,
     resource::failures::{Failure, Reason},
-    store::{DeviceState, StoreError, UnixSeconds, filter::Listed, unix_now},
+    store::{DeviceState, StoreError, UnixSeconds, filter::Listed},
 };
 
 /// Maximum number of devices that are looked up in the table, the latest first. Each lookup takes a
@@ -131,7 +131,7 @@ pub(super) async fn since(shared: &Shared, from: UnixSeconds) -> Recent {
     let is_read = rows.is_ok();
     let rows: HashMap<DeviceId, Listed> =
         rows.unwrap_or_default().into_iter().map(|row| (row.id.clone(), row)).collect();
-    let ahead = shared.sources.store.now().saturating_sub(unix_now());
+    let ahead = shared.sources.store.ahead();
     let partly = !failures.is_empty() && (!is_read || failures.len() > looked_up);
     let mut later = HashSet::new();
     let all = failures.into_iter().enumerate().map(|(index, failure)| {
