@@ -205,11 +205,13 @@ impl Registrar {
 
     /// Makes the calls that change a device.
     async fn change(&self, order: &Order, row: &DeviceRow) -> Result<Progress, Hindrance> {
-        if order.kind == OrderKind::Rotate {
+        // The former device of a move works until the device has its new certificate.
+        let is_unfetched = order.moving.is_some() && row.first_issued.is_none();
+        if order.kind == OrderKind::Rotate || is_unfetched {
             self.gives_first_certificates(&row.enrollment)?;
-            if !self.may_register_anew(order) {
-                return Err(Hindrance::NotNow);
-            }
+        }
+        if order.kind == OrderKind::Rotate && !self.may_register_anew(order) {
+            return Err(Hindrance::NotNow);
         }
         let (iot_id, former) = match &order.moving {
             Some(moving) => (order.iot_id.clone(), moving.to.former),

@@ -385,3 +385,22 @@ async fn a_device_is_not_moved_while_it_could_not_get_its_new_certificate() {
     world.until_done().await;
     check(&world, Former::Keep).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_former_device_lasts_while_the_device_could_not_get_its_new_certificate() {
+    let world = World::new(true).await;
+    world.place(NAME, &to_tokyo(Former::Delete)).await;
+    let registrars = world.start_living(&config());
+    while world.row(NAME).first_issued.is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The enrollment closes before the former device is deleted.
+    let closed = Guards { closes: Some(1), ..Guards::default() };
+    registrars.iter().for_each(|registrar| registrar.set_guards([("lamp".to_owned(), closed)].into()));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(world.secrets(NAME)[0].is_some());
+    assert!(world.failure(NAME).await.unwrap().contains("enrollment lamp gives out no first certificates"));
+    registrars.iter().for_each(|registrar| registrar.set_guards(HashMap::new()));
+    world.until_done().await;
+    check(&world, Former::Delete).await;
+}
