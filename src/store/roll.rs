@@ -120,8 +120,9 @@ pub enum Ended {
 
 /// The part of a store that keeps rolls.
 pub trait Rolls: Send + Sync + 'static {
-    /// Notes uses of devices' keys, in one step. For each key, the later time counts, unless it is in
-    /// the future: such a time comes from a wrong clock, and a new one replaces it. Leaves out a
+    /// Notes uses of devices' keys, in one step. For each key, the later time counts, unless the stored
+    /// one is in the future: such a time comes from a wrong clock, and a new use of either key removes
+    /// it, so that it does not hide that use. Leaves out a
     /// device that has one key, and times before the device was given its second key, unless that
     /// seems to be in the future.
     fn note_own_uses(&self, uses: Vec<OwnUse>) -> StoreFuture<'_, ()>;

@@ -124,7 +124,7 @@ fn both_keys_go_with_their_device(store: &(impl Store + Bulk)) {
     assert_eq!((roll_of(store, "SN-1"), roll_of(store, "SN-2")), (None, None));
 }
 
-/// `note_own_uses` keeps the later of two times, leaves out times before the roll, and replaces one
+/// `note_own_uses` keeps the later of two times, leaves out times before the roll, and removes one
 /// that is in the future. A roll that begins in the future leaves no time out.
 fn the_last_use_of_each_key_is_kept(store: &(impl Store + Bulk)) {
     store.set_clock_ahead(0);
@@ -143,6 +143,9 @@ fn the_last_use_of_each_key_is_kept(store: &(impl Store + Bulk)) {
     assert_eq!(used(), [Some(future), Some(since + 2)]);
     note(store, "id-1", [Some(since + 3), None]);
     assert_eq!(used(), [Some(since + 3), Some(since + 2)]);
+    note(store, "id-1", [None, Some(future)]);
+    note(store, "id-1", [Some(since + 4), None]);
+    assert_eq!(used(), [Some(since + 4), None], "the first key is in use");
     // A device that was given its second key by a process with a wrong clock.
     store.set_clock_ahead(100 * AHEAD);
     import(store, [with_keys("SN-3", "id-3", "33cc", "bb22")]);

@@ -18,12 +18,13 @@ use crate::{
 const COUNTED: u64 = 500;
 
 /// Of a NULL, each comparison is not true. If the roll seems to begin later than now (?4), the clock
-/// of the import was wrong, and no time is left out because of it.
+/// of the import was wrong, and no time is left out because of it. A stored time that is later than now
+/// is removed, so that it does not hide a use of the other key.
 const NOTE: &str = "UPDATE device_key SET \
-                    pskUsed = CASE WHEN ?2 IS NULL OR (?2 < nextSince AND nextSince <= ?4) THEN pskUsed \
-                    WHEN pskUsed <= ?4 THEN max(pskUsed, ?2) ELSE ?2 END, \
-                    pskNextUsed = CASE WHEN ?3 IS NULL OR (?3 < nextSince AND nextSince <= ?4) THEN pskNextUsed \
-                    WHEN pskNextUsed <= ?4 THEN max(pskNextUsed, ?3) ELSE ?3 END \
+                    pskUsed = CASE WHEN ?2 IS NULL OR (?2 < nextSince AND nextSince <= ?4) \
+                    THEN iif(pskUsed > ?4, NULL, pskUsed) WHEN pskUsed <= ?4 THEN max(pskUsed, ?2) ELSE ?2 END, \
+                    pskNextUsed = CASE WHEN ?3 IS NULL OR (?3 < nextSince AND nextSince <= ?4) \
+                    THEN iif(pskNextUsed > ?4, NULL, pskNextUsed) WHEN pskNextUsed <= ?4 THEN max(pskNextUsed, ?3) ELSE ?3 END \
                     WHERE pskIdentity = ?1 AND pskNext IS NOT NULL";
 
 /// Devices of the enrollment ?1 after the ID ?2 that have a second key.

@@ -78,7 +78,7 @@ impl Rolls for Memory {
                 let Some((_, roll)) = keys.and_then(|(_, keys)| keys.next.as_mut()) else { continue };
                 for (stored, new) in roll.used.iter_mut().zip(used) {
                     let new = new.filter(|new| *new >= roll.since || roll.since > now);
-                    *stored = stored.filter(|stored| *stored <= now || new.is_none()).max(new);
+                    *stored = stored.filter(|stored| *stored <= now).max(new);
                 }
             }
             Ok(())
