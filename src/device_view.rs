@@ -100,6 +100,8 @@ pub fn order_as_json(order: &Order) -> Value {
         "order": order.kind.name(),
         "target": order.target,
         "movesTo": order.moving.as_ref().map(|moving| &moving.to.target),
+        "former": order.moving.as_ref().map(|moving| moving.to.former.name()),
+        "isStored": order.moving.as_ref().map(|moving| moving.is_stored),
         "since": time(Some(order.at)),
         "by": order.by.name,
         "failure": order.failure,

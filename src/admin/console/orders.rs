@@ -29,7 +29,7 @@ use crate::{
     registrar::{Rights, Target},
     store::{
         CloudState, DeviceRow, DeviceState,
-        order::{BY_OPERATOR, Order, OrderKind, OrderNumber},
+        order::{BY_OPERATOR, Former, Moving, Order, OrderKind, OrderNumber},
     },
 };
 
@@ -125,12 +125,19 @@ fn class_of(kind: OrderKind) -> &'static str {
     }
 }
 
+/// Returns what is left to do of an order.
+fn work_of(t: Texts, order: &Order) -> String {
+    let Some(Moving { from, to, is_stored, .. }) = &order.moving else { return t.say(name_of(order.kind)) };
+    match (is_stored, to.former) {
+        (true, Former::Disable) => t.with("order-former-disable", [("target", from.as_str().into())]),
+        (true, _) => t.with("order-former-delete", [("target", from.as_str().into())]),
+        (false, _) => t.with("order-move-to", [("target", to.target.as_str().into())]),
+    }
+}
+
 /// Renders an order that is not carried out yet, in a sentence or two.
 fn described(t: Texts, order: &Order) -> Markup {
-    let name = match &order.moving {
-        Some(moving) => t.with("order-move-to", [("target", moving.to.target.as_str().into())]),
-        None => t.say(name_of(order.kind)),
-    };
+    let name = work_of(t, order);
     let values =
         [("order", (&name).into()), ("time", moment(order.at).into()), ("by", (&order.by.name).into())];
     html! {
@@ -363,7 +370,7 @@ fn table(t: Texts, orders: &[Order], names_targets: bool) -> Markup {
                 @for order in orders {
                     tr {
                         th scope="row" { a.id href=(link(&order.device)) { (order.device) } }
-                        td data-label=(t.say("column-order")) { (t.say(name_of(order.kind))) }
+                        td data-label=(t.say("column-order")) { (work_of(t, order)) }
                         @if names_targets { td data-label=(t.say("column-target")) { bdi { (order.target) } } }
                         td data-label=(t.say("column-since")) { (moment(order.at)) }
                         td data-label=(t.say("column-by")) { bdi { (order.by.name) } }

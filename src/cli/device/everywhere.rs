@@ -218,7 +218,8 @@ async fn wait(
         let orders = all(store, None).await?;
         // A long list is read less often.
         tokio::time::sleep(LOOK.max(read.elapsed() * 10)).await;
-        for reason in orders.iter().filter_map(|order| order.failure.clone()) {
+        let own = orders.iter().filter(|order| placed.contains_key(&order.number));
+        for reason in own.filter_map(|order| order.failure.clone()) {
             if told.len() < NAMED && told.insert(reason.clone()) {
                 remark(&format!("note: {reason}; trying again, and Ctrl-C stops waiting\n"));
             }
