@@ -25,6 +25,7 @@ mod actor;
 pub mod audit;
 pub mod backup;
 mod bulk;
+mod chain;
 pub(crate) mod check;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]

@@ -27,6 +27,7 @@ use crate::{
     store::{
         StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent, Chain, Counts, EachEntry, Filter, Keep, Link, day, link, merged},
+        chain::{StoredBlock, Verification, pruning},
     },
 };
 
@@ -117,12 +118,6 @@ impl<'r> Block<'r> {
     fn lines(&self) -> impl Iterator<Item = (u64, &'r str)> {
         let entries = self.entries.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         (self.first..).zip(entries.unwrap_or(self.entries).split(BETWEEN))
-    }
-
-    /// Returns whether the block is unchanged and follows a block with the hash `previous`.
-    fn is_whole(&self, previous: &Link) -> bool {
-        self.hash == link(previous, self.first, self.entries)
-            && self.lines().last().is_some_and(|(last, _)| last == self.last)
     }
 }
 
@@ -357,57 +352,21 @@ pub(super) fn verify_in(
     mut hash_at: impl FnMut(u64, &Link),
 ) -> rusqlite::Result<Chain> {
     const CHAIN: &str = "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain";
-    let (pruned, anchor, last, hash) = connection.query_row(CHAIN, (), |row| {
+    let (anchor, head): (Head, Head) = connection.query_row(CHAIN, (), |row| {
         let [pruned, last] = [row.get::<_, i64>(0)?, row.get(2)?].map(i64::cast_unsigned);
-        Ok((pruned, row.get::<_, Link>(1)?, last, row.get::<_, Link>(3)?))
+        Ok(((pruned, row.get(1)?), (last, row.get(3)?)))
     })?;
-    let mut chain = Chain { entries: 0, pruned, last, hash, fault: None };
-    let mut fault = |sentence: String| chain.fault = chain.fault.take().or(Some(sentence));
-    let (mut seq, mut previous) = (pruned, anchor);
-    let mut signed_off = pruned == 0;
-    let pruning = format!("\"event\":\"{}\"", AuditEvent::Pruned.name());
+    let mut verification = Verification::new(anchor, head);
     let mut statement = connection.prepare_cached(BLOCKS)?;
     let mut rows = statement.query(ALL)?;
     while let Some(row) = rows.next()? {
         let block = Block::read(row)?;
-        if block.first != seq + 1 {
-            fault(sentence(seq + 1, block.first.saturating_sub(1), "missing"));
-        } else if !block.is_whole(&previous) {
-            fault(sentence(block.first, block.last, "not what was written"));
-        }
-        signed_off |= block
-            .lines()
-            .filter(|(_, line)| line.contains(&pruning))
-            .filter_map(|line| parse(line).ok()?.detail)
-            .any(|detail| detail.ends_with(&anchoring(pruned, &anchor)));
-        hash_at(block.last, &block.hash);
-        chain.entries += (block.last + 1).saturating_sub(block.first);
-        (seq, previous) = (block.last, block.hash);
+        let Block { first, last, ref hash, entries } = block;
+        let stored = StoredBlock { first, last, text: entries, hash };
+        verification.block(stored, block.lines().map(|(_, line)| line));
+        hash_at(last, hash);
     }
-    if seq < last {
-        fault(format!("the last entries, {} to {last}, are missing", seq + 1));
-    } else if seq > last || previous != hash {
-        fault(format!("the chain ends with entry {last}, which is not the last one or was changed"));
-    }
-    if !signed_off {
-        fault(format!("no entry says that entries up to {pruned} were pruned: the beginning was cut off"));
-    }
-    Ok(chain)
-}
-
-/// Returns a sentence such as `entry 7 is missing` or `entries 7 to 9 are missing`.
-fn sentence(first: u64, last: u64, what: &str) -> String {
-    if first < last {
-        format!("entries {first} to {last} are {what}")
-    } else {
-        format!("entry {first} is {what}")
-    }
-}
-
-/// Returns the last part of the text of an entry about pruning. This part must match the anchor of
-/// the chain.
-fn anchoring(seq: u64, hash: &Link) -> String {
-    format!("up to {seq}, hash {}", hex::encode(hash))
+    Ok(verification.end())
 }
 
 /// Expired blocks at the beginning of the log.
@@ -479,7 +438,7 @@ fn prune_blocks(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqli
         "UPDATE audit_chain SET anchorSeq = ?1, anchorHash = ?2",
         params![last.cast_signed(), hash],
     )?;
-    let detail = format!("{} entries, {}", last - anchor, anchoring(last, &hash));
+    let detail = pruning(last - anchor, last, &hash);
     append(connection, &AuditEntry { detail: Some(detail), ..AuditEntry::new(AuditEvent::Pruned, now) })?;
     Ok(last - anchor)
 }
