@@ -3,11 +3,10 @@
 //! therefore applies the rules of [`merge`] again when it writes. The rules are the same for every
 //! store.
 
-use std::collections::BTreeSet;
-
 use super::{
     DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection, Rows,
     StoreError,
+    audit::{AuditEntry, AuditEvent},
     merge::{self, Columns, Merged, Unmerged},
     roll::DeviceKeys,
     staging::{Claim, Staging},
@@ -21,8 +20,20 @@ use crate::{
 /// Number of rows after which the check reports its progress.
 const PROGRESS_EVERY: usize = 1000;
 
+/// Number of rows that are announced to the table at once.
+const TOGETHER: usize = 500;
+
+/// Maximum number of enrollments that an audit entry names.
+const NAMED: usize = 20;
+
 /// The table, as the check of an import reads it.
 pub trait Standing {
+    /// Announces the rows that are checked next, so that a store behind a network can read what it has
+    /// about all of them at once.
+    fn expect(&self, _rows: &[(u64, ImportRow)]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Returns the row of a device. The device secret is as it is stored, sealed or in clear text.
     fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, StoreError>;
 
@@ -71,28 +82,64 @@ impl Marks {
 }
 
 impl Checked {
-    /// Calls `each` with every row that changes the table. The rows come in order of device ID.
-    /// Late rows come last, in the order of the file: each of them needs a value that an earlier
-    /// row of the file gives up.
-    ///
-    /// For every other row, calls `each` with `None`, so that the caller can look at the clock.
+    /// Calls `each` with every row that changes the table: first those that are not late, and then
+    /// the late ones. For every other row, calls `each` with `None`, so that the caller can look at
+    /// the clock.
     pub fn each_change<E: From<StoreError>>(
         &self,
         mut each: impl FnMut(Option<(u64, ImportRow)>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.staging.each_wanted(|number| self.writes.has(number), &mut each)?;
-        self.staging.each_late(|at, row| each(Some((at, row))))
+        self.each_in_order(&mut each)?;
+        self.each_late(|at, row| each(Some((at, row))))
     }
 
-    /// Returns the names of the enrollments of all rows.
-    pub fn enrollments(&self) -> BTreeSet<&str> {
-        self.staging.enrollments()
+    /// Calls `each` with every row that changes the table and is not late, in order of device ID.
+    /// None of these rows depends on another one. For every other row, calls `each` with `None`.
+    pub fn each_in_order<E: From<StoreError>>(
+        &self,
+        each: impl FnMut(Option<(u64, ImportRow)>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.staging.each_wanted(|number| self.writes.has(number), each)
+    }
+
+    /// Calls `each` with every late row, in the order of the file. Each of them needs a value that an
+    /// earlier row of the file gives up.
+    pub fn each_late<E: From<StoreError>>(
+        &self,
+        each: impl FnMut(u64, ImportRow) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.staging.each_late(each)
+    }
+
+    /// Returns the audit entry about the import, which has this result. The entry names the
+    /// enrollments of the imported rows.
+    pub(super) fn entry(&self, job: &ImportJob<'_>, report: ImportReport) -> AuditEntry {
+        let ImportReport { added, changed, unchanged, .. } = report;
+        let mut detail = format!("{}{unchanged} unchanged", counts(job.file, added, changed));
+        let enrollments = self.staging.enrollments();
+        let count = enrollments.len();
+        let mut named = enrollments.into_iter().take(NAMED);
+        let enrollment = if count == 1 { named.next().map(str::to_owned) } else { None };
+        if count > 1 {
+            detail.push_str(", in ");
+            detail.push_str(&named.collect::<Vec<_>>().join(", "));
+            if count > NAMED {
+                detail.push_str(&format!(" and {} more", count - NAMED));
+            }
+        }
+        AuditEntry { enrollment, detail: Some(detail), ..job.by.entry(AuditEvent::Imported) }
     }
 
     /// Returns the number of rows that change the table.
     pub fn changes(&self) -> u64 {
         self.report.added + self.report.changed
     }
+}
+
+/// Returns the beginning of an import's audit entry. By this text, the entry in the log is matched to
+/// the record of the import.
+pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
+    format!("{file}: {added} devices added, {changed} changed, ")
 }
 
 /// Rows of an import that were read and are not checked yet.
@@ -120,7 +167,7 @@ pub fn check(
     let (mut writes, mut report) = (Marks::default(), ImportReport::default());
     let (mut number, mut first): (usize, Option<(u64, ImportRow)>) = (0, None);
     let check = Check { job, staging: &staging, table };
-    staging.each(|at, row| {
+    let mut one = |at: u64, row: ImportRow| {
         number += 1;
         if number.is_multiple_of(PROGRESS_EVERY) {
             (job.progress)(ImportStage::Checking, number as u64, staging.rows);
@@ -149,7 +196,17 @@ pub fn check(
         }
         first = Some((at, row));
         Ok(())
+    };
+    let mut some = Vec::with_capacity(TOGETHER);
+    let mut together = |some: &mut Vec<(u64, ImportRow)>| {
+        table.expect(some)?;
+        some.drain(..).try_for_each(|(at, row)| one(at, row))
+    };
+    staging.each(|at, row| {
+        some.push((at, row));
+        if some.len() == TOGETHER { together(&mut some) } else { Ok(()) }
     })?;
+    together(&mut some)?;
     staging.clashes(|clash| {
         let (first, device) = clash.first.clone();
         let conflict = match clash.claim() {

@@ -11,7 +11,10 @@ use super::{
     BatchId, Claim, JournalEntry, OpenBatch, OpenEntry, RegisteredDevice, StoreError, StoreFuture,
     UnixSeconds,
 };
-use crate::{device::DeviceId, random::random};
+use crate::{
+    device::{Certificate, DeviceId},
+    random::random,
+};
 
 /// Random number of an [`Owner`].
 pub type OwnerId = i64;
@@ -117,6 +120,17 @@ pub struct ClaimView {
 
 /// A batch that was taken over, with its claims.
 pub type TakenBatch = (OpenBatch, Vec<(JournalEntry, Claim)>);
+
+/// Returns the first column in which two certificates of a device differ, if any.
+pub(super) fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str> {
+    [
+        ("productKey", stored.product_key == other.product_key),
+        ("deviceName", stored.device_name == other.device_name),
+        ("deviceSecret", stored.device_secret == other.device_secret),
+    ]
+    .into_iter()
+    .find_map(|(column, same)| (!same).then_some(column))
+}
 
 /// The part of a store that lets several processes register devices from one table.
 ///

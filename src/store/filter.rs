@@ -314,6 +314,18 @@ pub enum Cursor {
     Before(DeviceId),
 }
 
+/// Returns the bounds of the IDs with this prefix in a search: the first ID, and the ID before which the
+/// search ends.
+pub(super) fn bounds(prefix: &str, from: &Cursor) -> (String, String) {
+    // Each character of an ID is at least `!` and less than DEL (7F).
+    let (first, end) = (prefix.to_owned(), format!("{prefix}\x7f"));
+    match from {
+        Cursor::First => (first, end),
+        Cursor::After(id) => (first.max(format!("{id}!")), end),
+        Cursor::Before(id) => (first, end.min(id.to_string())),
+    }
+}
+
 /// Devices that a search has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

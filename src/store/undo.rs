@@ -102,6 +102,14 @@ pub struct Undone {
     pub left: u64,
 }
 
+impl Undone {
+    /// Returns the detail of the audit entry about the undo of import `id`, whose file this was.
+    pub(super) fn detail(&self, id: ImportId, file: &str) -> String {
+        let Self { removed, restored, left, .. } = self;
+        format!("import {id} of {file}: {removed} devices removed, {restored} restored, {left} left")
+    }
+}
+
 /// Devices of an import that have changed since the import, or are being registered. An undo leaves
 /// them as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    Sqlite, audit, difference,
+    Sqlite, audit,
     names::{holder_of_iot_id, holder_of_name},
     places::{self, Room},
     read, secrets, unfinished,
@@ -20,7 +20,7 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::{
             Beat, ClaimTime, ClaimView, Claimed, Claims, IOT_ID_IS_TAKEN, Owner, OwnerId, Settlement,
-            TakenBatch,
+            TakenBatch, difference,
         },
         lease::Leases,
     },

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     device::DeviceId,
-    store::filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text},
+    store::filter::{
+        Cursor, End, Filter, Found, Held, INDEXED_END, Listed, Seen, State, Tally, Text, bounds,
+    },
     target,
 };
 
@@ -107,17 +109,6 @@ fn query(path: &Path<'_>, is_backward: bool) -> String {
         path.rows,
         unfinished::SHOWN
     )
-}
-
-/// Returns the bounds of the IDs: the first ID, and the ID before which the search ends.
-fn bounds(prefix: &str, from: &Cursor) -> (String, String) {
-    // Each character of an ID is at least `!` and less than DEL (7F).
-    let (first, end) = (prefix.to_owned(), format!("{prefix}\x7f"));
-    match from {
-        Cursor::First => (first, end),
-        Cursor::After(id) => (first.max(format!("{id}!")), end),
-        Cursor::Before(id) => (first, end.min(id.to_string())),
-    }
 }
 
 /// Reads the columns by which a filter decides.

@@ -3,7 +3,7 @@
 //! between two slices. Until the last slice is written, the devices that the import adds are hidden
 //! from every reader, and all its changes can be taken back ([`unfinished`]).
 
-use std::{cell::Cell, collections::BTreeSet, time::Instant};
+use std::{cell::Cell, time::Instant};
 
 use rusqlite::{Connection, DropBehavior, OptionalExtension, Statement, params};
 
@@ -20,9 +20,8 @@ use crate::{
     device::{DeviceId, Secret},
     seal,
     store::{
-        Actor, DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection,
-        Rows, SameSecret, StoreError, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
+        DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection, Rows,
+        SameSecret, StoreError, UnixSeconds,
         check::{self, Checked, Staged, Standing},
         merge::{self, Change, Columns, Merged},
         roll::DeviceKeys,
@@ -39,9 +38,6 @@ const SMALL: u64 = 1000;
 /// Number of rows that are checked in one read transaction. A longer transaction would keep the
 /// write-ahead log from being moved into the database.
 const CHECKED: u64 = 1000;
-
-/// Maximum number of enrollments that an audit entry names.
-const NAMED: usize = 20;
 
 /// Runs an import or a dry run.
 pub(super) fn run(
@@ -353,7 +349,7 @@ impl Import<'_> {
         added.write(self.writer).map_err(failed)?;
         let ImportJob { by, file, .. } = self.job;
         if report.added + report.changed > 0 {
-            let entry = imported(by, file, report, checked.enrollments());
+            let entry = checked.entry(&self.job, report);
             audit::append(self.writer, &entry).map_err(failed)?;
             if let Some(id) = id {
                 let ImportReport { added, changed, .. } = report;
@@ -365,23 +361,6 @@ impl Import<'_> {
         self.commit()?;
         Ok(report)
     }
-}
-
-/// Returns the audit entry about an import. The entry names the enrollments of the imported rows.
-fn imported(by: &Actor, file: &str, report: ImportReport, enrollments: BTreeSet<&str>) -> AuditEntry {
-    let ImportReport { added, changed, unchanged, .. } = report;
-    let mut detail = format!("{}{unchanged} unchanged", imports::counts(file, added, changed));
-    let count = enrollments.len();
-    let mut named = enrollments.into_iter().take(NAMED);
-    let enrollment = if count == 1 { named.next().map(str::to_owned) } else { None };
-    if count > 1 {
-        detail.push_str(", in ");
-        detail.push_str(&named.collect::<Vec<_>>().join(", "));
-        if count > NAMED {
-            detail.push_str(&format!(" and {} more", count - NAMED));
-        }
-    }
-    AuditEntry { enrollment, detail: Some(detail), ..by.entry(AuditEvent::Imported) }
 }
 
 pub(super) type Unmerged = merge::Unmerged<WriteError>;

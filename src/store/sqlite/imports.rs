@@ -206,12 +206,6 @@ fn import_record(row: &Row<'_>) -> rusqlite::Result<ImportRecord> {
     })
 }
 
-/// Returns the beginning of an import's audit entry. By this text, the entry in the log is matched
-/// to the [`record`] of the import.
-pub(super) fn counts(file: &str, added: u64, changed: u64) -> String {
-    format!("{file}: {added} devices added, {changed} changed, ")
-}
-
 /// Gives a row the values that it had before an import, except for its key.
 pub(super) fn restore_row(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
     const RESTORE: &str = "UPDATE device_table SET importId = b.former, enrollment = b.enrollment, productKey = b.productKey, \

@@ -433,17 +433,6 @@ fn first_issue(
     Ok(Issue { first: now, is_first: true })
 }
 
-/// Returns the first column in which two certificates of a device differ, if any.
-fn difference(stored: &Certificate, other: &Certificate) -> Option<&'static str> {
-    [
-        ("productKey", stored.product_key == other.product_key),
-        ("deviceName", stored.device_name == other.device_name),
-        ("deviceSecret", stored.device_secret == other.device_secret),
-    ]
-    .into_iter()
-    .find_map(|(column, same)| (!same).then_some(column))
-}
-
 impl Store for Sqlite {
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
         self.read(|connection| read::device(connection, id))

@@ -12,6 +12,7 @@ use crate::{
         StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent, Chain, Link},
         backup::{Sample, SinceBackup},
+        check,
         undo::ImportId,
     },
 };
@@ -184,7 +185,7 @@ fn undone_since(now: &Connection, backup: &Connection) -> rusqlite::Result<Vec<S
     let mut counts = Vec::new();
     for import in imports {
         if !is_import(backup, import.id)? {
-            counts.push(imports::counts(&import.file, import.added, import.changed));
+            counts.push(check::counts(&import.file, import.added, import.changed));
         }
     }
     Ok(counts)

@@ -207,10 +207,8 @@ pub(super) fn complete(writer: &Connection, mark: &Mark) -> rusqlite::Result<Und
     })?;
     let all = imports::one(&transaction, *id)?.map_or(0, |record| record.added + record.changed);
     undone.left = all.saturating_sub(undone.removed + undone.restored);
-    let Undone { removed, restored, left, .. } = undone;
     transaction.execute(UNDONE, params![id.0, at])?;
-    let detail =
-        format!("import {id} of {file}: {removed} devices removed, {restored} restored, {left} left");
+    let detail = undone.detail(*id, file);
     audit::append(&transaction, &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) })?;
     unfinished::end(&transaction, *id)?;
     transaction.commit()?;
