@@ -19,6 +19,7 @@ check: lint ## Format, lints, documentation, unit tests and layers, in three min
 # against the real server.
 test: clients lint workflows ## Everything that must hold, with foreign clients: before a release
 	$(CARGO) test --workspace
+	$(CARGO) test --lib postgres -- --ignored
 	$(CARGO) build --no-default-features
 	$(CARGO) test --features testing --test corpus
 	$(CARGO) run --features testing --example fuzz -- 100000

@@ -2,6 +2,8 @@
 //! run on every store. The tests use each store through two handles alternately, as two processes
 //! would. The clock of one handle is two hours ahead of the other's. A new store needs a module in
 //! the macro `contract` below. The tests for statements about claims are in `contract/claims.rs`.
+//! Those on PostgreSQL need what `make clients` installs, so they run only if they are asked for:
+//! `cargo test --lib postgres -- --ignored`.
 
 mod alternating;
 mod audit_log;
@@ -54,6 +56,14 @@ fn sqlite() -> Fresh<sqlite::Sqlite> {
 fn memory() -> Fresh<Memory> {
     let one = Memory::default();
     let other = one.in_process(std::sync::Arc::new(Fuse::new(usize::MAX)));
+    other.clock().set_ahead(AHEAD);
+    Fresh { store: Alternating::new(one, other), _folder: None }
+}
+
+fn postgres() -> Fresh<postgres::Postgres> {
+    let url = crate::testing::postgres::empty();
+    let handle = || postgres::Postgres::open(&url).unwrap();
+    let (one, other) = (handle(), handle());
     other.clock().set_ahead(AHEAD);
     Fresh { store: Alternating::new(one, other), _folder: None }
 }
@@ -586,6 +596,16 @@ macro_rules! contract {
         contract!(on_sealed_sqlite: crate::store::contract::sealed(crate::store::contract::sqlite()), $($sentence)*);
         contract!(in_memory: crate::store::contract::memory(), $($sentence)*);
         contract!(in_sealed_memory: crate::store::contract::sealed(crate::store::contract::memory()), $($sentence)*);
+        contract!(ignored on_postgres: crate::store::contract::postgres(), $($sentence)*);
+        contract!(ignored on_sealed_postgres: crate::store::contract::sealed(crate::store::contract::postgres()), $($sentence)*);
+    };
+    (ignored $module:ident: $fresh:expr, $($sentence:ident)*) => {
+        mod $module {
+            $(#[test] #[ignore = "needs PostgreSQL"] fn $sentence() {
+                let fresh = $fresh;
+                super::$sentence(&fresh.store);
+            })*
+        }
     };
     ($module:ident: $fresh:expr, $($sentence:ident)*) => {
         mod $module {

@@ -36,6 +36,8 @@ pub mod lease;
 pub mod merge;
 pub mod order;
 pub mod place;
+#[cfg(any(test, feature = "testing"))]
+pub mod postgres;
 pub mod retention;
 pub mod roll;
 pub mod seal_step;

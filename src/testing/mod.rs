@@ -4,5 +4,6 @@
 
 pub(crate) mod cloud;
 pub(crate) mod log;
+pub(crate) mod postgres;
 mod simulation;
 pub(crate) mod store;

@@ -222,11 +222,17 @@ fn second_keys_are_sealed_like_first_ones<S: Store + Bulk + StoredSecrets>(store
     assert_eq!(exported, [(NEXT.to_owned(), false), (PSK.to_owned(), true), (NEXT.to_owned(), false)]);
 }
 
-macro_rules! on_both {
+macro_rules! on_each {
     ($($sentence:ident)*) => {
         mod on_sqlite {
             $(#[test] fn $sentence() {
                 let fresh = crate::store::contract::sqlite();
+                super::$sentence(fresh.store);
+            })*
+        }
+        mod on_postgres {
+            $(#[test] #[ignore = "needs PostgreSQL"] fn $sentence() {
+                let fresh = crate::store::contract::postgres();
                 super::$sentence(fresh.store);
             })*
         }
@@ -239,7 +245,7 @@ macro_rules! on_both {
     };
 }
 
-on_both! {
+on_each! {
     the_key_of_each_value_is_noted
     values_are_replaced_unless_they_have_changed
     all_values_are_sealed_under_the_first_key

@@ -1,0 +1,155 @@
+//! Where the database is, and how certdist signs in: the URL in `database`. The password in it is
+//! never shown.
+
+use std::{str::FromStr, time::Duration};
+
+use tokio_postgres::{
+    Client, Config,
+    config::{Host, SslMode},
+};
+
+use super::{failure::Failure, tls::Tls};
+use crate::store::StoreError;
+
+/// Time without traffic after which the system asks whether the server is still there, and time
+/// without an acknowledgement after which a connection counts as lost.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// The address of a database.
+pub(super) struct Address {
+    config: Config,
+    shown: String,
+    tls: Tls,
+}
+
+impl Address {
+    /// Parses `postgres://USER:PASSWORD@HOST:PORT,…/DATABASE?sslmode=…`. The URL may have the
+    /// parameters of libpq that are about hosts, time-outs, keep-alive and sign-in, and `sslrootcert`
+    /// with the path of a PEM file.
+    ///
+    /// `sslmode` is `disable`, `prefer` (the default) or `verify-full`. `require` and `verify-ca`
+    /// mean `verify-full`, because a certificate that is not checked protects from no one.
+    pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
+        let failed = |reason: &str| {
+            StoreError::Failed(format!("database: {reason}; expected postgres://USER:PASSWORD@HOST/DATABASE"))
+        };
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        let (mut root, mut kept) = (None, Vec::new());
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslrootcert", path)) => {
+                    let path = percent_encoding::percent_decode_str(path).decode_utf8();
+                    root = Some(path.map_err(|_| failed("sslrootcert is not UTF-8"))?.into_owned());
+                }
+                Some(("sslmode", "verify-full" | "verify-ca")) => kept.push("sslmode=require"),
+                _ => kept.push(pair),
+            }
+        }
+        let mut config = Config::from_str(&format!("{base}?{}", kept.join("&"))).map_err(|error| {
+            // The causes of this error name a parameter, and never its value.
+            let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})"));
+            failed(&format!("the URL cannot be read{}", cause.unwrap_or_default()))
+        })?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(failed("no host is named"));
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("certdist");
+        }
+        config.keepalives_idle(KEEPALIVE).tcp_user_timeout(UNACKNOWLEDGED);
+        let is_remote = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)))
+            || !config.get_hostaddrs().is_empty();
+        let tls = match config.get_ssl_mode() {
+            SslMode::Disable => Tls::off(),
+            _ if !is_remote => {
+                config.ssl_mode(SslMode::Disable);
+                Tls::off()
+            }
+            _ => Tls::new(root.as_deref().map(AsRef::as_ref))?,
+        };
+        Ok(Self { shown: shown(&config), config, tls })
+    }
+
+    /// Returns the database as `postgres://USER@HOST,…/DATABASE`, without the password.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Opens a connection to the first host that accepts it. The connection is driven by the runtime
+    /// of the calling task.
+    pub(super) async fn connect(&self) -> Result<Client, Failure> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        tokio::spawn(async move {
+            // Whoever uses the connection gets the error, too.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the database has ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+fn shown(config: &Config) -> String {
+    let ports = config.get_ports();
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(index, host)| match host {
+            #[cfg(unix)]
+            Host::Unix(path) => path.display().to_string(),
+            Host::Tcp(name) => match ports.get(index).or_else(|| ports.first()) {
+                Some(port) => format!("{name}:{port}"),
+                None => name.clone(),
+            },
+        })
+        .collect();
+    let user = config.get_user().map(|user| format!("{user}@")).unwrap_or_default();
+    let name = config.get_dbname().or(config.get_user()).unwrap_or_default();
+    format!("postgres://{user}{}/{name}", hosts.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(url: &str) -> String {
+        Address::parse(url).err().expect("the URL is refused").to_string()
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in [
+            "postgres://anna:s3cret@db1:5433,db2/certdist?target_session_attrs=read-write&sslmode=disable",
+            "postgres://anna@db1:5433,db2:5433/certdist?password=s3cret&sslmode=disable",
+        ] {
+            let address = Address::parse(url).unwrap();
+            assert!(address.shown().starts_with("postgres://anna@db1:5433,db2:"), "{}", address.shown());
+            assert!(address.shown().ends_with("/certdist"), "{}", address.shown());
+        }
+        for url in [
+            "postgres://anna:s3cret@db:port/certdist",
+            "postgres://anna:s3cret@db/certdist?sslmode=s3cret",
+            "postgres://anna:s3cret@/certdist",
+            "postgres://anna:s3cret@db/certdist?connect_timeout=s3cret",
+            "postgres://anna:s3cret%ff@db/certdist?s3cret=1",
+        ] {
+            let error = error(url);
+            assert!(error.contains("postgres://USER"), "{error}");
+            assert!(!error.replace("s3cret`", "").contains(":s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_database_on_a_socket_needs_no_tls() {
+        let address = Address::parse("postgres://anna@%2Frun%2Fpostgresql/certdist?sslmode=disable").unwrap();
+        assert_eq!(address.shown(), "postgres://anna@/run/postgresql/certdist");
+    }
+
+    #[test]
+    fn a_root_certificate_that_is_not_there_is_named() {
+        let error = error("postgres://anna@db/certdist?sslmode=verify-full&sslrootcert=%2Fno%2Fsuch.pem");
+        assert!(error.contains("/no/such.pem"), "{error}");
+    }
+}

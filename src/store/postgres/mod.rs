@@ -1,0 +1,322 @@
+//! Stores the device table in a PostgreSQL database, or in one that understands the same SQL. Any
+//! number of servers use one database: all state that they share is in it. Each write is a
+//! transaction that locks the rows on which it depends, so no order of writes is lost, and each may be
+//! repeated. The rules are those of the other stores, in the modules above.
+
+mod address;
+mod audit;
+mod bulk;
+mod claims;
+mod engine;
+mod failure;
+mod find;
+mod gather;
+mod import;
+mod issue;
+mod key_use;
+mod orders;
+mod pool;
+mod read;
+mod roll;
+mod schema;
+mod secrets;
+mod session;
+mod sightings;
+mod tls;
+mod turns;
+mod undo;
+mod waiting;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+use self::{
+    address::Address,
+    audit::Chainer,
+    engine::{Engine, Transactions},
+    failure::Failure,
+    gather::Gather,
+    issue::Asking,
+    session::{Session, column, values},
+};
+use super::{
+    Actor, Clock, DeviceRow, DeviceState, Issue, KeyLookup, Metrics, Store, StoreError, StoreFuture,
+    UnixSeconds,
+    audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
+    order::PlainChange,
+    unix_now,
+};
+use crate::device::{Certificate, DeviceId};
+
+/// The device table in a PostgreSQL database. Dropping the store waits until all writes that have
+/// begun are done.
+pub struct Postgres {
+    clock: Arc<Clock>,
+    /// Maximum numbers of places for the claims of this handle.
+    max_places: ArcSwap<HashMap<String, u64>>,
+    devices: Gather<DeviceId, Option<DeviceRow>>,
+    enrollments: Gather<DeviceId, Option<String>>,
+    keys: Gather<String, KeyLookup>,
+    issues: Gather<Asking, Result<Issue, StoreError>>,
+    chainer: Chainer,
+    engine: Engine,
+}
+
+impl Postgres {
+    /// Opens the database at a URL. Creates the tables if the database has none. Refuses the tables of
+    /// another program or of a newer version without changing them. Secrets are read and written as
+    /// they are stored. Blocks.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let engine = Engine::start(Address::parse(url)?)?;
+        let database = engine.database().to_owned();
+        let database_now = engine.transact_now(async move |session: &Session| {
+            schema::create_or_check(session, &database).await?;
+            let row = session.one("SELECT extract(epoch FROM clock_timestamp())::int8", &[]).await?;
+            column::<i64>(&row, 0)
+        })?;
+        let clock = Arc::new(Clock::default());
+        // The servers of one database have one clock, unless the cloud's clock is known.
+        clock.set_ahead(database_now - unix_now());
+        let chainer = Chainer::new(Arc::clone(&clock), engine.metrics());
+        Ok(Self {
+            clock,
+            max_places: ArcSwap::default(),
+            devices: Gather::default(),
+            enrollments: Gather::default(),
+            keys: Gather::default(),
+            issues: Gather::default(),
+            chainer,
+            engine,
+        })
+    }
+
+    /// Returns the clock of this handle.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Runs a transaction that may add entries to the audit log.
+    fn write<T, W>(&self, work: W) -> StoreFuture<'static, T>
+    where
+        T: Send + 'static,
+        W: AsyncFn(&Session) -> Result<T, Failure> + Send + 'static,
+    {
+        let written = self.engine.transact(work);
+        self.chainer.wake(&self.engine);
+        written
+    }
+
+    /// Makes an operator's change to a device. Also writes an audit entry if the device exists.
+    fn operate<W>(
+        &self,
+        id: &DeviceId,
+        event: AuditEvent,
+        by: &Actor,
+        change: W,
+    ) -> StoreFuture<'static, bool>
+    where
+        W: AsyncFn(&Session, &DeviceRow) -> Result<bool, Failure> + Send + 'static,
+    {
+        let (id, by, clock) = (id.clone(), by.clone(), self.clock.clone());
+        self.write(async move |session: &Session| {
+            let Some(row) = read::locked(session, &id).await? else { return Ok(false) };
+            if !change(session, &row).await? {
+                return Ok(false);
+            }
+            audit::forget_refusals(session, &id).await?;
+            let entry = AuditEntry { at: clock.now(), device: Some(id.clone()), ..by.entry(event) };
+            audit::append(session, &entry).await?;
+            Ok(true)
+        })
+    }
+}
+
+impl Store for Postgres {
+    fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>> {
+        self.devices.ask(&self.engine, id.clone(), async |transactions: &Transactions, ids: Vec<DeviceId>| {
+            transactions.read(&async |session: &Session| read::devices(session, &ids).await).await
+        })
+    }
+
+    fn spelled<'a>(&'a self, mac: &'a DeviceId) -> StoreFuture<'a, Option<DeviceId>> {
+        let mac = mac.clone();
+        self.engine.read(async move |session: &Session| read::spelled(session, &mac).await)
+    }
+
+    fn enrollment_of<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<String>> {
+        self.enrollments.ask(
+            &self.engine,
+            id.clone(),
+            async |transactions: &Transactions, ids: Vec<DeviceId>| {
+                transactions.read(&async |session: &Session| read::enrollments_of(session, &ids).await).await
+            },
+        )
+    }
+
+    fn individual_key<'a>(&'a self, identity: &'a str) -> StoreFuture<'a, KeyLookup> {
+        self.keys.ask(
+            &self.engine,
+            identity.to_owned(),
+            async |transactions: &Transactions, all: Vec<String>| {
+                transactions.read(&async |session: &Session| read::individual_keys(session, &all).await).await
+            },
+        )
+    }
+
+    fn record_issue<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        certificate: &'a Certificate,
+        issue_id: i64,
+        asker: Asker,
+    ) -> StoreFuture<'a, Issue> {
+        let asking = Asking { device: id.clone(), certificate: certificate.clone(), issue_id, asker };
+        let (clock, metrics) = (self.clock.clone(), self.engine.metrics());
+        let issued = self.issues.ask(
+            &self.engine,
+            asking,
+            async move |transactions: &Transactions, all: Vec<Asking>| {
+                issue::record(transactions, &metrics, &all, clock.now()).await
+            },
+        );
+        self.chainer.wake(&self.engine);
+        Box::pin(async { issued.await? })
+    }
+
+    /// Unlike a store in a file, keeps the entry only in memory until it is written, a tenth of a
+    /// second later. The last entries of a process that is killed are lost.
+    fn audit(&self, asked: Asked) -> Result<(), StoreError> {
+        self.chainer.push(&self.engine, asked)
+    }
+
+    fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
+        let id = id.clone();
+        self.engine.transact(async move |session: &Session| audit::history(session, &id, limit).await)
+    }
+
+    fn rows_after<'a>(
+        &'a self,
+        after: Option<&'a DeviceId>,
+        limit: usize,
+    ) -> StoreFuture<'a, Vec<DeviceRow>> {
+        // No ID is empty, so all IDs come after the empty text.
+        let after = after.map_or("", DeviceId::as_str).to_owned();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.engine.read(async move |session: &Session| read::rows_after(session, &after, limit).await)
+    }
+
+    fn set_state<'a>(&'a self, id: &'a DeviceId, state: DeviceState, by: &'a Actor) -> StoreFuture<'a, bool> {
+        const SQL: &str = "UPDATE device_table SET state = $2, importId = -abs(importId) WHERE deviceId = $1";
+        let (event, name) = match state {
+            DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
+            DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
+        };
+        let (actor, clock) = (by.clone(), self.clock.clone());
+        self.operate(id, event, by, async move |session: &Session, row: &DeviceRow| {
+            orders::permit(session, &row.id, PlainChange::from(state), (&actor, clock.now())).await?;
+            Ok(session.execute(SQL, values![row.id.as_str(), name]).await? > 0)
+        })
+    }
+
+    fn reset<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
+        const RESET: &str = "UPDATE device_table SET firstIssued = NULL, issueId = NULL, refusal = NULL \
+                             WHERE deviceId = $1";
+        // A device that was deleted at IoT Platform loses its certificate, and is registered again
+        // under the same name.
+        const ANEW: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
+                            activateTime = NULL, cloudState = NULL \
+                            WHERE deviceId = $1 AND cloudState = 'deleted'";
+        self.operate(id, AuditEvent::Reset, by, async |session: &Session, row: &DeviceRow| {
+            session.execute(ANEW, values![row.id.as_str()]).await?;
+            Ok(session.execute(RESET, values![row.id.as_str()]).await? > 0)
+        })
+    }
+
+    fn clear_refusal<'a>(
+        &'a self,
+        id: &'a DeviceId,
+        refusal: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, bool> {
+        const SQL: &str = "UPDATE device_table SET refusal = NULL WHERE deviceId = $1 AND refusal = $2";
+        let refusal = refusal.to_owned();
+        self.operate(id, AuditEvent::Reset, by, async move |session: &Session, row: &DeviceRow| {
+            Ok(session.execute(SQL, values![row.id.as_str(), refusal]).await? > 0)
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a DeviceId, by: &'a Actor) -> StoreFuture<'a, bool> {
+        // ON DELETE CASCADE deletes the key, the claim and the order as well.
+        const SQL: &str = "DELETE FROM device_table WHERE deviceId = $1";
+        let (actor, clock) = (by.clone(), self.clock.clone());
+        self.operate(id, AuditEvent::Deleted, by, async move |session: &Session, row: &DeviceRow| {
+            orders::permit(session, &row.id, PlainChange::Delete, (&actor, clock.now())).await?;
+            Ok(session.execute(SQL, values![row.id.as_str()]).await? > 0)
+        })
+    }
+
+    fn probe(&self) -> StoreFuture<'_, ()> {
+        // A write that changes nothing shows that the server is no standby, and that a commit ends.
+        const SQL: &str = "UPDATE certdist_schema SET version = version";
+        self.engine.transact(async |session: &Session| session.execute(SQL, &[]).await.map(drop))
+    }
+
+    fn now(&self) -> UnixSeconds {
+        self.clock.now()
+    }
+
+    fn set_clock_ahead(&self, seconds: i64) {
+        self.clock.set_ahead(seconds);
+    }
+
+    fn metrics(&self) -> Option<Arc<Metrics>> {
+        Some(self.engine.metrics())
+    }
+}
+
+impl AuditLog for Postgres {
+    fn has_expired(&self, keep: Keep) -> StoreFuture<'_, bool> {
+        let now = self.clock.now();
+        self.engine.read(async move |session: &Session| audit::has_expired(session, keep, now).await)
+    }
+
+    fn prune(&self, keep: Keep) -> StoreFuture<'_, Counts> {
+        let now = self.clock.now();
+        let pruned =
+            self.engine.transact(async move |session: &Session| audit::prune(session, keep, now).await);
+        let metrics = self.engine.metrics();
+        Box::pin(async move {
+            let pruned = pruned.await?;
+            metrics.changes_removed.fetch_add(pruned.changes, Ordering::Relaxed);
+            metrics.repeats_removed.fetch_add(pruned.repeats, Ordering::Relaxed);
+            Ok(pruned)
+        })
+    }
+
+    fn newest_entry(&self) -> StoreFuture<'_, Option<UnixSeconds>> {
+        self.engine.read(audit::newest)
+    }
+
+    fn export_audit(&self, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
+        audit::export(&self.engine, filter, each)
+    }
+
+    fn review_audit(
+        &self,
+        kinds: &[AuditEvent],
+        since: UnixSeconds,
+        time: Duration,
+        each: EachEntry<'_>,
+    ) -> Result<bool, StoreError> {
+        audit::review(&self.engine, kinds, (since, time), each)
+    }
+
+    fn verify_audit(&self, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
+        audit::verify(&self.engine, hash_at)
+    }
+}

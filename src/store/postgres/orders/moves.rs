@@ -1,0 +1,181 @@
+//! Orders to move a device: how one is placed, and how the certificate of the new target replaces the
+//! former one.
+
+use tokio_postgres::Row;
+
+use super::{cancel, is_claimed, keep_from_undo, locked, log, of, remove};
+use crate::{
+    device::DeviceId,
+    store::{
+        Actor, DeviceRow, RegisteredDevice, UnixSeconds,
+        audit::AuditEvent,
+        claim::ClaimTime,
+        order::{Former, Move, Moved, Moving, Order, OrderKind, OrderNumber, Placed, ROW_CHANGED},
+        postgres::{
+            audit::forget_refusals,
+            failure::Failure,
+            read::{self, holder_of_iot_id, holder_of_name},
+            secrets,
+            session::{Session, column, values},
+        },
+    },
+};
+
+/// Reads the state of a move from the columns that begin with `fromTarget`, the column `first`.
+pub(super) fn moving(row: &Row, first: usize) -> Result<Option<Moving>, Failure> {
+    let Some(from) = column(row, first)? else { return Ok(None) };
+    let former = Former::named(column(row, first + 3)?);
+    let asked_at: Option<UnixSeconds> = column(row, first + 4)?;
+    let cloud_offset = column(row, first + 5)?;
+    Ok(Some(Moving {
+        from,
+        to: Move {
+            target: column(row, first + 1)?,
+            product_key: column(row, first + 2)?,
+            former: former.ok_or_else(|| Failure::unexpected("an order has an unknown value of former"))?,
+        },
+        asked: asked_at.map(|at| ClaimTime { at, cloud_offset }),
+        is_stored: column(row, first + 6)?,
+    }))
+}
+
+pub(super) async fn place(
+    session: &Session,
+    device: &DeviceId,
+    to: &Move,
+    by: &Actor,
+    now: UnixSeconds,
+) -> Result<Placed, Failure> {
+    const PLACE: &str = "INSERT INTO cloud_order \
+                         (deviceId, work, productKey, deviceName, IotId, orderedAt, who, address, target, \
+                         fromTarget, toTarget, toProduct, former) \
+                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+    let Some(row) = read::locked(session, device).await? else { return Ok(Placed::NoDevice) };
+    if let Some(known) = of(session, device).await? {
+        let is_same = known.moving.is_some_and(|moving| moving.to == *to);
+        return Ok(if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+    }
+    let Some(certificate) = &row.certificate else { return here(session, &row, to, by, now).await };
+    let from = row.target().unwrap_or_default();
+    if from == to.target {
+        return Ok(Placed::There);
+    }
+    if certificate.product_key == to.product_key {
+        return Ok(Placed::SameProduct);
+    }
+    if let Some(holder) = holder_of_name(session, device, &to.product_key, &certificate.device_name).await? {
+        return Ok(Placed::NameTaken(holder));
+    }
+    let first = if to.former == Former::Keep { to.target.as_str() } else { from };
+    session
+        .execute(
+            PLACE,
+            values![
+                device.as_str(),
+                OrderKind::Move.name(),
+                certificate.product_key,
+                certificate.device_name,
+                row.iot_id,
+                now,
+                by.name,
+                by.address,
+                first,
+                from,
+                to.target,
+                to.product_key,
+                to.former.name()
+            ],
+        )
+        .await?;
+    let absent = || Failure::unexpected(format!("the order of device {device} cannot be read"));
+    let placed: Order = of(session, device).await?.ok_or_else(absent)?;
+    keep_from_undo(session, device).await?;
+    log(session, (AuditEvent::Ordered, now), device, by, placed.work()).await?;
+    Ok(Placed::Yes(placed.number))
+}
+
+/// Moves a device that has no certificate, in the table alone.
+async fn here(
+    session: &Session,
+    row: &DeviceRow,
+    to: &Move,
+    by: &Actor,
+    now: UnixSeconds,
+) -> Result<Placed, Failure> {
+    const MOVE: &str = "UPDATE device_table SET target = $2, productKey = $3, refusal = NULL, IotId = NULL, \
+                        importId = -abs(importId) WHERE deviceId = $1";
+    if is_claimed(session, &row.id).await? {
+        return Ok(Placed::Registering);
+    }
+    if row.target.as_deref() == Some(&to.target) && row.product_key == to.product_key {
+        return Ok(Placed::There);
+    }
+    if let Some(holder) = holder_of_name(session, &row.id, &to.product_key, &row.name()).await? {
+        return Ok(Placed::NameTaken(holder));
+    }
+    session.execute(MOVE, values![row.id.as_str(), to.target, to.product_key]).await?;
+    forget_refusals(session, &row.id).await?;
+    log(session, (AuditEvent::Moved, now), &row.id, by, to.detail_in_table(row)).await?;
+    Ok(Placed::Here)
+}
+
+/// Replaces the certificate of a device by that of the new target. The target is written even if it
+/// is the default one, because the enrollment may name another one.
+pub(super) async fn store(
+    session: &Session,
+    number: OrderNumber,
+    registered: &RegisteredDevice,
+    now: UnixSeconds,
+) -> Result<Moved, Failure> {
+    const STORE: &str = "UPDATE device_table SET productKey = $2, deviceName = $3, name = $3, deviceSecret = $4, \
+                         IotId = $5, registerTime = $6, activateTime = NULL, firstIssued = NULL, issueId = NULL, \
+                         cloudState = NULL, refusal = NULL, importId = -abs(importId), target = $7 \
+                         WHERE deviceId = $1";
+    const IS_STORED: &str = "UPDATE cloud_order SET isStored = true, target = fromTarget, failure = NULL \
+                             WHERE number = $1";
+    let Some(order) = locked(session, number).await? else { return Ok(Moved::Ended) };
+    let Some(moving) = &order.moving else { return Ok(Moved::Ended) };
+    if moving.is_stored {
+        return Ok(Moved::Yes);
+    }
+    let device = &order.device;
+    if !read::device(session, device).await?.is_some_and(|row| order.fits(&row)) {
+        cancel(session, &order, ROW_CHANGED, (&order.by, now)).await?;
+        return Ok(Moved::RowChanged);
+    }
+    let RegisteredDevice { certificate, iot_id, registered } = registered;
+    if let Some(holder) =
+        holder_of_name(session, device, &certificate.product_key, &certificate.device_name).await?
+    {
+        return Ok(Moved::NameTaken(holder));
+    }
+    if let Some(iot_id) = iot_id
+        && let Some(holder) = holder_of_iot_id(session, device, iot_id).await?
+    {
+        return Ok(Moved::IotIdTaken(holder));
+    }
+    secrets::note(session, certificate.device_secret.expose()).await?;
+    session
+        .execute(
+            STORE,
+            values![
+                device.as_str(),
+                certificate.product_key,
+                certificate.device_name,
+                certificate.device_secret.expose(),
+                iot_id,
+                *registered,
+                moving.to.target
+            ],
+        )
+        .await?;
+    forget_refusals(session, device).await?;
+    log(session, (AuditEvent::Moved, now), device, &order.by, moving.detail(&order)).await?;
+    match moving.to.former {
+        Former::Keep => remove(session, number).await?,
+        Former::Disable | Former::Delete => {
+            session.execute(IS_STORED, values![number]).await?;
+        }
+    }
+    Ok(Moved::Yes)
+}

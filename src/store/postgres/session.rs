@@ -1,0 +1,118 @@
+//! One connection to PostgreSQL while one piece of work uses it: statements and their values. Each
+//! statement is sent without a name, in one round trip, so that a pooler such as PgBouncer may give
+//! each transaction another connection. This module knows no table.
+
+use tokio_postgres::{
+    Client, Row,
+    types::{FromSql, ToSql, Type},
+};
+
+use super::failure::Failure;
+
+/// A value of a statement, and its type in SQL.
+pub(super) type Value<'v> = (&'v (dyn ToSql + Sync), Type);
+
+/// Makes the values `$1`, `$2`, … of a statement.
+macro_rules! values {
+    ($($value:expr),* $(,)?) => { &[$($crate::store::postgres::session::value(&$value)),*] };
+}
+pub(super) use values;
+
+/// Rust type with a fixed type in SQL. An unnamed statement names the types of its values, so the
+/// server need not be asked for them first.
+pub(super) trait Typed {
+    /// The type in SQL.
+    const TYPE: Type;
+}
+
+macro_rules! typed {
+    ($($rust:ty => $sql:ident),* $(,)?) => { $(impl Typed for $rust { const TYPE: Type = Type::$sql; })* };
+}
+
+typed! {
+    str => TEXT,
+    String => TEXT,
+    i64 => INT8,
+    bool => BOOL,
+    [u8] => BYTEA,
+    Vec<u8> => BYTEA,
+    Vec<i64> => INT8_ARRAY,
+    Vec<Option<i64>> => INT8_ARRAY,
+    Vec<String> => TEXT_ARRAY,
+    Vec<&str> => TEXT_ARRAY,
+    Vec<Option<String>> => TEXT_ARRAY,
+    Vec<Option<&str>> => TEXT_ARRAY,
+    Vec<Vec<u8>> => BYTEA_ARRAY,
+}
+
+impl<T: Typed + ?Sized> Typed for &T {
+    const TYPE: Type = T::TYPE;
+}
+
+impl<T: Typed> Typed for Option<T> {
+    const TYPE: Type = T::TYPE;
+}
+
+/// Returns a value with its type.
+pub(super) fn value<T: Typed + ToSql + Sync>(value: &T) -> Value<'_> {
+    (value, T::TYPE)
+}
+
+/// Reads a column of a row. Fails if the column has another type, for example because the schema was
+/// changed by hand.
+pub(super) fn column<'r, T: FromSql<'r>>(row: &'r Row, index: usize) -> Result<T, Failure> {
+    Ok(row.try_get(index)?)
+}
+
+/// Reads a column with a number of something.
+pub(super) fn number(row: &Row, index: usize) -> Result<u64, Failure> {
+    Ok(column::<i64>(row, index)?.unsigned_abs())
+}
+
+/// A connection that one piece of work uses. It is closed when it is dropped, unless the pool takes
+/// it back.
+pub(super) struct Session {
+    client: Client,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Session {
+    pub(super) fn new(client: Client, permit: tokio::sync::OwnedSemaphorePermit) -> Self {
+        Self { client, _permit: permit }
+    }
+
+    /// Returns the connection, for other work.
+    pub(super) fn into_client(self) -> Client {
+        self.client
+    }
+
+    /// Runs statements without values, and ignores their rows.
+    pub(super) async fn run(&self, sql: &str) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Runs a statement, and returns its rows.
+    pub(super) async fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
+        Ok(self.client.query_typed(sql, values).await?)
+    }
+
+    /// Runs a statement, and returns its first row.
+    pub(super) async fn row(&self, sql: &str, values: &[Value<'_>]) -> Result<Option<Row>, Failure> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// Runs a statement that always has a row.
+    pub(super) async fn one(&self, sql: &str, values: &[Value<'_>]) -> Result<Row, Failure> {
+        self.row(sql, values).await?.ok_or_else(|| Failure::unexpected("a statement returned no row"))
+    }
+
+    /// Returns whether a statement has a row.
+    pub(super) async fn exists(&self, sql: &str, values: &[Value<'_>]) -> Result<bool, Failure> {
+        Ok(!self.rows(sql, values).await?.is_empty())
+    }
+
+    /// Runs a statement, and returns the number of rows that it has changed.
+    pub(super) async fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
+        Ok(self.client.execute_typed(sql, values).await?)
+    }
+}
