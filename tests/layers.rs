@@ -243,7 +243,8 @@ fn dependencies_point_downward_only() {
 /// Returns the lines of code in `text`, up to its tests, that name a kind of store.
 fn kinds_of_store(text: &str) -> Vec<&str> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    let names = |line: &&str| ["sqlite::", "::sqlite", "Sqlite"].iter().any(|name| line.contains(name));
+    let kinds = ["sqlite::", "::sqlite", "Sqlite", "postgres::", "::postgres", "Postgres"];
+    let names = |line: &&str| kinds.iter().any(|name| line.contains(name));
     code.lines().filter(|line| !line.trim_start().starts_with("//")).filter(names).collect()
 }
 

@@ -1,6 +1,6 @@
 //! The thread on which all work in PostgreSQL runs, and the ways to hand it work: a transaction, which
 //! is repeated if another one was in its way; a read; and a connection for a caller that blocks. Work
-//! goes on even if no one waits for it any more. This module knows no table.
+//! goes on even if no one waits for it any more. This module does not know what the work is.
 
 use std::{
     cell::Cell,
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{address::Address, failure::Failure, pool::Pool, session::Session};
+use super::{Access, address::Address, failure::Failure, pool::Pool, schema, session::Session};
 use crate::store::{Metrics, StoreError, StoreFuture};
 
 /// Maximum number of pieces of work that wait or run. Further ones fail, and their devices are asked
@@ -64,6 +64,7 @@ type Work = Box<dyn FnOnce(Rc<Pools>) -> Pin<Box<dyn Future<Output = ()>>> + Sen
 
 /// The connections of the engine.
 struct Pools {
+    access: Access,
     work: Pool,
     blocking: Pool,
     /// Set when the engine is dropped, and then it only does what it has begun.
@@ -88,7 +89,7 @@ impl Transactions {
         &self,
         work: &impl AsyncFn(&Session) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        read(&self.0.work, work).await
+        read(&self.0, work).await
     }
 
     /// Waits for this time, or until the engine ends.
@@ -109,13 +110,14 @@ impl Transactions {
 pub(super) struct Engine {
     queue: Option<mpsc::Sender<Work>>,
     address: Arc<Address>,
+    access: Access,
     metrics: Arc<Metrics>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Engine {
     /// Starts the thread. Opens no connection yet.
-    pub(super) fn start(address: Address) -> Result<Self, StoreError> {
+    pub(super) fn start(address: Address, access: Access) -> Result<Self, StoreError> {
         let (queue, work) = mpsc::channel(QUEUE);
         let address = Arc::new(address);
         let failed = |error| StoreError::Failed(format!("no thread for the database: {error}"));
@@ -124,10 +126,15 @@ impl Engine {
             .name("store-postgres".into())
             .spawn({
                 let address = Arc::clone(&address);
-                move || LocalSet::new().block_on(&runtime, run(work, address))
+                move || LocalSet::new().block_on(&runtime, run(work, address, access))
             })
             .map_err(failed)?;
-        Ok(Self { queue: Some(queue), address, metrics: Arc::default(), thread: Some(thread) })
+        Ok(Self { queue: Some(queue), address, access, metrics: Arc::default(), thread: Some(thread) })
+    }
+
+    /// Returns the kind of access.
+    pub(super) fn access(&self) -> Access {
+        self.access
     }
 
     /// Returns the metrics of the transactions.
@@ -147,6 +154,9 @@ impl Engine {
         T: Send + 'static,
         W: AsyncFn(&Session) -> Result<T, Failure> + Send + 'static,
     {
+        if let Err(error) = self.may_write() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let metrics = Arc::clone(&self.metrics);
         metrics.waiting.fetch_add(1, Ordering::Relaxed);
         self.hand_over(move |pools| async move {
@@ -164,13 +174,24 @@ impl Engine {
         })
     }
 
-    /// Runs `work`, which only reads. Each of its statements sees the newest state.
+    /// Fails if the database was opened only to be read.
+    pub(super) fn may_write(&self) -> Result<(), StoreError> {
+        match self.access {
+            Access::Full => Ok(()),
+            Access::Looks | Access::PreviewsNew => {
+                Err(StoreError::Failed(format!("{}: it was opened only to be read", self.database())))
+            }
+        }
+    }
+
+    /// Runs `work`, which only reads. Each of its statements sees the newest state. If the database has
+    /// no tables and an import is previewed, it sees empty ones.
     pub(super) fn read<T, W>(&self, work: W) -> StoreFuture<'static, T>
     where
         T: Send + 'static,
         W: AsyncFn(&Session) -> Result<T, Failure> + Send + 'static,
     {
-        self.hand_over(move |pools| async move { read(&pools.work, &work).await })
+        self.hand_over(move |pools| async move { read(&pools, &work).await })
     }
 
     /// Runs a task in the background, which runs transactions and ends soon after the engine. Returns
@@ -251,8 +272,9 @@ impl Drop for Engine {
     }
 }
 
-async fn run(mut queue: mpsc::Receiver<Work>, address: Arc<Address>) {
+async fn run(mut queue: mpsc::Receiver<Work>, address: Arc<Address>, access: Access) {
     let pools = Rc::new(Pools {
+        access,
         work: Pool::new(Arc::clone(&address), CONNECTIONS),
         blocking: Pool::new(address, BLOCKING_CONNECTIONS),
         is_ending: Cell::new(false),
@@ -284,8 +306,7 @@ async fn transact<T>(
             Err(_) if commits.get() => return Err(unknown(pool)),
             Err(_) => return Err(no_answer(pool)),
         };
-        let is_lost = matches!(&failure, Failure::Database(error) if error.as_db_error().is_none());
-        if commits.get() && is_lost {
+        if commits.get() && !failure.is_rolled_back() {
             return Err(unknown(pool));
         }
         if !failure.is_temporary() || attempt == ATTEMPTS || !pause(attempt, deadline).await {
@@ -328,13 +349,19 @@ async fn attempt_once<T>(
     }
 }
 
-async fn read<T>(pool: &Pool, work: &impl AsyncFn(&Session) -> Result<T, Failure>) -> Result<T, StoreError> {
-    let deadline = Instant::now() + WAIT;
+async fn read<T>(
+    pools: &Pools,
+    work: &impl AsyncFn(&Session) -> Result<T, Failure>,
+) -> Result<T, StoreError> {
+    let (pool, deadline) = (&pools.work, Instant::now() + WAIT);
     let mut attempt = 1;
     loop {
         let once = async {
             let session = pool.session(deadline).await?;
-            let outcome = work(&session).await;
+            let outcome = match pools.access {
+                Access::Full | Access::Looks => work(&session).await,
+                Access::PreviewsNew => with_empty_tables(&session, work).await,
+            };
             match &outcome {
                 Err(failure) if !failure.leaves_connection() => pool.clear(),
                 _ => pool.put_back(session),
@@ -351,6 +378,20 @@ async fn read<T>(pool: &Pool, work: &impl AsyncFn(&Session) -> Result<T, Failure
         }
         attempt += 1;
     }
+}
+
+/// Runs a read in a database without tables. They are created in a transaction that is taken back.
+async fn with_empty_tables<T>(
+    session: &Session,
+    work: &impl AsyncFn(&Session) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    session.run("BEGIN").await?;
+    let outcome = match session.run(schema::CREATE).await {
+        Ok(()) => work(session).await,
+        Err(failure) => Err(failure),
+    };
+    session.run("ROLLBACK").await?;
+    outcome
 }
 
 /// Waits before the next attempt. Returns false if the deadline comes first.
@@ -392,10 +433,10 @@ impl Blocking {
     pub(super) fn commit(self) -> Result<(), StoreError> {
         match wait(self.session.run("COMMIT")) {
             Ok(()) => Ok(()),
-            Err(Failure::Database(error)) if error.as_db_error().is_none() => {
+            Err(failure) if failure.is_rolled_back() => Err(failure.into_store_error(&self.database)),
+            Err(_) => {
                 Err(StoreError::Unknown(format!("{}: the connection ended during a commit", self.database)))
             }
-            Err(failure) => Err(failure.into_store_error(&self.database)),
         }
     }
 }
@@ -411,7 +452,7 @@ impl Wake for Unpark {
 
 /// Waits for a future that the engine's thread drives. May be called in any thread, even in one that
 /// runs other futures.
-fn wait<F: Future>(future: F) -> F::Output {
+pub(super) fn wait<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);

@@ -40,6 +40,14 @@ impl Failure {
         }
     }
 
+    /// Returns whether the server has refused a commit, so that nothing was done. After any other
+    /// failure of a commit, for example because the server is shutting down, it may have been done.
+    pub(super) fn is_rolled_back(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        // Classes of SQLSTATE: constraints, and transactions that were rolled back.
+        error.code().is_some_and(|code| code.code().starts_with("23") || code.code().starts_with("40"))
+    }
+
     /// Returns whether the server has answered with an error and the connection can be used further.
     pub(super) fn leaves_connection(&self) -> bool {
         match self {

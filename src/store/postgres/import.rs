@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{
-    Postgres, audit,
+    Access, Postgres, audit,
     engine::{BEGIN_BULK, Blocking},
     failure::Failure,
     read::{self, device_columns},
-    secrets,
+    schema, secrets,
     session::{Session, column, number, values},
 };
 use crate::{
@@ -70,9 +70,17 @@ pub(super) fn run(
     let staged = Staged::read(rows, reject)?;
     let session = store.engine.blocking()?;
     if job.dry_run {
-        session.run(async |session| session.run(SNAPSHOT).await)?;
+        session.run(async |session| match store.engine.access() {
+            // Tables that are created in a transaction are gone when it ends.
+            Access::PreviewsNew => {
+                session.run("BEGIN").await?;
+                session.run(schema::CREATE).await
+            }
+            Access::Full | Access::Looks => session.run(SNAPSHOT).await,
+        })?;
         return Ok(check::check(&job, staged, &View::new(&session), reject)?.report);
     }
+    store.engine.may_write()?;
     session.run(async |session| {
         session.run(BEGIN_BULK).await?;
         take_turn(session).await

@@ -27,6 +27,9 @@ mod turns;
 mod undo;
 mod waiting;
 
+#[cfg(all(test, feature = "simulation"))]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -45,13 +48,31 @@ use self::{
     session::{Session, column, values},
 };
 use super::{
-    Actor, Clock, DeviceRow, DeviceState, Issue, KeyLookup, Metrics, Store, StoreError, StoreFuture,
-    UnixSeconds,
+    Actor, Clock, Condition, DeviceRow, DeviceState, Issue, KeyLookup, Metrics, Store, StoreError,
+    StoreFuture, UnixSeconds,
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
     order::PlainChange,
     unix_now,
 };
 use crate::device::{Certificate, DeviceId};
+
+/// Kind of access to a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Reads and writes.
+    Full,
+    /// Only reads.
+    Looks,
+    /// Previews imports into a database that has no tables yet.
+    PreviewsNew,
+}
+
+fn condition(engine: &Engine) -> Result<Condition, StoreError> {
+    let database = engine.database().to_owned();
+    let is_current =
+        engine.read_now(async move |session: &Session| schema::is_current(session, &database).await)?;
+    Ok(if is_current { Condition::Current } else { Condition::Missing })
+}
 
 /// The device table in a PostgreSQL database. Dropping the store waits until all writes that have
 /// begun are done.
@@ -72,18 +93,71 @@ impl Postgres {
     /// another program or of a newer version without changing them. Secrets are read and written as
     /// they are stored. Blocks.
     pub fn open(url: &str) -> Result<Self, StoreError> {
-        let engine = Engine::start(Address::parse(url)?)?;
+        Self::open_if(url, |_| Ok(()))
+    }
+
+    /// Opens a database like [`open`](Self::open), but only if `accepts` returns no error. `accepts`
+    /// receives the IDs of the database keys under which the secrets are sealed.
+    pub fn open_if(url: &str, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
+        let engine = Engine::start(Address::parse(url)?, Access::Full)?;
         let database = engine.database().to_owned();
-        let database_now = engine.transact_now(async move |session: &Session| {
-            schema::create_or_check(session, &database).await?;
+        let create = async move |session: &Session| schema::create_or_check(session, &database).await;
+        engine.transact_now(create)?;
+        Self::accepted(engine, accepts)
+    }
+
+    /// Opens a database that has the tables of this version, to read it. Changes nothing. All writes
+    /// fail, except the preview of an import. Fails if `accepts` returns an error.
+    pub fn look(url: &str, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
+        let engine = Engine::start(Address::parse(url)?, Access::Looks)?;
+        match condition(&engine)? {
+            Condition::Missing => Err(StoreError::Unusable(format!(
+                "{}: it has no tables of certdist yet; `certdist serve` and `certdist import` create them",
+                engine.database()
+            ))),
+            Condition::Current | Condition::Older(_) => Self::accepted(engine, accepts),
+        }
+    }
+
+    /// Opens a database like [`look`](Self::look) to preview an import. If the database has no tables,
+    /// the preview uses empty ones.
+    pub fn preview(url: &str, accepts: impl Fn(&[String]) -> Result<(), String>) -> Result<Self, StoreError> {
+        match Self::examine(url)? {
+            Condition::Missing => Ok(Self::new(Engine::start(Address::parse(url)?, Access::PreviewsNew)?)),
+            Condition::Current | Condition::Older(_) => Self::look(url, accepts),
+        }
+    }
+
+    /// Examines a database without changing it. Fails for the tables of another program or of another
+    /// version.
+    pub fn examine(url: &str) -> Result<Condition, StoreError> {
+        condition(&Engine::start(Address::parse(url)?, Access::Looks)?)
+    }
+
+    /// Returns the URL as an operator sees it, without its password.
+    pub fn shown(url: &str) -> Result<String, StoreError> {
+        Ok(Address::parse(url)?.shown().to_owned())
+    }
+
+    fn accepted(
+        engine: Engine,
+        accepts: impl Fn(&[String]) -> Result<(), String>,
+    ) -> Result<Self, StoreError> {
+        let (in_use, database_now) = engine.read_now(async |session: &Session| {
             let row = session.one("SELECT extract(epoch FROM clock_timestamp())::int8", &[]).await?;
-            column::<i64>(&row, 0)
+            Ok((secrets::keys_in_use(session).await?, column::<i64>(&row, 0)?))
         })?;
-        let clock = Arc::new(Clock::default());
+        accepts(&in_use).map_err(|error| StoreError::Failed(format!("{}: {error}", engine.database())))?;
+        let store = Self::new(engine);
         // The servers of one database have one clock, unless the cloud's clock is known.
-        clock.set_ahead(database_now - unix_now());
+        store.clock.set_ahead(database_now - unix_now());
+        Ok(store)
+    }
+
+    fn new(engine: Engine) -> Self {
+        let clock = Arc::new(Clock::default());
         let chainer = Chainer::new(Arc::clone(&clock), engine.metrics());
-        Ok(Self {
+        Self {
             clock,
             max_places: ArcSwap::default(),
             devices: Gather::default(),
@@ -92,7 +166,7 @@ impl Postgres {
             issues: Gather::default(),
             chainer,
             engine,
-        })
+        }
     }
 
     /// Returns the clock of this handle.
@@ -175,6 +249,9 @@ impl Store for Postgres {
         issue_id: i64,
         asker: Asker,
     ) -> StoreFuture<'a, Issue> {
+        if let Err(error) = self.engine.may_write() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let asking = Asking { device: id.clone(), certificate: certificate.clone(), issue_id, asker };
         let (clock, metrics) = (self.clock.clone(), self.engine.metrics());
         let issued = self.issues.ask(
@@ -196,7 +273,15 @@ impl Store for Postgres {
 
     fn history<'a>(&'a self, id: &'a DeviceId, limit: usize) -> StoreFuture<'a, Vec<AuditEntry>> {
         let id = id.clone();
-        self.engine.transact(async move |session: &Session| audit::history(session, &id, limit).await)
+        if self.engine.access() != Access::Full {
+            return self
+                .engine
+                .read(async move |session: &Session| audit::history(session, &id, limit).await);
+        }
+        self.engine.transact(async move |session: &Session| {
+            audit::LockedChain::extend(session).await?;
+            audit::history(session, &id, limit).await
+        })
     }
 
     fn rows_after<'a>(

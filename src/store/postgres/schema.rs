@@ -13,7 +13,7 @@ use crate::store::StoreError;
 const VERSION: i64 = 1;
 
 /// The statements that create the tables.
-const CREATE: &str = include_str!("../../../schema.postgres.sql");
+pub(super) const CREATE: &str = include_str!("../../../schema.postgres.sql");
 
 /// Creates the tables if the database has none, in the caller's transaction. Refuses the tables of
 /// another program or version, and changes nothing then.
@@ -25,7 +25,11 @@ pub(super) async fn create_or_check(session: &Session, database: &str) -> Result
         return Ok(());
     }
     match session.run(CREATE).await {
-        Err(Failure::Database(error)) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+        Err(Failure::Database(error))
+            if error.code().is_some_and(|code| {
+                *code == SqlState::INSUFFICIENT_PRIVILEGE || *code == SqlState::INVALID_SCHEMA_NAME
+            }) =>
+        {
             Err(StoreError::Unusable(format!(
                 "{database}: the user may not create tables ({}); run `GRANT CREATE ON SCHEMA public TO USER` as the \
                  owner of the database, or create the tables with schema.postgres.sql",
@@ -38,7 +42,7 @@ pub(super) async fn create_or_check(session: &Session, database: &str) -> Result
 }
 
 /// Returns whether the database has the tables of this version, and false if it has no tables at all.
-async fn is_current(session: &Session, database: &str) -> Result<bool, Failure> {
+pub(super) async fn is_current(session: &Session, database: &str) -> Result<bool, Failure> {
     const TABLES: &str = "SELECT count(*), count(*) FILTER (WHERE tablename = 'certdist_schema') \
                           FROM pg_catalog.pg_tables WHERE schemaname = current_schema()";
     let unusable = |reason: String| Failure::Store(StoreError::Unusable(format!("{database}: {reason}")));

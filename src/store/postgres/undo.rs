@@ -93,6 +93,9 @@ pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> 
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
     // A claim that begins afterwards waits for the end of the undo.
     const LOCK: &str = "SELECT deviceId FROM device_table WHERE importId = $1 ORDER BY deviceId FOR UPDATE";
+    if !how.dry_run {
+        store.engine.may_write()?;
+    }
     let session = store.engine.blocking()?;
     let id = i64::from(how.id.0);
     session.run(async |session| {

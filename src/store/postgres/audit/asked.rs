@@ -62,6 +62,7 @@ impl Chainer {
     /// Adds an entry to those that wait. If there are too many, drops a reissue, and fails for any
     /// other entry.
     pub(in crate::store::postgres) fn push(&self, engine: &Engine, asked: Asked) -> Result<(), StoreError> {
+        engine.may_write()?;
         {
             let mut waiting = self.waiting();
             if waiting.lines.len() >= MOST {
@@ -84,6 +85,9 @@ impl Chainer {
     /// Makes a task write soon, unless there is one. Called after each write that has added a pending
     /// entry.
     pub(in crate::store::postgres) fn wake(&self, engine: &Engine) {
+        if engine.may_write().is_err() {
+            return;
+        }
         self.0.is_woken.store(true, Ordering::Release);
         if self.0.is_running.swap(true, Ordering::AcqRel) {
             return;

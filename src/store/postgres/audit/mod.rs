@@ -15,6 +15,7 @@ use tokio_postgres::Row;
 pub(super) use self::asked::Chainer;
 use self::repeats::Pages;
 use super::{
+    Access,
     engine::Engine,
     failure::Failure,
     session::{Session, column, number, values},
@@ -147,13 +148,22 @@ pub(super) async fn newest(session: &Session) -> Result<Option<UnixSeconds>, Fai
     Ok(pending.or(entry).max(repeat))
 }
 
-/// Returns the entries and the records of repeats about a device, newest first.
+/// Moves all pending entries into the chain, unless the database was opened only to be read. Then the
+/// newest entries may be missing.
+fn catch_up(engine: &Engine) -> Result<(), StoreError> {
+    if engine.access() != Access::Full {
+        return Ok(());
+    }
+    engine.transact_now(async |session: &Session| LockedChain::extend(session).await.map(drop))
+}
+
+/// Returns the entries and the records of repeats about a device, newest first. Pending entries are
+/// left out.
 pub(super) async fn history(
     session: &Session,
     id: &DeviceId,
     limit: usize,
 ) -> Result<Vec<AuditEntry>, Failure> {
-    LockedChain::extend(session).await?;
     let sql = format!("SELECT {COLUMNS} FROM audit_entry WHERE deviceId = $1 ORDER BY seq DESC LIMIT $2");
     let most = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = session.rows(&sql, values![id.as_str(), most]).await?;
@@ -165,8 +175,9 @@ pub(super) async fn history(
 /// zeros, oldest first, until `each` returns `Break`. Entries that are added after the export has begun
 /// are left out.
 pub(super) fn export(engine: &Engine, filter: &Filter, each: EachEntry<'_>) -> Result<(), StoreError> {
-    let end =
-        engine.transact_now(async |session: &Session| Ok(LockedChain::extend(session).await?.head.0))?;
+    const HEAD: &str = "SELECT headSeq FROM audit_chain";
+    catch_up(engine)?;
+    let end = engine.read_now(async |session: &Session| number(&session.one(HEAD, &[]).await?, 0))?;
     let mut records = Pages::oldest_first(engine)?;
     let mut after = 0_i64;
     loop {
@@ -235,7 +246,7 @@ pub(super) fn review(
     };
     // A record is about a single day, so an older one has no request since `since`.
     let oldest = day(since).saturating_mul(86_400);
-    engine.transact_now(async |session: &Session| LockedChain::extend(session).await.map(drop))?;
+    catch_up(engine)?;
     let mut before = i64::MAX;
     loop {
         // The condition on `at` is left out, so that the statement reads a bounded number of rows.
@@ -277,7 +288,7 @@ pub(super) fn verify(engine: &Engine, hash_at: &mut dyn FnMut(u64, &Link)) -> Re
     const SNAPSHOT: &str =
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
     const CHAIN: &str = "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain";
-    engine.transact_now(async |session: &Session| LockedChain::extend(session).await.map(drop))?;
+    catch_up(engine)?;
     let state = engine.blocking()?;
     let (anchor, head) = state.run(async |session| {
         session.run(SNAPSHOT).await?;
