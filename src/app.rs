@@ -122,7 +122,7 @@ impl App {
                     key_uses: key_uses.clone(),
                     store: table.clone(),
                     started: unix_now(),
-                    database: config.database.clone(),
+                    database: crate::store::shown(&config.database),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");

@@ -32,6 +32,7 @@ use anyhow::{Context, Result, bail};
 
 use self::document::{Document, Problems, Table};
 use crate::{
+    device::Secret,
     dtls,
     iot_platform::client::ClientConfig,
     operators::{Token, User},
@@ -66,8 +67,8 @@ const NO_HOST: &str =
 pub struct Config {
     /// UDP addresses of the DTLS server. There is at least one, and all are different.
     pub listen: Vec<SocketAddr>,
-    /// URL of the database: `sqlite:PATH`.
-    pub database: String,
+    /// URL of the database: `sqlite:PATH` or `postgres://…`.
+    pub database: DatabaseUrl,
     /// Database keys, which seal the database's secrets. Without a database key, the secrets are
     /// stored in clear text.
     pub database_keys: Keyring,
@@ -288,7 +289,7 @@ impl Config {
         // There are no problems, so a value is missing only if the configuration does not set it.
         Ok(Self {
             listen: listen.unwrap_or_default(),
-            database: database.unwrap_or_default(),
+            database: DatabaseUrl::new(database.unwrap_or_default()),
             database_keys: database_keys.unwrap_or_default(),
             audit: audit.map_or_else(Audit::default, |section| read_audit(&section.values)),
             targets: targets.all,
@@ -379,11 +380,39 @@ fn read_plain_coap(
     Some(PlainCoap { listen, enrollment })
 }
 
+/// URL of the database. It may contain a password, so it is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(Secret);
+
+impl DatabaseUrl {
+    fn new(url: String) -> Self {
+        Self(Secret::new(url))
+    }
+}
+
+impl std::ops::Deref for DatabaseUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, _) = self.split_once(':').unwrap_or_default();
+        write!(f, "DatabaseUrl({kind}:…)")
+    }
+}
+
 /// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that
 /// other programs interpret in a different way.
 fn absolute_database(url: &str, folder: &Path) -> Result<String> {
-    let Some(("sqlite", path)) = url.split_once(':') else {
-        bail!("database = \"{url}\": expected \"sqlite:PATH\"");
+    let path = match url.split_once(':') {
+        Some(("sqlite", path)) => path,
+        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => return Ok(url.to_owned()),
+        // The value may contain a password.
+        _ => bail!("database: expected \"sqlite:PATH\" or \"postgres://USER:PASSWORD@HOST/DATABASE\""),
     };
     if let Some(rest) = path.strip_prefix("//") {
         let meant = match rest.trim_start_matches('/') {

@@ -65,8 +65,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 format!("has version {version}: `certdist serve` and `certdist import` upgrade it")
             }
         };
-        let path = std::path::absolute(store::file_of(&config.database)?)?;
-        print(|out| writeln!(out, "sqlite:{}: {says}", path.display()))?;
+        print(|out| writeln!(out, "{}: {says}", store::shown(&config.database)))?;
         if *condition == Condition::Current {
             report_shared_names(&config.database)?;
         }

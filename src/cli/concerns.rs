@@ -180,17 +180,15 @@ fn of_default_target(config: &Config) -> Option<String> {
 /// database key is configured but some secrets are not sealed. If no database key is configured,
 /// [`of_configuration`] reports that instead.
 fn of_clear_secrets(config: &Config) -> Vec<String> {
-    let (Ok(clear @ 1..), Ok(file)) =
-        (store::clear_secrets(&config.database), store::file_of(&config.database))
-    else {
-        return Vec::new();
-    };
+    let Ok(clear @ 1..) = store::clear_secrets(&config.database) else { return Vec::new() };
     let mut concerns = Vec::new();
     if config.database_keys.first().is_some() {
         concerns
             .push(format!("{clear} secrets in the database are in clear text; run `certdist database seal`"));
     }
-    if mode_of(file) & OTHERS != 0 {
+    if let Ok(file) = store::file_of(&config.database)
+        && mode_of(file) & OTHERS != 0
+    {
         let file = file.display();
         concerns.push(format!(
             "{file} has {clear} secrets in clear text, and every user can read it: chmod o= {file}*"

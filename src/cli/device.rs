@@ -21,7 +21,7 @@ use crate::{
     policy,
     psk::{Enrollment, Terms},
     store::{
-        Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds,
+        self, Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds,
         claim::ClaimView,
         filter::Listed,
         order::OrderKind,
@@ -290,7 +290,7 @@ pub(super) fn in_table(store: &dyn Bulk, id: &str) -> Result<DeviceId, Failure> 
 
 /// Returns the error for a device that is not in the table. The error names the database.
 fn not_there(id: &DeviceId, config: &Config) -> anyhow::Error {
-    anyhow!("{id} is not in the table ({}); add it with `certdist import`", config.database)
+    anyhow!("{id} is not in the table ({}); add it with `certdist import`", store::shown(&config.database))
 }
 
 /// Describes a device's state at IoT Platform, and says what to do.

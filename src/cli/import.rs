@@ -103,8 +103,11 @@ fn open(path: &Path) -> Result<Source, Failure> {
 /// uses it.
 fn keep_or_remove(config: &Config, is_imported: bool) -> anyhow::Result<()> {
     if is_imported || !store::remove_unused(&config.database).unwrap_or(false) {
-        let path = std::path::absolute(store::file_of(&config.database)?)?;
-        remark(&format!("note: created a new database, {}\n", path.display()));
+        let created = match store::file_of(&config.database) {
+            Ok(path) => format!("a new database, {}", std::path::absolute(path)?.display()),
+            Err(_) => format!("the tables in {}", store::shown(&config.database)),
+        };
+        remark(&format!("note: created {created}\n"));
     }
     Ok(())
 }

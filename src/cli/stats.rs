@@ -48,8 +48,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
     let store = look_at_store(&config)?;
     let totals = store.totals()?;
     let waiting: HashMap<String, u64> = store.waiting_counts().await?.into_iter().collect();
-    let path = std::path::absolute(store::file_of(&config.database)?)?;
-    let size = size(&path)?;
+    // A database that is not a file tells its size by its own tools.
+    let size = store::file_of(&config.database).ok().map(size).transpose()?;
     let all = Totals::sum(&totals);
     let targets = match config.names_targets {
         true => by_target(&config, &store.targets()?, &totals, &waiting),
@@ -71,8 +71,13 @@ pub(super) async fn run(args: Args) -> CommandResult {
     if totals.len() != 1 {
         table.push(line("all", &all));
     }
-    let size = indicatif::BinaryBytes(size);
-    print(|out| write!(out, "{}\ndatabase {} ({size})\n", aligned(&table), path.display()))?;
+    let database = match (store::file_of(&config.database), size) {
+        (Ok(path), Some(size)) => {
+            format!("{} ({})", std::path::absolute(path)?.display(), indicatif::BinaryBytes(size))
+        }
+        _ => store::shown(&config.database),
+    };
+    print(|out| write!(out, "{}\ndatabase {database}\n", aligned(&table)))?;
     let mut lines = guarded(&config, &totals, &waiting);
     lines.truncate(LINES);
     let others = obstacles.iter().filter(|(_, obstacle)| !is_guard(obstacle)).take(LINES);
@@ -96,7 +101,7 @@ fn as_json(
     waiting: &HashMap<String, u64>,
     targets: &[OfTarget],
     obstacles: &[(String, Obstacle)],
-    size: u64,
+    size: Option<u64>,
 ) -> Value {
     let object = |totals: &Totals| -> Map<String, Value> {
         counts(totals).iter().map(|(label, count)| ((*label).to_owned(), json!(count))).collect()
@@ -109,8 +114,10 @@ fn as_json(
             all.push(json!(obstacle.to_string()));
         }
     }
-    let mut stats =
-        json!({ "enrollments": enrollments, "total": object(&Totals::sum(totals)), "databaseBytes": size });
+    let mut stats = json!({ "enrollments": enrollments, "total": object(&Totals::sum(totals)) });
+    if let Some(size) = size {
+        stats["databaseBytes"] = json!(size);
+    }
     if !waiting.is_empty() {
         stats["waiting"] = json!(waiting);
     }

@@ -25,7 +25,7 @@ fn error(text: &str) -> String {
 #[test]
 fn a_minimal_configuration_has_sound_defaults() {
     let config = parse(MINIMAL).unwrap();
-    assert_eq!(config.database, "sqlite:/etc/certdist/certdist.db");
+    assert_eq!(&*config.database, "sqlite:/etc/certdist/certdist.db");
     assert_eq!(config.enrollments[0].reissue, Reissue::Always);
     assert!(config.targets.is_empty());
     assert!(!config.limits.dtls.require_extended_master_secret);
@@ -255,6 +255,16 @@ fn the_example_is_valid_and_shows_the_defaults() {
 }
 
 #[test]
+fn a_password_in_the_url_of_the_database_is_not_shown() {
+    let url = "postgres://anna:s3cret@db/certdist";
+    let config = parse(&MINIMAL.replace("sqlite:certdist.db", url)).unwrap();
+    assert_eq!(&*config.database, url);
+    assert!(!format!("{config:?}").contains("s3cret"));
+    let error = error(&MINIMAL.replace("sqlite:certdist.db", "postgres:anna:s3cret@db"));
+    assert!(error.contains("postgres://USER") && !error.contains("s3cret"), "{error}");
+}
+
+#[test]
 fn every_key_is_in_the_example_and_in_the_documentation() {
     let example: toml::Table = whole_example().parse().unwrap();
     let documentation = include_str!("../../docs/operations.md");
@@ -399,7 +409,7 @@ fn variables_replace_keys_before_anything_is_checked() {
     )
     .unwrap();
     assert_eq!(config.listen, ["[::]:5684".parse().unwrap()]);
-    assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
+    assert_eq!(&*config.database, "sqlite:/var/lib/certdist/certdist.db");
     assert_eq!(config.admin.unwrap().listen, "127.0.0.1:9684".parse().unwrap());
     assert_eq!(config.limits.workers, 3);
     assert!(config.limits.dtls.require_extended_master_secret);

@@ -232,7 +232,7 @@ fn the_clusters_manifests_hold_together() {
         .replace("/etc/certdist-keys/", "")
         .replace("region = ", "credentials = \"ecs-role\"\nregion = ");
     let config = Config::parse(&local, folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(config.database, "sqlite:/var/lib/certdist/certdist.db");
+    assert_eq!(&*config.database, "sqlite:/var/lib/certdist/certdist.db");
 
     // Ports, probes and the service must refer to the same ports.
     let ports = container["ports"].as_vec().expect("ports");
