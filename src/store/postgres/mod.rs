@@ -53,6 +53,7 @@ use super::{
     audit::{Asked, Asker, AuditEntry, AuditEvent, AuditLog, Chain, Counts, EachEntry, Filter, Keep, Link},
     order::PlainChange,
     unix_now,
+    waiting::Note,
 };
 use crate::device::{Certificate, DeviceId};
 
@@ -84,6 +85,7 @@ pub struct Postgres {
     enrollments: Gather<DeviceId, Option<String>>,
     keys: Gather<String, KeyLookup>,
     issues: Gather<Asking, Result<Issue, StoreError>>,
+    notes: Gather<Note, ()>,
     chainer: Chainer,
     engine: Engine,
 }
@@ -164,6 +166,7 @@ impl Postgres {
             enrollments: Gather::default(),
             keys: Gather::default(),
             issues: Gather::default(),
+            notes: Gather::default(),
             chainer,
             engine,
         }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     Postgres, audit,
+    engine::Transactions,
     failure::Failure,
     read,
     session::{Session, column, number, values},
@@ -23,6 +24,10 @@ use crate::{
 
 /// Maximum number of devices that one write removes, so that devices that ask do not wait for long.
 const STEP: i64 = 500;
+
+/// Maximum number of requests of waiting devices that one transaction notes. They lock the row of their
+/// enrollment, so a crowd that noted each by itself would wait in a line.
+const NOTED_TOGETHER: usize = 64;
 
 /// Locks the row of an enrollment until the end of the transaction.
 async fn lock(session: &Session, enrollment: &str) -> Result<(), Failure> {
@@ -116,6 +121,14 @@ async fn enrollment_of(session: &Session, device: &DeviceId) -> Result<Option<St
         Some(known) => read::enrollment_of(session, &known).await,
         None => Ok(None),
     }
+}
+
+/// Notes requests, of which those of one enrollment come together.
+async fn note_all(session: &Session, notes: &[Note], now: UnixSeconds) -> Result<(), Failure> {
+    for asked in notes {
+        note(session, asked, now).await?;
+    }
+    Ok(())
 }
 
 async fn note(session: &Session, note: &Note, now: UnixSeconds) -> Result<(), Failure> {
@@ -238,8 +251,21 @@ fn removed(rows: &[tokio_postgres::Row]) -> Result<u64, Failure> {
 
 impl WaitingList for Postgres {
     fn note_waiting(&self, asked: Note) -> StoreFuture<'_, ()> {
+        if let Err(error) = self.engine.may_write() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let clock = self.clock.clone();
-        self.engine.transact(async move |session: &Session| note(session, &asked, clock.now()).await)
+        self.notes.ask(&self.engine, asked, async move |transactions: &Transactions, mut notes: Vec<Note>| {
+            // Rows are locked in one order, so that servers do not wait for each other in a circle.
+            notes.sort_by(|one, other| {
+                (&one.asker.enrollment, &one.device).cmp(&(&other.asker.enrollment, &other.device))
+            });
+            for some in notes.chunks(NOTED_TOGETHER) {
+                let work = async |session: &Session| note_all(session, some, clock.now()).await;
+                transactions.run(&work).await?;
+            }
+            Ok(vec![(); notes.len()])
+        })
     }
 
     fn waiting<'a>(
