@@ -13,6 +13,7 @@ mod keeping;
 mod libcoap;
 mod mosquitto;
 mod operator;
+mod postgres;
 mod sdk;
 #[path = "../support/mod.rs"]
 mod support;
