@@ -112,3 +112,85 @@ fn a_password_is_in_no_message() {
         assert!(!said.contains("s3cret"), "{arguments:?}: {said}");
     }
 }
+
+/// Returns whether the device `SN-1` of an individual enrollment is served with this key.
+fn is_served(site: &Site, server: &Process, psk: &str) -> bool {
+    let address = server.address.to_string();
+    let device = ["device-sim", "--server", &address, "--identity", "id-1", "--psk", psk, "--patience", "3"];
+    site.run(&device).status.success()
+}
+
+#[test]
+fn a_key_that_one_machine_replaces_is_replaced_at_each_server() {
+    const OLD: &str = "00112233445566778899aabbccddeeff";
+    const NEW: &str = "a0112233445566778899aabbccddeeff";
+    let url = server::empty();
+    let machine = || {
+        Site::configured(&format!(
+            "listen = \"127.0.0.1:0\"\ndatabase = \"{url}\"\n\
+             [[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"\n"
+        ))
+    };
+    let (one, other) = (machine(), machine());
+    let line = |next: &str| {
+        format!(
+            "deviceId,deviceName,deviceSecret,pskIdentity,psk,pskNext\n\
+             SN-1,name-1,secret00000000000000000000000001,id-1,{OLD},{next}\n"
+        )
+    };
+    one.import(&line(""));
+    let servers = [one.serve(), other.serve()];
+    assert!(servers.iter().all(|server| is_served(&one, server, OLD) && !is_served(&one, server, NEW)));
+    one.import(&line(NEW));
+    assert!(servers.iter().all(|server| is_served(&one, server, OLD) && is_served(&one, server, NEW)));
+    assert!(run(&other, &["export"]).contains(NEW));
+    run(&other, &["device", "key", "SN-1", "--next-becomes-key", "--anyway"]);
+    assert!(servers.iter().all(|server| is_served(&one, server, NEW) && !is_served(&one, server, OLD)));
+    assert!(run(&one, &["audit", "export"]).contains("\"rekeyed\""));
+}
+
+#[test]
+fn a_device_that_one_machine_moves_has_its_new_certificate_at_each_server() {
+    let cloud = Site::new();
+    let instance = |id: &str, product: &str| format!("id={id},region=cn-shanghai,product={product}");
+    let [first, second] = [instance("iot-s", "a1plug"), instance("iot-f", "a1plug2")];
+    let simulator = cloud.simulator(&["--instance", &first, "--instance", &second]);
+    let url = server::empty();
+    let target = |name: &str, id: &str| {
+        format!(
+            "[[target]]\nname = \"{name}\"\nendpoint = \"http://{}\"\nregion = \"cn-shanghai\"\n\
+             instance_id = \"{id}\"\nmanage = true\n",
+            simulator.address
+        )
+    };
+    let machine = || {
+        Site::configured(&format!(
+            "listen = \"127.0.0.1:0\"\ndatabase = \"{url}\"\n{}{}\
+             [[enrollment]]\nname = \"plug\"\nproduct_key = \"a1plug\"\nkind = \"shared\"\n\
+             identity = \"{SHARED_IDENTITY}\"\nkey = \"hex:{}\"\ntarget = \"one\"\n",
+            target("one", "iot-s"),
+            target("two", "iot-f"),
+            hex::encode(SHARED_KEY)
+        ))
+    };
+    let (one, other) = (machine(), machine());
+    one.import("deviceId\nPLUG-1\nPLUG-2\n");
+    let servers = [one.serve(), other.serve()];
+    let former = fetch(&one, &servers[0], "PLUG-1");
+    assert!(former.contains("\"a1plug\""), "{former}");
+    let order = ["device", "move", "PLUG-1", "--target", "two", "--product", "a1plug2", "--former", "delete"];
+    let moved = run(&other, &order);
+    assert!(moved.contains("moved to two"), "{moved}");
+    let stats: serde_json::Value =
+        serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
+    assert_eq!((&stats["instances"]["iot-s"], &stats["instances"]["iot-f"]), (&0.into(), &1.into()));
+    for server in &servers {
+        let new = fetch(&one, server, "PLUG-1");
+        assert!(new.contains("\"a1plug2\""), "{new}");
+    }
+    // A device without a certificate moves in the table alone.
+    run(&one, &["device", "move", "PLUG-2", "--target", "two", "--product", "a1plug2"]);
+    assert!(fetch(&one, &servers[1], "PLUG-2").contains("\"a1plug2\""));
+    run(&one, &["audit", "verify"]);
+    run(&one, &["database", "check"]);
+}
