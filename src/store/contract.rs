@@ -25,11 +25,12 @@ use self::alternating::Alternating;
 use super::{
     audit::{Asked, Asker, AuditEvent},
     claim::{ClaimTime, Owner, Settlement},
+    sealed::Sealed,
     *,
 };
 use crate::{
     device::AskedId,
-    seal::{DatabaseKey, KEY_SIZE},
+    seal::{DatabaseKey, KEY_SIZE, Keyring},
     testing::store::{Fuse, Memory},
 };
 
