@@ -281,10 +281,10 @@ async fn note_key_uses(key_uses: Arc<UseCounters>, store: Arc<dyn Store>, reload
     }
 }
 
-/// The clouds in which devices are registered, as far as their MQTT hosts follow from them.
+/// Derives the MQTT hosts of devices from the settings of their targets.
 struct MqttHosts {
     targets: Arc<Targets>,
-    /// Settings of each target, also of one whose cloud cannot be called.
+    /// Settings of each target, including a target whose cloud cannot be called.
     clouds: HashMap<String, MqttSettings>,
 }
 
@@ -303,7 +303,7 @@ impl Hosts for MqttHosts {
 
 /// Waits until the database's file was removed or replaced, and returns the error. Ignores a file
 /// that is missing only for a moment. Also logs when secrets are sealed under a database key that
-/// this server does not have. The server then goes on serving devices whose secrets it can open.
+/// this server does not have. The server then still serves devices whose secrets it can open.
 async fn database_lost(store: Arc<dyn Table>) -> StoreError {
     let (mut missed, mut has_keys) = (0, true);
     loop {
@@ -404,8 +404,8 @@ async fn start_plain(section: &config::PlainCoap, services: &Services) -> Result
     Ok(tasks)
 }
 
-/// Creates the targets of the configuration, each with its client and registrar. The registrars claim
-/// registrations for `command`. `adapt` may change the settings of each.
+/// Creates the targets of the configuration, each with its client and registrar. The registrars
+/// claim registrations for `command`. `adapt` may change the settings of each target.
 pub fn targets(
     config: &Config,
     store: &Arc<dyn Store>,
@@ -455,7 +455,7 @@ struct Cloud {
     client: Arc<dyn IotPlatform>,
     limits: registrar::Config,
     host: Option<String>,
-    /// Reason for which the cloud cannot be called, if it cannot.
+    /// Reason why the cloud cannot be called; `None` if it can be called.
     missing: Option<String>,
 }
 

@@ -74,8 +74,8 @@ pub struct Config {
     pub database_keys: Keyring,
     /// Limits of the audit log.
     pub audit: Audit,
-    /// Clouds in which devices are registered, that of `[iot_platform]` first. If there are none,
-    /// the server only hands out certificates that are already in the table.
+    /// Clouds in which devices are registered, beginning with the cloud of `[iot_platform]`. If
+    /// there are none, the server only hands out certificates that are already in the table.
     pub targets: Vec<Target>,
     /// Set if the configuration has a `[[target]]`, so that outputs name the targets.
     pub names_targets: bool,
@@ -133,7 +133,7 @@ pub struct Audit {
     /// Number of entries above which the oldest entries are removed; 0: no limit. `None`: the
     /// number follows the number of devices.
     pub max_rows: Option<u64>,
-    /// The same for records of repeated requests.
+    /// Like [`max_rows`](Self::max_rows), for records of repeats.
     pub max_repeats: Option<u64>,
 }
 

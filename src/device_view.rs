@@ -11,12 +11,12 @@ use crate::{
     },
 };
 
-/// Formats a device, whose secrets are not known here. Values that also exist at IoT Platform have IoT Platform's
-/// names. Times are RFC 3339 in UTC. `rules` are the terms of the row's enrollment, or `None` if that
-/// enrollment is not in the configuration, and its places that other devices have taken. `claim` is
-/// the claim on the device's registration, if any. The target is part of the JSON only if the
-/// configuration names targets (`names_targets`); it is null if it is decided when the device is
-/// registered. `now` is the time by the clock of the store.
+/// Formats a device, without its secrets. Values that also exist at IoT Platform have IoT Platform's
+/// names. Times are RFC 3339 in UTC. `terms` are the terms of the row's enrollment, or `None` if
+/// that enrollment is not in the configuration. `taken` has the places of the enrollment that other
+/// devices have taken. `claim` is the claim on the device's registration, if any. The target is part
+/// of the JSON only if the configuration names targets (`names_targets`); it is null if it is
+/// decided when the device is registered. `now` is the time by the clock of the store.
 pub fn as_json(
     row: &Listed,
     (terms, taken): (Option<Terms>, Places),
@@ -91,8 +91,8 @@ pub fn order(order: &Order) -> String {
     format!("{} since {since}, by {}{}", order.work(), order.by.name, failure.unwrap_or_default())
 }
 
-/// Formats an order that is not carried out yet. `failure` is the reason for which it could not be
-/// carried out so far, or null.
+/// Formats an order that is not carried out yet. `failure` is the reason why it could not be carried
+/// out so far, or null.
 pub fn order_as_json(order: &Order) -> Value {
     json!({
         "number": order.number,

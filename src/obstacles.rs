@@ -22,7 +22,7 @@ pub enum Obstacle {
     /// The enrollment closed at this time.
     #[error("it closed at {}", rfc_3339(.0))]
     Closed(UnixSeconds),
-    /// As many devices as this have a certificate, and no more may.
+    /// The enrollment is full: this many devices have a certificate, which is the maximum.
     #[error("{0} devices have a certificate, and max_devices permits no more")]
     Full(u64),
     /// The target of the enrollment is not configured.
@@ -39,7 +39,7 @@ pub enum Obstacle {
 /// State of the target of an enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cloud {
-    /// The target is called, as far as is known.
+    /// No problem with the target is known.
     Called,
     /// The target refuses registrations of the enrollment's product for this reason.
     Stopped(String),
@@ -49,9 +49,10 @@ pub enum Cloud {
     NotConfigured(String),
 }
 
-/// Returns what keeps the devices of an enrollment from their first certificates, if there are such
-/// devices. `enrolled` is `None` if the enrollment is not in the configuration, and `waiting` is the
-/// number of devices that wait to be admitted.
+/// Returns the obstacles of an enrollment. Returns none if all its devices are registered, no device
+/// waits to be admitted, and `unlisted` is `Refuse`. `enrolled` is `None` if the enrollment is not
+/// in the configuration; this is an obstacle if the table has devices of the enrollment. `waiting`
+/// is the number of devices that wait to be admitted.
 pub fn of(
     enrolled: Option<&EnrollmentOutline>,
     totals: &Totals,
@@ -103,9 +104,9 @@ pub struct OfTarget {
     pub waiting: u64,
 }
 
-/// Counts the devices of each target: of the configured ones, in this order, and then of others that
-/// enrollments or rows name. A device counts at the target of its enrollment, because the store keeps
-/// no numbers by target: one whose own row names another target counts there, too.
+/// Counts the devices of each target: first the configured targets, in this order, and then other
+/// targets that enrollments or rows name. The store keeps no numbers by target. So each device
+/// counts at the target of its enrollment, even if its own row names another target.
 pub fn by_target<'t>(
     configured: impl Iterator<Item = &'t str>,
     in_rows: &[String],

@@ -1,6 +1,6 @@
-//! Places the orders of operators. Decides which orders a device may be given, and says why it is
-//! given none; the command line and the console ask here. The store keeps an order, and the registrar
-//! carries it out.
+//! Places the orders of operators. Decides for the command line and the console which orders a
+//! device may have, and gives the reason if it may have none. The store keeps an order, and the
+//! registrar carries it out.
 
 use crate::{
     device::DeviceId,
@@ -43,7 +43,8 @@ pub enum Refusal {
     /// The configuration does not permit changes at this target.
     #[error("manage = true is not set for its target {0}")]
     NotPermitted(String),
-    /// The device would get no certificate anew, because of the times of this enrollment.
+    /// The device would get no new certificate, because this enrollment gives out no first
+    /// certificates now.
     #[error(
         "enrollment {0} gives out no first certificates now (opens, closes), so the device would get no new one; \
          change that first"
@@ -105,7 +106,8 @@ pub async fn place_move(
     };
     let changes_former = row.certificate.is_some() && to.former != Former::Keep;
     let refusal = unmanaged(&row, targets).filter(|_| changes_former);
-    // A device that has its certificate counts as one that gets its first one after the move.
+    // After a move, the new certificate counts as a first one. So a device that has had its
+    // certificate is moved only while its enrollment gives out first certificates.
     let refusal =
         refusal.or_else(|| shut(&row, terms(&row.enrollment)?).filter(|_| row.first_issued.is_some()));
     match refusal {
@@ -130,14 +132,16 @@ impl From<Placed> for Ordered {
     }
 }
 
-/// Returns the reason for which the configuration, the target or the clock forbids an order, if one
-/// does. A device without a certificate is changed in the table alone, which needs no rights.
+/// Returns the reason why the configuration, the target or the clock forbids an order; `None` if
+/// none of them does. A device without a certificate is changed in the table alone, which needs no
+/// rights.
 fn refusal(row: &DeviceRow, kind: OrderKind, targets: &Targets, terms: Option<Terms>) -> Option<Refusal> {
     row.certificate.as_ref()?;
     unmanaged(row, targets).or_else(|| shut(row, terms?).filter(|_| kind.registers_anew()))
 }
 
-/// Returns the reason for which the device of a row cannot be changed at its target, if there is one.
+/// Returns the reason why the device of a row cannot be changed at its target; `None` if it can be
+/// changed.
 fn unmanaged(row: &DeviceRow, targets: &Targets) -> Option<Refusal> {
     let target = targets.of(row);
     match targets.rights(&target) {
@@ -180,8 +184,8 @@ mod tests {
         DeviceId::parse(text).unwrap()
     }
 
-    /// Returns targets with and without the rights, one of them without credentials, and a store with
-    /// a registered device of each, and of one that is not configured.
+    /// Returns targets with and without the rights, one of them without credentials, and a store
+    /// with a registered device at each of these targets, and at a target that is not configured.
     fn world() -> (Memory, Arc<Targets>) {
         let store = Memory::default();
         let target = |name: &str, manages, missing: Option<&str>| {

@@ -47,8 +47,8 @@ pub enum Reason<'r> {
     },
     /// The device has had no certificate yet, and its enrollment closed at this time.
     Closed(UnixSeconds),
-    /// The device has no certificate, and this many other devices of its enrollment have one: as
-    /// many as may have one.
+    /// The device has no certificate, and its enrollment is full: this many other devices have one,
+    /// which is the maximum.
     Full(u64),
     /// The device has no certificate, and registrations in progress take the last places of its
     /// enrollment. One of them may fail, so the device should ask again after `wait` seconds.
@@ -113,8 +113,8 @@ fn verdict_of<'r>(row: &Seen<'r>, terms: Terms, taken: Places, now: UnixSeconds)
     }
 }
 
-/// Returns the reason why no further device of an enrollment with these terms is registered, if there
-/// is one. `taken` has the places that other devices have taken.
+/// Checks whether a further device of an enrollment with these terms may be registered. The error is
+/// the reason why not. `taken` has the places that other devices have taken.
 pub fn may_have_place(terms: Terms, taken: Places) -> Result<(), Reason<'static>> {
     match terms.guards.max_devices {
         Some(max) if taken.registered >= max => Err(Reason::Full(max)),
@@ -125,8 +125,8 @@ pub fn may_have_place(terms: Terms, taken: Places) -> Result<(), Reason<'static>
     }
 }
 
-/// Returns the reason why no device of an enrollment with these terms gets a first certificate now,
-/// if there is one.
+/// Checks whether devices of an enrollment with these terms may get a first certificate now. The
+/// error is the reason why they may not.
 pub fn may_have_first(terms: Terms, now: UnixSeconds) -> Result<(), Reason<'static>> {
     match terms.guards.phase(now) {
         Phase::Open => Ok(()),
@@ -138,7 +138,7 @@ pub fn may_have_first(terms: Terms, now: UnixSeconds) -> Result<(), Reason<'stat
 /// Reason why a device of a full enrollment is not registered.
 pub const NO_PLACE: &str = "its enrollment is full; raise max_devices, or delete devices";
 
-/// Describes a reason that follows from a guard of the enrollment. Returns `None` for any other
+/// Describes a reason that a guard of the enrollment has caused. Returns `None` for any other
 /// reason.
 pub fn guard(reason: Reason<'_>) -> Option<String> {
     match reason {

@@ -50,7 +50,7 @@ pub enum Refusal {
     /// The device has had no certificate, and its enrollment has closed.
     #[error("the enrollment is closed")]
     Closed,
-    /// The device has no certificate, and as many devices of its enrollment have one as may have
+    /// The device has no certificate, and its enrollment is full: the maximum number of devices have
     /// one.
     #[error("the enrollment is full")]
     Full,
@@ -58,8 +58,8 @@ pub enum Refusal {
     /// it.
     #[error("IoT Platform refuses: {0}")]
     Operator(String),
-    /// The device is not in the table and cannot be added, because another device has its name, for
-    /// this reason. Only the operator can fix it.
+    /// The device is not in the table and cannot be added, because another device has its name.
+    /// Contains the full reason. Only the operator can fix it.
     #[error("the name is taken: {0}")]
     NameTaken(String),
     /// The certificate is not available yet; the device should retry after this number of
@@ -138,7 +138,7 @@ impl Provisioner {
         Self { store, targets, patience, hosts: None, failure_lines }
     }
 
-    /// Sets where devices sign in. Until it is set, no host is handed out.
+    /// Sets the source of MQTT hosts. A provisioner without such a source hands out no host.
     pub fn with_hosts(self, hosts: Arc<dyn Hosts>) -> Self {
         Self { hosts: Some(hosts), ..self }
     }
@@ -246,10 +246,10 @@ impl Provisioner {
         let asker = asker_of(origin, principal);
         if enrollment.guards.unlisted == Unlisted::Hold {
             let note = Note { device, asker, is_shared: enrollment.kind.name() == KindName::Shared };
-            // The write goes on without this future. If the answer waited for it, its time would
-            // reveal whether there is something to write, and many requests would pass the limit on
-            // refused lookups before the first of them is counted. If the request cannot be noted,
-            // the device asks again and is noted then.
+            // The write continues after this future is dropped. If the answer waited for the write,
+            // its time would reveal whether there is something to write, and many requests would
+            // pass the limit on refused lookups before the first of them is counted. If a request
+            // cannot be noted, the device's next request is noted.
             if let Some(Err(error)) = self.store.note_waiting(note).now_or_never() {
                 self.store_failed(&error);
             }
@@ -353,9 +353,9 @@ impl Provisioner {
         Ok(certificate)
     }
 
-    /// Returns the MQTT host of a device that was registered since its row was read. Where this
-    /// took place is in the row that is stored now. Returns `None` if that row has another
-    /// certificate than the one that is handed out, or cannot be read.
+    /// Returns the MQTT host of a device that was registered after its row was read. Reads the row
+    /// again, because the stored row names the target of the registration. Returns `None` if that
+    /// row has another certificate than the one that is handed out, or cannot be read.
     async fn new_host(
         &self,
         hosts: &dyn Hosts,

@@ -186,7 +186,7 @@ pub struct EnrollmentOutline {
     pub reissue: Reissue,
     /// Limits of its first certificates.
     pub guards: Guards,
-    /// The PSK identities that its devices share, if its key is shared: that of each key.
+    /// Different PSK identities of its keys, if its keys are shared; otherwise empty.
     pub shared_identities: Vec<String>,
     /// IDs of its two keys, in the order of [`WhichKey::ALL`], if it has two.
     pub key_ids: Option<[PskId; 2]>,
@@ -245,9 +245,8 @@ impl EnrollmentOutline {
 }
 
 impl Principal {
-    /// Returns the treatment of the client's device if the device is not in the table. Only a client
-    /// that has proven which device it is, or that has the key of all devices, can ask for such a
-    /// device.
+    /// Returns the treatment of the client's device if the device is not in the table. The result is
+    /// `Refuse` unless the client has proven a derived key of its device, or a shared key.
     pub fn unlisted(&self) -> Unlisted {
         let may_be_unlisted = match &self.enrollment.kind {
             Kind::Individual => false,
@@ -279,22 +278,23 @@ impl Principal {
 pub struct Lookup {
     /// The keys of the identity; `None` if the identity is unknown.
     pub keys: Option<FoundKeys>,
-    /// Set if some identity has two keys. Two keys must then be tried for every identity, so that the
-    /// duration of a handshake does not reveal which ones have two.
+    /// Set if some identity has two keys. Two keys must then be tried for every identity, so that
+    /// the duration of a handshake does not reveal which identities have two.
     pub tries_two: bool,
 }
 
 /// The key of an identity, and the principal that it proves.
 pub type Found = (Key, Principal);
 
-/// The keys of an identity: one, or a second one that its client may have as well.
+/// The key of an identity and, if it has two, its second key.
 pub type FoundKeys = (Found, Option<Found>);
 
 /// The enrollments of a configuration, indexed for lookup.
 #[derive(Debug, Default)]
 pub struct Enrollments {
     by_name: HashMap<String, Arc<Enrollment>>,
-    /// Enrollment of each shared identity, and the key, or the first of two keys, of the identity.
+    /// Enrollment of each shared identity, and the key of the enrollment that has the identity: the
+    /// first one, if both keys have the same identity.
     by_identity: HashMap<String, (Arc<Enrollment>, WhichKey)>,
     derived: Vec<Arc<Enrollment>>,
     /// One of the individual enrollments, used as a stand-in for an unknown identity.
@@ -317,8 +317,8 @@ impl Enrollments {
                 Kind::Individual => all.individual = Some(enrollment.clone()),
                 Kind::Derived(_) => {
                     all.derives_two |= has_two;
-                    // A device that is not in the table is treated as a device of the first
-                    // enrollment.
+                    // Devices that are not in the table are treated as devices of the first
+                    // enrollment, so the enrollment that holds or admits them comes first.
                     let place = match enrollment.guards.unlisted {
                         Unlisted::Refuse => all.derived.len(),
                         _ => 0,
@@ -421,15 +421,17 @@ impl Enrollments {
         };
         let next = enrollment.next.as_ref().map(|next| &next.key);
         let key = candidate(master, WhichKey::Current);
-        // If one derived enrollment has two keys, two are derived for the devices of each.
+        // If one derived enrollment has two keys, two keys are derived for the devices of every
+        // derived enrollment.
         let second = self.derives_two.then(|| candidate(next.unwrap_or(master), WhichKey::Next));
         Ok(Some((key, second.filter(|_| next.is_some()))))
     }
 
-    /// Returns the derived enrollment of a device. A device that is not in the table is treated as
-    /// a device of the first derived enrollment, which is the one that takes such devices, if there
-    /// is one. So the device can prove its key, and its request
-    /// is then refused as invalid. If there is only one derived enrollment, the store is not read.
+    /// Returns the derived enrollment of a device. A device that is not in the table is treated as a
+    /// device of the first derived enrollment: if a derived enrollment holds or admits such devices,
+    /// it comes first. So the device can prove its key. If no enrollment holds or admits the device,
+    /// its request is then refused as invalid. If there is only one derived enrollment, the store is
+    /// not read.
     async fn derived_of<'a>(
         &'a self,
         device: &AskedId,

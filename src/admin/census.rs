@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use super::blocking;
 use crate::store::{StoreError, Table, Totals, UnixSeconds, filter::Held, unix_now};
 
-/// Age in seconds after which a reading is not shown. Such a reading is old because the database
-/// does not answer.
+/// Maximum age in seconds of a reading that is shown. A reading becomes older than this only if the
+/// database does not answer.
 const STALE: i64 = 60;
 /// Maximum number of groups of refused devices, and of groups of devices whose registration has
 /// begun.

@@ -155,8 +155,8 @@ fn handshakes(page: &mut Page, sources: &Sources) {
     page.one("certdist_forwarded_dropped_total", "counter", help, of(|f| &f.forwarded_dropped));
 }
 
-/// Writes the uses of the keys of enrollments that have two, or whose devices have two. The names of
-/// the enrollments come from the configuration.
+/// Writes the uses of keys, for enrollments that have two keys or whose devices have two. The names
+/// of the enrollments come from the configuration.
 fn keys(page: &mut Page, uses: &UseCounters) {
     let (mut handshakes, mut last_uses) = (Vec::new(), Vec::new());
     let of_enrollments =
@@ -262,7 +262,7 @@ fn registrations(page: &mut Page, sources: &Sources) {
 struct ByTarget<'t>(&'t Targets);
 
 impl ByTarget<'_> {
-    /// Returns the labels and the value of each value of each target.
+    /// Returns all values of all targets, each with its labels.
     fn each<V>(&self, values: impl Fn(&Target) -> Vec<(String, V)>) -> Vec<(String, V)> {
         let of = |target| {
             values(target).into_iter().map(move |(labels, value)| (self.labels(target, &labels), value))
@@ -395,7 +395,8 @@ impl Page {
         self.histograms(name, help, std::slice::from_ref(&(String::new(), *read)));
     }
 
-    /// Writes a histogram for each pair of labels, with braces, and distribution.
+    /// Writes a histogram for each item of `all`, which contains the labels, with braces, and the
+    /// distribution.
     fn histograms(&mut self, name: &str, help: &str, all: &[(String, Distribution)]) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
         for (labels, read) in all {

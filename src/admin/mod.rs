@@ -81,7 +81,7 @@ pub struct Sources {
     pub database: String,
 }
 
-/// Maximum wait for the numbers of devices where other things are shown, too.
+/// Maximum wait for the numbers of devices on a page that also shows other things.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// State that all requests to the port share.
@@ -191,7 +191,7 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     let tls = section.tls.clone().map(|tls| Arc::new(ArcSwap::new(tls)));
     let admin = Admin { address, shared: shared.clone(), tls: tls.clone() };
     admin.set_enrollments(enrollments);
-    // A long log may take some seconds, for which nothing else waits.
+    // Reading a long log may take some seconds. Nothing else waits for it.
     tokio::spawn(past::remember(shared.sources.clone()));
     tokio::spawn(sample(shared.clone()));
     tokio::spawn(connections::serve(listener, tls, connections, routes(shared)));

@@ -63,7 +63,7 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
 }
 
 /// Returns the concerns about enrollments that give no first certificates at the time `now`, and
-/// about a clock that decides about them although it is wrong.
+/// about a wrong clock if enrollments depend on it.
 fn of_guards(config: &Config, now: UnixSeconds) -> Vec<String> {
     let timed = config.enrollments.iter().filter(|enrollment| enrollment.guards.are_timed());
     let said = |at: UnixSeconds| time(Some(at)).unwrap_or_default();

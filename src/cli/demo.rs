@@ -48,8 +48,8 @@ pub struct Args {
     keep: bool,
 }
 
-/// Maximum number of devices that are active at the same time. More devices would not be faster,
-/// because the simulated devices are slower than the server.
+/// Maximum number of devices that are active at the same time. A higher number would not make the
+/// demo faster, because the simulated devices are slower than the server.
 const AT_ONCE: usize = 64;
 /// Maximum number of devices that sign in. There is a limit because each device occupies a loopback
 /// port for a minute.
@@ -328,7 +328,7 @@ async fn power_on_again(first: &HashMap<u32, Fetched>, server: SocketAddr, cloud
     })
 }
 
-/// Signs devices in, and checks that the table learns of it.
+/// Signs devices in, and checks that the table records it.
 async fn activate(fetched: HashMap<u32, Fetched>, app: &App, cloud: &Simulator) -> Result<()> {
     let all = fetched.len() as u64;
     let signed_in = sign_in(fetched, cloud).await?;
@@ -362,7 +362,7 @@ async fn move_away(app: &App, cloud: &Simulator) -> Result<()> {
     })
 }
 
-/// Lets a device ask that is not in the table.
+/// Lets a device that is not in the table ask for a certificate.
 async fn turn_away(server: SocketAddr) -> Result<()> {
     match device(server, &SITES[0], "STRANGER".into()).fetch().await? {
         Answer::Refused { code, title, .. } if code == "4.04" => {
@@ -372,8 +372,9 @@ async fn turn_away(server: SocketAddr) -> Result<()> {
     }
 }
 
-/// Signs devices in to the simulated cloud with their certificates, at the host that each was told: an
-/// instance refuses the devices of another. Returns the number of devices that have signed in.
+/// Signs devices in to the simulated cloud with their certificates, at the host that came with each
+/// certificate; an instance refuses the devices of another instance. Returns the number of devices
+/// that have signed in.
 async fn sign_in(fetched: HashMap<u32, Fetched>, cloud: &Simulator) -> Result<u64> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();

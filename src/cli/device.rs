@@ -122,7 +122,8 @@ struct Change {
 }
 
 impl Action {
-    /// Returns the devices and the kind of an order for IoT Platform, if the command is one.
+    /// Returns the devices and the kind of the order, if the command places an order for IoT
+    /// Platform.
     fn order(&self) -> Option<(&Which, OrderKind)> {
         match self {
             Self::Disable(Change { which, everywhere: true }) => Some((which, OrderKind::Disable)),

@@ -165,8 +165,8 @@ fn of_targets(targets: &[OfTarget]) -> String {
     aligned(&table)
 }
 
-/// Returns what keeps the devices of each enrollment from their certificates, as far as the
-/// configuration and the table tell. What IoT Platform refuses, only a server knows.
+/// Returns the obstacles of each enrollment that follow from the configuration and the table. Only a
+/// server knows what IoT Platform refuses.
 fn obstacles(config: &Config, totals: &[Totals], waiting: &HashMap<String, u64>) -> Vec<(String, Obstacle)> {
     let counted: HashMap<&str, &Totals> =
         totals.iter().map(|totals| (totals.enrollment.as_str(), totals)).collect();

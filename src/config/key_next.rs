@@ -1,13 +1,13 @@
-//! The second key of an `[[enrollment]]`, `key_next`, and its identity. Devices may have either key
-//! while the other is being replaced, so the two must differ.
+//! The second key of an `[[enrollment]]`, `key_next`, and its identity. While the key is being
+//! replaced, devices may have either one, so the two must differ.
 
 use std::{collections::HashSet, path::Path};
 
 use super::{IDENTITY, Problems, Secrets, Table, file, read_key};
 use crate::psk::{Key, NextKey};
 
-/// Reads `key_next` and `identity_next` of an enrollment that has this key. `identities` are the
-/// identities of the enrollments so far.
+/// Reads `key_next` and `identity_next` of an enrollment that has this key. `identities` contains
+/// the identities that were read before.
 pub(super) fn read(
     table: &mut Table<file::Enrollment>,
     key: Option<&Key>,

@@ -1,5 +1,6 @@
-//! Keys of individual devices: each device has its own key in the table, and a second one while it is
-//! being replaced. Looks them up, and finds out whether the key of a session is still among them.
+//! Keys of individual devices: each device has its own key in the table, and a second one while the
+//! key is being replaced. Looks keys up, and finds out whether a session's key is still a key of its
+//! device.
 
 use std::sync::Arc;
 

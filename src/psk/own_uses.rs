@@ -1,6 +1,6 @@
-//! Counts the handshakes of individual devices that have two keys, and remembers the last use of each
-//! key until it is written to the store. Only such a handshake takes the lock that the workers share
-//! here.
+//! Counts the handshakes of individual devices that have two keys, and remembers the last use of
+//! each key until it is written to the store. Only a handshake of such a device takes the lock of
+//! this module, which all workers share.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -28,7 +28,7 @@ pub type Counts = [(u64, Option<UnixSeconds>); 2];
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Uses that are not written yet, by identity. Times are those of the system's clock.
+    /// Uses that are not written yet, by identity. The times come from the system's clock.
     waiting: HashMap<Arc<str>, Used>,
     left_out: u64,
     /// Handshakes since the start of the process, by enrollment.
@@ -60,7 +60,7 @@ impl OwnUses {
         self.lock().counts.iter().map(|(name, counts)| (name.clone(), *counts)).collect()
     }
 
-    /// Writes the uses to the store. What could not be written waits for the next call.
+    /// Writes the uses to the store. Uses that could not be written wait for the next call.
     pub(super) async fn note(&self, store: &dyn Store) -> Result<(), StoreError> {
         let (waiting, left_out) = {
             let mut seen = self.lock();

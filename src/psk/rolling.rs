@@ -1,5 +1,6 @@
 //! The second key that an enrollment has while its key is being replaced. This module decides which
-//! identity each of the two keys has, and which key of a changed configuration a session's key is.
+//! identity each of the two keys has, and which key of a changed configuration equals the key of a
+//! session.
 
 use super::{Enrollment, Key, Kind};
 pub use crate::store::key_use::WhichKey;
@@ -40,8 +41,8 @@ impl Enrollment {
             && self.shared_identity(WhichKey::Current) == self.shared_identity(WhichKey::Next)
     }
 
-    /// Returns which key of this enrollment is the given key of `former`, an enrollment of the
-    /// configuration before. Name, product, kind, key and identity must be equal, but the reissue
+    /// Returns which key of this enrollment equals the given key of `former`, an enrollment of the
+    /// previous configuration. Name, product, kind, key and identity must be equal, but the reissue
     /// policies may differ. Individual keys are not compared.
     pub fn key_of(&self, former: &Self, which: WhichKey) -> Option<WhichKey> {
         let is_same = self.name == former.name

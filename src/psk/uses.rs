@@ -61,7 +61,7 @@ impl Counter {
         self.handshakes.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns the number of handshakes, and the time of the last one.
+    /// Returns the number of handshakes, and the time of the last handshake.
     pub fn read(&self) -> (u64, Option<UnixSeconds>) {
         let handshakes = self.handshakes.load(Ordering::Acquire);
         let last = self.last.load(Ordering::Relaxed);
@@ -93,8 +93,8 @@ pub struct UseCounters {
 }
 
 impl UseCounters {
-    /// Returns the counters for a configuration, which replaces the former one. A key that the
-    /// former one had too keeps its counts, in whichever place.
+    /// Returns the counters for a configuration that replaces the former one. A key that both
+    /// configurations have keeps its counts, even if the first and the second key are swapped.
     pub(super) fn count<'e>(&self, enrollments: impl Iterator<Item = &'e Enrollment>) -> ByEnrollment {
         let mut counters = self.lock();
         let now = enrollments.filter_map(|enrollment| {
@@ -118,16 +118,16 @@ impl UseCounters {
         all
     }
 
-    /// Returns the enrollments of which individual devices with two keys have completed handshakes,
-    /// in alphabetical order. Leaves out those that [`all`](Self::all) returns now, because their kind
-    /// has changed.
+    /// Returns the enrollments whose individual devices have completed handshakes while they had two
+    /// keys, in alphabetical order. Leaves out an enrollment that [`all`](Self::all) returns now,
+    /// because its kind has changed.
     pub fn own_counts(&self) -> Vec<(String, Counts)> {
         let pairs = self.lock();
         self.own.counts().into_iter().filter(|(name, _)| !pairs.contains_key(name)).collect()
     }
 
-    /// Writes to the store what has been counted since the last call. Does nothing if nothing has.
-    /// If the store's answer is lost, the next call counts the same handshakes again.
+    /// Writes the uses since the last call to the store. Does nothing if there were none. If the
+    /// store's answer is lost, the next call counts the same handshakes again.
     pub async fn note(&self, store: &dyn Store) -> Result<(), StoreError> {
         self.own.note(store).await?;
         self.note_pairs(store).await
@@ -296,7 +296,8 @@ mod tests {
         store.set_busy(false);
         counters.note(&store).await.unwrap();
         assert_eq!(known(&store, &both).await, [Some((1, true)), Some((0, false))]);
-        // A lost answer is about a write that was carried out, so the next one is counted twice.
+        // A write whose answer is lost was carried out, so the next call counts its handshake a
+        // second time.
         index.count_use(&client(both.clone(), WhichKey::Next));
         store.lose_answers(1, 1000);
         assert!(counters.note(&store).await.is_err());

@@ -1,5 +1,5 @@
-//! Registers devices at IoT Platform. Each device is registered once, however many requests ask for
-//! it and whenever the process crashes. The registrar keeps one queue per product and makes single
+//! Registers devices at IoT Platform. Each device is registered once, even if many requests ask for
+//! it or the process crashes at any time. The registrar keeps one queue per product and makes single
 //! calls at an even pace. If single calls would take too long, it makes batches. Failed calls are
 //! retried with jitter. The device's journal entry is on disk before its first call, so that the
 //! same call is made again after a crash or a lost answer. The module `iot_platform` makes the
@@ -94,7 +94,8 @@ pub struct Config {
     /// Time for which no calls are made after the cloud has refused a call for a reason that only
     /// the operator can remove. The time doubles with each further refusal.
     pub breaker_pause: Duration,
-    /// Batches are made beside the single calls if these alone would take longer than this.
+    /// Limit of the time that the single calls alone would take. Above this limit, batches are made
+    /// as well.
     pub batch_after: Duration,
     /// Time for which a product gathers devices before a batch takes them.
     pub gather: Duration,
@@ -167,7 +168,7 @@ pub enum Outcome {
     /// IoT Platform refuses all devices of the product, or all calls, until the operator acts.
     Operator(String),
     /// The device has an unfinished registration at this other target. Only that registration can
-    /// go on. [`Targets`] does so if the target is configured.
+    /// continue, and [`Targets`] continues it if the target is configured.
     Elsewhere(String),
     /// The device's target is not configured, as the message explains. The device is registered
     /// nowhere until the operator acts.
@@ -605,8 +606,8 @@ impl Registrar {
         lock(&self.breakers).reasons()
     }
 
-    /// Returns the cloud's reason for which registrations of this product are stopped at present,
-    /// if they are.
+    /// Returns the cloud's reason why registrations of this product are stopped at present; `None`
+    /// if they are not stopped.
     pub fn stopped(&self, product_key: &str) -> Option<String> {
         lock(&self.breakers).stopped(product_key)
     }

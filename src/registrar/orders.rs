@@ -1,6 +1,7 @@
-//! Carries out the orders of operators: changes to devices at IoT Platform. One process at a time
-//! does so, under a lease. Every step may be repeated: each call that changes a device names it by its
-//! `IotId`, and the store ends an order once. `store/order.rs` describes the orders.
+//! Carries out the orders of operators: changes to devices at IoT Platform. A lease ensures that
+//! only one process at a time carries them out. Every step may be repeated: each call that changes a
+//! device names it by its `IotId`, and the store ends an order only once. `store/order.rs` describes
+//! the orders.
 
 mod moves;
 
@@ -51,7 +52,7 @@ impl Attempts {
         self.failed.get(&order).is_none_or(|(.., next)| *next <= now)
     }
 
-    /// Lets an order wait until `next`, without a failure.
+    /// Makes an order wait until `next`, without counting a failure.
     fn wait(&mut self, order: OrderNumber, next: Instant) {
         self.failed.entry(order).or_insert((0, 0, next)).2 = next;
     }
@@ -88,8 +89,8 @@ impl From<StoreError> for Hindrance {
     }
 }
 
-/// Maximum number of registrations that wait or are in progress while devices are deleted to be
-/// registered anew. A device is without a certificate in between.
+/// Maximum number of registrations that may wait or be in progress when a device is deleted to be
+/// registered again. With more of them, the device would be without a certificate for too long.
 const MAX_WAITING: usize = 100;
 
 /// Returns the calls of the step [`Step::Change`], in order. `former` is the treatment of the former
@@ -98,7 +99,7 @@ const fn calls(kind: OrderKind, former: Former) -> &'static [Action] {
     match (kind, former) {
         (OrderKind::Disable, _) | (OrderKind::Move, Former::Disable) => &[Action::DisableThing],
         (OrderKind::Enable, _) => &[Action::EnableThing],
-        // A device that is disabled is disconnected. A device that goes on connecting after its
+        // IoT Platform disconnects a device that is disabled. A device that still connects after its
         // deletion would make IoT Platform throttle the account's other devices.
         (OrderKind::Delete, _) | (OrderKind::Move, Former::Delete) => {
             &[Action::DisableThing, Action::DeleteDevice]
@@ -134,14 +135,14 @@ impl Registrar {
     }
 
     /// Returns whether an attempt to carry out an order is due, and this process may make its next
-    /// step. To register a device, no further right is needed.
+    /// step. Registering a device needs no permission of the configuration (`manages`).
     fn is_due(&self, order: &Order, now: Instant) -> bool {
         let may = self.config.manages || order.step() == Step::Register;
         may && lock(&self.attempts).is_due(order.number, now)
     }
 
     /// Carries out the orders whose next attempt is due, the oldest first. Does nothing if another
-    /// process does so.
+    /// process carries out orders.
     async fn carry_out_orders(self: &Arc<Self>) -> Result<(), StoreError> {
         let work = async |_| {
             let (mut after, mut there) = (0, HashSet::new());
@@ -222,7 +223,7 @@ impl Registrar {
             for action in calls(order.kind, former) {
                 match self.call_about(*action, order, &iot_id).await {
                     Ok(()) => {}
-                    // A device that does not exist any more needs not be disabled or deleted.
+                    // A device that no longer exists need not be disabled or deleted.
                     Err(error) if error.class == ErrorClass::NotFound && order.accepts_absence() => {}
                     Err(error) if error.class == ErrorClass::NotFound => return Err(is_gone()),
                     Err(error) => return Err(Hindrance::Failed(*action, error)),
@@ -240,7 +241,7 @@ impl Registrar {
         Ok(Progress::Completed(completed))
     }
 
-    /// Returns whether a device that is deleted now would soon be registered anew.
+    /// Returns whether a device that is deleted now would soon be registered again.
     fn may_register_anew(&self, order: &Order) -> bool {
         self.stopped(&order.product_key).is_none() && self.registrations() < MAX_WAITING
     }
@@ -260,8 +261,8 @@ impl Registrar {
 
     /// Returns the `IotId` of an order's device. Until it is confirmed, looks the device up by its
     /// name, compares it with the row, and stores the `IotId` with the order, so that no call can
-    /// meet another device. Returns `None` if the device does not exist and the order
-    /// [accepts](Order::accepts_absence) that.
+    /// change another device. Returns `None` if the device does not exist and the order
+    /// [accepts](Order::accepts_absence) its absence.
     async fn identify(&self, order: &Order, row: &DeviceRow) -> Result<Option<String>, Hindrance> {
         const ACTION: Action = Action::QueryDeviceDetail;
         if order.is_confirmed {
@@ -352,7 +353,7 @@ impl Registrar {
         self.note_failure(order, error.to_string()).await;
     }
 
-    /// Stores the reason for which an order waits, for operators.
+    /// Stores the reason why an order waits, for operators.
     async fn note_failure(&self, order: &Order, reason: String) {
         if order.failure.as_ref() != Some(&reason)
             && let Err(error) = self.store.note_order(order.number, OrderNote::Failure(reason)).await

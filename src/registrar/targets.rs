@@ -40,11 +40,11 @@ pub struct Target {
     pub calls: Arc<Calls>,
     /// Host of the target's cloud; `None` if its cloud cannot be called.
     pub host: Option<String>,
-    /// Reason for which the cloud of a configured target cannot be called, if it cannot.
+    /// Reason why the cloud of a configured target cannot be called; `None` if it can be called.
     pub missing: Option<String>,
 }
 
-/// Answer to the question whether orders for the devices of a target can be carried out.
+/// Result of [`Targets::rights`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights<'t> {
     /// The configuration permits changes at the target.
@@ -136,7 +136,7 @@ impl Targets {
     }
 
     /// Registers the device of a row and waits for the outcome, but no longer than `patience`. A
-    /// registration that has begun at another target goes on there.
+    /// registration that has begun at another target continues there.
     pub async fn register(&self, row: &DeviceRow, patience: Duration) -> Outcome {
         let mut wanted = row.wanted(&self.of(row));
         for _ in 0..MAX_TRIED {
@@ -163,8 +163,8 @@ impl Targets {
         Outcome::NoTarget(reason)
     }
 
-    /// Returns the reason for which registrations of a product are stopped at present at the target
-    /// of this name, if they are.
+    /// Returns the reason why registrations of a product are stopped at present at the target of
+    /// this name; `None` if they are not stopped.
     pub fn stopped(&self, target: &str, product_key: &str) -> Option<String> {
         self.named(target)?.registrar.stopped(product_key)
     }
@@ -179,7 +179,7 @@ impl Targets {
         }
     }
 
-    /// Resumes the registrations that other processes have left behind, and does so from now on.
+    /// Resumes the registrations that other processes have left behind, now and in the future.
     pub async fn recover(&self) -> Result<(), StoreError> {
         for target in &self.all {
             target.registrar.recover().await?;

@@ -1,6 +1,6 @@
-//! Tests of the service with a real database and a cloud in memory. They produce every documented
-//! answer by its real cause. They also cover the decisions of `provision`, and which client may
-//! have which certificate.
+//! Tests of the service with a real database and a cloud in memory. The tests bring about every
+//! documented answer by its real cause. They also cover the decisions of `provision`, and check
+//! which client may have which certificate.
 
 mod guards;
 mod host;

@@ -222,9 +222,9 @@ impl Throttle {
         }
     }
 
-    /// Returns the longest wait required by the limits on refused lookups, for this address and
-    /// port and for its networks. Combines the waits into one, so that the request is counted once,
-    /// however many buckets are empty.
+    /// Returns the longest wait required by the limits on refused lookups, for this address and port
+    /// and for its networks. Combines the waits into one, so that the request is counted once, even
+    /// if several buckets are empty.
     fn guessed_too_often(
         &self,
         now: Instant,

@@ -64,9 +64,9 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Creates a listener that treats every client as a device of the enrollment. No client has proven
-    /// a key, so a device that is not in the table is invalid, also if the enrollment holds or admits
-    /// such devices. `seed` must be random.
+    /// Creates a listener that treats every client as a device of the enrollment. No client has
+    /// proven a key, so a device that is not in the table is invalid, even if the enrollment holds
+    /// or admits such devices. `seed` must be random.
     pub fn new(
         socket: UdpSocket,
         service: Arc<Service>,
@@ -98,8 +98,8 @@ impl Plain {
                 self.endpoint.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 received = self.socket.async_io(Interest::READABLE, || receive(&self.socket, &mut buffer)) => {
-                    // The system reports here that an earlier answer could not be delivered. Such
-                    // an error is ignored.
+                    // An error here means that an earlier answer could not be delivered, so it is
+                    // ignored.
                     if let Ok((length, peer)) = received {
                         self.receive(Instant::now(), peer, &buffer[..length]);
                     }

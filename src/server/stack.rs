@@ -71,7 +71,7 @@ enum WorkResult {
     Response(Asked, Source, Response),
     /// The key could not be looked up.
     NoKey(HandshakeId),
-    /// Whether the individual key of a session is still in the table.
+    /// Result of checking whether the individual key of a session is still in the table.
     OwnKey(SessionId, bool),
 }
 

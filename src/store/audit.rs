@@ -54,13 +54,13 @@ pub struct AuditEntry {
     /// counts. Never contains a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The requests that this entry stands for, if it is a record of repeats. The other fields
-    /// describe the last of them.
+    /// Requests that this entry counts; `None` unless the entry is a record of repeats. The other
+    /// fields describe the last request.
     #[serde(skip)]
     pub repeats: Option<Repeats>,
 }
 
-/// Requests of a device that one record stands for: a device fetches its certificate again, or is
+/// Requests of a device that one record counts: the device fetched its certificate again, or was
 /// refused again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeats {
@@ -85,8 +85,8 @@ impl AuditEntry {
         self.repeats.as_ref().map_or(self.at, |repeats| repeats.first)
     }
 
-    /// Returns whether a record of repeats may be counted together with `other`: only times, counts
-    /// and addresses differ, and both are of one day.
+    /// Returns whether this record of repeats and `other` can be counted as one: both are of the
+    /// same day, and they differ only in times, counts and addresses.
     pub fn is_like(&self, other: &Self) -> bool {
         let key = |entry: &Self| (entry.event, day(entry.at));
         key(self) == key(other)
@@ -94,7 +94,8 @@ impl AuditEntry {
                 == (&other.device, &other.enrollment, &other.who, &other.detail)
     }
 
-    /// Adds the requests of another record, or the request of another entry, to this record.
+    /// Adds the requests of `other` to this record. An entry that is not a record of repeats counts
+    /// as one request.
     pub fn add(&mut self, other: Self) {
         let ours = self.as_repeats();
         let theirs = other.as_repeats();
@@ -108,14 +109,14 @@ impl AuditEntry {
         }
     }
 
-    /// Returns the requests that this entry stands for; an entry of the log stands for one.
+    /// Returns the requests that this entry counts: one request, unless it is a record of repeats.
     pub fn as_repeats(&self) -> Repeats {
         let one = || Repeats { count: 1, first: self.at, first_address: self.address.clone() };
         self.repeats.clone().unwrap_or_else(one)
     }
 
-    /// Adds a record of repeats to `records`, or counts its requests in a record that is equal
-    /// except for times, counts and addresses.
+    /// Adds a record of repeats to `records`. If `records` has a record that
+    /// [`is_like`](Self::is_like) it, adds the requests to that record instead.
     pub fn gather(self, records: &mut Vec<Self>) {
         match records.iter_mut().find(|known| known.is_like(&self)) {
             Some(known) => known.add(self),
@@ -129,8 +130,8 @@ impl AuditEntry {
     }
 }
 
-/// Returns an entry as one line of JSON. The serialization of strings and numbers cannot fail. On
-/// an error, the line would be empty, and no reader accepts an empty line as an entry.
+/// Returns an entry as one line of JSON. Strings and numbers can always be serialized. If an error
+/// occurred nevertheless, the line would be empty, and readers accept no empty line as an entry.
 fn line(entry: &impl Serialize) -> String {
     let mut line = Vec::with_capacity(LINE);
     match serde_json::to_writer(&mut line, entry) {
@@ -148,8 +149,9 @@ fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>
     text.map(|text| DeviceId::parse_sn(&text)).transpose().map_err(D::Error::custom)
 }
 
-/// Merges the entries and the records of a device, both newest first. Of the same second, the entry
-/// counts as newer, because it may be about what an operator did after the requests.
+/// Merges the entries and the records of repeats of a device; both lists are newest first. If an
+/// entry and a record have the same time, the entry counts as newer, because the operator may have
+/// acted after the requests.
 pub fn merged(entries: Vec<AuditEntry>, records: Vec<AuditEntry>, limit: usize) -> Vec<AuditEntry> {
     let mut records = records.into_iter().peekable();
     let mut all = Vec::with_capacity(entries.len() + records.len());
@@ -169,14 +171,15 @@ pub fn day(at: UnixSeconds) -> i64 {
     at.div_euclid(86_400)
 }
 
-/// Returns the part of a refusal's detail by which two refusals count as equal. A message of IoT
-/// Platform, which follows its code, may differ each time.
+/// Returns the part of a refusal's detail by which two refusals count as equal: without the message
+/// of IoT Platform that follows its code, because the message may differ each time.
 pub fn reason(detail: &str) -> &str {
     let end = detail.match_indices(": ").nth(1).map_or(detail.len(), |(end, _)| end);
     &detail[..end]
 }
 
-/// Classes of entries. Each has its own limits, so that repeats displace no change.
+/// Classes of entries. Each class has its own limits, so that repeats do not push changes out of the
+/// log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// A change of a device or by an operator, and the first refusal of a device for a reason. It
@@ -207,8 +210,8 @@ pub enum AuditEvent {
     Reset,
     /// The operator deleted a device.
     Deleted,
-    /// A device that was not in the table was added to it when it asked or waited: by an operator, or
-    /// because of `unlisted = "admit"`.
+    /// A device that was not in the table was added to it: by an operator after the device asked or
+    /// waited, or because of `unlisted = "admit"`.
     Admitted,
     /// The operator ordered a change to a device at IoT Platform.
     Ordered,
@@ -434,8 +437,9 @@ pub trait AuditLog: Send + Sync + 'static {
 
     /// Calls `each` with the entries and records of repeats of these kinds, in the reverse order of
     /// [`AuditEntry::begun`], until `each` returns `Break`, the entries are older than `since`, or
-    /// `time` is over. Returns false if the time was over. Entries of the last second may be missing.
-    /// This method blocks. The default implementation is for a short log.
+    /// `time` is over. Returns false if the time was over. Entries of the last second may be
+    /// missing. This method blocks. The default implementation reads all entries since `since` at
+    /// once and ignores `time`, so it suits only a short log.
     fn review_audit(
         &self,
         kinds: &[AuditEvent],

@@ -55,8 +55,8 @@ pub struct SinceBackup {
     pub deleted: Sample,
     /// Devices that were reset, and would count as issued or refused again.
     pub reset: Sample,
-    /// Devices that were rotated, and would have their former certificates again. IoT Platform has
-    /// deleted these.
+    /// Devices that were rotated, and would have their former certificates again, which IoT Platform
+    /// no longer accepts.
     pub rotated: Sample,
     /// Devices that were moved to another target, and would have their former certificates again.
     pub moved: Sample,

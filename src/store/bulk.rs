@@ -15,8 +15,8 @@ use crate::{
     seal::Place,
 };
 
-/// Operations on the whole table, for the command line. They block, so an asynchronous caller must
-/// run each of them on a separate thread.
+/// Operations on the whole table, for the command line and the console. They block, so an
+/// asynchronous caller must run each of them on a separate thread.
 pub trait Bulk: Send + Sync {
     /// Imports all rows, or none. An empty column of the file keeps the value in the table. A row
     /// that changes nothing is not written. A row that changes a device clears the device's refusal.
@@ -24,13 +24,14 @@ pub trait Bulk: Send + Sync {
     /// [`merge`](super::merge).
     ///
     /// Does not hold up other writers: a long import writes in many short steps. The devices that it
-    /// adds appear all at once, at the end. If it cannot end, because of a failure or because its
-    /// process is killed, what it has written is taken back.
+    /// adds all become visible together, at the end. If the import fails or its process is killed,
+    /// its changes are taken back.
     ///
-    /// Reads all rows, even after a rejected one. Calls `reject` for each row that is not imported,
-    /// with the row's index (from 0): for an unreadable row before it reads the next row, and for
-    /// the others afterwards, in their order. If any row is rejected, nothing is imported. A dry run
-    /// reports the same result as the import, but changes nothing and takes no lock.
+    /// Reads all rows, even after a rejected one. Calls `reject` with the index (from 0) of each row
+    /// that is not imported: for an unreadable row as soon as it is read, and for the other rejected
+    /// rows after all rows were read, in the order of the file. If any row is rejected, nothing is
+    /// imported. A dry run reports the same result as the import, but changes nothing and takes no
+    /// lock.
     ///
     /// A row is a conflict if it would give two devices the same name in one product, or the same
     /// `IotId`.
@@ -39,9 +40,9 @@ pub trait Bulk: Send + Sync {
     /// identifier: a different value in the import is a conflict. A PSK identity that belongs
     /// to another device is also a conflict.
     ///
-    /// A row with a second key must have the key that the device has. While a device has two keys, a
-    /// row without a second key changes nothing if it has the first, and ends the roll if it has the
-    /// second; any other key is a conflict.
+    /// If the device already has a key, a row with a second key must repeat the device's first key.
+    /// While a device has two keys, a row without a second key changes nothing if its key is the
+    /// first one, and ends the roll if its key is the second one; any other key is a conflict.
     fn import(
         &self,
         job: ImportJob<'_>,
@@ -52,8 +53,9 @@ pub trait Bulk: Send + Sync {
     /// Returns a number for a new import: a random one that no import of this store has had.
     fn new_import(&self) -> Result<ImportId, StoreError>;
 
-    /// Returns whether an import or an undo is unfinished, and which was the last. If this changes
-    /// while a caller reads the table, the caller may have seen a part of an import's changes.
+    /// Returns whether an import or an undo is unfinished, and how many imports and undos there have
+    /// been. If the result differs before and after a caller reads the table, the caller may have
+    /// seen a part of an import's changes.
     fn import_activity(&self) -> Result<ImportActivity, StoreError>;
 
     /// Returns the imports that had a number and changed something, newest first. Returns at most
@@ -74,10 +76,11 @@ pub trait Bulk: Send + Sync {
     /// registered, issued, disabled, enabled, deleted or changed by another import. The rules are in
     /// [`undo`](super::undo).
     ///
-    /// Does not hold up other writers. All checks come first, and change nothing. Then the devices to
-    /// remove disappear at once, and the changes are taken back in many short steps. A device that
-    /// changes meanwhile, or is being registered, is left as it is, and counted as left. If the process
-    /// is killed, another one completes the undo. A dry run takes no lock.
+    /// Does not hold up other writers. All checks come first, and change nothing. Then the devices
+    /// to remove disappear at once, and the changed devices get their former values back in many
+    /// short steps. A device that changes meanwhile, or is being registered, is left as it is, and
+    /// counted as left. If the process is killed, another process completes the undo. A dry run
+    /// takes no lock.
     fn undo_import(&self, how: Undo<'_>) -> Result<Undone, UndoError>;
 
     /// Calls `each` with every row until `each` returns `Break`. The rows are in order of device
@@ -126,7 +129,8 @@ pub trait Bulk: Send + Sync {
     -> Result<Found, StoreError>;
 
     /// Counts the devices that the filter admits. Takes about `time` at most. If the filter has only
-    /// an enrollment, a product and a state, or a reason of a refusal, the number is usually known.
+    /// an enrollment, a product and a state, or a reason of a refusal, the store usually keeps the
+    /// number and need not search.
     fn tally(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError>;
 
     /// Counts the devices whose registration has begun, by enrollment, and those that IoT Platform
@@ -288,7 +292,8 @@ pub struct ImportReport {
     pub lost_keys: u64,
 }
 
-/// Imports and undos of a store, as far as two readings of the table can differ because of them.
+/// State of a store's imports and undos. A caller that reads the table compares the states before
+/// and after, to detect changes by an import in between.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportActivity {
     /// Set if an import, or an undo, is running or was cut off.
@@ -441,8 +446,8 @@ pub enum Rejection {
         /// Index of the earlier row.
         first: u64,
     },
-    /// An earlier row has the same device and the same values. The row is left out, which is no
-    /// fault.
+    /// An earlier row has the same device and the same values. The row is skipped, and the import
+    /// does not fail because of it.
     Repeated {
         /// Name of the row's enrollment.
         enrollment: String,

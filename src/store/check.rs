@@ -371,8 +371,8 @@ impl<T: Standing> Check<'_, T> {
         Ok((change.map_err(Unmerged::Failed)??, is_late))
     }
 
-    /// Returns whether the device `owner` gives up `identity` in a row before row `at`, because
-    /// that row contains another identity or takes the device's key away.
+    /// Returns whether the device `owner` gives up `identity` in a row before row `at`, because that
+    /// row contains another identity or removes the device's key.
     fn gives_identity_up(&self, at: u64, owner: &str, identity: &str) -> Result<bool, Unmerged<StoreError>> {
         let Ok(owner) = DeviceId::parse_sn(owner) else { return Ok(false) };
         let found = self.staging.find(&owner).map_err(Unmerged::Failed)?;

@@ -68,8 +68,8 @@ pub struct ClaimTime {
 pub enum Claimed {
     /// The caller has the claim until the caller settles or releases it, or is fenced.
     Yours(Claim),
-    /// Another living owner has the claim, or an unfinished import adds, or an undo removes, the
-    /// device or another device that has its name. The caller tries again later.
+    /// Another living owner has the claim. Or an unfinished import is adding, or an undo is
+    /// removing, this device or another device with the same name. The caller tries again later.
     Held,
     /// The device does not need this registration: its row has a certificate or a refusal, is
     /// disabled, has another product, name or target, or does not exist. An abandoned claim on the device
@@ -81,15 +81,16 @@ pub enum Claimed {
     /// The device is not in the journal, and no place is free in its enrollment
     /// ([`set_max_places`](super::place::CountsPlaces::set_max_places)).
     NoPlace,
-    /// The device has an unfinished registration at this other target, whose cloud may have created
-    /// it, and its row does not ask for a certain target. Only that registration can go on.
+    /// The device has an unfinished registration at another target, which this variant names, and
+    /// the cloud of that target may have created the device. The device's row names no target, so
+    /// only that registration can continue.
     Elsewhere(String),
 }
 
 /// Code of certdist's own refusal of a device whose name exists at IoT Platform and was not
 /// registered by this server.
 pub const NAME_IS_TAKEN: &str = "NameIsTaken";
-/// Code of certdist's own refusal of a device whose `IotId` another row has.
+/// Code of certdist's own refusal of a device whose `IotId` is already in another row.
 pub const IOT_ID_IS_TAKEN: &str = "IotIdIsTaken";
 
 /// Result of a registration.
@@ -198,8 +199,9 @@ pub trait Claims: Send + Sync + 'static {
     /// [`StoreError::Conflict`] if the row was deleted, no longer needs this registration, or has
     /// another certificate, or if another row has the same `IotId`. On a conflict, the claim ends
     /// and the result is not stored. If the `IotId` is the cause, a refusal is stored instead.
-    /// The error is the same if the device was moved to another enrollment, and that one is full; but
-    /// then the claim stays, as an abandoned one, because the device exists at IoT Platform.
+    /// The error is also [`StoreError::Conflict`] if the device was moved to another enrollment that
+    /// is full. In this case, the claim stays as an abandoned claim, because the device exists at
+    /// IoT Platform.
     fn settle<'a>(
         &'a self,
         owner: OwnerId,

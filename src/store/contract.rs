@@ -561,7 +561,7 @@ fn totals_count_what_is_true_of_each_device(store: &(impl Store + Bulk)) {
         ..Totals::default()
     };
     let plugs = Totals { enrollment: "plugs".into(), devices: 1, unregistered: 1, ..Totals::default() };
-    // Whether the secret is sealed depends on the keys of the store.
+    // The number of unsealed secrets depends on the store's database keys, so it is not compared.
     let totals = || -> Vec<Totals> {
         let totals = store.totals().unwrap();
         totals.into_iter().map(|totals| Totals { clear: 0, ..totals }).collect()

@@ -1,5 +1,5 @@
-//! The uses of pre-shared keys that a store keeps: when each key of an enrollment that has two was
-//! last used, by all processes together. A store knows the keys only by their IDs.
+//! Uses of the pre-shared keys of each enrollment that has two keys: how often and when last any
+//! process used each key. A store keeps these uses, and knows the keys only by their IDs.
 
 use super::{StoreFuture, UnixSeconds};
 
@@ -48,7 +48,7 @@ pub struct NewUse {
     pub key: PskId,
     /// Number of completed handshakes.
     pub handshakes: u64,
-    /// Time of the last of them, by the store's clock; `None` if there was none.
+    /// Time of the last handshake, by the store's clock; `None` if there was none.
     pub last: Option<UnixSeconds>,
 }
 
@@ -57,7 +57,7 @@ pub struct NewUse {
 pub struct NewUses {
     /// Name of the enrollment.
     pub enrollment: String,
-    /// Its keys.
+    /// Uses of its two keys.
     pub keys: [NewUse; 2],
 }
 
@@ -70,16 +70,16 @@ pub struct KeyUse {
     pub since: UnixSeconds,
     /// Number of completed handshakes since then.
     pub handshakes: u64,
-    /// Time of the last of them; `None` if there was none.
+    /// Time of the last handshake; `None` if there was none.
     pub last: Option<UnixSeconds>,
 }
 
 /// The part of a store that keeps the uses of keys.
 pub trait KeyUses: Send + Sync + 'static {
     /// Adds uses of the keys of these enrollments, in one step. The store begins to count a key that
-    /// it does not know, and forgets any other key of the same enrollment, so it keeps two keys of an
-    /// enrollment at most. The later time of a last use counts, unless it is in the future: such a
-    /// time comes from a wrong clock, and a new one replaces it.
+    /// it does not know, and forgets any other key of the same enrollment, so it keeps two keys of
+    /// an enrollment at most. Of the stored and the new time of last use, keeps the later one. But a
+    /// stored time in the future comes from a wrong clock, so the new time replaces it.
     fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()>;
 
     /// Returns the uses of the keys of an enrollment, in the order of their IDs.

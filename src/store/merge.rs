@@ -26,8 +26,8 @@ pub enum Merged {
 }
 
 impl Merged {
-    /// Returns the effect of a row on a device that was already in the table. The arguments say
-    /// what has changed.
+    /// Returns the effect of a row on a device that was already in the table, from the changes that
+    /// the row has made.
     pub fn of(moves: bool, device_changed: bool, key_change: KeyChange) -> Self {
         match device_changed || key_change != KeyChange::None {
             true => Self::Changed { moves, loses_key: key_change == KeyChange::Lost },
@@ -80,8 +80,9 @@ pub fn new_device(row: &ImportRow) -> Columns<'_> {
     }
 }
 
-/// Returns the target of the certificate that a row adds and that gives no target itself. The
-/// target is decided with the certificate, so a changed configuration does not move the device.
+/// Returns the enrollment's target if the row adds a certificate, for a row that names no target
+/// itself. The target is stored with the certificate, so that a later change of the configuration
+/// does not move the device.
 fn target_of_certificate(row: &ImportRow) -> Option<&str> {
     row.enrollment_target.as_deref().filter(|_| row.device_secret.is_some())
 }
@@ -127,11 +128,12 @@ pub fn known_device<'r>(
         device_secret: row.device_secret.as_ref().filter(|_| !same_secret).or(before.device_secret),
         iot_id: row.iot_id.as_deref().or(before.iot_id),
         target: match (row.target.as_deref(), &stored.certificate) {
-            // The row says what is already so.
+            // The row names the target that already applies, so the stored value stays.
             (Some(target), Some(_)) if stored.target() == Some(target) => before.target,
             (Some(target), _) => Some(target),
             (None, Some(_)) => before.target,
-            // A device that moves to another enrollment has the target of that enrollment.
+            // A device that moves to another enrollment loses its target, so that the target of the
+            // new enrollment applies.
             (None, None) => before.target.filter(|_| !moves).or(target_of_certificate(row)),
         },
     };
@@ -195,7 +197,7 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
 /// outer error is a failure of `same_secret`.
 ///
 /// While a device has two keys, a row without a second key must have one of them. Otherwise, a list
-/// that was made before the roll would take a key away, or bring a former one back.
+/// that was made before the roll would remove a key, or restore a former key.
 pub fn key_change(
     stored: Option<&DeviceKeys>,
     row: &ImportRow,
@@ -205,7 +207,7 @@ pub fn key_change(
         return Ok(without_key(row, stored.is_some()).map(|()| KeyChange::None));
     };
     let Some(stored) = stored else { return Ok(Ok(KeyChange::Added)) };
-    // A stored key is sealed for its identity, so it cannot be compared under another one.
+    // A stored key is sealed for its identity, so it cannot be compared under another identity.
     let has_identity = stored.identity == *identity;
     let place = Place::Psk { device: row.device.as_str(), identity };
     let is = |known: &Secret, other: &Secret| Ok(has_identity && same_secret(place, known, other)?);

@@ -290,15 +290,15 @@ pub struct Claim {
     pub asked_by: AskedBy,
 }
 
-/// Owner that may have asked the cloud to create a device before a claim. If there is one, its call
+/// Owner that may have asked the cloud to create a device before a claim. The call of such an owner
 /// may have created the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AskedBy {
-    /// None. If the claim was taken over together with a batch, only the batch itself may have
-    /// asked.
+    /// No owner. If the claim was taken over together with a batch, the cloud may have been asked
+    /// for the device, but only through the batch.
     Nobody,
-    /// Only the caller, which had the claim before. It knows better than the store whether it has
-    /// asked.
+    /// Only the caller, which had the claim before. The caller knows whether it has really asked the
+    /// cloud; the store does not.
     Caller,
     /// An owner before the caller.
     Other,
@@ -380,14 +380,13 @@ pub struct Metrics {
     pub failed: AtomicU64,
     /// Duration of each commit, which may contain many writes.
     pub commit_latency: Histogram,
-    /// Number of keys that seal secrets of the store and that this process does not have, when it
-    /// was last checked.
+    /// Number of database keys that seal secrets in the store and that this process lacks, as of the
+    /// last check.
     pub keys_missing: AtomicU64,
     /// Number of repeats that were not written to the audit log because too many entries were
     /// waiting.
     pub repeats_dropped: AtomicU64,
-    /// Number of lines, which processes that have ended have left for the audit log, that could not
-    /// be read.
+    /// Number of lines that could not be read in the outboxes of processes that have ended.
     pub lines_unreadable: AtomicU64,
     /// Number of expired entries that were removed from the audit log.
     pub changes_removed: AtomicU64,

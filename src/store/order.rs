@@ -1,11 +1,11 @@
 //! Orders: changes to devices at IoT Platform that an operator has asked for. The store keeps an
-//! order from before the first call until its result is stored, so that any process can carry it
-//! out after a crash. Each call that changes a device names it by its `IotId`, which IoT Platform
-//! never gives to another device. Therefore a call may be repeated: it cannot meet the device that
-//! was registered anew under the same name.
+//! order from before the first call until its result is stored, so that any process can carry it out
+//! after a crash. Calls that change a device name it by its `IotId`, which IoT Platform never gives
+//! to another device. A call can therefore be repeated: it never changes a device that was
+//! registered later under the same name.
 //!
 //! An order to move a device has several [steps](Step). Until the certificate of the new target is
-//! stored, the row keeps the former one, which is handed out meanwhile.
+//! stored, the row keeps the former certificate, and the device still gets that one.
 
 use std::fmt;
 
@@ -26,8 +26,9 @@ pub enum OrderKind {
     /// table disables it at once.
     Delete,
     /// Deletes the device at IoT Platform, and removes its certificate from the table. The store
-    /// leaves an abandoned claim in the journal, so that any process registers the device anew, under
-    /// the same name and with another secret, and so that it keeps its place in its enrollment.
+    /// leaves an abandoned claim in the journal. The claim keeps the device's place in its
+    /// enrollment, and lets any process register the device again, under the same name and with
+    /// another secret.
     Rotate,
     /// Registers the device at another target, and then replaces its certificate in the table. At the
     /// end, the former device may be disabled or deleted.
@@ -80,8 +81,8 @@ impl OrderKind {
         matches!(self, Self::Delete | Self::Rotate)
     }
 
-    /// Returns whether the device gets another certificate once the order is carried out, as a first
-    /// one.
+    /// Returns whether the device gets a new certificate when the order is carried out. The new
+    /// certificate counts as a first one.
     pub const fn registers_anew(self) -> bool {
         match self {
             Self::Disable | Self::Enable | Self::Delete => false,
@@ -157,8 +158,9 @@ pub struct Moving {
 /// Next step of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Finds out at the former target which device is disabled or deleted at the end of a move. Only
-    /// then does the row still have the certificate that proves it.
+    /// Asks the former target for the `IotId` of the device that is disabled or deleted at the end
+    /// of a move. This step comes first, because the row has the certificate that proves the `IotId`
+    /// only until the new certificate is stored.
     Confirm,
     /// Registers the device at the new target, and stores its certificate.
     Register,
@@ -205,8 +207,8 @@ pub struct Order {
     pub device_name: String,
     /// Target at which the next call is made.
     pub target: String,
-    /// `IotId` of the device; `None` until it is known. Before it is confirmed, it is only what the
-    /// row says.
+    /// `IotId` of the device; `None` until it is known. Until it is confirmed, it is the unverified
+    /// value of the row.
     pub iot_id: Option<String>,
     /// Set once IoT Platform has confirmed that the `IotId` is that of the device with the row's
     /// certificate.
@@ -257,13 +259,13 @@ impl Order {
         }
     }
 
-    /// Returns the detail of the audit entry about this order if it ends for this reason, without its
-    /// change.
+    /// Returns the detail of the audit entry about this order when it ends without its change.
+    /// `reason` says why it ends.
     pub(crate) fn cancelled(&self, reason: &str) -> String {
         format!("{}: {reason}", self.work())
     }
 
-    /// Describes what is left to do.
+    /// Describes the rest of the work for this order.
     pub fn work(&self) -> String {
         match &self.moving {
             None => self.kind.to_string(),
@@ -274,7 +276,7 @@ impl Order {
         }
     }
 
-    /// Returns the reason for which an operator's plain change is refused.
+    /// Returns the reason why an operator's plain change is refused.
     pub fn conflict(&self) -> String {
         let Self { device, kind, .. } = self;
         format!(
@@ -321,8 +323,8 @@ impl Move {
 /// Answer to [`Orders::place_order`] and [`Orders::place_move`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placed {
-    /// The order is in the store. If the device already had an order of this kind, and a move to this
-    /// destination, that order stands.
+    /// The order is in the store. If the device already had such an order (for a move: with the same
+    /// destination), no order was added, and this is the number of that order.
     Yes(OrderNumber),
     /// The device is not in the table.
     NoDevice,
@@ -350,10 +352,10 @@ pub enum OrderNote {
     IotId(String),
     /// Reason why the order cannot be carried out now.
     Failure(String),
-    /// The device at the former target of a move does not exist any more, so it stays as it is.
+    /// The device at the former target of a move no longer exists, so nothing is left to do there.
     FormerIsGone,
-    /// From this time, a call may have registered the device at the new target of a move. This is not
-    /// noted if the order has such a time already.
+    /// Time of the first call that may have registered the device at the new target of a move. If
+    /// the order already has such a time, it keeps that one.
     Asked(ClaimTime),
     /// No call can have registered the device at the new target of a move.
     NotAsked,
@@ -375,7 +377,7 @@ pub enum Completed {
 /// Result of [`Orders::store_move`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
-    /// The certificate is in the row. The order has ended, unless the former device is left to be
+    /// The certificate is in the row. The order has ended, unless the former device still has to be
     /// disabled or deleted.
     Yes,
     /// The row no longer [fits](Order::fits) the order, so it was not changed. The order has ended.
@@ -418,8 +420,8 @@ pub trait Orders: Send + Sync + 'static {
     fn place_move<'a>(&'a self, device: &'a DeviceId, to: &'a Move, by: &'a Actor)
     -> StoreFuture<'a, Placed>;
 
-    /// Returns up to `limit` orders with numbers above `after`, oldest first; those whose next call is
-    /// made at one target, or all.
+    /// Returns up to `limit` orders with numbers above `after`, oldest first. With a `target`,
+    /// returns only orders whose next call goes to that target.
     fn orders_after<'a>(
         &'a self,
         target: Option<&'a str>,
@@ -436,8 +438,8 @@ pub trait Orders: Send + Sync + 'static {
 
     /// Stores the certificate of the new target in the row of a device that is moved, together with
     /// the target and the product, and writes an audit entry that names the operator who placed the
-    /// order. The certificate counts as never issued. Ends the order, unless its former device is left
-    /// to be disabled or deleted: then the order's next call is made at the former target.
+    /// order. The certificate counts as never issued. Ends the order, unless the former device still
+    /// has to be disabled or deleted: then the order's next call goes to the former target.
     ///
     /// # Errors
     ///
@@ -450,8 +452,8 @@ pub trait Orders: Send + Sync + 'static {
     /// that names the operator who placed it. `now` is the time of the claim that a rotation leaves.
     fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed>;
 
-    /// Ends an order that was not carried out, and writes an audit entry with the reason. Other
-    /// than that, the device stays as it is. Returns whether the order was there.
+    /// Ends an order that was not carried out, and writes an audit entry with the reason. The device
+    /// itself stays as it is. Returns whether the order existed.
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool>;
 }
 

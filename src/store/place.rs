@@ -1,7 +1,7 @@
 //! Places of an enrollment: its devices with a certificate, those whose registration has begun, and
-//! those that were rotated and have no new certificate yet. A store counts them, and takes a place in
-//! the same step as the claim that needs it, so that a maximum holds however many processes register
-//! devices.
+//! those that were rotated and have no new certificate yet. A store counts them, and takes a place
+//! in the same step as the claim that needs it. A maximum therefore holds even if several processes
+//! register devices.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,8 +21,8 @@ pub struct Places {
 /// Maximum number of places by enrollment. An enrollment without an entry has no maximum.
 pub type MaxPlaces = Arc<HashMap<String, u64>>;
 
-/// Counts the places of an enrollment that devices other than `device` have taken. If the device has
-/// its place already, nothing is counted for it.
+/// Counts the places of an enrollment that devices other than `device` have taken. If `device` has a
+/// place itself, that place is not counted.
 pub async fn taken(
     store: &(impl CountsPlaces + ?Sized),
     enrollment: &str,
@@ -42,8 +42,8 @@ pub trait CountsPlaces: Send + Sync + 'static {
     /// a device that was rotated keeps the one that its certificate had.
     fn set_max_places(&self, max: MaxPlaces);
 
-    /// Returns whether a device without a certificate has a place in an enrollment. An import may have
-    /// moved it to another one since it took its place.
+    /// Returns whether a device without a certificate has a place in an enrollment. An import may
+    /// have moved the device to another enrollment since the device took its place.
     fn has_place<'a>(&'a self, device: &'a DeviceId, enrollment: &'a str) -> StoreFuture<'a, bool>;
 
     /// Counts the places that are taken in an enrollment.

@@ -57,8 +57,8 @@ impl Roll {
 pub struct RollCount {
     /// Number of these devices.
     pub devices: u64,
-    /// Number of those that used their first key last, and that used their second key last. The
-    /// others have used neither since they were given the second key.
+    /// Number of devices that last used their first key, and number of devices that last used their
+    /// second key. The others have used neither since they were given the second key.
     pub by_key: [u64; 2],
     /// Last use of each key by any of these devices.
     pub used: Used,
@@ -79,13 +79,13 @@ impl RollCount {
     }
 }
 
-/// How a roll ends.
+/// Way in which a roll ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// The second key becomes the device's key, and its former key is gone. The device must have
     /// used its second key last.
     Used,
-    /// The same, whatever the device has used.
+    /// Like [`Used`](Self::Used), but regardless of the key that the device used last.
     Anyway,
     /// The device keeps its key, and the second key is gone.
     Dropped,

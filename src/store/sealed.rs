@@ -46,14 +46,15 @@ pub enum SecretColumn {
     DeviceSecret,
     /// The pre-shared keys of individual devices. The primary key is the PSK identity.
     Psk,
-    /// The second keys of these devices. A second key has the place of the first, because it takes
-    /// its place in the end.
+    /// The second keys of these devices. A second key is sealed for the same `Place` as the first
+    /// key, because it becomes the first key when the roll ends.
     PskNext,
 }
 
 impl SecretColumn {
-    /// All columns, in the order in which they are sealed. A second key becomes the first one when a
-    /// roll ends, so it is sealed before: otherwise, one that moves meanwhile would be left out.
+    /// All columns, in the order in which they are sealed. Second keys come before first keys: if a
+    /// roll ends meanwhile, its second key becomes the first key, and would be missed in the other
+    /// order.
     pub const ALL: [Self; 3] = [Self::DeviceSecret, Self::PskNext, Self::Psk];
 
     fn place<'a>(self, stored: &'a StoredSecret) -> Place<'a> {

@@ -89,7 +89,7 @@ pub struct Undo<'a> {
     pub rest: bool,
 }
 
-/// Result of undoing an import: the numbers of the import's devices, by what was done with them.
+/// Result of undoing an import: the numbers of its devices that were removed, restored and left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Undone {
     /// Devices that the import had added, and that were removed.

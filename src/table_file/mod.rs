@@ -89,7 +89,8 @@ impl Enrollments {
         Self { targets: targets.into_iter().collect(), target_of, ..self }
     }
 
-    /// Returns the target of an enrollment, as the row of a registered device has it.
+    /// Returns the target of an enrollment, in the form in which the row of a registered device
+    /// stores it.
     fn target_of(&self, enrollment: &str) -> Option<&str> {
         target::to_store(self.target_of.get(enrollment)?)
     }

@@ -460,7 +460,7 @@ fn cleaned(column: usize, field: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if bare.is_empty() {
         return None;
     }
-    // The name of an enrollment is not changed here, because it is first looked up as it is.
+    // The name of an enrollment is not changed here, because it is first looked up as it is written.
     if column == IDENTITY || column == ENROLLMENT {
         return Some(field);
     }

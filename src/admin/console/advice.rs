@@ -32,7 +32,7 @@ pub(super) struct Known<'k> {
     /// Reason why calls for the device's product are stopped at present; `None` if they are not
     /// stopped.
     pub(super) stopped: Option<&'k str>,
-    /// The device's target, if it is not configured.
+    /// Name of the device's target if that target is not configured; otherwise `None`.
     pub(super) lost_target: Option<&'k str>,
     /// Claim on the device's registration.
     pub(super) claim: Option<&'k ClaimView>,
@@ -187,8 +187,8 @@ impl Known<'_> {
                 let values = [("reason", reason.into()), ("overview", overview.into())];
                 return advice(Tone::Bad, "advice-stopped", t.rich("advice-stopped-text", values));
             }
-            // If an answer put the device off, advice about that answer is more useful than the
-            // fact that a registration has begun.
+            // If the device was asked to retry later, advice about that answer is more useful than
+            // the fact that a registration has begun.
             Verdict::Register if let Some(claim) = self.claim.filter(|_| self.put_off().is_none()) => {
                 let overview = html! { a href="/" { (t.say("nav-overview")) } };
                 let values = [("time", moment(claim.since).into()), ("overview", overview.into())];
@@ -525,7 +525,7 @@ mod tests {
         full.is(Tone::Warning, "advice-full");
         let filling = Case { taken: Places { registered: 2, claimed: 1 }, ..guarded(limited) };
         filling.is(Tone::Note, "advice-filling");
-        // A device that has had its certificate is not concerned.
+        // The guards do not concern a device that has had its certificate.
         let issued = Case { guards: closed.guards, ..case(with_certificate()) };
         issued.is(Tone::Good, "advice-has-it");
     }

@@ -1,6 +1,6 @@
-//! Actions on many devices. First shows a preview with counts and samples; when an operator
-//! confirms the preview, begins a job. The devices are those that meet a list page's conditions, or
-//! those of a pasted list.
+//! Actions on many devices. First shows a preview with counts and samples; when an operator confirms
+//! the preview, begins a job. The devices come from a pasted list, or meet the conditions of a list
+//! page.
 
 use std::{
     sync::Arc,

@@ -149,7 +149,7 @@ impl Device {
 }
 
 /// Returns the target at which a device is registered or will be registered. A registration that has
-/// begun goes on where it began, whatever target the enrollment has meanwhile.
+/// begun continues at its target, even if the enrollment has another target by now.
 fn target_of(row: &DeviceRow, claim: Option<&ClaimView>, targets: &Targets) -> String {
     match (row.target(), claim) {
         (None, Some(claim)) => claim.entry.target.clone(),
@@ -512,8 +512,8 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, order: OperatorFor
     change(&shared, order, Action::Delete).await
 }
 
-/// Returns the device that a form names. The error is the answer if it is not in the table, or no
-/// longer as the operator has seen it.
+/// Returns the device that a form names. The error is the response if the device is not in the
+/// table, or has changed since the operator saw it.
 pub(super) async fn row_as_seen(
     shared: &Arc<Shared>,
     frame: &Frame,

@@ -60,7 +60,7 @@ const COUNT: Duration = Duration::from_millis(10);
 /// Maximum number of reasons shown for an enrollment.
 const REASONS: usize = 5;
 
-/// Samples from which the rates of the registrations follow.
+/// Samples from which the rates of the registrations are calculated.
 #[derive(Default)]
 pub(super) struct Rates(Mutex<VecDeque<Sample>>);
 
@@ -78,9 +78,9 @@ struct Sample {
 }
 
 /// Returns the rate of an enrollment's registrations. Uses the samples after the time `disturbed`,
-/// and goes back from the newest sample until the numbers of a sample show a change other than a
-/// registration: a different number of devices, or more registered devices than later. Returns
-/// `None` if the samples span less than [`MIN_RATE`].
+/// from the newest one back to the first whose numbers show a change other than a registration: a
+/// different number of devices, or more registered devices than in a later sample. Returns `None` if
+/// the samples span less than [`MIN_RATE`].
 fn measured(samples: &VecDeque<Sample>, name: &str, disturbed: UnixSeconds) -> Option<Rate> {
     let of = |sample: &Sample| sample.census.of(name).map(|totals| (totals.devices, totals.registered));
     let mut newest_first = samples.iter().rev().filter(|sample| sample.census.at > disturbed);
@@ -107,8 +107,8 @@ fn disturbed(imported: UnixSeconds, jobs: &[Arc<Job>], now: UnixSeconds) -> Unix
     removing.map(|job| job.progress().end.map_or(now, |(at, _)| at)).fold(imported, UnixSeconds::max)
 }
 
-/// Adds a sample, unless it is the last one. Keeps the newest sample, and before it only so many
-/// that all of them together have [`SAMPLED`] enrollments, at equal intervals.
+/// Adds a sample, unless it is the last one. Keeps the newest sample, and older samples at equal
+/// intervals. All samples together have about [`SAMPLED`] enrollments at most.
 fn add(samples: &mut VecDeque<Sample>, census: &Arc<Census>, now: Instant) {
     if samples.back().is_some_and(|last| Arc::ptr_eq(&last.census, census)) {
         return;
@@ -215,12 +215,12 @@ struct Enrollment<'e> {
     /// Number of devices that wait to be admitted.
     to_admit: u64,
     refused: Vec<&'e Held>,
-    /// What keeps its devices from their certificates, if it is on the page.
+    /// Obstacles of the enrollment's devices; empty unless the enrollment is on the page.
     obstacles: Vec<Obstacle>,
     rate: Option<Rate>,
-    /// Uses of its keys, if it has two and is on the page.
+    /// Uses of the enrollment's keys; empty unless the enrollment has two keys and is on the page.
     keys: Reported,
-    /// Its devices that have two keys, if it is on the page.
+    /// Devices of the enrollment that have two keys; zero unless the enrollment is on the page.
     rolling: RollCount,
 }
 
@@ -410,8 +410,8 @@ fn guards(t: Texts, guards: &Guards, registered: u64) -> Markup {
 }
 
 /// Renders the rate of the registrations, and the time at which all waiting devices will be
-/// registered. While a job registers devices, most of its devices do not wait yet, so the end
-/// follows from the job, and not from the devices that wait.
+/// registered. While a job registers devices, most of its devices do not wait yet, so a link to the
+/// job takes the place of this time.
 fn forecast(t: Texts, enrollment: &Enrollment<'_>, has_job: bool) -> Markup {
     let job = html! { a href="/jobs" { (t.say("jobs-title")) } };
     let Some(Rate { registered, time }) = enrollment.rate else {

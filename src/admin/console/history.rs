@@ -84,8 +84,8 @@ pub(super) fn detail(t: Texts, event: AuditEvent, detail: &str) -> Cow<'_, str> 
     }
 }
 
-/// Returns the catalogue key of the words before the name of the one who caused an event. A device
-/// is named by its identity.
+/// Returns the catalogue key of the words before the name of the person or device that caused an
+/// event. A device is named by its identity.
 fn who_key(event: AuditEvent) -> &'static str {
     match event {
         AuditEvent::Issued | AuditEvent::Reissued | AuditEvent::Refused => "history-identity",
@@ -93,7 +93,7 @@ fn who_key(event: AuditEvent) -> &'static str {
     }
 }
 
-/// Renders an event, its detail, the one who caused it, and the address.
+/// Renders an event, its detail, the name of the person or device that caused it, and the address.
 fn sentence(t: Texts, event: &Event<'_>) -> Markup {
     let some = |part: Option<&'_ str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
     html! {

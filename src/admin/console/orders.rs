@@ -1,6 +1,6 @@
 //! Orders: changes to devices at IoT Platform. A device's page offers them where the configuration
-//! permits them, and shows the order that is not carried out yet; a page lists all orders. Which
-//! order a device may be given is decided in `ordering`.
+//! permits them, and shows the order that is not carried out yet; a page lists all orders. The
+//! module `ordering` decides which orders a device may have.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ fn is_offered(kind: OrderKind, row: &DeviceRow) -> bool {
             OrderKind::Disable => row.state == DeviceState::Enabled || row.cloud_state.is_none(),
             OrderKind::Enable => is_disabled,
             OrderKind::Delete | OrderKind::Rotate => true,
-            // `certdist device move` asks for the destination.
+            // A move needs a destination, for which only `certdist device move` asks.
             OrderKind::Move => false,
         }
 }
@@ -260,7 +260,7 @@ pub(super) async fn cancel(State(shared): State<Arc<Shared>>, OperatorForm(sent)
         Ok(order) => order,
         Err(error) => return frame.store_failed(&visitor, &error),
     };
-    // A script has seen no page, and cancels the order that there is.
+    // A script has seen no page, so it cancels any order that the device has.
     let has_seen_nothing = visitor.is_script() && fields.order.is_empty();
     let seen = |order: &Order| has_seen_nothing || fields.order == order.number.to_string();
     let Some(order) = order.filter(seen) else {

@@ -1,7 +1,7 @@
-//! Changes devices at IoT Platform, too: `--everywhere`, `certdist device rotate`, and the list and
-//! the end of such orders. The module `moves` places orders to move devices, which are carried out
-//! here. The orders are in the database before the first call, so a command that is killed loses
-//! nothing: a running server, or the next such command, carries them out.
+//! Changes devices at IoT Platform, too: `--everywhere`, `certdist device rotate`, and the commands
+//! that list and end such orders. The module `moves` places orders to move devices, and this module
+//! carries them out. The orders are in the database before the first call, so a command that is
+//! killed loses nothing: a running server, or the next such command, carries them out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -47,16 +47,16 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Time without any progress after which the command no longer waits.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Maximum time that rotated devices are waited for, while they are registered anew.
+/// Maximum wait for rotated devices to be registered again.
 const ANEW: Duration = Duration::from_secs(60);
 
 /// Maximum wait for calls in progress at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Number of the newest audit entries of a device in which the reason of an ended order is searched.
+/// Number of a device's newest audit entries that are searched for the reason of an ended order.
 const NEWEST: usize = 8;
 
-/// Devices by what became of them.
+/// Numbers of devices by the result of their orders.
 #[derive(Default)]
 struct Tally {
     /// Devices whose order was carried out.
@@ -105,10 +105,10 @@ pub(super) fn targets(
     app::targets(config, &table, &format!("device {kind}"), adapt).map_err(Failure::Usage)
 }
 
-/// How a report speaks of an order.
+/// Words of a report about an order.
 pub(super) struct Words<'a> {
     pub(super) kind: OrderKind,
-    /// What has happened to the devices.
+    /// Text that says what was done to the devices.
     pub(super) done: &'a str,
     /// Processes that carry out an order that is left.
     pub(super) carriers: &'a str,
@@ -181,7 +181,7 @@ async fn place_all(
     Ok((tally, orders))
 }
 
-/// Returns the orders that are not carried out yet: those of one target, or all.
+/// Returns the orders of one target that are not carried out yet, or of all targets for `None`.
 async fn all(store: &dyn Table, target: Option<&str>) -> Result<Vec<Order>, StoreError> {
     let mut orders: Vec<Order> = Vec::new();
     loop {
@@ -194,7 +194,7 @@ async fn all(store: &dyn Table, target: Option<&str>) -> Result<Vec<Order>, Stor
     }
 }
 
-/// Returns the number of chosen devices that still have the order.
+/// Returns the number of chosen devices that still have an order of this kind.
 async fn placed_still(store: &dyn Table, chosen: &Chosen, kind: OrderKind) -> Result<u64, StoreError> {
     let devices: HashSet<&DeviceId> = chosen.devices().iter().collect();
     let is_one = |order: &&Order| order.kind == kind && devices.contains(&order.device);
@@ -237,7 +237,7 @@ async fn wait(
             }
         }
     }
-    // Rotated devices are registered anew by the process that has carried the orders out.
+    // The process that has carried the orders out registers the rotated devices again.
     let deadline = Instant::now() + ANEW;
     while targets.registrations() > 0 && Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
@@ -245,7 +245,8 @@ async fn wait(
     Ok(())
 }
 
-/// Returns the reason for which the last order of a device was not carried out; `None` if it was.
+/// Returns the reason why the last order of a device was not carried out; `None` if it was carried
+/// out.
 async fn cancelled(store: &dyn Table, device: &DeviceId) -> Result<Option<String>, StoreError> {
     let history = store.history(device, NEWEST).await?;
     let last = history.into_iter().find(|entry| {
@@ -294,7 +295,7 @@ fn report(chosen: &Chosen, words: &Words<'_>, tally: &Tally) -> CommandResult {
     if reasons.is_empty() { Ok(()) } else { Err(anyhow!("{}", reasons.join("\n")).into()) }
 }
 
-/// Lists the orders that are not carried out yet: those of one target, or all.
+/// Lists the orders of one target that are not carried out yet, or of all targets for `None`.
 pub(super) async fn list(store: &dyn Table, target: Option<&str>, json: bool) -> CommandResult {
     let orders = all(store, target).await?;
     Ok(print(|out| {
@@ -305,8 +306,8 @@ pub(super) async fn list(store: &dyn Table, target: Option<&str>, json: bool) ->
     })?)
 }
 
-/// Ends the orders of the chosen devices without carrying them out. A call that is already made is
-/// not taken back.
+/// Ends the orders of the chosen devices without carrying them out. A call that was already made is
+/// not reversed.
 pub(super) async fn cancel(config: &Config, store: &dyn Table, chosen: Chosen, by: &Actor) -> CommandResult {
     let mut ended = 0;
     for id in chosen.devices() {

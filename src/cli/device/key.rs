@@ -1,5 +1,5 @@
 //! `certdist device key`: ends the rolls of devices' own keys. Leaves out the devices that have not
-//! used their second key last, because they would be lost.
+//! used their second key last, because such a device may know only its former key.
 
 use anyhow::anyhow;
 use futures_util::future::try_join_all;
@@ -70,7 +70,7 @@ impl Args {
     }
 }
 
-/// Devices by what was done with them.
+/// Numbers of devices by the result for them.
 #[derive(Default)]
 struct Tally {
     ended: u64,

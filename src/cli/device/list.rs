@@ -151,8 +151,8 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Table) -> Comm
     let mut from = after.map_or(Cursor::First, Cursor::After);
     let mut progress = Progress::new("{pos} devices found");
     let (begun, mut listed, mut page) = (Instant::now(), 0, Vec::new());
-    // The last device that was examined, unless the search is complete, and whether there is another
-    // device that the filter admits.
+    // Result of the loop: the last device that was examined, unless the search is complete, and
+    // whether the filter admits another device.
     let stopped = loop {
         let rows = ROWS.min(limit - listed);
         let Found { devices, end } = store.find(&filter, &from, rows, STEP)?;

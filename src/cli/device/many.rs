@@ -44,7 +44,7 @@ pub(super) struct Many {
 pub(super) enum Chosen {
     /// A device, whether or not it is in the table.
     One(DeviceId),
-    /// The devices of a file or of an enrollment, without repetitions, and how messages name it.
+    /// The name of a file or of an enrollment in messages, and its devices without repetitions.
     Many(String, Vec<DeviceId>),
 }
 
@@ -65,7 +65,7 @@ impl Chosen {
         }
     }
 
-    /// Names the devices, of which a message is about `count`.
+    /// Returns the words by which a message names `count` of the devices.
     pub(super) fn subject(&self, count: u64) -> String {
         match self {
             Self::One(id) => id.to_string(),

@@ -1,5 +1,5 @@
-//! The lines of `enrollment show` about an enrollment that has two keys, or whose devices have two:
-//! when each was last used, as far as servers have reported it. Shows no key.
+//! Formats the keys in `enrollment show`, for an enrollment that has two keys or whose devices have
+//! two: the last use of each key that servers have reported. Shows no key.
 
 use serde_json::{Value, json};
 

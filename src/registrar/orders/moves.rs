@@ -1,5 +1,6 @@
-//! Registers the devices of moves at the new target. An order is its own journal: the time of the first
-//! call is in the store before the call, so that a name that exists later is recognized as ours.
+//! Registers the devices of moves at the new target. An order serves as the journal entry: the time
+//! of the first call is in the store before the call. So a device that exists later under this name
+//! is recognized as one that this server has registered.
 
 use tokio::time::Instant;
 
@@ -123,8 +124,8 @@ impl Registrar {
         admitted.map_err(is_stopped)
     }
 
-    /// Looks up a device whose name exists at the new target, and adopts it by the rules of any
-    /// registration.
+    /// Looks up a device whose name exists at the new target, and adopts it by the same rules as any
+    /// other registration.
     async fn existing_device(&self, order: &Order, moving: &Moving) -> Result<CloudDevice, Hindrance> {
         let (Order { device, device_name, .. }, product_key) = (order, &moving.to.product_key);
         let query = || self.cloud.query_device_detail(product_key, device_name);

@@ -1,7 +1,7 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
 //! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
-//! disables devices, in half of the runs also rotates them and moves them between two targets, and the
-//! clouds fail in every way that the simulation knows. One seed determines the whole run.
+//! disables devices and, in half of the runs, also rotates them and moves them between two targets.
+//! The clouds fail in every way that the simulation knows. One seed determines the whole run.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -172,7 +172,7 @@ impl Company {
                 let device = id(&name(random.random_range(0..devices)));
                 store.set_state(&device, DeviceState::Disabled, &by).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..20_000))).await;
-                // An order to disable the device forbids this until it is carried out.
+                // An order to disable the device forbids enabling it until the order is carried out.
                 while store.set_state(&device, DeviceState::Enabled, &by).await.is_err() {
                     tokio::time::sleep(Duration::from_secs(10)).await;
                 }

@@ -196,7 +196,7 @@ async fn a_device_that_got_its_certificate_meanwhile_is_not_asked_for_again() {
         ..ImportRow::new(id("SN01"), "lamp", "a1")
     };
     testing::store::import(&*bench.store, [row]);
-    // This request stands for a request that read the row before the import.
+    // The request takes the part of one that read the row before the import.
     assert!(matches!(bench.register("SN01").await, Outcome::Registered(_)));
     assert!(bench.journal().await.is_empty());
     assert_eq!(bench.cloud.registrations(), 0);

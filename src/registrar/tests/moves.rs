@@ -1,5 +1,5 @@
-//! Moves to another target, in virtual time: the device is registered there once, and a certificate is
-//! in the table at each moment, whatever fails, and whenever the process dies.
+//! Tests of moves to another target, in virtual time. Whatever call fails, and whenever the process
+//! dies, the device is registered there once, and the table has a certificate of it at every moment.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -16,7 +16,7 @@ use crate::{
 
 const NAME: &str = "SN01";
 const TOKYO: &str = "tokyo";
-/// Product of the devices at the default target, and of those in Tokyo.
+/// Products of the devices at the default target, and of the devices in Tokyo.
 const PRODUCTS: [&str; 2] = ["a1", "a2"];
 const FORMERS: [Former; 3] = [Former::Keep, Former::Disable, Former::Delete];
 
@@ -43,7 +43,8 @@ struct World {
 }
 
 impl World {
-    /// If `knows_iot_id` is not set, the row has only the certificate, as after an import.
+    /// Creates a world with a registered device. Unless `knows_iot_id` is set, the device's row has
+    /// no `IotId`, as after an import.
     async fn new(knows_iot_id: bool) -> Self {
         let world = Self { store: Memory::default(), clouds: Default::default() };
         world.clouds[0].set_account("first");
@@ -159,8 +160,8 @@ async fn check(world: &World, former: Former) {
     assert_eq!(moved, if former == Former::Keep { 1 } else { 2 });
 }
 
-/// The name is refused if certdist did not create it, so a device of ours that was not recognized after
-/// a crash would end the move.
+/// An existing name is refused unless certdist has created it. So the move would end if certdist did
+/// not recognize the device that it created before a crash.
 #[test]
 fn a_device_is_moved_once_through_a_crash_at_every_step() {
     let config = Config { refuse_existing: ["lamp".to_owned()].into(), ..config() };
@@ -228,7 +229,7 @@ async fn a_name_that_another_party_has_created_is_adopted_only_where_that_is_per
     }
 }
 
-/// A device that another party creates while a move waits is not taken for ours.
+/// A device that another party creates while a move waits does not count as created by certdist.
 #[tokio::test(start_paused = true)]
 async fn a_name_that_is_created_while_a_move_waits_is_not_ours() {
     let world = World::new(true).await;

@@ -1,5 +1,5 @@
-//! Orders for IoT Platform, in virtual time: each is carried out once, whatever fails, and whenever
-//! the process dies.
+//! Tests of orders for IoT Platform, in virtual time: each order is carried out once, whatever call
+//! fails, and whenever the process dies.
 
 use super::{batches::row, crash::Line, *};
 use crate::{
@@ -24,7 +24,8 @@ struct World {
 }
 
 impl World {
-    /// If `knows_iot_id` is not set, the row has only the certificate, as after an import.
+    /// Creates a world with a registered device. Unless `knows_iot_id` is set, the device's row has
+    /// no `IotId`, as after an import.
     async fn new(knows_iot_id: bool) -> Self {
         let world = Self { store: Memory::default(), cloud: Arc::default() };
         let device = world.cloud.register_device("a1", NAME).await.unwrap();

@@ -1,5 +1,5 @@
-//! Tests of several targets in one process, in virtual time: each device is registered at its own
-//! target, once, whatever happens to the others or to the configuration.
+//! Tests of several targets in one process, in virtual time: each device is registered once, at its
+//! own target, whatever happens to the other targets or to the configuration.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -83,8 +83,8 @@ impl World {
         join_all(asking).await;
     }
 
-    /// Returns the target whose cloud has the device. Fails if both have it, or if the row says
-    /// something else.
+    /// Returns the target whose cloud has the device. Fails if both clouds have it, or if the row
+    /// names another target.
     fn place(&self, number: usize) -> &'static str {
         let secrets = [&self.tokyo, &self.osaka].map(|cloud| cloud.secret("a1", &name(number)));
         let (place, secret) = match secrets {
@@ -303,9 +303,9 @@ async fn run(world: &World, devices: usize, target: &str, steps: usize, is_serve
     }
 }
 
-/// Repeats a run of three processes, each of which finds the devices at another target of the
-/// configuration than the one before. The first process dies later in each repetition, the
-/// second at a random step, and the third finishes. Leaves out all but every `stride`th step.
+/// Repeats a run of three processes. In each process, the configuration has the devices at another
+/// target than in the process before. The first process dies later in each repetition, the second at
+/// a random step, and the third finishes. Leaves out all but every `stride`th step.
 fn at_every_step(devices: usize, stride: usize) -> usize {
     for steps in (1..).step_by(stride) {
         let runtime =

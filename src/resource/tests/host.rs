@@ -10,7 +10,7 @@ use crate::{
     store::{DeviceRow, claim::Claims},
 };
 
-/// Makes a host of the device's ID and of its certificate's product.
+/// Makes a host from the device ID and the product of the device's certificate.
 struct Named;
 
 impl Hosts for Named {
@@ -29,7 +29,7 @@ fn bench_with_hosts(enrollments: &[&str]) -> Bench {
     Bench { service: Arc::new(service.telling_host(names)), ..bench }
 }
 
-/// Makes a host of the name of the device's target.
+/// Makes a host from the name of the device's target.
 struct OfTarget(Arc<Targets>);
 
 impl Hosts for OfTarget {
@@ -146,7 +146,7 @@ async fn an_enrollment_can_tell_the_host_to_devices_that_do_not_ask() {
     assert_eq!(answer["host"], "SN-1.a1lamp.example:1884");
     let answer = certificate(&bench.ask("plug-identity", get().query("sn=PLUG-1")).await);
     assert_eq!(answer.get("host"), None);
-    // A reload keeps what the service knows, and replaces the enrollments.
+    // A reload replaces the enrollments, and keeps the service's source of hosts.
     let reloaded = bench.service.with_limits(RequestLimits::default()).telling_host(["plug".into()].into());
     let bench = Bench { service: Arc::new(reloaded), ..bench };
     assert_eq!(certificate(&bench.ask_itself("SN-1").await).get("host"), None);
@@ -192,7 +192,7 @@ async fn a_value_that_is_neither_true_nor_false_is_a_bad_request() {
         let expected = (Code::BadRequest, "two values of host that differ");
         assert_eq!((answer.code, title(&answer).as_str()), expected);
     }
-    // The strictness of reading is the same as for the other keys.
+    // The key `host` is read as strictly as the other keys.
     for request in [
         cbor(b"\xa2\x64host\xf5\x64host\xf5"),
         cbor(b"\xa1\x64host"),

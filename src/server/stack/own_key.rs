@@ -1,5 +1,5 @@
-//! Checks whether the individual key of a session is still in the table, because an import or a command
-//! can take it away at any time. Other keys change only with a reload.
+//! Checks whether the individual key of a session is still in the table, because an import or a
+//! command can remove it at any time. Other keys change only with a reload.
 
 use std::{
     task::Poll,
@@ -9,13 +9,13 @@ use std::{
 use super::{Done, Io, Services, Stack, WorkResult, first_step};
 use crate::dtls::SessionId;
 
-/// Time for which a key that was found in the table counts as valid. A device usually asks right after
-/// its handshake, and then costs no further lookup.
+/// Time for which a key that was found in the table counts as valid. A device usually asks right
+/// after its handshake, and then needs no further lookup.
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Stack {
-    /// Returns whether the client's key may still be used, as far as that is known at once. Ends the
-    /// session if its individual key is gone.
+    /// Returns whether the client's key may still be used, if this is known without waiting. Ends
+    /// the session if its individual key is gone.
     pub(super) fn has_key(&mut self, now: Instant, session: SessionId, io: &mut impl Io) -> bool {
         let Some(client) = self.dtls.principal_mut(session) else { return false };
         if client.principal.own.is_none() || now < client.checked + FRESH {
@@ -25,7 +25,8 @@ impl Stack {
         let (principal, Services { enrollments, store, .. }) =
             (client.principal.clone(), self.services.clone());
         let mut check = Box::pin(async move {
-            // If the store fails, so does the request.
+            // If the store fails, the key counts as valid. The request then fails because of the
+            // store.
             enrollments.still_has(&principal, &*store).await.unwrap_or(true)
         });
         match first_step(check.as_mut()) {

@@ -173,8 +173,8 @@ fn keys(current: (&str, &str), next: Option<(&str, &str)>) -> Enrollment {
     Enrollment { next, ..enrollment(key, identity, "a1", Reissue::Always) }
 }
 
-/// Of two clients, one has the former key and one the new key, under the same identity or under one
-/// of its own.
+/// One client has the former key and another client has the new key, under the same identity or
+/// under different ones.
 #[test]
 fn taking_a_key_away_ends_its_sessions_and_no_others() {
     let other = "1".repeat(32);
@@ -204,7 +204,7 @@ fn taking_a_key_away_ends_its_sessions_and_no_others() {
                 scene.stack.handle_timeout(scene.now, &mut scene.out);
             }
             assert_eq!(scene.sessions(), goes_on.iter().filter(|goes_on| **goes_on).count() as u64);
-            // A session goes on through any number of reloads that keep its key in either place.
+            // A session continues through any number of reloads that keep its key in either place.
             scene.reload([keys(new, Some(old))]);
             scene.reload([both()]);
             assert_eq!(scene.ask(1, 3), goes_on[1].then_some(0x84));
@@ -269,14 +269,14 @@ fn a_session_ends_when_its_own_key_is_taken_away() {
     scene.now += Duration::from_secs(4);
     assert_eq!(scene.ask(0, 2), Some(0x84), "the key was found a moment ago");
     scene.now += Duration::from_secs(2);
-    // The last message ID again: the kept answer is not repeated either.
+    // This is the last message ID again: the stored answer is not repeated either.
     assert_eq!(scene.ask(0, 2), None);
     assert_eq!(scene.clients[0].alert, Some((1, 0)));
     assert_eq!((scene.ask(1, 2), scene.ask(2, 2), scene.sessions()), (Some(0x84), Some(0x84), 2));
     scene._keeps.1.block_on(table.delete(&second, &by)).unwrap();
     scene.now += Duration::from_secs(6);
     assert_eq!((scene.ask(1, 3), scene.ask(2, 3), scene.sessions()), (Some(0x84), None, 1));
-    // Neither does the former key open another session.
+    // The former key does not open another session either.
     scene.connect(3, "id-1", KEY);
     assert!(!scene.clients[3].is_established());
 }

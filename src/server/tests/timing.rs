@@ -54,9 +54,10 @@ enum Secrets {
     YetToSeal,
 }
 
-/// Creates a server's modules with these enrollments. Those whose names end in `+` have a second key,
-/// and their names are without the `+`. In `own+`, some of the devices have one. The table has devices of the enrollments `own`, `one` and
-/// `two`, even if these are not configured.
+/// Creates a server's modules with these enrollments. An enrollment whose name is given with a `+`
+/// at the end has a second key, and the `+` is removed. In `own+`, only some of the devices have
+/// one. The table has devices of the enrollments `own`, `one` and `two`, even if these are not
+/// configured.
 fn site(
     folder: &tempfile::TempDir,
     runtime: &tokio::runtime::Runtime,
@@ -113,8 +114,8 @@ fn site(
 /// Second key of an enrollment, as long as the first.
 const NEXT_KEY: &str = "ff0102030405060708090a0b0c0d0e0f";
 
-/// Returns whether a device of the enrollment `own+` has a second key: those of [`IDENTITIES`] do, but
-/// for the disabled one.
+/// Returns whether a device of the enrollment `own+` has a second key. The devices of [`IDENTITIES`]
+/// have one, except the disabled one.
 fn has_next(number: u32) -> bool {
     number % 4 == 2
 }
@@ -141,7 +142,7 @@ fn the_same_is_read_derived_and_opened_for_every_identity() {
         (&["one", "two"], [1, 1]),
         (&["own", "plug"], [1, 0]),
         (&all, [2, 1]),
-        // If one enrollment has a second key, its share of the work is done for every identity.
+        // If one enrollment has a second key, the work for this key is done for every identity.
         (&["plug+"], [0, 0]),
         (&["one+"], [0, 2]),
         (&["one", "two+"], [1, 2]),

@@ -234,7 +234,7 @@ pub(super) fn rejected(store: &impl Bulk, rows: Vec<ImportRow>) -> Vec<(u64, &'s
 }
 
 /// A row of an import may take the name, the `IotId` or the identity that an earlier row gives up,
-/// whatever the order of their device IDs, but not what a later row gives up.
+/// in any order of the device IDs, but none that a later row gives up.
 fn a_row_may_take_what_an_earlier_row_gives_up(store: &(impl Store + Bulk)) {
     let with_iot_id = |row, iot_id: &str| ImportRow { iot_id: Some(iot_id.into()), ..row };
     let first =
@@ -259,8 +259,8 @@ fn a_row_may_take_what_an_earlier_row_gives_up(store: &(impl Store + Bulk)) {
     assert_eq!(import(store, [moved, with_key("SN-0", "id-9", "22dd")]).added, 1);
 }
 
-/// Rows of one import that ask for the same thing are rejected, except the first one. A row that
-/// repeats another one with the same values is left out.
+/// Rows of one import that ask for the same value are rejected, except the first one. A row that
+/// repeats another one with the same values is skipped.
 fn rows_that_ask_for_the_same_are_rejected_but_the_first(store: &(impl Store + Bulk)) {
     let with_iot_id = |device| ImportRow { iot_id: Some("iot-1".into()), ..row(device) };
     let rows = vec![

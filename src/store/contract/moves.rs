@@ -123,8 +123,8 @@ fn a_moved_device_has_the_certificate_of_its_new_target(store: &(impl Store + Bu
     assert_eq!((row.target.as_deref(), row.certificate), (Some("default"), Some(former.certificate)));
 }
 
-/// The calls about the former device are made at its target: before the move, to find out which
-/// device it is, and in the end.
+/// The calls about the former device go to its target: before the move, to identify the device, and
+/// at the end, to change it.
 fn the_former_device_is_confirmed_first_and_changed_last(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2"].map(|name| with_certificate(name, "s3cret")));
     let order = placed(store, "SN-1", Former::Delete);
@@ -209,7 +209,7 @@ fn a_move_changes_no_other_device_and_shares_none(store: &(impl Store + Bulk + A
     assert_eq!(said(store, "SN-3").last(), Some(&(AuditEvent::Cancelled, cancelled.into())));
 }
 
-/// Without a certificate, the row alone changes, but not while the device is being registered.
+/// A device without a certificate moves in the table alone, but not while it is being registered.
 fn a_device_without_a_certificate_moves_in_the_table(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2"].map(row));
     import(

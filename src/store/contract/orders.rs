@@ -78,7 +78,7 @@ fn orders_are_read_in_pages(store: &(impl Store + Bulk)) {
     assert!(first.number > 0);
 }
 
-/// `note_order` notes the `IotId`, which ends a failure, or a failure.
+/// `note_order` notes a failure, or the `IotId`, which clears a noted failure.
 fn notes_are_kept_with_the_order(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let order = placed(store, "SN-1", OrderKind::Rotate);
@@ -127,7 +127,7 @@ fn a_completed_order_changes_the_row(store: &(impl Store + Bulk + AuditLog)) {
     let rotated = row("SN-4");
     assert_eq!((&rotated.certificate, &rotated.iot_id, rotated.first_issued), (&None, &None, None));
     assert_eq!((rotated.state, rotated.device_name.as_deref()), (DeviceState::Enabled, Some("SN-4")));
-    // Any process registers the rotated device anew.
+    // Any process may register the rotated device again.
     assert_eq!(now(store.abandoned("default", 9)).unwrap(), [entry("SN-4")]);
 }
 
@@ -167,7 +167,7 @@ fn an_order_does_not_change_a_row_of_another_device(store: &(impl Store + Bulk +
     assert_eq!(said(store, "SN-1").last(), Some(&cancelled));
 }
 
-/// `end_order` ends an order without a change.
+/// `end_order` ends an order without its change.
 fn an_order_ends_without_a_change(store: &(impl Store + Bulk + AuditLog)) {
     import(store, [with_certificate("SN-1", "s3cret"), with_certificate("SN-2", "s3cret")]);
     let order = placed(store, "SN-1", OrderKind::Rotate);
@@ -178,8 +178,8 @@ fn an_order_ends_without_a_change(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(said(store, "SN-1").last(), Some(&(AuditEvent::Cancelled, "rotate: not wanted".into())));
 }
 
-/// Without a certificate, the change is made in the table alone, but not while the device is being
-/// registered.
+/// For a device without a certificate, the change is made in the table alone, but not while the
+/// device is being registered.
 fn a_device_without_a_certificate_is_changed_in_the_table(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2", "SN-3"].map(row));
     assert_eq!(place(store, "SN-1", OrderKind::Disable), Placed::Here);

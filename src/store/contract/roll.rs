@@ -91,7 +91,7 @@ fn an_import_ends_a_roll_or_changes_its_second_key(store: &(impl Store + Bulk)) 
     assert_eq!(roll_of(store, "SN-1"), None);
 }
 
-/// A row that would take one of two keys away by mistake, or bring a former key back, is a conflict.
+/// A row that would remove one of two keys by mistake, or restore a former key, is a conflict.
 fn a_row_that_contradicts_a_roll_is_a_conflict(store: &(impl Store + Bulk)) {
     import(store, [with_keys("SN-1", "id-1", "00ff", "aa11"), with_key("SN-2", "id-2", "11ee")]);
     for (row, column) in [
@@ -103,7 +103,7 @@ fn a_row_that_contradicts_a_roll_is_a_conflict(store: &(impl Store + Bulk)) {
         (with_keys("SN-1", "id-1", "aa11", "00ff"), "pskNext"),
         (with_keys("SN-2", "id-2", "22dd", "bb22"), "psk"),
         (with_keys("SN-2", "id-1", "11ee", "bb22"), "pskIdentity"),
-        // The file of the roll, after the second key has become the key.
+        // This is the file of the roll, after the second key has become the key.
         (with_keys("SN-2", "id-2", "00ee", "11ee"), "pskNext"),
     ] {
         assert_eq!(rejected(store, vec![row.clone()]), [(0, column)], "{row:?}");
@@ -188,8 +188,8 @@ fn the_devices_of_a_roll_are_listed_and_counted(store: &(impl Store + Bulk)) {
     assert_eq!(none, RollCount { is_complete: true, ..RollCount::default() });
 }
 
-/// `end_roll` leaves one key, and writes an audit entry. Unless it is told otherwise, it leaves a
-/// device alone that has not used its second key last.
+/// `end_roll` leaves one key, and writes an audit entry. A device that has not used its second key
+/// last keeps both keys, unless the caller ends the roll regardless of uses.
 fn a_roll_ends_with_the_key_that_the_device_uses(store: &(impl Store + Bulk)) {
     let numbers = 1..=4;
     import(
@@ -219,12 +219,12 @@ fn a_roll_ends_with_the_key_that_the_device_uses(store: &(impl Store + Bulk)) {
         (Ended::NoRoll, Ended::NoRoll)
     );
     assert!(store.are_rolling().unwrap(), "SN-4");
-    // A second roll begins anew.
+    // A second roll begins without uses.
     import(store, [with_keys("SN-1", "id-1", "aa11", "bb22")]);
     assert_eq!(roll_of(store, "SN-1").unwrap().used, [None; 2]);
 }
 
-/// Undoing an import takes the second keys away that it has given.
+/// Undoing an import removes the second keys that the import has added.
 fn a_second_key_is_undone_with_its_import(store: &(impl Store + Bulk)) {
     import(store, [with_key("SN-1", "id-1", "00ff"), with_key("SN-2", "id-2", "11ee"), row("SN-4")]);
     let of_own = |row: ImportRow| ImportRow { enrollment: "own".into(), ..row };
@@ -244,7 +244,7 @@ fn a_second_key_is_undone_with_its_import(store: &(impl Store + Bulk)) {
     assert_eq!((keys(store, "id-3").0.len(), keys(store, "id-4").0.len()), (0, 0));
     import_as(store, 8, rows());
     assert_eq!(keys(store, "id-2").0, ["11ee", "bb22"]);
-    // The second key has become the key, so the undo would take the device's only key away.
+    // The second key has become the key, so the undo would remove the device's only key.
     assert_eq!(end(store, "SN-1", Ending::Anyway), Ended::Ended);
     assert_eq!(undo(store, 8), Err(NotUndone::Changed { id: ImportId(8), count: 1, all: 4 }));
     // A replaced second key is not kept, like any former key.

@@ -176,7 +176,8 @@ fn the_wrapped_store_sees_no_secret<S: Store + Bulk + StoredSecrets>(store: S) {
     }
 }
 
-/// Second keys are sealed, opened and replaced like first ones, and move to their place as they are.
+/// Second keys are sealed, opened and replaced like first keys. At the end of a roll, the stored
+/// value is moved without a change.
 fn second_keys_are_sealed_like_first_ones<S: Store + Bulk + StoredSecrets>(store: S) {
     const NEXT: &str = "ffeeddccbbaa99887766554433221100";
     let rows = || (0..3).map(|number| with_keys(&format!("SN-{number}"), &format!("id-{number}"), PSK, NEXT));

@@ -45,11 +45,11 @@ pub(super) fn a_claim_takes_a_place_and_finds_none_in_a_full_enrollment(store: &
     // A certificate keeps the place.
     now(store.settle(1, &entry("SN-1"), &Settlement::Registered(registration("SN-1", "s3cret")))).unwrap();
     assert_eq!((taken(store, "lamps"), claim(store, 2, "SN-2")), ((2, 0), Claimed::NoPlace));
-    // A device that is deleted leaves it.
+    // A deleted device frees its place.
     now(store.delete(&id("SN-4"), &by())).unwrap();
     assert!(matches!(claim(store, 2, "SN-2"), Claimed::Yours(_)));
     assert_eq!(claim(store, 1, "SN-3"), Claimed::NoPlace);
-    // So does a device whose registration is refused, or was not asked for.
+    // A registration that is refused, or that ends before its call, also frees its place.
     now(store.settle(2, &entry("SN-2"), &Settlement::Refused("odd: no".into()))).unwrap();
     assert!(matches!(claim(store, 1, "SN-3"), Claimed::Yours(_)));
     now(store.release_claim(1, &id("SN-3"), false)).unwrap();
@@ -129,7 +129,7 @@ pub(super) fn a_rotated_device_keeps_its_place(store: &(impl Store + Bulk)) {
     assert!(matches!(claim(store, 1, "SN-1"), Claimed::Yours(_)));
     now(store.release_claim(1, &id("SN-1"), false)).unwrap();
     has_it();
-    // The device leaves its place with its enrollment.
+    // A device that leaves its enrollment also leaves its place.
     import(store, [ImportRow::new(id("SN-1"), "plugs", "a1lamp")]);
     assert_eq!((taken(store, "lamps"), has_place(store, "plugs")), ((0, 0), false));
     import(store, [row("SN-1")]);
@@ -205,7 +205,7 @@ pub(super) fn a_device_that_is_not_in_the_table_waits_and_its_requests_are_count
     assert_eq!(page(Some("plugs"), None, 9), ["SN-3 plugs"]);
     let shown = now(store.waiting(Some("lamps"), Some(&id("SN-3")), 9)).unwrap().remove(0);
     assert_eq!((shown.address.as_str(), shown.last - shown.first >= 0), ("192.0.2.1", true));
-    // An import takes a device from the list.
+    // An import removes its devices from the list.
     import(store, [row("SN-4")]);
     assert_eq!(page(Some("lamps"), None, 9), ["SN-3 lamps"]);
 }
@@ -253,7 +253,7 @@ pub(super) fn an_admitted_device_is_in_the_table_once(store: &(impl Store + Bulk
     import(store, [ImportRow::new(id("SN-3"), "lamps", "a1lamp")]);
     assert_eq!(admit(store, "SN-3"), Admission::Known);
     assert!(now(store.waiting_counts()).unwrap().is_empty());
-    // Again, and for a device of another enrollment, nothing changes.
+    // Admitting a device again, or one of another enrollment, changes nothing.
     now(store.set_state(&id("SN-1"), DeviceState::Disabled, &by())).unwrap();
     assert_eq!((admit(store, "SN-1"), admit(store, "SN-2")), (Admission::Known, Admission::Elsewhere));
     let state = |device| now(store.device(&id(device))).unwrap().map(|row| (row.state, row.enrollment));

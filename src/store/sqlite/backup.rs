@@ -270,9 +270,9 @@ impl Restorable {
     }
 }
 
-/// Copies a backup to a file beside `to`, and ends the orders in the copy. Since the backup they
-/// may have been cancelled or carried out, and the next server would carry them out as it starts.
-/// They end before the copy is in place, so that a restore that is cut off revives none of them.
+/// Copies a backup to a file beside `to`, and ends the orders in the copy: they may have been
+/// cancelled or carried out since the backup, but the next server to start would carry them out.
+/// They end before the copy is in place, so that an interrupted restore revives none of them.
 fn without_orders(
     source: &Connection,
     to: &Path,
@@ -317,7 +317,7 @@ fn taken(to: &Path) -> StoreError {
 /// SQLite's error does not name the file, so the kind of the error decides.
 fn is_of_writing(error: &rusqlite::Error) -> bool {
     // https://www.sqlite.org/rescode.html: the second byte of an I/O error names the operation that
-    // failed. 1 and 2 are read operations, and 32 and 33 are checks of what was read.
+    // failed. 1 and 2 are read operations, and 32 and 33 are checks of the data that was read.
     error.sqlite_error().is_some_and(|error| match error.code {
         ErrorCode::DiskFull | ErrorCode::CannotOpen | ErrorCode::ReadOnly => true,
         ErrorCode::SystemIoFailure => !matches!(error.extended_code >> 8, 1 | 2 | 32 | 33),

@@ -73,7 +73,7 @@ struct Before {
     /// Existing entry with another name or target, if that name may exist at IoT Platform.
     other_name: Option<JournalEntry>,
     /// Target of an existing entry with the same name, if IoT Platform may have been called there
-    /// and the row asks for no certain target.
+    /// and the row names no target.
     elsewhere: Option<String>,
     /// Set if another living owner has the claim, or the device has an order.
     held: bool,
@@ -169,8 +169,8 @@ fn claim(
                          enrollment = excluded.enrollment, target = excluded.target";
     let JournalEntry { device, product_key, device_name, target } = entry;
     let before = Before::read(connection, owner.id, entry)?;
-    // Whether the device stays in the table is known when the import or its undo has ended. Its claim
-    // would make the device visible, and would keep it in the table.
+    // Only the end of the import or its undo decides whether the device stays in the table. A claim
+    // now would make the device visible, and would keep it in the table.
     if unfinished::is_hidden(connection, device)? {
         return Ok(Claimed::Held);
     }
@@ -187,7 +187,7 @@ fn claim(
         return Ok(Claimed::Elsewhere(target));
     }
     if let Some(holder) = holder_of_name(connection, device, product_key, device_name)? {
-        // Whether the name is taken is known when the import has ended.
+        // Only the end of the import decides whether the name is taken.
         let is_hidden = unfinished::is_hidden(connection, &holder)?;
         return Ok(if is_hidden { Claimed::Held } else { Claimed::NameTaken(holder) });
     }
@@ -233,7 +233,7 @@ pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite:
         .map(drop)
 }
 
-/// Leaves a claim of an owner to any other one.
+/// Abandons a claim of an owner, so that any owner can take it over.
 fn abandon(connection: &Connection, device: &DeviceId, owner: OwnerId) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE registration_claim SET owner = NULL, batchId = NULL \
                        WHERE deviceId = ?1 AND owner = ?2";
@@ -303,7 +303,7 @@ fn settle(
             if let Some(iot_id) = &registered.iot_id
                 && let Some(holder) = holder_of_iot_id(connection, device, iot_id)?
             {
-                // Whether the IotId is taken is known when the import has ended, so no refusal is
+                // Only the end of the import decides whether the `IotId` is taken, so no refusal is
                 // stored before.
                 if unfinished::is_hidden(connection, &holder)? {
                     return Ok(Err(StoreError::Busy(format!(
@@ -320,8 +320,8 @@ fn settle(
             if !places::has_place(connection, device, &row.enrollment)?
                 && !room.take(connection, &row.enrollment)?
             {
-                // The device exists at IoT Platform, which the journal does not forget. Once a place is
-                // free, its certificate is looked up.
+                // The device exists at IoT Platform, so its claim stays in the journal. Once a place
+                // is free, the certificate is looked up.
                 abandon(connection, device, owner)?;
                 return Ok(Err(StoreError::Conflict(format!(
                     "device {device} was moved meanwhile to enrollment {}, which is full",

@@ -78,7 +78,7 @@ const BACKLOG_CACHE: i64 = 128;
 /// uses addresses, not memory, and saves a system call per page.
 const MMAP_SIZE: i64 = 0x7fff_0000;
 
-/// Sets a connection up that only reads: it sees no devices of an unfinished import.
+/// Sets up a connection that only reads: it sees no devices of an unfinished import.
 pub(super) fn hide_unfinished(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "query_only", false)?;
     connection.execute_batch(unfinished::HIDE)?;
@@ -351,9 +351,9 @@ const LOG_WAIT: Duration = Duration::from_millis(10);
 const SET_UP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Repeats work for up to `wait` while the database is busy, with a pause before each repetition.
-/// Switching to write-ahead logging needs
-/// exclusive access to the file. While another process creates the file, SQLite refuses the switch
-/// immediately, even though the connection has a busy timeout.
+/// Switching to write-ahead logging needs exclusive access to the file. While another process
+/// creates the file, SQLite refuses the switch immediately, even though the connection has a busy
+/// timeout.
 fn patiently<T>(
     wait: Duration,
     pause: Duration,
@@ -384,9 +384,9 @@ thread_local! {
 /// Pause between two attempts to begin a transaction while another process is writing.
 const TURN_PAUSE: Duration = Duration::from_millis(1);
 
-/// Begins a transaction that writes. Waits for other writers as long as the connection's busy timeout
-/// says, but looks every [`TURN_PAUSE`]. Other processes write in short transactions with short
-/// pauses. SQLite's own waiting would miss the pauses, because it looks less and less often.
+/// Begins a transaction that writes. Waits for other writers, for at most the connection's busy
+/// timeout, and tries again every [`TURN_PAUSE`]. Other processes write in short transactions with
+/// short pauses. SQLite's own waiting would miss the pauses, because it tries less and less often.
 pub(super) fn begin(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
     let wait: u64 = connection
         .pragma_query_value(None, "busy_timeout", |row| row.get::<_, i64>(0))
@@ -435,7 +435,7 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     overwrite_deleted(connection)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE)?;
-    // The limit is in bytes. Because of it, the large log of an import does not stay on the disk.
+    // In bytes. The limit keeps the large log of an import from staying on the disk.
     connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
 }
 
@@ -463,9 +463,9 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
     })
 }
 
-/// Moves the log into the database as far as readers and writers permit, without holding them up.
+/// Moves as much of the log into the database as is possible without holding up readers and writers.
 pub(super) fn move_log(connection: &Connection) {
-    // If this fails, the next call has more to do.
+    // A failure is harmless: the next call moves more of the log.
     let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
 }
 
@@ -476,7 +476,7 @@ pub(super) fn empty_log(connection: &Connection) {
 }
 
 /// Moves the write-ahead log into the database and empties it, and returns whether that succeeded.
-/// It does not if a reader or a writer is active. Waits for them only for a moment, because other
+/// It fails if a reader or a writer is active. Waits for them only for a moment, because other
 /// writers would wait, too.
 pub(super) fn is_log_empty(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))?;
@@ -527,8 +527,8 @@ mod tests {
         rows.unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// A database of version 4. One process could have left some of its rows. The other rows can be
-    /// left only by two processes that used the database at the same time.
+    /// A database of version 4. A single process can leave some of its rows. The other rows can be
+    /// left only by two processes that use the database at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
 
     #[test]
@@ -571,7 +571,7 @@ mod tests {
         ATTEMPTS.set(0);
         let busy = begin(&other).unwrap_err();
         assert_eq!(busy.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
-        // SQLite's own waiting would be one attempt.
+        // With SQLite's own waiting, there would be only one attempt.
         assert!(ATTEMPTS.get() > 1);
         drop(transaction);
         begin(&other).unwrap().commit().unwrap();

@@ -80,7 +80,7 @@ fn path<'f>(filter: &'f Filter) -> Path<'f> {
         (_, Some(State::DisabledAtCloud | State::DeletedAtCloud)) => {
             without("main.device_table d INDEXED BY device_cloud_state WHERE d.cloudState IS NOT NULL")
         }
-        // Devices of the default target need no name of it, so the index lacks most of them.
+        // Most devices of the default target have no target in their rows, so the index lacks them.
         _ if filter.enrollment.is_none()
             && filter.target.as_deref().is_some_and(|target| target != target::DEFAULT) =>
         {
@@ -187,7 +187,7 @@ fn is_claimed(claims: &mut CachedStatement<'_>, id: &str) -> rusqlite::Result<bo
     claims.exists([id])
 }
 
-/// Returns whether the path of a filter reads only few rows, because the text nearly names a device.
+/// Returns whether the plan for a filter reads only few rows, because few devices can have its text.
 fn is_named(filter: &Filter) -> bool {
     match &filter.text {
         Some(Text::IotId(_) | Text::Name(_)) => true,
@@ -196,8 +196,8 @@ fn is_named(filter: &Filter) -> bool {
     }
 }
 
-/// Returns a filter that admits the same devices by a shorter path, as the numbers of devices
-/// suggest. Returns `None` if the filter admits no device.
+/// Returns a filter that admits the same devices and whose plan may read fewer rows, according to
+/// the kept numbers of devices. Returns `None` if the filter admits no device.
 fn narrowed<'f>(connection: &Connection, filter: &'f Filter) -> rusqlite::Result<Option<Cow<'f, Filter>>> {
     if is_named(filter) || *filter == (Filter { text: filter.text.clone(), ..Filter::default() }) {
         return Ok(Some(Cow::Borrowed(filter)));
@@ -205,7 +205,7 @@ fn narrowed<'f>(connection: &Connection, filter: &'f Filter) -> rusqlite::Result
     if counts::at_most(connection, filter)? == 0 || counts::number(connection, filter)? == Some(0) {
         return Ok(None);
     }
-    // These paths are short, or in order of the beginnings of the IDs.
+    // The plans for these filters read few rows, or only the IDs with a certain beginning.
     let has_own = matches!(filter.text, Some(Text::Begins(_)))
         || filter.refusal.is_some()
         || filter.target.is_some()
@@ -279,7 +279,7 @@ pub(super) fn tally(connection: &Connection, filter: &Filter, time: Duration) ->
     };
     let plain = Filter { enrollment: None, product_key: None, ..filter.clone().into_owned() };
     if plain == (Filter { state: Some(State::Imported), ..Filter::default() }) {
-        // The numbers do not tell devices whose registration has begun from the others.
+        // The kept numbers do not distinguish devices whose registration has begun from the others.
         let waiting = Filter { state: Some(State::Waiting), ..filter.clone().into_owned() };
         if let (waiting, true) = count(&waiting, |seen| seen.refusal.is_none())? {
             let devices = counts::at_most(connection, &filter)?.saturating_sub(waiting);
@@ -337,8 +337,8 @@ pub(super) fn targets(connection: &Connection) -> rusqlite::Result<Vec<String>> 
 const LOOKED_AT: i64 = 10_000;
 
 /// Returns whether one of the first or the last [`LOOKED_AT`] devices, in order of their IDs, has a
-/// certificate and no target in its row. No index has such rows, because a server with one target has
-/// only them.
+/// certificate and no target in its row. No index lists such rows, because at a server with one
+/// target it would list every registered device.
 pub(super) fn has_devices_without_target(connection: &Connection) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM main.device_table \
                        ORDER BY deviceId LIMIT ?1) WHERE target IS NULL AND deviceSecret IS NOT NULL) \
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(wholly, Tally { devices: 100, is_complete: true });
     }
 
-    /// Returns the devices that a search without time finds, and whether it is complete.
+    /// Returns the devices that a search with a time of zero finds, and whether it is complete.
     fn at_once(connection: &Connection, filter: &Filter) -> (Vec<String>, bool) {
         let found = find(connection, filter, &Cursor::First, 9, Duration::ZERO).unwrap();
         (found.devices.into_iter().map(|one| one.id.to_string()).collect(), found.end == End::Complete)

@@ -251,7 +251,7 @@ impl Import<'_> {
         write().inspect_err(|_| self.roll_back())
     }
 
-    /// Writes the rows in slices. After a failure, takes back what is written.
+    /// Writes the rows in slices. After a failure, takes back the changes that are already written.
     fn in_slices(&self, checked: &Checked) -> Result<ImportReport, Failure> {
         let failed = |error| self.failed(error);
         let id = match self.job.id {
@@ -477,8 +477,8 @@ impl<'c> Table<'c> {
         Ok(Merged::of(stored.enrollment != row.enrollment, device_changed, key_change))
     }
 
-    /// Returns the position of a changed device among those that come after the first one that is
-    /// out of order, or `None` before.
+    /// Returns the position of a changed device, counted from the first device that is out of order;
+    /// `None` for each device before that one.
     fn late(&mut self, device: &DeviceId) -> Option<i64> {
         let is_late = self.late > 0 || self.last.as_ref().is_some_and(|last| last > device);
         self.last = Some(device.clone());

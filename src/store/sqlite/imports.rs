@@ -31,8 +31,7 @@ macro_rules! records {
     };
 }
 
-/// Maximum number of attempts to find an unused number. One attempt is enough except by the rarest
-/// accident.
+/// Maximum number of attempts to find an unused number. The first attempt almost always finds one.
 const ATTEMPTS: usize = 16;
 
 /// Returns a random number that no import has had.
@@ -61,7 +60,8 @@ pub(super) fn note_number(connection: &Connection, id: ImportId) -> rusqlite::Re
     Ok(connection.execute(SQL, [id.0])? > 0)
 }
 
-/// Returns whether an import or an undo is unfinished, and the numbers of both so far.
+/// Returns whether an import or an undo is unfinished, and the number of imports and of undos so
+/// far.
 pub(super) fn activity(connection: &Connection) -> rusqlite::Result<ImportActivity> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM import_unfinished), coalesce(max(number), 0), count(undone) FROM import";
     connection.query_row(SQL, (), |row| {
@@ -91,7 +91,7 @@ pub(super) fn record(
 /// Keys that a device had before an import.
 pub(super) struct FormerKeys {
     pub(super) keys: DeviceKeys,
-    /// Time since which it had the second key, and the last uses of both.
+    /// Time since which the device had the second key, and times of the last use of each key.
     pub(super) times: [Option<UnixSeconds>; 3],
 }
 
@@ -101,8 +101,8 @@ pub(super) struct ChangeOf<'k> {
     pub(super) key: KeyChange,
     /// Former keys, which are kept only until the import has ended.
     pub(super) former_keys: Option<&'k FormerKeys>,
-    /// Position among the rows that were not changed in order of their device IDs; `None` for a row
-    /// that was.
+    /// Position among the rows that were changed out of order of their device IDs; `None` for a row
+    /// that was changed in order.
     pub(super) late: Option<i64>,
 }
 
@@ -216,9 +216,10 @@ pub(super) fn restore_row(connection: &Connection, id: ImportId, device: &str) -
     connection.prepare_cached(RESTORE)?.execute(params![id.0, device]).map(drop)
 }
 
-/// Leaves a row as an import has changed it, although the import is taken back. The row then counts as
-/// one that has changed since the earlier import from which it came. If it kept the number, it would
-/// look like a row that the import has added, and a take-back that continues would delete it.
+/// Leaves a row as an import has changed it, although the import is taken back. The row then counts
+/// as changed since the earlier import from which it came. With the number of the import that is
+/// taken back, the row would look like one that this import has added, and another process that
+/// continues the work would delete it.
 pub(super) fn leave_row(connection: &Connection, id: ImportId, device: &str) -> rusqlite::Result<()> {
     const LEAVE: &str = "UPDATE main.device_table SET importId = (SELECT -abs(b.former) FROM import_before b \
                          WHERE b.importId = ?1 AND b.deviceId = ?2) WHERE deviceId = ?2 AND importId = ?1";

@@ -173,7 +173,7 @@ fn set_state(
     audit(connection, (event, now), &row.id, by, detail.to_owned())
 }
 
-/// Lets an undo of the device's import leave the device as it is.
+/// Marks a device as changed since its import, so that an undo of the import leaves it as it is.
 fn keep_from_undo(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     connection.prepare_cached(SQL)?.execute([device.as_str()]).map(drop)
@@ -228,14 +228,16 @@ fn complete(
     const ROTATE: &str = "UPDATE device_table SET deviceSecret = NULL, IotId = NULL, registerTime = NULL, \
                           activateTime = NULL, firstIssued = NULL, issueId = NULL, cloudState = NULL, \
                           importId = -abs(importId) WHERE deviceId = ?1";
-    // An abandoned claim of an earlier owner, so that any process registers the device anew. While the
-    // claim is there, the device keeps its place in its enrollment, and its target.
+    // Adds an abandoned claim, so that any process registers the device again. While the claim
+    // exists, the device keeps its place in its enrollment, and its target.
     const CLAIM: &str = "INSERT INTO registration_claim (deviceId, productKey, deviceName, openedAt, cloudOffset, asked, enrollment, target) \
                          VALUES (?1, ?2, ?3, ?4, ?5, 2, ?6, ?7) ON CONFLICT DO NOTHING";
-    // The stored order may know more than the caller's copy, and its operator is the one to name.
+    // Reads the stored order, which may be newer than the caller's copy. The audit entry names its
+    // operator.
     let Some(order) = numbered(connection, number)? else { return Ok(Completed::Ended) };
     let Order { device, by, .. } = &order;
-    // The certificate of a moved device is stored already, so its row has another device.
+    // Once a move has stored the new certificate, the row no longer describes the former device, and
+    // need not fit the order.
     let is_stored = order.moving.as_ref().is_some_and(|moving| moving.is_stored);
     let row = read::device(connection, device)?.filter(|row| is_stored || order.fits(row));
     let Some(row) = row else {

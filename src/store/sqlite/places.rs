@@ -1,4 +1,4 @@
-//! Places of an enrollment: they are counted from the kept numbers of devices and from the journal.
+//! Counts the places of an enrollment from the kept numbers of devices and from the journal.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// Counts the places that are taken. A device that is in the journal and has a certificate, for a
-/// short time, counts twice. A rotated device that has been given a certificate, or another
-/// enrollment, by an import has no kept place any more.
+/// Counts the places that are taken. For a short time, a device can be in the journal and have a
+/// certificate; it then counts twice. The kept place of a rotated device no longer counts once an
+/// import has given the device a certificate or another enrollment.
 fn places(connection: &Connection, enrollment: &str) -> rusqlite::Result<Places> {
     const SQL: &str = "SELECT (SELECT coalesce(sum(registered), 0) FROM device_count WHERE enrollment = ?1), \
                        (SELECT count(*) FROM registration_claim WHERE enrollment = ?1) \

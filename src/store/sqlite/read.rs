@@ -29,7 +29,7 @@ const DEVICE_COLUMNS: usize = 12;
 
 const DEVICE: &str = concat!("SELECT ", device_columns!(), " FROM device_table WHERE deviceId = ?1");
 
-/// Whether any device has a second key. The index makes this one search.
+/// SQL condition that is true if any device has a second key. With the index, it takes one search.
 macro_rules! are_rolling {
     () => {
         "EXISTS (SELECT 1 FROM device_key INDEXED BY key_next WHERE pskNext IS NOT NULL)"

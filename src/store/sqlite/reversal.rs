@@ -1,7 +1,7 @@
-//! Takes the changes of an import back in short transactions: those of an import that was cut off,
-//! or those of an import that an operator undoes. Devices that have changed since the import, or
-//! are being registered, stay as they are. The caller holds the lock of imports, has marked the
-//! import as unfinished, and removes the mark at the end.
+//! Takes back the changes of an import in short transactions, because the import was cut off or
+//! because an operator undoes it. Devices that have changed since the import, or are being
+//! registered, stay as they are. The caller holds the lock of imports, has marked the import as
+//! unfinished, and removes the mark at the end.
 
 use std::time::Instant;
 
@@ -18,8 +18,8 @@ const SEARCHED: i64 = 10_000;
 /// Text that comes after each device ID, because an ID has only printable ASCII characters.
 const END: &str = "\x7f";
 
-/// Removes a device that an import has added. A subquery that reads all changed devices would be
-/// repeated for each added one.
+/// Removes a device that an import has added. The condition names the device, because a subquery
+/// that reads all changed devices would be repeated for each added device.
 const REMOVE: &str = "DELETE FROM main.device_table WHERE deviceId = ?1 AND importId = ?2 \
                       AND NOT EXISTS (SELECT 1 FROM import_before b WHERE b.importId = ?2 AND b.deviceId = ?1) \
                       AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ?1) \
@@ -75,8 +75,8 @@ struct Changed {
     added_next: bool,
 }
 
-/// Numbers of devices that a transaction has restored, and that it could not restore because another
-/// device has their former name or `IotId`.
+/// Number of devices that a transaction has restored, and number of devices that it could not
+/// restore because another device has their former name or `IotId`.
 #[derive(Default)]
 struct Passed {
     restored: u64,
@@ -144,7 +144,8 @@ impl Reversal<'_> {
         Ok(last.map(|last| (last, !found.is_empty())))
     }
 
-    /// Adds to a number of the mark, so that the number is right even if another process continues.
+    /// Adds to a number of the mark. The mark is in the database, so the number is right even if
+    /// another process continues.
     fn note(&self, transaction: &Transaction<'_>, column: &str, more: i64) -> rusqlite::Result<()> {
         let sql = format!("UPDATE import_unfinished SET {column} = {column} + ?2 WHERE importId = ?1");
         transaction.prepare_cached(&sql)?.execute(params![self.mark.id.0, more]).map(drop)
@@ -202,7 +203,8 @@ impl Reversal<'_> {
         }
     }
 
-    /// Restores some devices. Returns where to continue.
+    /// Restores some devices. Returns the position of the next device, and the numbers of devices
+    /// that were restored and could not be restored.
     fn restore(&self, from: Next) -> rusqlite::Result<(Option<Next>, Passed)> {
         let transaction = connection::begin(self.connection)?;
         let begun = Instant::now();
@@ -264,8 +266,8 @@ impl Reversal<'_> {
 
     /// Restores a device, unless it has changed since the import or is being registered, or another
     /// device now has its former name or `IotId`. Forgets the former values of a restored device. If
-    /// the import was cut off, also forgets those of a device that has changed since. After an undo,
-    /// they show that the import has changed the device.
+    /// the import was cut off, also forgets the former values of a device that has changed since. An
+    /// undo keeps these, because they show that the import has changed the device.
     fn restore_device(
         &self,
         transaction: &Transaction<'_>,
@@ -282,8 +284,8 @@ impl Reversal<'_> {
             }
             return Ok(());
         }
-        // An undo has no former key to give back. It does not begin if an import has replaced keys,
-        // but a device may have been left out then because it was being registered.
+        // An undo has no former key to restore. No undo begins if the import has replaced keys, but
+        // a device that was being registered at that time may have been left out of this check.
         if self.mark.kind == Kind::Undo && changed.key_change.as_deref() == Some("lost") {
             return Ok(());
         }
@@ -313,7 +315,8 @@ impl Reversal<'_> {
         Ok(())
     }
 
-    /// Leaves the devices that could not be restored as they are, with their former keys.
+    /// Leaves the devices that could not be restored as the import has changed them, but with their
+    /// former keys.
     fn leave_all(&self, turns: &mut Turns<'_>) -> rusqlite::Result<bool> {
         const LEFT: &str = "SELECT deviceId FROM import_before WHERE importId = ?1 LIMIT ?2";
         loop {
@@ -343,15 +346,15 @@ fn remove_key(connection: &Connection, device: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(SQL)?.execute([device]).map(drop)
 }
 
-/// Takes away the second key that an import has given to a device.
+/// Removes the second key that an import has given to a device.
 fn remove_next(connection: &Connection, device: &str) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE device_key SET pskNext = NULL, nextSince = NULL, pskUsed = NULL, pskNextUsed = NULL \
                        WHERE deviceId = ?1";
     connection.prepare_cached(SQL)?.execute([device]).map(drop)
 }
 
-/// Gives a device the keys that it had before an import, if the import has replaced or removed it and
-/// the device has no key.
+/// Gives a device the keys that it had before an import, if the import has replaced or removed them
+/// and the device has no key.
 fn restore_key(connection: &Connection, mark: &Mark, device: &str) -> rusqlite::Result<()> {
     const KEY: &str = "INSERT INTO device_key (pskIdentity, deviceId, psk, pskNext, nextSince, pskUsed, pskNextUsed) \
                        SELECT formerIdentity, deviceId, formerPsk, formerNext, formerSince, formerUsed, formerNextUsed \

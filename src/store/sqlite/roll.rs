@@ -93,7 +93,8 @@ fn end(
 ) -> rusqlite::Result<Ended> {
     const END: &str = "UPDATE device_key SET psk = iif(?2, pskNext, psk), pskNext = NULL, nextSince = NULL, pskUsed = NULL, \
                        pskNextUsed = NULL WHERE deviceId = ?1 AND pskNext IS NOT NULL";
-    // An undo of the import that has brought the second key would take it away again.
+    // Marks the device as changed. Otherwise, an undo of the import that added the second key would
+    // remove this key.
     const CHANGED: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     if unfinished::is_hidden(connection, &device)? {
         return Ok(Ended::NoRoll);

@@ -238,8 +238,8 @@ impl Sqlite {
     /// Checks that all values are sealed under the database key `key`, and forgets the other
     /// database keys. Returns whether the file may have traces of former values. In that case,
     /// `database_key` lists clear text as in use until the traces are removed. Other processes may
-    /// write meanwhile. Whether one has written under another key is seen from its note, which each
-    /// write counts.
+    /// write meanwhile. Each write is counted in `database_key`, so a write under another key is
+    /// noticed.
     pub(super) fn is_only_key(
         &self,
         connection: &Connection,

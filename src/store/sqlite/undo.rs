@@ -1,8 +1,8 @@
-//! Undoes an import. A check reads one state of the table and locks nothing. Then the import is marked
-//! as being undone, and its changes are taken back in short transactions ([`reversal`](super::reversal)),
-//! beside devices and other processes. What has changed since the check stays as it is, and is reported
-//! as left. From the mark on, an undo that is cut off is completed by another process
-//! ([`unfinished`]), in the name of the operator who asked for it.
+//! Undoes an import. A check reads one state of the table and locks nothing. Then the import is
+//! marked as being undone, and its changes are taken back in short transactions
+//! ([`reversal`](super::reversal)), while devices and other processes go on. A device that has
+//! changed since the check stays as it is, and is reported as left. If a marked undo is cut off,
+//! another process completes it ([`unfinished`]), in the name of the operator who asked for it.
 
 use std::path::Path;
 
@@ -104,8 +104,8 @@ fn would(state: &Connection, how: Undo<'_>) -> rusqlite::Result<Result<Undone, N
     })
 }
 
-/// Returns a changed device that could not have its former name or `IotId` again, because a device
-/// that the undo does not change has it now.
+/// Returns a changed device whose former name or `IotId` cannot be restored, because a device that
+/// the undo does not change has it now.
 fn conflict(state: &Connection, id: ImportId) -> rusqlite::Result<Option<NotUndone>> {
     const CHANGED: &str = concat!(
         "SELECT b.deviceId, b.productKey, b.deviceName, b.IotId FROM import_before b \
@@ -147,8 +147,9 @@ fn name(device: &DeviceId, device_name: Option<String>) -> String {
     device_name.unwrap_or_else(|| device.device_name())
 }
 
-/// Returns the device `holder` if it still has its value after the undo: the undo leaves it as it is,
-/// or restores former values that `keeps` the value.
+/// Returns the device `holder` if it still has the value in question after the undo: because the
+/// undo leaves the device as it is, or because `keeps` accepts the former values that the undo
+/// restores.
 fn kept(
     state: &Connection,
     id: ImportId,

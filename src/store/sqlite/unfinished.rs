@@ -1,7 +1,7 @@
-//! Imports that are written, or undone, in slices, and the recovery from those that did not end.
+//! Imports that are written, or undone, in slices, and the recovery from those that were cut off.
 //! While an import is unfinished, every reader sees the table without the devices that the import
-//! has added ([`HIDE`]). If an import fails or its process is killed, its changes are taken back; if
-//! an undo is cut off, it is completed: by the process itself, by the next import, or by another
+//! has added ([`HIDE`]). If an import fails or its process is killed, its changes are taken back. If
+//! an undo is cut off, it is completed. The process itself does this, or the next import, or another
 //! process that keeps the database open. All work is done in short transactions.
 
 use std::{
@@ -62,20 +62,20 @@ pub(super) const ROWS: i64 = 500;
 /// Time after which a slice ends and its commit begins.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
 
-/// Pause between two transactions, in which a waiting process can begin to write. A server that
-/// waits tries again every millisecond, and so finds the pause.
+/// Pause between two transactions, in which a waiting process can begin to write. A waiting server
+/// tries again every millisecond, so it does not miss the pause.
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// Number of changes after which the write-ahead log is moved into the database. Otherwise, the log
 /// would become as large as the import, or a server would move it while devices wait.
 const LOGGED: u64 = 16_000;
 
-/// Number of transactions after which the log is moved, however few changes they have made.
+/// Number of transactions after which the log is moved, even if they have made few changes.
 const LOGGED_TURNS: u32 = 64;
 
-/// Maximum number of rows that a transaction of an import changes while others write. The next write
-/// of a server, which is durable, waits until the disk has all that the import wrote before, and each
-/// row can change a page in each index.
+/// Maximum number of rows that a transaction of an import changes while others write. A server's
+/// next write is durable, so it waits until everything that the import wrote before is on the disk.
+/// Each row can change a page in each index.
 pub(super) const SHARED_ROWS: u64 = 100;
 
 /// Time after a write of another connection during which more are expected.
@@ -87,9 +87,9 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Work on an unfinished import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It writes, or was cut off while it wrote.
+    /// The import is being written, or was cut off.
     Import,
-    /// It is being undone.
+    /// The import is being undone, or its undo was cut off.
     Undo,
 }
 
@@ -129,8 +129,8 @@ pub(super) fn begin_undo(
     connection.execute(SQL, params![id.0, at, by.name, by.address, file]).map(drop)
 }
 
-/// Removes the mark of an import, in the open transaction. The devices that it has added, and that
-/// were not removed, appear with the commit.
+/// Removes the mark of an import, in the open transaction. The added devices that were not removed
+/// become visible with the commit.
 pub(super) fn end(connection: &Connection, id: ImportId) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM import_unfinished WHERE importId = ?1", [id.0]).map(drop)
 }
@@ -201,7 +201,8 @@ fn note_taken_back(connection: &Connection, mark: &Mark) -> rusqlite::Result<()>
 pub(super) struct Turns<'a> {
     connection: &'a Connection,
     is_stopped: &'a dyn Fn() -> bool,
-    /// Number of transactions since the log was last moved, and of all changes until then.
+    /// Number of transactions since the log was last moved, and total number of changes at that
+    /// time.
     taken: u32,
     moved: u64,
     /// SQLite's number for the last commit of another connection, and the time until which more
@@ -259,7 +260,7 @@ impl<'a> Turns<'a> {
     }
 }
 
-/// Returns a number that changes when another connection commits, also one of this process.
+/// Returns a number that changes when another connection commits, even a connection of this process.
 fn commits_of_others(connection: &Connection) -> i64 {
     // If this fails, so does the next transaction.
     connection.query_row("PRAGMA data_version", (), |row| row.get(0)).unwrap_or_default()

@@ -31,7 +31,7 @@ pub(super) type Before = HashMap<DeviceId, (DeviceRow, Option<Label>, KeyChange)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Label {
     id: ImportId,
-    /// Set if the row has changed since.
+    /// Set if the row has changed since the import.
     is_touched: bool,
 }
 

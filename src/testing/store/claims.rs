@@ -42,7 +42,7 @@ enum By {
     Owner,
     /// An owner before the claim's owner.
     Earlier,
-    /// Any of them, but only in the claim's batch.
+    /// The claim's owner or an earlier owner, but only in the claim's batch.
     Batch,
 }
 
@@ -117,7 +117,8 @@ impl Tables {
         self.devices.values().find(is_it).map(|row| row.id.clone())
     }
 
-    /// Adds an abandoned claim on a device that was rotated, so that any process registers it anew.
+    /// Adds an abandoned claim on a device that was rotated, so that any process may register it
+    /// again.
     pub(super) fn claim_anew(&mut self, order: &Order, enrollment: String, now: ClaimTime) {
         let Order { device, product_key, device_name, target, .. } = order.clone();
         let entry = JournalEntry { device: device.clone(), product_key, device_name, target };

@@ -44,7 +44,7 @@ impl Tables {
         self.journal.has_place(device, enrollment) || self.kept.get(device).is_some_and(|of| of == enrollment)
     }
 
-    /// Returns the enrollment of a device that is in the table, in whichever spelling.
+    /// Returns the enrollment of a device that is in the table, in any spelling.
     fn enrollment_of(&self, device: &DeviceId) -> Option<&str> {
         let spelled = || {
             let mac = DeviceId::parse_mac(device.as_str()).ok()?;

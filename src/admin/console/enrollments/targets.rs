@@ -30,8 +30,8 @@ pub(super) fn cloud(targets: &Targets, name: &str, product_key: &str) -> Cloud {
     }
 }
 
-/// Renders what keeps the devices of an enrollment from their certificates. Leaves out what the card
-/// of the enrollment says elsewhere.
+/// Renders the obstacles of an enrollment. Leaves out those that the card of the enrollment shows
+/// elsewhere.
 pub(super) fn obstacles(t: Texts, obstacles: &[Obstacle]) -> Markup {
     let line = |obstacle: &Obstacle| {
         Some(match obstacle {
@@ -55,7 +55,7 @@ pub(super) fn obstacles(t: Texts, obstacles: &[Obstacle]) -> Markup {
     }
 }
 
-/// Renders the numbers of devices of each target, and what each target refuses.
+/// Renders the numbers of devices of each target, and the refusals of each target.
 pub(super) fn section(t: Texts, targets: &Targets, census: &Census) -> Markup {
     let names = targets.all().iter().map(Target::name);
     let all = by_target(names, &census.targets, &targets.of_enrollments(), &census.totals, &census.waiting);
@@ -107,7 +107,7 @@ fn row(t: Texts, of: &OfTarget) -> Markup {
     }
 }
 
-/// Returns what keeps the devices of a target from being registered there.
+/// Returns a description of each obstacle to the registrations at a target.
 fn blocks(t: Texts, targets: &Targets, of: &OfTarget) -> Vec<Markup> {
     let Some(target) = targets.named(&of.name) else {
         return vec![html! { (t.say("targets-not-configured")) }];

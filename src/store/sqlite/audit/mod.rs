@@ -158,8 +158,8 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 /// Calls `each` with each matching entry and the hash of its block, and with each matching record of
-/// repeats and zeros, oldest first, until `each` returns `Break`. No transaction is open while `each` runs. Entries that are added after the
-/// export has begun are left out.
+/// repeats and zeros, oldest first, until `each` returns `Break`. No transaction is open while
+/// `each` runs. Leaves out entries that are added after the export has begun.
 pub(super) fn export(connection: &Connection, filter: &Filter, each: EachEntry<'_>) -> rusqlite::Result<()> {
     let end = head(connection)?;
     export_until(connection, end, filter, each).map(drop)
@@ -272,7 +272,8 @@ pub(super) fn review(
         }
         Ok(None)
     };
-    // A record is about a single day, so an older one has no request since `since`.
+    // A record is about a single day, so a record that begins before this day has no request after
+    // `since`.
     let oldest = day(since).saturating_mul(86_400);
     loop {
         let mut rows = statement.query([before])?;
@@ -377,7 +378,7 @@ struct Expired {
     last: Head,
 }
 
-/// Returns the expired blocks, up to a limited number of entries, if there are any.
+/// Returns the expired blocks, up to a limited number of entries; `None` if no block has expired.
 fn expired(connection: &Connection, keep: Keep, now: UnixSeconds) -> rusqlite::Result<Option<Expired>> {
     const CHAIN: &str = "SELECT anchorSeq, headSeq FROM audit_chain";
     let [anchor, head] = connection

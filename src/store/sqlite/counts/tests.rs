@@ -149,7 +149,8 @@ fn a_recount_corrects_numbers_and_triggers() {
     insert(&connection, 21, 30, "plugs");
     let found = check(&connection).unwrap();
     assert_eq!(found.triggers, ["device_count_insert", "device_count_update"]);
-    // Each number of one group and the devices and unregistered devices of the other, and the refusals.
+    // The differences are the devices and issued devices of `lamps`, the devices and unregistered
+    // devices of `plugs`, and the refusals.
     assert_eq!((found.devices, found.different, found.first.len()), (30, 5, 5), "{found:?}");
     assert_eq!(recount(&connection).unwrap(), Some(found));
     assert_eq!(check(&connection).unwrap(), CountCheck { devices: 30, ..CountCheck::default() });

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Reads the state of a move from the columns that begin with `fromTarget`, the column `first`.
+/// Reads the state of a move from the columns that begin with `fromTarget`, whose index is `first`.
 pub(super) fn moving(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Moving>> {
     let Some(from) = row.get(first)? else { return Ok(None) };
     let former: String = row.get(first + 3)?;

@@ -1,5 +1,5 @@
-//! Tests of imports that write in slices: nobody waits for them, their devices appear all at once, and
-//! an import that was cut off is hidden and taken back.
+//! Tests of imports that write in slices: no one waits for them, their devices appear all at once,
+//! and an import that was cut off is hidden and taken back.
 
 use std::sync::atomic::AtomicBool;
 
@@ -15,7 +15,7 @@ fn named(device: &str, name: &str) -> ImportRow {
     ImportRow { device_name: Some(name.into()), ..row(device) }
 }
 
-/// An import that has written all its rows and was cut off before its end.
+/// Leaves an import behind that has written all its rows and was cut off before its end.
 pub(super) fn cut_off(store: &Sqlite, rows: impl IntoIterator<Item = ImportRow>) {
     let other = connection::open_again(store.path(), Duration::from_secs(9)).unwrap();
     unfinished::begin(&other, ImportId(7), 1000, "eve", "cut.csv").unwrap();
@@ -49,7 +49,7 @@ fn an_import_holds_nobody_up_and_its_devices_appear_at_once() {
             let device = id(&format!("SN-{}", issued % 2000));
             assert!(wait(issue(&store, &device)).is_ok());
             issued += 1;
-            // If the first device is there, then so are the last one and all others.
+            // If the first device is in the table, the last one and all others are, too.
             let is_there = at_once(store.device(&id("new-00000"))).unwrap().is_some();
             let last = at_once(store.device(&id("new-19999"))).unwrap();
             assert!(!is_there || last.is_some());
@@ -108,7 +108,7 @@ fn an_import_takes_short_turns_while_others_write() {
     let mut rows = (0..12_000).map(|number| Ok(row(&format!("SN-{number}"))));
     store.import(job, &mut rows, &mut |at, why| panic!("{at}: {why:?}")).unwrap();
     let turns = turns.into_inner();
-    // The first two turns begin before the import sees that somebody else has written.
+    // The first two turns begin before the import sees that another connection has written.
     let longest = turns[1..].windows(2).map(|turns| turns[1] - turns[0]).max();
     assert!(longest.is_some_and(|rows| rows <= unfinished::SHARED_ROWS), "{turns:?}");
 }
@@ -141,7 +141,7 @@ fn a_device_that_changes_while_an_import_is_taken_back_has_a_key() {
     let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
     cut_off(&store, [with_key("SN-1", "id-9", "11ee")]);
     let writer = connection::open_again(store.path(), SOON).unwrap();
-    // The new key is removed in the first transaction, and the former one comes back in another.
+    // One transaction removes the new key, and a later one restores the former key.
     let has_lost_key = || at_once(store.individual_key("id-9")).unwrap().found.is_none();
     unfinished::take_back(&writer, &has_lost_key).unwrap();
     assert!(has_lost_key() && at_once(store.individual_key("id-1")).unwrap().found.is_none());
@@ -159,7 +159,7 @@ fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
         [with_key("SN-1", "id-1", "00ff"), row("SN-2"), row("SN-3"), with_key("SN-4", "id-4", "00ff")],
     );
     let before = at_once(store.rows_after(None, 9)).unwrap();
-    // An import as it stands before its end. While it has its lock, nobody takes it back.
+    // This is an import before its end. While it has its lock, no other process takes it back.
     let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
     let moved = ImportRow::new(id("SN-4"), "plugs", "a1plug");
     let rows = [
@@ -173,7 +173,7 @@ fn an_import_that_was_cut_off_is_hidden_and_taken_back() {
     cut_off(&store, rows);
     let differences = |store: &Sqlite| store.check_counts().unwrap().different;
     assert_eq!(differences(&store), 0);
-    // The devices that it adds are not there for anybody. The devices that it changes are.
+    // The devices that it adds are hidden from every reader. The devices that it changes are not.
     let ids = |store: &Sqlite| {
         let rows = at_once(store.rows_after(None, 9)).unwrap();
         rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>()
@@ -217,7 +217,8 @@ fn names_and_identities_that_an_import_has_passed_on_come_back() {
     import(&store, first);
     let before = at_once(store.rows_after(None, 9)).unwrap();
     let lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-    // Each former value belongs to another device now: to one that was there, or to a new one.
+    // Each former value now belongs to another device: to one that existed before the import, or to
+    // a new one.
     let passed_on = [
         with_key("SN-1", "id-9", "22dd"),
         with_key("SN-2", "id-1", "33cc"),
@@ -396,7 +397,7 @@ fn the_removal_of_former_values_looks_often_while_another_process_writes() {
         connection::ATTEMPTS.set(0);
         let busy = unfinished::take_back(&writer, &|| false).unwrap_err();
         assert_eq!(busy.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
-        // SQLite's own waiting would be no attempt.
+        // SQLite's own waiting would not count as an attempt.
         assert!(connection::ATTEMPTS.get() > 1, "{psk}");
         other.execute_batch("COMMIT").unwrap();
     }

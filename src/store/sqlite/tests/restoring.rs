@@ -1,5 +1,5 @@
-//! Tests of a restore with orders for IoT Platform: those of the backup end, and the devices that
-//! were rotated or moved since the backup are listed.
+//! Tests of a restore with orders for IoT Platform: the orders in the backup end, and the devices
+//! that were rotated or moved since the backup are listed.
 
 use super::{backup::Restorable, *};
 use crate::store::{
@@ -52,7 +52,7 @@ fn the_orders_of_a_backup_end_before_it_is_in_place() {
         place(&store, "SN-1", OrderKind::Delete);
         place(&store, "SN-2", OrderKind::Rotate);
         assert_eq!(store.back_up(&copy, &mut |_, _| ()).unwrap().orders, 2);
-        // One is cancelled and one is carried out after the backup.
+        // After the backup, one order is cancelled and another one is carried out.
         let by = Actor::system_user();
         let orders = wait(store.orders_after(None, 0, 10)).unwrap();
         assert!(wait(store.end_order(orders[0].number, "by an operator", &by)).unwrap());

@@ -33,7 +33,7 @@ fn end(store: &Sqlite, device: &str, ending: Ending) -> Ended {
     wait(store.end_roll(&id(device), ending, &Actor::system_user())).unwrap()
 }
 
-/// Devices with all keys that an import can change: their first one, their second one, both.
+/// Adds devices with all keys that an import can change: the first key, the second key, or both.
 fn fill(store: &Sqlite) -> [Option<Roll>; 3] {
     let rows = [
         with_keys("SN-1", "id-1", OLD, NEW),

@@ -110,7 +110,7 @@ fn what_seals_looks_often_while_another_process_writes() {
         connection::ATTEMPTS.set(0);
         let busy = work().unwrap_err();
         assert!(matches!(&busy, StoreError::Busy(_)), "{busy}");
-        // SQLite's own waiting would be one attempt.
+        // With SQLite's own waiting, there would be only one attempt.
         assert!(connection::ATTEMPTS.get() > 1);
     }
 }

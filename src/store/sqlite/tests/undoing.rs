@@ -1,5 +1,5 @@
-//! Tests of undos that take an import back in short transactions: no one waits for them, what changes
-//! meanwhile stays, and an undo that was cut off is completed.
+//! Tests of undos that take an import back in short transactions: no one waits for them, changes
+//! that are made meanwhile stay, and an undo that was cut off is completed.
 
 use std::{cell::Cell, sync::atomic::AtomicBool, time::Instant};
 
@@ -100,7 +100,7 @@ fn no_transaction_of_an_undo_changes_more_than_some_rows() {
     let undone = undo(&store, false).unwrap();
     let all = ROWS as u64;
     assert_eq!(undone, Undone { removed: all, certificates: 0, restored: all, left: 0 });
-    // Each row has its key, its former values and its counts besides itself.
+    // Besides the row itself, each row changes its key, its former values and its counts.
     let most = CHANGED.get().1;
     assert!((1..=5000).contains(&most), "{most}");
     assert_eq!(at_once(store.rows_after(None, ROWS + 1)).unwrap(), before);
@@ -188,7 +188,7 @@ fn what_changes_between_the_check_and_the_end_stays() {
     let records = store.imports().unwrap();
     assert_eq!(records.iter().find(|record| record.id == ID).unwrap().undone, Some(5000));
     assert!(matches!(undo(&store, true), Err(UndoError::NotUndone(NotUndone::Again(ID)))));
-    // What was left is still known.
+    // The devices that were left are still known.
     let left = store.left_of(ID, 9).unwrap();
     assert_eq!(left.first, ["C-2", "C-3", "SN-2", "SN-4"].map(id));
 }
@@ -323,8 +323,9 @@ fn a_device_that_lost_its_key_while_it_was_being_registered_keeps_the_new_one() 
     assert_eq!(ids(&store), ["SN-1", "SN-2"]);
 }
 
-/// While it is hidden, a device that an import adds or an undo removes may still have the name or the
-/// `IotId` of another one. Whether it keeps them is known later, so no refusal is stored.
+/// While it is hidden, a device that an import adds or an undo removes may still have the name or
+/// the `IotId` of another device. Only the end of the import or undo decides whether it keeps them,
+/// so no refusal is stored.
 #[test]
 fn a_hidden_device_causes_no_refusal() {
     use crate::store::claim::Claimed;
@@ -335,7 +336,7 @@ fn a_hidden_device_causes_no_refusal() {
     let other = Connection::open(store.path()).unwrap();
     claim(&store, "SN-1");
     let (lock, _writer) = begin(&store);
-    // The name of a row could be taken by hand only, because an import compares it.
+    // Only a change by hand can take the name of a row, because an import compares names.
     other.execute("UPDATE device_table SET deviceName = 'SN-2' WHERE deviceId = 'SN-9'", ()).unwrap();
     assert_eq!(claim(&store, "SN-2"), Claimed::Held);
     let registered = Settlement::Registered(registration("SN-1", "s3cret"));
@@ -346,7 +347,7 @@ fn a_hidden_device_causes_no_refusal() {
     import(&store, [row("SN-7")]);
     wait(store.settle(1, &entry("SN-1"), &registered)).unwrap();
     assert!(matches!(claim(&store, "SN-2"), Claimed::Yours(_)));
-    // A device that is there for good causes a refusal.
+    // A device that is not hidden causes a refusal.
     import(&store, [with_iot_id("SN-8", "iot-SN-3")]);
     claim(&store, "SN-3");
     let registered = Settlement::Registered(registration("SN-3", "s3cret"));
