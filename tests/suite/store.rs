@@ -196,7 +196,7 @@ fn what_is_not_a_database_of_ours_is_refused_and_left_alone() {
     // In /proc, even root cannot create a file.
     assert!(refusal(Path::new("/proc/certdist.db")).contains("cannot be created"));
     assert!(
-        store::open("postgres://db", Keyring::default())
+        store::open("mysql://db", Keyring::default())
             .is_err_and(|error| error.to_string().contains("sqlite:PATH"))
     );
 }
