@@ -10,7 +10,7 @@ use crate::{
     store::{Totals, UnixSeconds, place::Places},
 };
 
-/// What keeps the devices of an enrollment from their first certificates.
+/// An obstacle: it keeps the devices of an enrollment from their first certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Obstacle {
     /// The enrollment is not in the configuration.

@@ -202,7 +202,7 @@ pub struct Principal {
     pub device: Option<AskedId>,
     /// The client's key, if it is individual.
     pub own: Option<OwnKey>,
-    /// Which of two keys the client has proven, or [`WhichKey::Current`] if there is only one.
+    /// Key that the client has proven: one of two, or [`WhichKey::Current`] if there is only one.
     pub key: WhichKey,
 }
 

@@ -22,7 +22,7 @@ pub enum Condition {
     Older(usize),
 }
 
-/// Where a store is.
+/// Place of a store, as its URL gives it.
 enum Place<'u> {
     /// In this file of SQLite.
     File(&'u Path),

@@ -313,6 +313,32 @@ impl Moving {
 }
 
 impl Move {
+    /// Returns the answer to this move of a device that has the order `known` already.
+    pub(crate) fn beside(&self, known: &Order) -> Placed {
+        match &known.moving {
+            Some(moving) if moving.to == *self => Placed::Yes(known.number),
+            _ => Placed::Other(known.kind),
+        }
+    }
+
+    /// Returns the answer to this move of a device that it would not move, because of the row's target
+    /// or product; `None` for any other device.
+    pub(crate) fn is_needless_for(&self, row: &DeviceRow) -> Option<Placed> {
+        match &row.certificate {
+            Some(_) if row.target().unwrap_or_default() == self.target => Some(Placed::There),
+            Some(known) if known.product_key == self.product_key => Some(Placed::SameProduct),
+            None if row.target.as_deref() == Some(&self.target) && row.product_key == self.product_key => {
+                Some(Placed::There)
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the target of the first call about a device that is registered at `from`.
+    pub(crate) fn first_target<'a>(&'a self, from: &'a str) -> &'a str {
+        if self.former == Former::Keep { &self.target } else { from }
+    }
+
     /// Returns the detail of the audit entry about a device that was moved in the table alone.
     pub(crate) fn detail_in_table(&self, row: &DeviceRow) -> String {
         let from = row.target().map(|from| format!("from {from} ")).unwrap_or_default();

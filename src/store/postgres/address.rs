@@ -1,4 +1,4 @@
-//! Where the database is, and how certdist signs in: the URL in `database`. The password in it is
+//! Address of the database, and the way certdist signs in: the URL in `database`. The password in it is
 //! never shown.
 
 use std::{str::FromStr, time::Duration};

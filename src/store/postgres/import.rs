@@ -109,7 +109,7 @@ struct View<'s> {
     expected: RefCell<Expected>,
 }
 
-/// What the table has about some rows. An entry of `None` says that it has nothing.
+/// The table's data about some rows. An entry of `None` says that the table has nothing about a row.
 #[derive(Default)]
 struct Expected {
     devices: HashMap<DeviceId, Option<DeviceRow>>,

@@ -23,7 +23,7 @@ use tokio_rustls::{TlsConnector, client};
 
 use crate::store::StoreError;
 
-/// How connections are encrypted.
+/// Encryption of connections.
 #[derive(Clone)]
 pub(super) struct Tls(Option<TlsConnector>);
 

@@ -120,41 +120,28 @@ impl Tables {
     fn place_move(&mut self, device: &DeviceId, to: &Move, by: &Actor, now: UnixSeconds) -> Placed {
         let Some(row) = self.devices.get(device) else { return Placed::NoDevice };
         if let Some(known) = self.orders.values().find(|order| order.device == *device) {
-            let is_same = known.moving.as_ref().is_some_and(|moving| moving.to == *to);
-            return if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) };
+            return to.beside(known);
         }
-        let name = row.name();
-        let taken = self.holder_of_name(device, &to.product_key, &name);
+        if row.certificate.is_none() && self.journal.is_claimed(device) {
+            return Placed::Registering;
+        }
+        if let Some(needless) = to.is_needless_for(row) {
+            return needless;
+        }
+        if let Some(holder) = self.holder_of_name(device, &to.product_key, &row.name()) {
+            return Placed::NameTaken(holder);
+        }
         let Some(certificate) = row.certificate.clone() else {
-            if self.journal.is_claimed(device) {
-                return Placed::Registering;
-            }
-            if row.target.as_ref() == Some(&to.target) && row.product_key == to.product_key {
-                return Placed::There;
-            }
-            if let Some(holder) = taken {
-                return Placed::NameTaken(holder);
-            }
             return self.move_here(row.clone(), to, by, now);
         };
         let from = row.target().unwrap_or_default().to_owned();
-        if from == to.target {
-            return Placed::There;
-        }
-        if certificate.product_key == to.product_key {
-            return Placed::SameProduct;
-        }
-        if let Some(holder) = taken {
-            return Placed::NameTaken(holder);
-        }
-        let first = if to.former == Former::Keep { &to.target } else { &from };
         let order = Order {
             number: self.ordered + 1,
             device: device.clone(),
             kind: OrderKind::Move,
             product_key: certificate.product_key,
             device_name: certificate.device_name,
-            target: first.clone(),
+            target: to.first_target(&from).to_owned(),
             iot_id: row.iot_id.clone(),
             is_confirmed: false,
             at: now,

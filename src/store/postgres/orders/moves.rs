@@ -52,21 +52,16 @@ pub(super) async fn place(
                          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
     let Some(row) = read::locked(session, device).await? else { return Ok(Placed::NoDevice) };
     if let Some(known) = of(session, device).await? {
-        let is_same = known.moving.is_some_and(|moving| moving.to == *to);
-        return Ok(if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+        return Ok(to.beside(&known));
     }
     let Some(certificate) = &row.certificate else { return here(session, &row, to, by, now).await };
     let from = row.target().unwrap_or_default();
-    if from == to.target {
-        return Ok(Placed::There);
-    }
-    if certificate.product_key == to.product_key {
-        return Ok(Placed::SameProduct);
+    if let Some(needless) = to.is_needless_for(&row) {
+        return Ok(needless);
     }
     if let Some(holder) = holder_of_name(session, device, &to.product_key, &certificate.device_name).await? {
         return Ok(Placed::NameTaken(holder));
     }
-    let first = if to.former == Former::Keep { to.target.as_str() } else { from };
     session
         .execute(
             PLACE,
@@ -79,7 +74,7 @@ pub(super) async fn place(
                 now,
                 by.name,
                 by.address,
-                first,
+                to.first_target(from),
                 from,
                 to.target,
                 to.product_key,
@@ -107,8 +102,8 @@ async fn here(
     if is_claimed(session, &row.id).await? {
         return Ok(Placed::Registering);
     }
-    if row.target.as_deref() == Some(&to.target) && row.product_key == to.product_key {
-        return Ok(Placed::There);
+    if let Some(needless) = to.is_needless_for(row) {
+        return Ok(needless);
     }
     if let Some(holder) = holder_of_name(session, &row.id, &to.product_key, &row.name()).await? {
         return Ok(Placed::NameTaken(holder));

@@ -56,21 +56,16 @@ pub(super) fn place(
     }
     let Some(row) = read::device(connection, device)? else { return Ok(Placed::NoDevice) };
     if let Some(known) = of(connection, device)? {
-        let is_same = known.moving.is_some_and(|moving| moving.to == *to);
-        return Ok(if is_same { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+        return Ok(to.beside(&known));
     }
     let Some(certificate) = &row.certificate else { return here(connection, &row, to, by, now) };
     let from = row.target().unwrap_or_default();
-    if from == to.target {
-        return Ok(Placed::There);
-    }
-    if certificate.product_key == to.product_key {
-        return Ok(Placed::SameProduct);
+    if let Some(needless) = to.is_needless_for(&row) {
+        return Ok(needless);
     }
     if let Some(holder) = holder_of_name(connection, device, &to.product_key, &certificate.device_name)? {
         return Ok(Placed::NameTaken(holder));
     }
-    let first = if to.former == Former::Keep { to.target.as_str() } else { from };
     connection.prepare_cached(PLACE)?.execute(params![
         device.as_str(),
         OrderKind::Move.name(),
@@ -80,7 +75,7 @@ pub(super) fn place(
         now,
         by.name,
         by.address,
-        first,
+        to.first_target(from),
         from,
         to.target,
         to.product_key,
@@ -106,8 +101,8 @@ fn here(
     if is_claimed(connection, &row.id)? {
         return Ok(Placed::Registering);
     }
-    if row.target.as_deref() == Some(&to.target) && row.product_key == to.product_key {
-        return Ok(Placed::There);
+    if let Some(needless) = to.is_needless_for(row) {
+        return Ok(needless);
     }
     if let Some(holder) = holder_of_name(connection, &row.id, &to.product_key, &row.name())? {
         return Ok(Placed::NameTaken(holder));
