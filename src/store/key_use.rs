@@ -23,6 +23,14 @@ impl WhichKey {
             Self::Next => "next",
         }
     }
+
+    /// Returns the column of an individual device's key in files.
+    pub const fn column(self) -> &'static str {
+        match self {
+            Self::Current => "psk",
+            Self::Next => "pskNext",
+        }
+    }
 }
 
 /// ID of a pre-shared key: a short hash, from which the key cannot be calculated.

@@ -10,7 +10,7 @@
 use std::fmt;
 
 use super::{
-    Actor, DeviceRow, DeviceState, RegisteredDevice, StoreFuture, UnixSeconds, audit::AuditEvent,
+    Actor, DeviceRow, DeviceState, RegisteredDevice, StoreError, StoreFuture, UnixSeconds, audit::AuditEvent,
     claim::ClaimTime,
 };
 use crate::device::DeviceId;
@@ -52,7 +52,7 @@ impl OrderKind {
 
     /// Returns whether an operator's plain change to the device's row is refused while the device has
     /// this order.
-    pub const fn forbids(self, change: PlainChange) -> bool {
+    const fn forbids(self, change: PlainChange) -> bool {
         match change {
             PlainChange::Delete => true,
             PlainChange::Enable => self.disables_at_once(),
@@ -79,6 +79,11 @@ impl OrderKind {
     /// Returns whether the device no longer exists at IoT Platform once the order is carried out.
     pub const fn removes(self) -> bool {
         matches!(self, Self::Delete | Self::Rotate)
+    }
+
+    /// Returns the answer to an order of this kind for a device that has the order `known` already.
+    pub(crate) fn beside(self, known: &Order) -> Placed {
+        if known.kind == self { Placed::Yes(known.number) } else { Placed::Other(known.kind) }
     }
 
     /// Returns whether the device gets a new certificate when the order is carried out. The new
@@ -276,12 +281,22 @@ impl Order {
         }
     }
 
-    /// Returns the reason why an operator's plain change is refused.
-    pub fn conflict(&self) -> String {
+    /// Returns whether an operator's plain change ends this order. Fails if the order forbids the
+    /// change.
+    pub(crate) fn yields_to(&self, change: PlainChange) -> Result<bool, StoreError> {
         let Self { device, kind, .. } = self;
-        format!(
-            "device {device} has an order, to {kind} it at IoT Platform; `certdist device cancel {device}` ends it"
-        )
+        if kind.forbids(change) {
+            return Err(StoreError::Conflict(format!(
+                "device {device} has an order, to {kind} it at IoT Platform; `certdist device cancel {device}` ends it"
+            )));
+        }
+        Ok((change, *kind) == (PlainChange::Disable, OrderKind::Enable))
+    }
+
+    /// Returns whether this is a move whose new certificate is stored. The row no longer describes the
+    /// former device then.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| moving.is_stored)
     }
 
     /// Returns whether a row still has the device that the order is about: its product, its name,

@@ -18,6 +18,13 @@ pub struct Places {
     pub claimed: u64,
 }
 
+impl Places {
+    /// Returns the number of free places if there are `max` in all.
+    pub(crate) fn free(self, max: u64) -> u64 {
+        max.saturating_sub(self.registered).saturating_sub(self.claimed)
+    }
+}
+
 /// Maximum number of places by enrollment. An enrollment without an entry has no maximum.
 pub type MaxPlaces = Arc<HashMap<String, u64>>;
 

@@ -4,7 +4,11 @@
 
 use std::time::Duration;
 
-use super::{Actor, StoreFuture, UnixSeconds, key_use::WhichKey};
+use super::{
+    Actor, StoreFuture, UnixSeconds,
+    audit::{AuditEntry, AuditEvent},
+    key_use::WhichKey,
+};
 use crate::device::{DeviceId, Secret};
 
 /// The keys of an individual device.
@@ -97,8 +101,19 @@ impl Ending {
         self != Self::Used || roll.last_key() == Some(WhichKey::Next)
     }
 
+    /// Returns whether the second key becomes the device's key.
+    pub(crate) fn takes_next(self) -> bool {
+        self != Self::Dropped
+    }
+
+    /// Returns the audit entry about a roll that has ended.
+    pub(crate) fn entry(self, device: &DeviceId, by: &Actor, at: UnixSeconds) -> AuditEntry {
+        let detail = Some(self.detail().to_owned());
+        AuditEntry { at, device: Some(device.clone()), detail, ..by.entry(AuditEvent::Rekeyed) }
+    }
+
     /// Returns the detail of the audit entry.
-    pub const fn detail(self) -> &'static str {
+    const fn detail(self) -> &'static str {
         match self {
             Self::Used => "the second key has become the key",
             Self::Anyway => "the second key has become the key, whether or not the device has used it",

@@ -56,6 +56,14 @@ pub enum KeyChange {
     Lost,
 }
 
+impl KeyChange {
+    /// Returns the change of a device that has also lost its former key, if `lost`, with its former
+    /// enrollment.
+    pub(crate) fn or_lost(self, lost: bool) -> Self {
+        if lost && self == Self::None { Self::Lost } else { self }
+    }
+}
+
 /// An import that added or changed devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportRecord {

@@ -3,7 +3,9 @@
 use std::{collections::HashSet, ops::ControlFlow, time::Duration};
 
 use super::{
-    Postgres, import,
+    Postgres,
+    engine::SNAPSHOT,
+    import,
     read::{self, DEVICE_COLUMNS, device_columns},
     session::{Session, column, number, values},
     undo,
@@ -19,10 +21,6 @@ use crate::{
 
 /// Number of rows that an export reads at a time.
 const EXPORTED_AT_ONCE: i64 = 5000;
-
-/// Begins a transaction that sees one state of the database.
-const SNAPSHOT: &str =
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
 
 impl Bulk for Postgres {
     fn import(

@@ -59,6 +59,10 @@ const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '4s'; SET LOCAL statement_t
 pub(super) const BEGIN_BULK: &str = "BEGIN; SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '600s'; \
                                      SET LOCAL idle_in_transaction_session_timeout = '600s'";
 
+/// Begins the transaction of a caller that blocks and only reads: it sees one state of the database.
+pub(super) const SNAPSHOT: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
+
 /// A piece of work, which runs on the engine's thread.
 type Work = Box<dyn FnOnce(Rc<Pools>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 

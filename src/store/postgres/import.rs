@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Access, Postgres, audit,
-    engine::{BEGIN_BULK, Blocking},
+    engine::{BEGIN_BULK, Blocking, SNAPSHOT},
     failure::Failure,
     read::{self, device_columns},
     schema, secrets,
@@ -33,10 +33,6 @@ const AT_ONCE: usize = 1000;
 
 /// Maximum number of attempts to find an unused number for an import.
 const ATTEMPTS: usize = 16;
-
-/// Begins a dry run, which sees one state of the table and locks nothing.
-const SNAPSHOT: &str =
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
 
 /// Waits for the end of another import or undo, and keeps others from beginning one until the end of
 /// the transaction.
@@ -414,10 +410,7 @@ impl<'a> Import<'a> {
             || Failure::unexpected(format!("device {} was deleted meanwhile; try again", row.device));
         let stored = read::locked(session, &row.device).await?.ok_or_else(absent)?;
         let (device_changed, lost_key) = self.update(session, &stored, row).await?;
-        let key_change = match self.merge_key(session, row).await? {
-            KeyChange::None if lost_key => KeyChange::Lost,
-            change => change,
-        };
+        let key_change = self.merge_key(session, row).await?.or_lost(lost_key);
         if device_changed || key_change != KeyChange::None {
             self.note_before(session, &stored, key_change).await?;
         }

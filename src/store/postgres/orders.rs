@@ -141,10 +141,7 @@ pub(super) async fn permit(
     (by, now): (&Actor, UnixSeconds),
 ) -> Result<(), Failure> {
     let Some(order) = of(session, device).await? else { return Ok(()) };
-    if order.kind.forbids(change) {
-        return Err(StoreError::Conflict(order.conflict()).into());
-    }
-    if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
+    if order.yields_to(change)? {
         cancel(session, &order, DISABLED_SINCE, (by, now)).await?;
     }
     Ok(())
@@ -184,7 +181,7 @@ async fn place(
     let Some(row) = read::locked(session, device).await? else { return Ok(Placed::NoDevice) };
     let Some(certificate) = &row.certificate else { return here(session, &row, kind, by, now).await };
     if let Some(known) = of(session, device).await? {
-        return Ok(if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+        return Ok(kind.beside(&known));
     }
     let id = device.as_str();
     let number = column(
@@ -231,14 +228,12 @@ async fn complete(
                          VALUES ($1, $2, $3, $4, $5, 2, $6, $7) ON CONFLICT (deviceId) DO NOTHING";
     let Some(order) = locked(session, number).await? else { return Ok(Completed::Ended) };
     let Order { device, by, .. } = &order;
-    // The certificate of a moved device is stored already, so its row has another device.
-    let is_stored = order.moving.as_ref().is_some_and(|moving| moving.is_stored);
-    let row = read::device(session, device).await?.filter(|row| is_stored || order.fits(row));
+    let row = read::device(session, device).await?.filter(|row| order.is_stored() || order.fits(row));
     let Some(row) = row else {
         cancel(session, &order, ROW_CHANGED, (by, now)).await?;
         return Ok(Completed::RowChanged);
     };
-    if order.kind == OrderKind::Move && !is_stored {
+    if order.kind == OrderKind::Move && !order.is_stored() {
         return Ok(Completed::Unfinished);
     }
     remove(session, number).await?;

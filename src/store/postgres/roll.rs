@@ -15,7 +15,6 @@ use crate::{
     device::DeviceId,
     store::{
         Actor, StoreFuture, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
     },
 };
@@ -106,12 +105,10 @@ async fn end(
     if !ending.is_due(roll) {
         return Ok(Ended::NotUsed);
     }
-    session.execute(END, values![device.as_str(), ending != Ending::Dropped]).await?;
+    session.execute(END, values![device.as_str(), ending.takes_next()]).await?;
     // An undo of the import that has brought the second key would take it away again.
     keep_from_undo(session, device).await?;
-    let detail = Some(ending.detail().to_owned());
-    let entry = AuditEntry { at: now, device: Some(device.clone()), detail, ..by.entry(AuditEvent::Rekeyed) };
-    audit::append(session, &entry).await?;
+    audit::append(session, &ending.entry(device, by, now)).await?;
     Ok(Ended::Ended)
 }
 

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     Postgres, audit,
-    engine::BEGIN_BULK,
+    engine::{BEGIN_BULK, SNAPSHOT},
     failure::Failure,
     import, read,
     session::{Session, column, number, values},
@@ -89,8 +89,6 @@ pub(super) async fn left_of(session: &Session, id: ImportId, limit: usize) -> Re
 
 /// Implements [`Bulk::undo_import`](crate::store::Bulk::undo_import).
 pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> {
-    const SNAPSHOT: &str =
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
     // A claim that begins afterwards waits for the end of the undo.
     const LOCK: &str = "SELECT deviceId FROM device_table WHERE importId = $1 ORDER BY deviceId FOR UPDATE";
     if !how.dry_run {

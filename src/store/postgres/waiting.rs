@@ -85,8 +85,7 @@ impl Room {
             Entry::Occupied(free) => free.into_mut(),
             Entry::Vacant(unknown) => {
                 lock(session, enrollment).await?;
-                let Places { registered, claimed } = places(session, enrollment).await?;
-                unknown.insert(max.saturating_sub(registered).saturating_sub(claimed))
+                unknown.insert(places(session, enrollment).await?.free(*max))
             }
         };
         let left = free.checked_sub(1);

@@ -464,10 +464,7 @@ impl<'c> Table<'c> {
         let stored = read::device(self.connection, &row.device)?.ok_or_else(absent)?;
         let former_keys = if self.keeps_keys { self.keys_of(&row.device)? } else { None };
         let (device_changed, lost_key) = self.update(&stored, row)?;
-        let key_change = match self.merge_key(row, false)? {
-            KeyChange::None if lost_key => KeyChange::Lost,
-            change => change,
-        };
+        let key_change = self.merge_key(row, false)?.or_lost(lost_key);
         if device_changed || key_change != KeyChange::None {
             let former_keys = former_keys.filter(|_| key_change == KeyChange::Lost);
             let late = self.late(&row.device);

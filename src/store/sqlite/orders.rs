@@ -143,10 +143,7 @@ pub(super) fn permit(
     (by, now): (&Actor, UnixSeconds),
 ) -> Result<(), WriteError> {
     let Some(order) = of(connection, device)? else { return Ok(()) };
-    if order.kind.forbids(change) {
-        return Err(StoreError::Conflict(order.conflict()).into());
-    }
-    if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
+    if order.yields_to(change)? {
         cancel(connection, &order, DISABLED_SINCE, (by, now))?;
     }
     Ok(())
@@ -174,7 +171,7 @@ fn set_state(
 }
 
 /// Marks a device as changed since its import, so that an undo of the import leaves it as it is.
-fn keep_from_undo(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
+pub(super) fn keep_from_undo(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     connection.prepare_cached(SQL)?.execute([device.as_str()]).map(drop)
 }
@@ -195,7 +192,7 @@ fn place(
     let Some(row) = read::device(connection, device)? else { return Ok(Placed::NoDevice) };
     let Some(certificate) = &row.certificate else { return here(connection, &row, kind, by, now) };
     if let Some(known) = of(connection, device)? {
-        return Ok(if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) });
+        return Ok(kind.beside(&known));
     }
     connection.prepare_cached(PLACE)?.execute(params![
         device.as_str(),
@@ -236,15 +233,12 @@ fn complete(
     // operator.
     let Some(order) = numbered(connection, number)? else { return Ok(Completed::Ended) };
     let Order { device, by, .. } = &order;
-    // Once a move has stored the new certificate, the row no longer describes the former device, and
-    // need not fit the order.
-    let is_stored = order.moving.as_ref().is_some_and(|moving| moving.is_stored);
-    let row = read::device(connection, device)?.filter(|row| is_stored || order.fits(row));
+    let row = read::device(connection, device)?.filter(|row| order.is_stored() || order.fits(row));
     let Some(row) = row else {
         cancel(connection, &order, ROW_CHANGED, (by, now))?;
         return Ok(Completed::RowChanged);
     };
-    if order.kind == OrderKind::Move && !is_stored {
+    if order.kind == OrderKind::Move && !order.is_stored() {
         return Ok(Completed::Unfinished);
     }
     remove(connection, number)?;

@@ -71,10 +71,7 @@ impl Room {
         let Some(max) = self.max.get(enrollment) else { return Ok(true) };
         let free = match self.free.entry(enrollment.to_owned()) {
             Entry::Occupied(free) => free.into_mut(),
-            Entry::Vacant(unknown) => {
-                let Places { registered, claimed } = places(connection, enrollment)?;
-                unknown.insert(max.saturating_sub(registered).saturating_sub(claimed))
-            }
+            Entry::Vacant(unknown) => unknown.insert(places(connection, enrollment)?.free(*max)),
         };
         match free.checked_sub(1) {
             Some(left) => {

@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Sqlite, audit, read, unfinished};
+use super::{Sqlite, audit, orders::keep_from_undo, read, unfinished};
 use crate::{
     device::DeviceId,
     store::{
         Actor, StoreFuture, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
     },
 };
@@ -93,9 +92,6 @@ fn end(
 ) -> rusqlite::Result<Ended> {
     const END: &str = "UPDATE device_key SET psk = iif(?2, pskNext, psk), pskNext = NULL, nextSince = NULL, pskUsed = NULL, \
                        pskNextUsed = NULL WHERE deviceId = ?1 AND pskNext IS NOT NULL";
-    // Marks the device as changed. Otherwise, an undo of the import that added the second key would
-    // remove this key.
-    const CHANGED: &str = "UPDATE device_table SET importId = -abs(importId) WHERE deviceId = ?1";
     if unfinished::is_hidden(connection, &device)? {
         return Ok(Ended::NoRoll);
     }
@@ -103,11 +99,10 @@ fn end(
     if !ending.is_due(roll) {
         return Ok(Ended::NotUsed);
     }
-    connection.prepare_cached(END)?.execute(params![device.as_str(), ending != Ending::Dropped])?;
-    connection.prepare_cached(CHANGED)?.execute([device.as_str()])?;
-    let detail = Some(ending.detail().to_owned());
-    let entry = AuditEntry { at: now, device: Some(device), detail, ..by.entry(AuditEvent::Rekeyed) };
-    audit::append(connection, &entry)?;
+    connection.prepare_cached(END)?.execute(params![device.as_str(), ending.takes_next()])?;
+    // Otherwise, an undo of the import that added the second key would remove this key.
+    keep_from_undo(connection, &device)?;
+    audit::append(connection, &ending.entry(&device, by, now))?;
     Ok(Ended::Ended)
 }
 

@@ -109,10 +109,7 @@ impl Tables {
         if drops_key {
             self.keys.retain(|_, (owner, _)| *owner != row.device);
         }
-        let key_change = match self.merge_key(row, same, now)? {
-            KeyChange::None if had_key && drops_key => KeyChange::Lost,
-            change => change,
-        };
+        let key_change = self.merge_key(row, same, now)?.or_lost(had_key && drops_key);
         if device_changed || key_change != KeyChange::None {
             let former = self.labels.remove(&row.device);
             let label = id.map(|id| Label { id, is_touched: false });

@@ -204,8 +204,7 @@ impl Tables {
     /// Returns whether a device has a place in an enrollment, or one is free.
     fn has_room(&self, device: &DeviceId, enrollment: &str, max: &HashMap<String, u64>) -> bool {
         let Some(max) = max.get(enrollment) else { return true };
-        let taken = self.places(enrollment);
-        self.has_place(device, enrollment) || taken.registered + taken.claimed < *max
+        self.has_place(device, enrollment) || self.places(enrollment).free(*max) > 0
     }
 
     fn settle(

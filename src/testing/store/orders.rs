@@ -71,10 +71,7 @@ impl Tables {
         let Some(order) = self.orders.values().find(|order| order.device == *device).cloned() else {
             return Ok(());
         };
-        if order.kind.forbids(change) {
-            return Err(StoreError::Conflict(order.conflict()));
-        }
-        if (change, order.kind) == (PlainChange::Disable, OrderKind::Enable) {
+        if order.yields_to(change)? {
             self.orders.remove(&order.number);
             let reason = order.cancelled(DISABLED_SINCE);
             self.note((AuditEvent::Cancelled, now), device, by, reason);
@@ -86,7 +83,7 @@ impl Tables {
         let Some(row) = self.devices.get(device) else { return Placed::NoDevice };
         let Some(certificate) = row.certificate.clone() else { return self.here(device, kind, by, now) };
         if let Some(known) = self.orders.values().find(|order| order.device == *device) {
-            return if known.kind == kind { Placed::Yes(known.number) } else { Placed::Other(known.kind) };
+            return kind.beside(known);
         }
         let order = Order {
             number: self.ordered + 1,
@@ -222,7 +219,7 @@ impl Tables {
     fn complete(&mut self, number: OrderNumber, claim_time: ClaimTime, now: UnixSeconds) -> Completed {
         let Some(order) = self.orders.remove(&number) else { return Completed::Ended };
         let device = &order.device;
-        if order.moving.as_ref().is_some_and(|moving| moving.is_stored) {
+        if order.is_stored() {
             self.note((order.kind.event(), now), device, &order.by, order.carried_out());
             return Completed::Yes;
         }

@@ -7,7 +7,6 @@ use crate::{
     device::{DeviceId, Secret},
     store::{
         Actor, StoreFuture, UnixSeconds,
-        audit::{AuditEntry, AuditEvent},
         roll::{DeviceKeys, Ended, Ending, OwnUse, Roll, RollCount, Rolls},
     },
 };
@@ -59,13 +58,11 @@ impl Tables {
                 keys.next = Some((next, roll));
                 return Ended::NotUsed;
             }
-            Some((next, _)) if ending != Ending::Dropped => keys.psk = next,
+            Some((next, _)) if ending.takes_next() => keys.psk = next,
             Some(_) => {}
         }
         self.touch(device);
-        let detail = Some(ending.detail().to_owned());
-        let (device, at) = (Some(device.clone()), now);
-        self.audit.push(AuditEntry { device, at, detail, ..by.entry(AuditEvent::Rekeyed) });
+        self.audit.push(ending.entry(device, by, now));
         Ended::Ended
     }
 }

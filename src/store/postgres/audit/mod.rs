@@ -16,7 +16,7 @@ pub(super) use self::asked::Chainer;
 use self::repeats::Pages;
 use super::{
     Access,
-    engine::Engine,
+    engine::{Engine, SNAPSHOT},
     failure::Failure,
     session::{Session, column, number, values},
 };
@@ -285,8 +285,6 @@ pub(super) fn review(
 
 /// Verifies the chain in one state of the database.
 pub(super) fn verify(engine: &Engine, hash_at: &mut dyn FnMut(u64, &Link)) -> Result<Chain, StoreError> {
-    const SNAPSHOT: &str =
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '600s'";
     const CHAIN: &str = "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain";
     catch_up(engine)?;
     let state = engine.blocking()?;
