@@ -17,10 +17,10 @@ pub enum Obstacle {
     #[error("it is not in the configuration")]
     NotConfigured,
     /// The enrollment opens at this time.
-    #[error("it opens at {}", rfc_3339(.0))]
+    #[error("it opens at {}", policy::time(*.0))]
     NotOpen(UnixSeconds),
     /// The enrollment closed at this time.
-    #[error("it closed at {}", rfc_3339(.0))]
+    #[error("it closed at {}", policy::time(*.0))]
     Closed(UnixSeconds),
     /// The enrollment is full: this many devices have a certificate, which is the maximum.
     #[error("{0} devices have a certificate, and max_devices permits no more")]
@@ -144,11 +144,6 @@ pub fn by_target<'t>(
         target.totals = Totals::sum(&own);
     }
     all
-}
-
-/// Formats a time as RFC 3339, in UTC and to the second.
-fn rfc_3339(seconds: &UnixSeconds) -> String {
-    jiff::Timestamp::from_second(*seconds).map_or_else(|_| "an unknown time".into(), |time| time.to_string())
 }
 
 #[cfg(test)]

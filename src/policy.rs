@@ -195,7 +195,7 @@ pub fn next_request(device: &Listed, terms: Option<Terms>, taken: Places, now: U
 }
 
 /// Formats a time as RFC 3339, in UTC and to the second.
-fn time(seconds: UnixSeconds) -> String {
+pub fn time(seconds: UnixSeconds) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| "an unknown time".into(), |time| time.to_string())
 }
 

@@ -53,7 +53,7 @@ impl Census {
             sum: Totals::sum(&totals),
             totals,
             held: store.held(GROUPS)?,
-            waiting: waiting.into_iter().filter(|(_, devices)| *devices > 0).collect(),
+            waiting: waiting.into_iter().collect(),
             unsealed: store.clear_count()?,
             products: store.products()?,
             targets: store.targets()?,

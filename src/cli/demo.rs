@@ -274,9 +274,9 @@ async fn show(args: &Args, app: &App, cloud: &Simulator) -> Result<()> {
     turn_away(server).await
 }
 
-/// Returns the number of `RegisterDevice` calls so far.
-fn calls(cloud: &Simulator) -> u64 {
-    cloud.stats().calls.get("RegisterDevice").copied().unwrap_or(0)
+/// Returns the number of calls of an action so far.
+fn calls(cloud: &Simulator, action: &str) -> u64 {
+    cloud.stats().calls.get(action).copied().unwrap_or(0)
 }
 
 /// Powers on all devices, and checks each answer. Returns what the devices have got, by number.
@@ -288,7 +288,7 @@ async fn power_on(devices: u32, server: SocketAddr, cloud: &Simulator) -> Result
     for (number, fetched) in &first {
         check(*number, Site::of(*number), fetched, cloud)?;
     }
-    let batches = cloud.stats().calls.get("BatchRegisterDeviceWithApplyId").copied().unwrap_or(0);
+    let batches = calls(cloud, "BatchRegisterDeviceWithApplyId");
     print(|out| {
         writeln!(
             out,
@@ -297,7 +297,7 @@ async fn power_on(devices: u32, server: SocketAddr, cloud: &Simulator) -> Result
         writeln!(
             out,
             "registered               {registered}, with {} RegisterDevice calls and {batches} batches",
-            calls(cloud)
+            calls(cloud, "RegisterDevice")
         )?;
         SITES.iter().try_for_each(|site| {
             let own = first.keys().filter(|number| Site::of(**number).target == site.target).count();
@@ -312,13 +312,13 @@ async fn power_on(devices: u32, server: SocketAddr, cloud: &Simulator) -> Result
 
 /// Powers on some devices again, and checks that they get the same certificates.
 async fn power_on_again(first: &HashMap<u32, Fetched>, server: SocketAddr, cloud: &Simulator) -> Result<()> {
-    let before = calls(cloud);
+    let before = calls(cloud, "RegisterDevice");
     let again = fetch_all(u32::try_from(first.len())?.min(5), server).await?;
     ensure!(
         again.iter().all(|(number, fetched)| first.get(number) == Some(fetched)),
         "a device got another certificate the second time"
     );
-    ensure!(calls(cloud) == before, "a device was registered a second time");
+    ensure!(calls(cloud, "RegisterDevice") == before, "a device was registered a second time");
     print(|out| {
         writeln!(
             out,

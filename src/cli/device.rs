@@ -19,7 +19,7 @@ use crate::{
     device::DeviceId,
     device_view::{self, as_json, state, time},
     policy,
-    psk::{Enrollment, Terms},
+    psk::Terms,
     store::{
         self, Actor, Bulk, CloudState, DeviceRow, DeviceState, StoreError, Table, UnixSeconds,
         claim::ClaimView,
@@ -304,8 +304,7 @@ fn cloud_state(row: &Listed) -> Option<&'static str> {
 
 /// Returns the terms of the device's enrollment, if that enrollment is in the configuration.
 fn terms(config: &Config, row: &Listed) -> Option<Terms> {
-    let named = config.enrollments.iter().find(|enrollment| enrollment.name == row.enrollment);
-    named.map(Enrollment::terms)
+    everywhere::terms(config, &row.enrollment)
 }
 
 fn as_text(

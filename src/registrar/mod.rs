@@ -17,6 +17,12 @@ mod queue;
 mod registration;
 mod sweep;
 mod targets;
+
+/// Returns the error of a call that is not made, because a breaker is open for this reason.
+fn is_stopped(reason: String) -> ApiError {
+    ApiError { class: ErrorClass::Operator, code: STOPPED.into(), message: reason }
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -510,11 +516,7 @@ impl Registrar {
     /// Returns the cloud's reason for the refusal that opened the breaker.
     fn admit(&self, action: Action) -> Result<(), ApiError> {
         let admitted = lock(&self.breakers).admit_action(action, Instant::now());
-        admitted.map_err(|reason| ApiError {
-            class: ErrorClass::Operator,
-            code: STOPPED.into(),
-            message: reason,
-        })
+        admitted.map_err(is_stopped)
     }
 
     /// Runs one step of a registration. If the step must be repeated, another task waits for the

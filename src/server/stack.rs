@@ -300,7 +300,7 @@ impl Stack {
             WorkResult::Response(asked, source, response) => {
                 self.end_work(asked.exchange.peer, source);
                 // The key may have been revoked while the request waited.
-                if self.is_good(asked.exchange.peer, io) && self.has_key(now, asked.exchange.peer, io) {
+                if self.may_go_on(now, asked.exchange.peer, io) {
                     self.respond(now, &asked, &response, io);
                 }
                 self.events(now, io);
@@ -355,7 +355,7 @@ impl Stack {
         io: &mut impl Io,
     ) {
         // The key is checked before CoAP gets the message, because CoAP may repeat a stored answer.
-        if !self.is_good(session, io) || !self.has_key(now, session, io) {
+        if !self.may_go_on(now, session, io) {
             return self.events(now, io);
         }
         let mut sealing = Sealing::new(&mut self.dtls, io, &mut self.validation);

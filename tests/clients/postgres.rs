@@ -21,19 +21,12 @@ fn site(url: &str, cloud: &Process) -> Site {
     ))
 }
 
-/// Returns what a command prints that must succeed.
-fn run(site: &Site, arguments: &[&str]) -> String {
-    let output = site.run(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
-    stdout(&output)
-}
-
 /// Fetches a device's certificate, and returns it.
 fn fetch(site: &Site, server: &Process, sn: &str) -> String {
     let (address, psk) = (server.address.to_string(), hex::encode(SHARED_KEY));
     let device =
         ["device-sim", "--server", &address, "--identity", SHARED_IDENTITY, "--psk", &psk, "--sn", sn];
-    run(site, &device)
+    site.succeeds(&device)
 }
 
 #[test]
@@ -43,13 +36,13 @@ fn two_servers_serve_one_table_and_what_one_has_done_the_other_knows() {
     let url = server::empty();
     // Two folders stand for two machines.
     let (one, other) = (site(&url, &simulator), site(&url, &simulator));
-    assert!(run(&one, &["check-config"]).contains("does not exist yet"));
+    assert!(one.succeeds(&["check-config"]).contains("does not exist yet"));
     let rows: String = (0..DEVICES).map(|number| format!("PLUG-{number:03}\n")).collect();
     one.write("import.csv", &format!("deviceId\n{rows}"));
-    let dry_run = run(&one, &["import", "--dry-run", "import.csv"]);
+    let dry_run = one.succeeds(&["import", "--dry-run", "import.csv"]);
     assert!(dry_run.contains("24"), "{dry_run}");
-    run(&one, &["import", "import.csv"]);
-    assert!(run(&other, &["check-config"]).contains(": good"));
+    one.succeeds(&["import", "import.csv"]);
+    assert!(other.succeeds(&["check-config"]).contains(": good"));
 
     let servers = [one.serve(), other.serve()];
     for number in 0..DEVICES / 2 {
@@ -59,22 +52,22 @@ fn two_servers_serve_one_table_and_what_one_has_done_the_other_knows() {
         assert_eq!(fetch(&one, &servers[first], &sn), fetch(&one, &servers[second], &sn), "{sn}");
     }
     // The command registers the rest beside the servers.
-    assert_eq!(run(&other, &["register"]), "12 registered, 0 refused\n");
+    assert_eq!(other.succeeds(&["register"]), "12 registered, 0 refused\n");
     let stats: serde_json::Value =
         serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
     assert_eq!(stats["devices"], DEVICES, "each device is registered once");
 
-    run(&one, &["device", "disable", "PLUG-001"]);
-    assert!(run(&other, &["device", "show", "PLUG-001"]).contains("disabled"));
+    one.succeeds(&["device", "disable", "PLUG-001"]);
+    assert!(other.succeeds(&["device", "show", "PLUG-001"]).contains("disabled"));
     let [killed, left] = servers;
     killed.kill();
     fetch(&other, &left, "PLUG-020");
     assert_eq!(left.stop(), Some(0));
-    let table = run(&other, &["export"]);
+    let table = other.succeeds(&["export"]);
     assert_eq!(table.lines().count(), 1 + DEVICES, "{table}");
-    let verified = run(&one, &["audit", "verify"]);
+    let verified = one.succeeds(&["audit", "verify"]);
     assert!(verified.contains("entries"), "{verified}");
-    let counted: serde_json::Value = serde_json::from_str(&run(&one, &["stats", "--json"])).expect("JSON");
+    let counted: serde_json::Value = serde_json::from_str(&one.succeeds(&["stats", "--json"])).expect("JSON");
     assert_eq!(counted["total"]["registered"], DEVICES, "{counted}");
     assert_eq!(counted["total"]["issued"], DEVICES / 2 + 1, "{counted}");
 }
@@ -89,8 +82,8 @@ fn secrets_are_sealed_in_the_database() {
     let configuration = std::fs::read_to_string(site.path("certdist.toml")).expect("it is there");
     site.write("database.key", &"ab".repeat(32));
     site.write("certdist.toml", &format!("database_key = \"file:database.key\"\n{configuration}"));
-    run(&site, &["database", "seal"]);
-    run(&site, &["database", "check"]);
+    site.succeeds(&["database", "seal"]);
+    site.succeeds(&["database", "check"]);
     let server = site.serve();
     assert!(fetch(&site, &server, "PLUG-1").contains("plug-1"));
     // Without the key, the table is of no use.
@@ -143,10 +136,10 @@ fn a_key_that_one_machine_replaces_is_replaced_at_each_server() {
     assert!(servers.iter().all(|server| is_served(&one, server, OLD) && !is_served(&one, server, NEW)));
     one.import(&line(NEW));
     assert!(servers.iter().all(|server| is_served(&one, server, OLD) && is_served(&one, server, NEW)));
-    assert!(run(&other, &["export"]).contains(NEW));
-    run(&other, &["device", "key", "SN-1", "--next-becomes-key", "--anyway"]);
+    assert!(other.succeeds(&["export"]).contains(NEW));
+    other.succeeds(&["device", "key", "SN-1", "--next-becomes-key", "--anyway"]);
     assert!(servers.iter().all(|server| is_served(&one, server, NEW) && !is_served(&one, server, OLD)));
-    assert!(run(&one, &["audit", "export"]).contains("\"rekeyed\""));
+    assert!(one.succeeds(&["audit", "export"]).contains("\"rekeyed\""));
 }
 
 #[test]
@@ -179,7 +172,7 @@ fn a_device_that_one_machine_moves_has_its_new_certificate_at_each_server() {
     let former = fetch(&one, &servers[0], "PLUG-1");
     assert!(former.contains("\"a1plug\""), "{former}");
     let order = ["device", "move", "PLUG-1", "--target", "two", "--product", "a1plug2", "--former", "delete"];
-    let moved = run(&other, &order);
+    let moved = other.succeeds(&order);
     assert!(moved.contains("moved to two"), "{moved}");
     let stats: serde_json::Value =
         serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
@@ -189,8 +182,8 @@ fn a_device_that_one_machine_moves_has_its_new_certificate_at_each_server() {
         assert!(new.contains("\"a1plug2\""), "{new}");
     }
     // A device without a certificate moves in the table alone.
-    run(&one, &["device", "move", "PLUG-2", "--target", "two", "--product", "a1plug2"]);
+    one.succeeds(&["device", "move", "PLUG-2", "--target", "two", "--product", "a1plug2"]);
     assert!(fetch(&one, &servers[1], "PLUG-2").contains("\"a1plug2\""));
-    run(&one, &["audit", "verify"]);
-    run(&one, &["database", "check"]);
+    one.succeeds(&["audit", "verify"]);
+    one.succeeds(&["database", "check"]);
 }

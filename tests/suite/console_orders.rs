@@ -2,20 +2,14 @@
 //! not carried out yet.
 #![cfg(feature = "simulation")]
 
-use std::{
-    net::SocketAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
 
 use crate::support::{
     Process, Site,
     console::{TOKEN, VIEWER_TOKEN, Visitor, admin, free_address},
     http::{self, Answer, FORM},
-    http_get, stdout,
+    http_get, stdout, until,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Returns a site with a console, whose cloud is at `endpoint`.
 fn site(endpoint: &str, manage: bool, listen: SocketAddr) -> Site {
@@ -44,14 +38,6 @@ fn script(address: SocketAddr, token: &str, method: &str, path: &str, fields: &[
     let bearer = format!("Bearer {token}");
     let headers = [("Authorization", bearer.as_str()), ("Accept", "application/json"), FORM];
     http::send(address, method, path, &headers, &http::form(fields))
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn calls(simulator: &Process, action: &str) -> u64 {

@@ -2,15 +2,9 @@
 //! `device rotate`.
 #![cfg(feature = "simulation")]
 
-use std::{
-    process::Stdio,
-    thread,
-    time::{Duration, Instant},
-};
+use std::process::Stdio;
 
-use crate::support::{Process, Site, http_get, stderr, stdout};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::{Process, Site, http_get, stderr, stdout, until};
 
 /// Returns a site whose configuration permits changes at the simulated cloud, with three registered
 /// devices.
@@ -40,14 +34,6 @@ fn devices(simulator: &Process) -> u64 {
 fn exported(site: &Site, device: &str) -> String {
     let table = stdout(&site.run(&["export"]));
     table.lines().find(|line| line.starts_with(device)).unwrap_or_default().to_owned()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -4,8 +4,7 @@
 use std::{
     net::SocketAddr,
     process::{Output, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use certdist::{
@@ -13,7 +12,7 @@ use certdist::{
     simulated_device::sign_in,
 };
 
-use crate::support::{Process, SHARED_KEY, Site, http_get, stderr, stdout};
+use crate::support::{Process, SHARED_KEY, Site, http_get, stderr, stdout, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -118,14 +117,6 @@ impl Scene {
 fn signs_in(certificate: &Certificate, host: SocketAddr) -> bool {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(sign_in(certificate, &host.to_string(), PATIENCE)).is_ok()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use crate::support::{
     Process, Site,
     console::{Visitor, admin, free_address},
-    http_get, stderr, stdout,
+    http_get, stderr, stdout, wait_for,
 };
 
 const OLD: &str = "00112233445566778899aabbccddeeff";
@@ -29,30 +29,11 @@ fn line(number: usize, psk: &str, next: &str) -> String {
     format!("SN-{number},name-{number},secret0000000000000000000{number:07},id-{number},{psk},{next}\n")
 }
 
-fn run(site: &Site, arguments: &[&str]) -> String {
-    let output = site.run(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
-    stdout(&output)
-}
-
 fn is_served(site: &Site, server: &Process, number: usize, key: &str) -> bool {
     let (address, identity) = (server.address.to_string(), format!("id-{number}"));
     let device =
         ["device-sim", "--server", &address, "--identity", &identity, "--psk", key, "--patience", "3"];
     site.run(&device).status.success()
-}
-
-/// Waits until a text is as expected.
-fn wait_for(text: impl Fn() -> String, is_there: impl Fn(&str) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let text = text();
-        if is_there(&text) {
-            return text;
-        }
-        assert!(Instant::now() < deadline, "{text}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -61,19 +42,19 @@ fn the_keys_of_devices_are_rolled_without_losing_one() {
     let site = own(&admin(console, ""));
     site.import(&format!("{HEAD}{}{}{}", line(1, OLD, ""), line(2, OLD, ""), line(3, OLD, "")));
     let server = site.serve();
-    let device = |id: &str| run(&site, &["device", "show", id]);
-    let show = || run(&site, &["enrollment", "show", "own"]);
+    let device = |id: &str| site.succeeds(&["device", "show", id]);
+    let show = || site.succeeds(&["enrollment", "show", "own"]);
     assert!(is_served(&site, &server, 1, OLD) && !is_served(&site, &server, 1, NEW));
     assert!(!device("SN-1").contains("pskNext") && !show().contains("psk"), "{}", show());
-    assert!(!run(&site, &["export"]).contains("pskNext"));
+    assert!(!site.succeeds(&["export"]).contains("pskNext"));
     let none = site.run(&["device", "key", "SN-1", "--next-becomes-key"]);
     assert!(stderr(&none).contains("SN-1 has no second key"), "{}", stderr(&none));
 
     // Both keys of three devices, one of which moves over.
     let both = format!("{HEAD}{}{}{}", line(1, OLD, NEW), line(2, OLD, NEW), line(3, OLD, NEW));
     site.write("both.csv", &both);
-    assert!(run(&site, &["import", "both.csv"]).contains("0 devices added, 3 changed, 0 unchanged"));
-    assert!(run(&site, &["import", "both.csv"]).contains("0 changed, 3 unchanged"), "the file once more");
+    assert!(site.succeeds(&["import", "both.csv"]).contains("0 devices added, 3 changed, 0 unchanged"));
+    assert!(site.succeeds(&["import", "both.csv"]).contains("0 changed, 3 unchanged"), "the file once more");
     assert!(device("SN-1").contains("pskNext       not used since 20"), "{}", device("SN-1"));
     assert!(show().contains("3 devices have used neither"), "{}", show());
     assert!(is_served(&site, &server, 1, NEW) && is_served(&site, &server, 2, OLD));
@@ -85,11 +66,11 @@ fn the_keys_of_devices_are_rolled_without_losing_one() {
     assert!(show().contains("1 devices have used neither"), "{}", show());
     assert!(device("SN-1").contains("; the device uses this one"), "{}", device("SN-1"));
     let json: serde_json::Value =
-        serde_json::from_str(&run(&site, &["device", "show", "SN-2", "--json"])).expect("JSON");
+        serde_json::from_str(&site.succeeds(&["device", "show", "SN-2", "--json"])).expect("JSON");
     let keys = &json["keys"];
     assert!(keys["current"]["lastUsed"].as_str() >= keys["next"]["lastUsed"].as_str(), "{keys}");
     let json: serde_json::Value =
-        serde_json::from_str(&run(&site, &["enrollment", "show", "own", "--json"])).expect("JSON");
+        serde_json::from_str(&site.succeeds(&["enrollment", "show", "own", "--json"])).expect("JSON");
     assert_eq!(json["keys"]["devices"], 3, "{json}");
     let metrics = http_get(console, "/metrics");
     for (key, count) in [("current", 2), ("next", 2)] {
@@ -109,10 +90,10 @@ fn the_keys_of_devices_are_rolled_without_losing_one() {
     assert!(stderr(&would).contains("2 devices would be left out (SN-2, SN-3)"), "{}", stderr(&would));
     let alone = site.run(&["device", "key", "SN-3", "--next-becomes-key"]);
     assert!(stderr(&alone).contains("has not used its second key last"), "{}", stderr(&alone));
-    assert!(run(&site, &end).contains("own: the second key of 1 device is the only key now"));
+    assert!(site.succeeds(&end).contains("own: the second key of 1 device is the only key now"));
     assert!(is_served(&site, &server, 1, NEW) && !is_served(&site, &server, 1, OLD));
     assert!(is_served(&site, &server, 2, OLD), "it was left out");
-    assert!(run(&site, &["device", "key", "SN-3", "--drop-next"]).contains("was taken away"));
+    assert!(site.succeeds(&["device", "key", "SN-3", "--drop-next"]).contains("was taken away"));
     assert!(is_served(&site, &server, 3, OLD) && !is_served(&site, &server, 3, NEW));
     site.write("rest.csv", "deviceId\nSN-2\nSN-1\n");
     let rest = site.run(&["device", "key", "--file", "rest.csv", "--next-becomes-key", "--anyway"]);
@@ -130,7 +111,7 @@ fn the_keys_of_devices_are_rolled_without_losing_one() {
         "{}",
         stderr(&late)
     );
-    let log = run(&site, &["audit", "export"]);
+    let log = site.succeeds(&["audit", "export"]);
     assert_eq!(log.matches("\"rekeyed\"").count(), 3, "{log}");
     for text in [&log, &page, &device_page, &metrics, &show()] {
         assert!(!text.contains(OLD) && !text.contains(NEW));
@@ -169,7 +150,7 @@ fn lines_with_a_second_key_that_cannot_be_right_are_refused_and_not_repeated() {
     for name in ["pskNext", "psk_next", "PSK NEXT", "key_next", "preSharedKeyNext", "next psk"] {
         let text = format!("deviceId,identity,preSharedKey,{name}\nSN-1,id-1,{OLD},{NEW}\n");
         site.write("good.csv", &text);
-        assert!(run(&site, &["import", "good.csv", "--dry-run"]).contains("1 would be changed"), "{name}");
+        assert!(site.succeeds(&["import", "good.csv", "--dry-run"]).contains("1 would be changed"), "{name}");
     }
 }
 
@@ -178,10 +159,10 @@ fn second_keys_go_with_an_export_an_undo_and_a_deletion() {
     let site = own("database_key = \"file:database.key\"");
     site.write("database.key", &"17".repeat(32));
     site.import(&format!("{HEAD}{}{}", line(1, OLD, ""), line(2, OLD, NEW)));
-    let before = run(&site, &["export"]);
+    let before = site.succeeds(&["export"]);
     site.write("both.csv", &format!("{HEAD}{}", line(1, OLD, NEW)));
-    run(&site, &["import", "both.csv"]);
-    let both = run(&site, &["export"]);
+    site.succeeds(&["import", "both.csv"]);
+    let both = site.succeeds(&["export"]);
     assert!(both.starts_with(
         "deviceId,enrollment,productKey,deviceName,deviceSecret,iotId,pskIdentity,psk,pskNext\n"
     ));
@@ -189,16 +170,16 @@ fn second_keys_go_with_an_export_an_undo_and_a_deletion() {
     // An export can be imported elsewhere, and gives the same table.
     let other = own("");
     other.import(&both);
-    assert_eq!(run(&other, &["export"]), both);
-    let status = run(&site, &["database", "status"]);
+    assert_eq!(other.succeeds(&["export"]), both);
+    let status = site.succeeds(&["database", "status"]);
     assert!(status.contains("2 device secrets, 4 psks"), "{status}");
-    let list = run(&site, &["import", "list"]);
+    let list = site.succeeds(&["import", "list"]);
     let number = list.lines().find(|line| line.contains("both.csv")).expect("it is listed");
     let number = number.split_whitespace().next().expect("its number").to_owned();
-    run(&site, &["import", "undo", &number, "--yes"]);
-    assert_eq!(run(&site, &["export"]), before);
-    run(&site, &["device", "delete", "SN-2", "--yes"]);
-    assert!(!run(&site, &["export"]).contains("pskNext"));
+    site.succeeds(&["import", "undo", &number, "--yes"]);
+    assert_eq!(site.succeeds(&["export"]), before);
+    site.succeeds(&["device", "delete", "SN-2", "--yes"]);
+    assert!(!site.succeeds(&["export"]).contains("pskNext"));
     let bytes = std::fs::read(site.path("certdist.db")).expect("the database");
     for key in [OLD, NEW] {
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()));
@@ -215,7 +196,7 @@ fn an_import_of_second_keys_that_is_killed_changes_nothing() {
         text
     };
     site.import(&file(""));
-    let before = run(&site, &["export"]);
+    let before = site.succeeds(&["export"]);
     site.write("both.csv", &file(NEW));
     let mut import = site.certdist(&["import", "both.csv"]).spawn().expect("it starts");
     let table = Connection::open(site.path("certdist.db")).expect("opened");
@@ -234,12 +215,12 @@ fn an_import_of_second_keys_that_is_killed_changes_nothing() {
     let was_cut_off: bool = table.query_row(sql, (), |row| row.get(0)).expect("read");
     // The next import takes back what was written. It changes nothing itself.
     site.write("none.csv", "deviceId\nSN-000000\n");
-    run(&site, &["import", "none.csv"]);
-    let after = run(&site, &["export"]);
+    site.succeeds(&["import", "none.csv"]);
+    let after = site.succeeds(&["export"]);
     match was_cut_off {
         true => assert!(after == before),
         false => assert_eq!(after.matches(NEW).count(), DEVICES, "it had ended before it was killed"),
     }
-    run(&site, &["import", "both.csv"]);
-    assert_eq!(run(&site, &["export"]).matches(NEW).count(), DEVICES);
+    site.succeeds(&["import", "both.csv"]);
+    assert_eq!(site.succeeds(&["export"]).matches(NEW).count(), DEVICES);
 }

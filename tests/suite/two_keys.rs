@@ -1,12 +1,10 @@
 //! The way of a key that is replaced: a second key is added, devices move over, the former key is
 //! taken away. Shows what the operator sees at each step.
 
-use std::time::{Duration, Instant};
-
 use crate::support::{
     MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site,
     console::{Visitor, admin, free_address},
-    http_get, stderr, stdout,
+    http_get, stderr, stdout, wait_for,
 };
 
 const NEXT_MASTER: &str = "ff0102030405060708090a0b0c0d0e0f";
@@ -17,19 +15,6 @@ fn with_keys(configuration: &str, key: &str, lines: &str) -> String {
     let line = format!("key = \"hex:{key}\"\n");
     assert!(configuration.contains(&line), "{configuration}");
     configuration.replace(&line, lines)
-}
-
-/// Waits until a text is as expected, and returns it.
-fn wait_for(text: impl Fn() -> String, is_there: impl Fn(&str) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let text = text();
-        if is_there(&text) {
-            return text;
-        }
-        assert!(Instant::now() < deadline, "{text}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Returns whether a device gets its certificate.

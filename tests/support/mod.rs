@@ -26,6 +26,28 @@ use std::{
 
 use tempfile::TempDir;
 
+/// Waits until a condition holds, for at most a minute.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until a text is as expected, for at most 20 s, and returns it.
+pub fn wait_for(text: impl Fn() -> String, is_there: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = text();
+        if is_there(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The certdist binary.
 pub const CERTDIST: &str = env!("CARGO_BIN_EXE_certdist");
 /// The master key of the enrollment `lamp`.
@@ -184,6 +206,13 @@ impl Site {
     /// Runs a `certdist` command and returns its output.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.certdist(arguments).output().expect("certdist runs")
+    }
+
+    /// Runs a `certdist` command that succeeds, and returns its standard output.
+    pub fn succeeds(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
     }
 
     /// Imports a table in CSV format.

@@ -292,10 +292,8 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
         };
         enrollment.obstacles = obstacles::of(*enrolled, totals, *to_admit, cloud, now);
         if let Some(enrolled) = enrollment.enrolled {
-            enrollment.keys = {
-                let ids = enrolled.key_ids.as_ref();
-                reported(&*shared.sources.store, &enrolled.name, ids).await?
-            };
+            let (store, ids) = (&*shared.sources.store, enrolled.key_ids.as_ref());
+            enrollment.keys = reported(store, &enrolled.name, ids).await?;
             if enrolled.kind == KindName::Individual {
                 enrollment.rolling = shared.sources.store.count_rolling(&enrolled.name, COUNT).await?;
             }

@@ -228,11 +228,5 @@ pub(super) fn lines(roll: &Roll) -> [(&'static str, String); 2] {
         None => format!("not used since {}", at(roll.since)),
     };
     let last = |which| if roll.last_key() == Some(which) { "; the device uses this one" } else { "" };
-    WhichKey::ALL.map(|which| {
-        let name = match which {
-            WhichKey::Current => "psk",
-            WhichKey::Next => "pskNext",
-        };
-        (name, format!("{}{}", says(which), last(which)))
-    })
+    WhichKey::ALL.map(|which| (which.column(), format!("{}{}", says(which), last(which))))
 }

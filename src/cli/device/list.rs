@@ -147,7 +147,8 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Table) -> Comm
     let default = if args.json { usize::MAX } else { PAGE };
     let limit = args.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
 
-    let taken = taken(config, store).await?;
+    // Only the JSON form says how the next request is answered.
+    let taken = if args.json { taken(config, store).await? } else { HashMap::new() };
     let mut from = after.map_or(Cursor::First, Cursor::After);
     let mut progress = Progress::new("{pos} devices found");
     let (begun, mut listed, mut page) = (Instant::now(), 0, Vec::new());

@@ -63,13 +63,9 @@ pub(super) fn lines_of_devices(count: &RollCount) -> Vec<[String; 2]> {
     let least = if is_complete { "" } else { "at least " };
     let mut lines = Vec::new();
     for (which, (last, used)) in WhichKey::ALL.into_iter().zip(by_key.into_iter().zip(used)) {
-        let name = match which {
-            WhichKey::Current => "psk",
-            WhichKey::Next => "pskNext",
-        };
         let time = used.map_or_else(String::new, |used| format!("; last used {}", at(used)));
         let says = format!("{least}{last} of {devices} devices with two keys used this one last{time}");
-        lines.push([name.to_owned(), says]);
+        lines.push([which.column().to_owned(), says]);
     }
     let neither = devices - by_key.iter().sum::<u64>();
     if neither > 0 {

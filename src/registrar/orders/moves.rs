@@ -5,7 +5,7 @@
 use tokio::time::Instant;
 
 use super::{
-    super::{Registrar, STOPPED, lines::limited, lock, registration::Registration},
+    super::{Registrar, is_stopped, lines::limited, lock, registration::Registration},
     Hindrance, Progress,
 };
 use crate::{
@@ -180,9 +180,4 @@ impl Registrar {
             false => Err(Hindrance::NotNow),
         }
     }
-}
-
-/// Returns the error of a call that is not made, because a breaker is open for this reason.
-fn is_stopped(reason: String) -> ApiError {
-    ApiError { class: ErrorClass::Operator, code: STOPPED.into(), message: reason }
 }

@@ -14,9 +14,15 @@ use crate::dtls::SessionId;
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Stack {
+    /// Returns whether the session may go on: its key is valid in the present configuration, and its
+    /// individual key, if it has one, is still in the table. Ends the session otherwise.
+    pub(super) fn may_go_on(&mut self, now: Instant, session: SessionId, io: &mut impl Io) -> bool {
+        self.is_good(session, io) && self.has_key(now, session, io)
+    }
+
     /// Returns whether the client's key may still be used, if this is known without waiting. Ends
     /// the session if its individual key is gone.
-    pub(super) fn has_key(&mut self, now: Instant, session: SessionId, io: &mut impl Io) -> bool {
+    fn has_key(&mut self, now: Instant, session: SessionId, io: &mut impl Io) -> bool {
         let Some(client) = self.dtls.principal_mut(session) else { return false };
         if client.principal.own.is_none() || now < client.checked + FRESH {
             return true;
