@@ -56,11 +56,12 @@ int cd_flash_save(void *arg, const void *record, size_t length) {
   size_t unit = flash->write_size;
   if (length > CD_RECORD_MAX || flash->slot_size < CD_FLASH_SLOT_MIN || unit < 1 || LARGEST_UNIT % unit != 0) return -1;
   int number = 1 - read_newest(flash, &slot);
+  uint32_t sequence = slot.sequence + 1;
+  cd_wipe(&slot, sizeof slot);
   if (flash->erase(flash->arg, number) < 0) return -1;
   /* The newest is erased last, or an older record would come back if power failed in between. */
   if (length == 0) return flash->erase(flash->arg, 1 - number);
 
-  uint32_t sequence = slot.sequence + 1;
   memset(&slot, ERASED, sizeof slot);
   slot.sequence = sequence;
   slot.length = (uint16_t)length;

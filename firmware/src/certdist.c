@@ -442,16 +442,12 @@ enum cd_state cd_poll(struct cd_device *device) {
   /* What is due after a step, such as the request after a handshake, is due in the same call. */
   for (int steps = 0; steps < 4; steps++) {
     uint32_t time = now(device);
-    if (device->leaving && is_past(device->session_until, time)) close_session(device);
-    if (rests_for_good(device)) break;
     if (device->state == CD_CONNECTING) {
       uint32_t next = device->dtls->timer(device);
       device->timer_at = next < LONGEST_DELAY ? time + next : device->wake_at;
     }
-    if (!is_past(device->wake_at, time)) {
-      if (device->leaving && is_past(device->session_until, time)) continue;
-      break;
-    }
+    if (device->leaving && is_past(device->session_until, time)) close_session(device);
+    if (rests_for_good(device) || !is_past(device->wake_at, time)) break;
     act(device);
   }
   return (enum cd_state)device->state;

@@ -213,7 +213,7 @@ void add_payload(struct message *message, const void *payload, size_t length) {
 
 struct message piggybacked(uint8_t code) {
   struct message message = message_with(CD_ACK, code, world.device.message_id, world.device.token);
-  if (code == CD_NO_REASON) return message;
+  if (code == 0) return message;
   add_option(&message, 12, code == 0x45 ? 60 : 257, code == 0x45 ? 1 : 2);
   return message;
 }

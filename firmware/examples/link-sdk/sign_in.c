@@ -9,7 +9,10 @@ void *make_mqtt_client(const struct cd_certificate *certificate, const char *whe
   struct cd_sign_in sign_in;
   if (cd_sign_in(certificate, where, tls, hmac, &sign_in) < 0) return NULL;
   void *mqtt = aiot_mqtt_init();
-  if (!mqtt) return NULL;
+  if (!mqtt) {
+    cd_wipe(&sign_in, sizeof sign_in);
+    return NULL;
+  }
   /* The SDK copies what it is given; its options take pointers that are not const. */
   struct cd_certificate copy = *certificate;
   int32_t result = aiot_mqtt_setopt(mqtt, AIOT_MQTTOPT_HOST, sign_in.host);

@@ -48,18 +48,17 @@ int cd_socket_send(void *arg, const void *datagram, size_t length) {
   return send(socket_->descriptor, datagram, length, 0) < 0 ? -1 : 0;
 }
 
-/* Whether a session begins at the next poll. */
+/* Returns whether a session begins at the next poll. Before that, the last session ends, and its
+ * last datagram must leave through the socket that the session has had. */
 static bool begins(const struct cd_device *device) {
-  struct cd_report report;
-  cd_get_report(device, &report);
-  return report.wait_ms == 0 &&
-         (report.state == CD_WAITING || report.state == CD_STOPPED || report.state == CD_REJECTED);
+  bool rests = device->state == CD_WAITING || device->state == CD_STOPPED || device->state == CD_REJECTED;
+  return rests && (int32_t)(device->wake_at - device->port->now_ms(device->port->arg)) <= 0;
 }
 
 enum cd_state cd_socket_run(struct cd_socket *socket_, struct cd_device *device, uint32_t patience_ms) {
   uint8_t datagram[CD_DATAGRAM_MAX];
   const struct cd_port *port = device->port;
-  uint32_t start = port->now_ms(port->arg), last = start, passed = 0;
+  uint32_t last = port->now_ms(port->arg), passed = 0;
   for (;;) {
     /* A server that has moved is found by its name, and a new port gets past a stale NAT entry. */
     if (begins(device)) cd_socket_close(socket_);

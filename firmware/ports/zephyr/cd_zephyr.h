@@ -4,7 +4,15 @@
 
 #include "../posix/cd_socket.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Returns the port. settings_subsys_init has been called. The socket must outlive it. */
 struct cd_port cd_zephyr_port(struct cd_socket *socket);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
