@@ -117,8 +117,9 @@ fn report_shared_names(database: &str) -> CommandResult {
         print(|out| {
             writeln!(
                 out,
-                "{database}: {devices} devices, such as {device}, have the name {device_name} in product \
-                 {product_key}; those without a certificate are refused: import a deviceName of its own for each"
+                "{}: {devices} devices, such as {device}, have the name {device_name} in product \
+                 {product_key}; those without a certificate are refused: import a deviceName of its own for each",
+                store::shown(database)
             )
         })?;
     }
