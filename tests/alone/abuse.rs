@@ -365,9 +365,23 @@ fn fed(watchdog: &UnixDatagram) -> u32 {
     times
 }
 
+/// Lets all devices fetch their certificates, 100 at a time; each gives up after `patience` seconds.
+/// Returns how many were served, and how long that took.
+fn serve(port: &str, patience: &str) -> (u32, Duration) {
+    let start = Instant::now();
+    let devices = DEVICES.to_string();
+    let output = stdout(&coapsload(&[
+        "-p", port, "-n", &devices, "-c", "100", "-K", MASTER, "-t", patience, "-b", "60000",
+    ]));
+    let served = output.split("(2.xx ").nth(1).and_then(|rest| rest.split(' ').next());
+    let served = served.and_then(|count| count.parse().ok());
+    (served.unwrap_or_else(|| panic!("no count: {output}")), start.elapsed())
+}
+
 /// The attacker sends 10 Mbit/s of the most expensive datagrams from one address. Nearly all
 /// devices at other addresses are served within ten seconds. The server stays healthy and feeds its
-/// watchdog.
+/// watchdog. On a machine that needs more than a second for the devices without an attacker, they
+/// may wait longer in proportion.
 #[test]
 fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     let _alone = alone();
@@ -384,6 +398,10 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     let mut command = site.certdist(&["serve"]);
     command.env("NOTIFY_SOCKET", site.path("notify")).env("WATCHDOG_USEC", "2000000");
     let server = Process::start(&mut command);
+    let port = server.address.port().to_string();
+    let (served, calm) = serve(&port, "60");
+    assert!(served == DEVICES, "{served} of {DEVICES} devices served without an attacker");
+    let patience = Duration::from_secs(10).mul_f64(calm.as_secs_f64().max(1.0));
 
     let is_over = Arc::new(AtomicBool::new(false));
     let attacker = thread::spawn({
@@ -394,12 +412,9 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
     thread::sleep(Duration::from_secs(2));
     let mut told = 0;
     for _ in 0..3 {
-        let start = Instant::now();
         let devices = thread::spawn({
-            let port = server.address.port().to_string();
-            move || {
-                coapsload(&["-p", &port, "-n", "500", "-c", "100", "-K", MASTER, "-t", "10", "-b", "60000"])
-            }
+            let (port, patience) = (port.clone(), patience.as_secs().to_string());
+            move || serve(&port, &patience)
         });
         while !devices.is_finished() {
             let health = http_get(admin, "/healthz");
@@ -409,11 +424,9 @@ fn who_owns_an_address_and_no_key_takes_nothing_from_devices_elsewhere() {
             told += fed(&watchdog);
             thread::sleep(Duration::from_millis(200));
         }
-        let output = stdout(&devices.join().expect("it ended"));
-        let served = output.split("(2.xx ").nth(1).and_then(|rest| rest.split(' ').next());
-        let served: u32 = served.and_then(|count| count.parse().ok()).expect("a count");
-        println!("{served} of {DEVICES} devices served in {:.1} s: {output}", start.elapsed().as_secs_f64());
-        assert!(served >= 495 && start.elapsed() < Duration::from_secs(15), "{output}");
+        let (served, time) = devices.join().expect("it ended");
+        println!("{served} of {DEVICES} devices served in {time:.1?}, without an attacker in {calm:.1?}");
+        assert!(served >= 495 && time < patience.mul_f64(1.5), "{served} served in {time:.1?}");
     }
     told += fed(&watchdog);
     is_over.store(true, Ordering::Relaxed);
