@@ -74,9 +74,9 @@ const WRITER_CACHE: i64 = 2048;
 /// which are not needed again.
 const BACKLOG_CACHE: i64 = 128;
 
-/// Maximum number of bytes of the file to map: SQLite's own limit (2 GiB less 64 KiB). Mapping
-/// uses addresses, not memory, and saves a system call per page.
-const MMAP_SIZE: i64 = 0x7fff_0000;
+/// Page cache of a connection for work on the whole table, in KiB: enough for the pages of all
+/// indexes that a slice of an import touches.
+const BULK_CACHE: i64 = 32_768;
 
 /// Sets up a connection that only reads: it sees no devices of an unfinished import.
 pub(super) fn hide_unfinished(connection: &Connection) -> rusqlite::Result<()> {
@@ -127,13 +127,14 @@ pub(super) fn open_backlog(path: &Path) -> Result<Connection, StoreError> {
 }
 
 /// Opens another writing connection, for work on the whole table, to a file that [`open`] has
-/// opened before. This connection maps the file. The other connections of a server do not map it,
-/// because used pages would count as the server's memory.
+/// opened before. Like the others, it does not map the file: each page that it has used would count
+/// as memory of the process, which would then grow with the table.
 pub(super) fn open_again(path: &Path, wait: Duration) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, wait)?;
     let set_up = || {
         set_up_writer(&connection)?;
-        connection.pragma_update(None, "mmap_size", MMAP_SIZE)
+        connection.pragma_update(None, "mmap_size", 0)?;
+        connection.pragma_update(None, "cache_size", -BULK_CACHE)
     };
     set_up().map_err(|error| store_error(path, error))?;
     Ok(connection)
@@ -530,6 +531,20 @@ mod tests {
     /// A database of version 4. A single process can leave some of its rows. The other rows can be
     /// left only by two processes that use the database at the same time.
     const VERSION_4: &str = include_str!("tests/version_4.sql");
+
+    /// Each mapped page would count as memory of the process.
+    #[test]
+    fn no_connection_maps_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("certdist.db");
+        let first = open(&path, READER_WAIT, |_| Ok(())).unwrap();
+        let [again, reader, backlog] =
+            [open_again(&path, READER_WAIT), open_reader(&path), open_backlog(&path)].map(Result::unwrap);
+        for connection in [first, again, reader, backlog] {
+            let mapped = connection.pragma_query_value(None, "mmap_size", |row| row.get::<_, i64>(0));
+            assert_eq!(mapped.unwrap(), 0);
+        }
+    }
 
     #[test]
     fn what_a_server_of_version_4_has_left_is_kept_and_abandoned() {

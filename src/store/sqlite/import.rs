@@ -29,9 +29,6 @@ use crate::{
     },
 };
 
-/// Page cache of an import: 32 MiB (SQLite takes a negative number as KiB).
-const CACHE: i64 = -32_768;
-
 /// Maximum number of changed rows of an import that is written in one transaction, not in slices.
 const SMALL: u64 = 1000;
 
@@ -67,12 +64,7 @@ pub(super) fn run(
     // before it.
     let _lock = ImportLock::wait(&store.path, store.bulk_wait)?;
     let writer = connection::open_again(&store.path, store.bulk_wait)?;
-    let set_up = || {
-        writer.pragma_update(None, "mmap_size", 0)?;
-        writer.pragma_update(None, "cache_size", CACHE)?;
-        writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
-    };
-    set_up().map_err(failed)?;
+    writer.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(failed)?;
     unfinished::take_back(&writer, &|| false).map_err(failed)?;
     let checked = {
         let reader = connection::open_reader(&store.path)?;
