@@ -29,6 +29,10 @@
 #define DTLS_MAX_BUF 256
 #endif
 
+/* The longest identity that the kit takes. Keys have 16 bytes at most: tinydtls derives its secrets in a
+ * buffer that has no room for longer ones. */
+#define DTLS_PSK_MAX_CLIENT_IDENTITY_LEN 64
+
 /* tinydtls.h: WITH_LWIP without lwIP's header stands for "no other platform". */
 #define WITH_LWIP 1
 #define WITH_LWIP_NO_SOCKET 1

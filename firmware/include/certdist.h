@@ -33,8 +33,8 @@ extern "C" {
 #endif
 
 enum {
-  CD_IDENTITY_MAX = 64,  /* bytes of a PSK identity */
-  CD_KEY_MAX = 64,       /* bytes of a key */
+  CD_IDENTITY_MAX = 64,  /* bytes of a PSK identity; fewer if the DTLS stack is configured so */
+  CD_KEY_MAX = 64,       /* bytes of a key; the same */
   CD_DEVICE_ID_MAX = 64, /* characters of a device ID */
   /* Room for texts, with the NUL. */
   CD_PRODUCT_KEY_ROOM = 65,
@@ -78,7 +78,7 @@ enum cd_reason {
   CD_BAD_ANSWER,      /* 2.05, but no certificate that can be read */
   CD_NOT_STORED,      /* `save` failed, or the record could not be read back */
   CD_NO_RANDOM,       /* cd_random failed */
-  CD_BAD_SETTINGS     /* a setting is missing or too long; final */
+  CD_BAD_SETTINGS     /* a setting is missing, or too long for the kit or the DTLS stack; final */
 };
 
 struct cd_report {
@@ -112,9 +112,9 @@ int cd_random(void *out, size_t length);
 
 /* Settings. A delay of 0 stands for the default in brackets. */
 struct cd_settings {
-  const char *identity; /* 1 to 64 bytes */
+  const char *identity; /* 1 to 64 bytes, if the DTLS stack takes as many */
   const uint8_t *key;
-  size_t key_length;     /* 1 to 64 bytes */
+  size_t key_length;     /* 1 to 64 bytes, if it takes as many; tinydtls takes 16 */
   const char *device_id; /* 1 to 64 of A-Z a-z 0-9 . _ : @ -; NULL: the identity is the device */
   const char *id_kind;   /* "deviceId", "sn" or "mac"; NULL: "deviceId" */
   uint16_t block_size;   /* asks for blocks of 16, 32, ... 1024 bytes; 0: the server decides */

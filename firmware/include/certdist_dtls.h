@@ -23,7 +23,12 @@ struct cd_dtls {
   void (*close)(struct cd_device *);
   /* Whether a session continues from a new address (RFC 9146), of a connected session. */
   bool (*moves)(struct cd_device *);
+  /* The longest identity and key in bytes that the stack takes as it is configured, at most
+   * CD_IDENTITY_MAX and CD_KEY_MAX. With a longer one, the device does not start. */
+  uint8_t identity_max, key_max;
 };
+/* A stack's own limit, or the kit's if that is lower. */
+#define CD_AT_MOST(limit, most) ((limit) < (most) ? (limit) : (most))
 
 /* The handshake is complete. */
 void cd_dtls_connected(struct cd_device *);

@@ -28,4 +28,5 @@ static bool none_moves(struct cd_device *device) {
   return false;
 }
 
-const struct cd_dtls cd_dtls_none = {none_open, none_receive, none_timer, none_send, none_close, none_moves};
+const struct cd_dtls cd_dtls_none = {none_open, none_receive, none_timer, none_send, none_close, none_moves,
+                                     CD_IDENTITY_MAX, CD_KEY_MAX};

@@ -191,7 +191,8 @@ static bool mbed_moves(struct cd_device *device) {
 #endif
 }
 
-const struct cd_dtls cd_dtls_mbedtls = {mbed_open, mbed_receive, mbed_timer, mbed_send, mbed_close, mbed_moves};
+const struct cd_dtls cd_dtls_mbedtls = {mbed_open,  mbed_receive, mbed_timer,      mbed_send,
+                                        mbed_close, mbed_moves,   CD_IDENTITY_MAX, CD_AT_MOST(MBEDTLS_PSK_MAX_LEN, CD_KEY_MAX)};
 
 int cd_hmac_mbedtls(const void *key, size_t key_length, const void *text, size_t length, uint8_t mac[32]) {
   const mbedtls_md_info_t *sha256 = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);

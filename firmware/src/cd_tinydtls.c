@@ -10,6 +10,7 @@
 
 #include <tinydtls.h>
 
+#include <crypto.h>
 #include <dtls.h>
 #include <dtls_prng.h>
 #include <dtls_time.h>
@@ -143,7 +144,14 @@ static bool tiny_moves(struct cd_device *device) {
   return false;
 }
 
-const struct cd_dtls cd_dtls_tinydtls = {tiny_open, tiny_receive, tiny_timer, tiny_send, tiny_close, tiny_moves};
+const struct cd_dtls cd_dtls_tinydtls = {tiny_open,
+                                         tiny_receive,
+                                         tiny_timer,
+                                         tiny_send,
+                                         tiny_close,
+                                         tiny_moves,
+                                         CD_AT_MOST(DTLS_PSK_MAX_CLIENT_IDENTITY_LEN, CD_IDENTITY_MAX),
+                                         CD_AT_MOST(DTLS_PSK_MAX_KEY_LEN, CD_KEY_MAX)};
 
 int cd_hmac_tinydtls(const void *key, size_t key_length, const void *text, size_t length, uint8_t mac[32]) {
   dtls_hmac_context_t hmac;

@@ -393,11 +393,11 @@ static void act(struct cd_device *device) {
 
 /* --- The interface --- */
 
-static bool are_valid(const struct cd_settings *settings) {
+static bool are_valid(const struct cd_settings *settings, const struct cd_dtls *dtls) {
   if (!settings->identity || !settings->key) return false;
   size_t identity = strlen(settings->identity);
-  if (identity < 1 || identity > CD_IDENTITY_MAX) return false;
-  if (settings->key_length < 1 || settings->key_length > CD_KEY_MAX) return false;
+  if (identity < 1 || identity > dtls->identity_max) return false;
+  if (settings->key_length < 1 || settings->key_length > dtls->key_max) return false;
   if (settings->device_id && !cd_is_name(settings->device_id, CD_DEVICE_ID_MAX)) return false;
   return !settings->id_kind || cd_is_name(settings->id_kind, sizeof "deviceId" - 1);
 }
@@ -407,7 +407,7 @@ static void begin(struct cd_device *device) {
   device->reason = CD_NO_REASON;
   device->wake_at = now(device) + random_up_to(device->delays[FIRST]);
   device->timed = true;
-  if (!are_valid(device->settings)) {
+  if (!are_valid(device->settings, device->dtls)) {
     device->state = CD_REJECTED;
     device->reason = CD_BAD_SETTINGS;
   }

@@ -334,14 +334,18 @@ void without_random_numbers_nothing_is_sent(void) {
 
 void bad_settings_are_final(void) {
   static const char long_id[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0";
+  /* The back end of these tests takes an identity of 60 bytes and a key of 50. */
+  world.settings.identity = long_id + 5;
+  world.settings.key_length = 50;
+  CHECK(world_start() == CD_WAITING);
   for (int fault = 0; fault < 9; fault++) {
     world_begin((uint64_t)fault + 1);
     if (fault == 0) world.settings.identity = NULL;
     if (fault == 1) world.settings.identity = "";
-    if (fault == 2) world.settings.identity = long_id;
+    if (fault == 2) world.settings.identity = long_id + 4;
     if (fault == 3) world.settings.key = NULL;
     if (fault == 4) world.settings.key_length = 0;
-    if (fault == 5) world.settings.key_length = CD_KEY_MAX + 1;
+    if (fault == 5) world.settings.key_length = 51;
     if (fault == 6) world.settings.device_id = "SN 1";
     if (fault == 7) world.settings.device_id = long_id;
     if (fault == 8) world.settings.id_kind = "deviceIds";

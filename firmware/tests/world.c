@@ -98,7 +98,8 @@ static bool fake_moves(struct cd_device *device) {
   return world.moves;
 }
 
-static const struct cd_dtls fake = {fake_open, fake_receive, fake_timer, fake_send, fake_close, fake_moves};
+static const struct cd_dtls fake = {fake_open, fake_receive, fake_timer, fake_send, fake_close, fake_moves,
+                                    60,        50};
 
 /* --- The world --- */
 
