@@ -304,7 +304,8 @@ void cd_dtls_message(struct cd_device *device, uint8_t *bytes, size_t length) {
       }
       return;
     default:
-      if (device->state == CD_ASKING && same_id && well_formed) fail(device, CD_REQUEST_REFUSED, false);
+      /* Section 4.2: a reset is empty. */
+      if (device->state == CD_ASKING && same_id && well_formed && message.code == 0) fail(device, CD_REQUEST_REFUSED, false);
   }
 }
 

@@ -172,6 +172,9 @@ void a_reset_request_is_asked_again_in_another_session(void) {
   world_ask();
   uint16_t id = world.device.message_id;
   uint32_t token = world.device.token;
+  /* A reset is empty. */
+  struct message full = message_with(CD_RST, 0x45, id, 4);
+  CHECK(deliver(&full) == CD_ASKING);
   struct message reset = message_with(CD_RST, 0, id, 0);
   CHECK(deliver(&reset) == CD_WAITING && world_report().reason == CD_REQUEST_REFUSED && world.closed == 1);
   world_until_next_session(45 * SECONDS);
