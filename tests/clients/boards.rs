@@ -523,6 +523,48 @@ fn a_board_whose_stack_is_full_ends_instead_of_overwriting_its_data() {
     });
 }
 
+/// The limits of docs/firmware.md.
+#[test]
+fn a_board_takes_the_longest_identity_and_key_and_refuses_longer_ones() {
+    let own = "[[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"";
+    let house = House::with(&[], own);
+    let key_of = |image: &Image| "5a".repeat(if image.stack == "tinydtls" { 16 } else { 64 });
+    let id_of = |image: &Image| format!("{:x<64}", device_of(image, "OWN"));
+    let row = |image| format!("{0},own,{0},{1}\n", id_of(image), key_of(image));
+    let rows: String = IMAGES.iter().map(row).collect();
+    house.site.import(&format!("deviceId,enrollment,pskIdentity,psk\n{rows}"));
+    on_each_image(|image| {
+        let own = |device, key| Board { key, ..Board::new(image, &house.site, house.server, device) };
+        own(id_of(image), key_of(image)).signs_in(&[]);
+        let mut longer = vec![own(id_of(image) + "x", key_of(image))];
+        if image.stack == "tinydtls" {
+            longer.push(own(id_of(image).replace("OWN", "KEY"), key_of(image) + "5a"));
+        }
+        for board in longer {
+            let boot = board.boot(&[]);
+            let said = boot.text.ends_with("identity or key is missing, or too long for the DTLS stack\n");
+            assert!(boot.code == Some(FAULT) && said, "{:?} {}", boot.code, boot.text);
+        }
+    });
+}
+
+/// lwIP's port gets its control block with the first datagram that finds one.
+#[test]
+fn a_board_without_a_free_control_block_comes_back() {
+    let house = House::new();
+    let image = &built()[2];
+    let folder = Path::new(ROOT).join("build/boards/two_blocks");
+    let elf = folder.join("image.elf");
+    let mut make = image.make();
+    // DHCP and DNS have one each.
+    make.args(["RANDOM_SOURCE=seeded_random.c", "defines=-DMEMP_NUM_UDP_PCB=2"]);
+    make.args([format!("build={}", folder.display()), format!("image={}", elf.display())]);
+    assert!(make.status().expect("make").success());
+    let board = Board { elf: Some(elf), ..house.board(image) };
+    let text = board.gets_nothing(&["speed=4", "handshake=2000", "retry=1000", "patience=4000"]);
+    assert!(count(&text, "certdist: connecting") >= 2 && text.contains(" ms, silence\n"), "{text}");
+}
+
 #[test]
 fn an_image_without_a_source_of_random_numbers_does_not_link() {
     let image = &built()[2];

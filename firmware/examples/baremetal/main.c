@@ -165,7 +165,8 @@ int main(void) {
   print("network: ", ipaddr_ntoa(netif_ip_addr4(netif_default)), "\n", NULL);
 
   (void)net_address_changed();
-  cd_lwip_start(&lwip, &device, &settings, &DTLS);
+  if (cd_lwip_start(&lwip, &device, &settings, &DTLS) == CD_REJECTED)
+    semihosting_fail("identity or key is missing, or too long for the DTLS stack");
   bool begun = false;
   while (!signed_in && clock_ms() < patience_ms) {
     net_poll();

@@ -48,9 +48,24 @@ static uint32_t now_ms(void *argument) {
   return sys_now();
 }
 
+/* Gets a control block. If lwIP has none, or no route, the next datagram tries again: the device
+ * counts this one as lost and comes back. */
+static bool has_control_block(struct cd_lwip *lwip) {
+  if (lwip->pcb) return true;
+  lwip->pcb = udp_new();
+  if (!lwip->pcb) return false;
+  if (udp_connect(lwip->pcb, &lwip->server, lwip->server_port) != ERR_OK) {
+    udp_remove(lwip->pcb);
+    lwip->pcb = NULL;
+    return false;
+  }
+  udp_recv(lwip->pcb, received, lwip);
+  return true;
+}
+
 static int send_datagram(void *argument, const void *datagram, size_t length) {
   struct cd_lwip *lwip = (struct cd_lwip *)argument;
-  if (length > UINT16_MAX) return -1;
+  if (length > UINT16_MAX || !has_control_block(lwip)) return -1;
   struct pbuf *copy = pbuf_alloc(PBUF_TRANSPORT, (uint16_t)length, PBUF_RAM);
   if (!copy) return -1;
   memcpy(copy->payload, datagram, length);
@@ -77,13 +92,7 @@ enum cd_state cd_lwip_start(struct cd_lwip *lwip, struct cd_device *device, cons
   lwip->port.send = send_datagram;
   lwip->port.load = load;
   lwip->port.save = save;
-  lwip->pcb = udp_new();
-  if (!lwip->pcb || udp_connect(lwip->pcb, &lwip->server, lwip->server_port) != ERR_OK) {
-    if (lwip->pcb) udp_remove(lwip->pcb);
-    lwip->pcb = NULL;
-    return CD_REJECTED;
-  }
-  udp_recv(lwip->pcb, received, lwip);
+  lwip->pcb = NULL;
   enum cd_state state = cd_start(device, settings, &lwip->port, dtls);
   step_is_over(lwip, state);
   return state;

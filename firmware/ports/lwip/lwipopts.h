@@ -54,7 +54,9 @@
 /* The longest message to be sent, by DHCP, has 308 bytes, and TCP keeps what is not acknowledged. */
 #define MEM_SIZE 1400
 #define MEMP_NUM_PBUF 2
+#ifndef MEMP_NUM_UDP_PCB
 #define MEMP_NUM_UDP_PCB 3 /* DHCP, DNS and certdist */
+#endif
 #define MEMP_NUM_TCP_PCB 1
 #define MEMP_NUM_TCP_PCB_LISTEN 1
 #define MEMP_NUM_TCP_SEG 6
