@@ -1,5 +1,6 @@
 //! A minimal device: it powers on, fetches its certificate over PSK-DTLS and CoAP, and prints
-//! its identity at IoT Platform and the MQTT host at which it would sign in.
+//! its identity at IoT Platform and the MQTT host at which it would sign in. It comes back as
+//! docs/device.md says, for a minute.
 //!
 //! ```text
 //! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f
@@ -25,7 +26,7 @@ async fn main() -> Result<()> {
         asks_host: true,
         patience: Duration::from_secs(60),
     };
-    match device.fetch().await? {
+    match device.provision().await? {
         Answer::Certificate { certificate, host } => {
             println!("I am {} of product {}", certificate.device_name, certificate.product_key);
             if let Some(host) = host {

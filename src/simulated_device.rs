@@ -1,17 +1,21 @@
 //! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a
-//! PSK handshake, sends confirmable requests for `/cert`, and takes piggybacked or separate
-//! answers. It can also sign in with the certificate. Up to the certificate, the only protocol code
-//! that it shares with the server is in the libraries coap-lite and minicbor.
+//! PSK handshake, sends confirmable requests for `/cert`, takes piggybacked or separate answers, and
+//! comes back as the firmware kit does. It can also sign in with the certificate. Up to the
+//! certificate, the only protocol code that it shares with the server is in the libraries coap-lite
+//! and minicbor.
+
+mod exchange;
+mod retry;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
-use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType, ResponseType};
+use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType};
 use minicbor::{Decoder, Encoder};
 use rumqttc::{AsyncClient, ConnectionError, Event, MqttOptions, Outgoing, Packet as MqttPacket};
 use tokio::{
     net::UdpSocket,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use webrtc_dtls::{cipher_suite::CipherSuiteId, config::Config, conn::DTLSConn};
 use webrtc_util::Conn;
@@ -19,11 +23,11 @@ use webrtc_util::Conn;
 use crate::{
     device::{Certificate, Secret},
     iot_platform::sign_in::{Login, SignMethod},
+    simulated_device::retry::{Conduct, Retry, Setback, jittered},
 };
 
-/// Time that the device waits for an answer to the first transmission (RFC 7252 §4.8).
-const ACK_TIMEOUT: Duration = Duration::from_secs(2);
-const MAX_RETRANSMIT: u32 = 4;
+/// Time after which a handshake is given up, as the server does.
+const HANDSHAKE: Duration = Duration::from_secs(120);
 
 /// A device that is about to power on.
 #[derive(Clone)]
@@ -66,20 +70,66 @@ pub enum Answer {
 }
 
 impl SimulatedDevice {
-    /// Connects, asks for the certificate, and closes the session.
+    /// Connects, asks for the certificate once, and closes the session. After a separate answer, a
+    /// task keeps the session open for a few seconds, to acknowledge copies of the answer.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no session or no answer within `patience`.
     pub async fn fetch(&self) -> Result<Answer> {
-        let connected = self.connect().await?;
-        let answer = connected.ask().await;
-        // The answer has arrived, so a failure to send close_notify does not matter.
-        let _ = connected.connection.close().await;
+        let (answer, leaving) = self.connect().await?.ask_and_leave().await;
+        if leaving.lingers {
+            tokio::spawn(leaving.close());
+        } else {
+            leaving.close().await;
+        }
+        answer
+    }
+
+    /// Powers on: connects and asks, and comes back as the firmware kit does, until the device has
+    /// its certificate. Returns a refusal if the device has to stop, or if it would have to come back
+    /// after `patience`.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`fetch`](Self::fetch), with the last error, when the device would have to come
+    /// back after `patience`.
+    pub async fn provision(&self) -> Result<Answer> {
+        let (start, mut retry) = (Instant::now(), Retry::default());
+        loop {
+            let device = Self { patience: self.patience.saturating_sub(start.elapsed()), ..self.clone() };
+            let outcome = device.attempt().await;
+            let setback = match &outcome {
+                Ok(Answer::Certificate { .. }) => return outcome,
+                Ok(Answer::Refused { code, max_age, .. }) => Setback::Answer(code, *max_age),
+                Err(error) if is_alert(error) => Setback::WrongKey,
+                Err(_) => Setback::Silence,
+            };
+            let (conduct, delay) = retry.after(setback);
+            let delay = jittered(delay, rand::random());
+            if conduct != Conduct::ComeBack || start.elapsed() + delay >= self.patience {
+                return outcome;
+            }
+            sleep(delay).await;
+        }
+    }
+
+    /// Connects, asks once, and closes the session, after copies of a separate answer.
+    async fn attempt(&self) -> Result<Answer> {
+        let (answer, leaving) = self.connect().await?.ask_and_leave().await;
+        leaving.close().await;
         answer
     }
 
     /// Connects without sending a request, for a device that sends several requests.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the handshake does not succeed within 120 s, or within `patience`.
     pub async fn connect(&self) -> Result<ConnectedDevice> {
-        let connection = timeout(self.patience, self.handshake())
-            .await
-            .map_err(|_| anyhow!("no handshake within {:?}", self.patience))??;
+        let most = self.patience.min(HANDSHAKE);
+        let connection =
+            timeout(most, self.handshake()).await.map_err(|_| anyhow!("no handshake within {most:?}"))??;
         Ok(ConnectedDevice { device: self.clone(), connection })
     }
 
@@ -99,52 +149,6 @@ impl SimulatedDevice {
         };
         let socket: Arc<dyn Conn + Send + Sync> = Arc::new(socket);
         DTLSConn::new(socket, config, true, None).await.context("the DTLS handshake failed")
-    }
-
-    async fn exchange(&self, connection: &DTLSConn) -> Result<Answer> {
-        let request = self.request();
-        let message = request.to_bytes()?;
-        let mut wait = ACK_TIMEOUT.mul_f64(rand::random_range(1.0..1.5));
-        let mut sent = 0;
-        let mut acknowledged = false;
-        let mut buffer = vec![0; 2048];
-        loop {
-            if !acknowledged {
-                if sent > MAX_RETRANSMIT {
-                    bail!("the request was sent {sent} times without an answer");
-                }
-                connection.write(&message, None).await?;
-                sent += 1;
-            }
-            let until = if acknowledged { None } else { Some(Instant::now() + wait) };
-            wait *= 2;
-            loop {
-                let received = match until {
-                    Some(until) => match timeout_at(until, connection.read(&mut buffer, None)).await {
-                        Ok(received) => received?,
-                        Err(_) => break,
-                    },
-                    None => connection.read(&mut buffer, None).await?,
-                };
-                let Ok(packet) = Packet::from_bytes(buffer.get(..received).unwrap_or_default()) else {
-                    continue;
-                };
-                if packet.header.code == MessageClass::Empty
-                    && packet.header.message_id == request.header.message_id
-                {
-                    // RFC 7252 §5.2.2: the response follows separately.
-                    acknowledged = true;
-                    break;
-                }
-                if packet.get_token() != request.get_token() {
-                    continue;
-                }
-                if packet.header.get_type() == MessageType::Confirmable {
-                    connection.write(&acknowledgement(packet.header.message_id)?, None).await?;
-                }
-                return read(&packet);
-            }
-        }
     }
 
     fn request(&self) -> Packet {
@@ -211,29 +215,66 @@ pub struct ConnectedDevice {
 
 impl ConnectedDevice {
     /// Asks for the certificate in a new request.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no answer arrives within the times of RFC 7252, or within `patience`.
     pub async fn ask(&self) -> Result<Answer> {
+        self.exchange(&self.device.request()).await.map(|(answer, _)| answer)
+    }
+
+    /// Asks for the certificate. Also returns what remains to be done in the session.
+    async fn ask_and_leave(self) -> (Result<Answer>, Leaving) {
+        let request = self.device.request();
+        let (answer, lingers) = match self.exchange(&request).await {
+            Ok((answer, is_separate)) => (Ok(answer), is_separate),
+            Err(error) => (Err(error), false),
+        };
+        (answer, Leaving { connection: self.connection, request, lingers })
+    }
+
+    /// Returns the answer to a request, and whether it was a separate one.
+    async fn exchange(&self, request: &Packet) -> Result<(Answer, bool)> {
         let patience = self.device.patience;
-        timeout(patience, self.device.exchange(&self.connection))
+        let answer = timeout(patience, exchange::exchange(&self.connection, request))
             .await
-            .map_err(|_| anyhow!("no answer within {patience:?}"))?
+            .map_err(|_| anyhow!("no answer within {patience:?}"))??;
+        Ok((read(&answer)?, answer.is_separate))
     }
 }
 
-fn acknowledgement(message_id: u16) -> Result<Vec<u8>> {
-    let mut packet = Packet::new();
-    packet.header.set_type(MessageType::Acknowledgement);
-    packet.header.code = MessageClass::Empty;
-    packet.header.message_id = message_id;
-    Ok(packet.to_bytes()?)
+/// A session after its last exchange.
+struct Leaving {
+    connection: DTLSConn,
+    request: Packet,
+    /// Set if the server may repeat its answer.
+    lingers: bool,
 }
 
-fn read(packet: &Packet) -> Result<Answer> {
-    if packet.header.code == MessageClass::Response(ResponseType::Content) {
+impl Leaving {
+    async fn close(self) {
+        if self.lingers {
+            exchange::linger(&self.connection, &self.request).await;
+        }
+        // The answer has arrived, so a failure to send close_notify does not matter.
+        let _ = self.connection.close().await;
+    }
+}
+
+/// Returns whether the server ended a handshake with an alert. The library does not say which; the
+/// server sends decrypt_error for a wrong key and an unknown identity.
+fn is_alert(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(webrtc_dtls::Error::ErrAlertFatalOrClose))
+}
+
+fn read(answer: &exchange::Answer) -> Result<Answer> {
+    let packet = &answer.packet;
+    if answer.code == "2.05" {
         return read_certificate(&packet.payload).context("the certificate is not readable");
     }
-    let max_age = packet.get_first_option(CoapOption::MaxAge);
+    let max_age = packet.get_first_option(CoapOption::MaxAge).filter(|bytes| bytes.len() <= 4);
     Ok(Answer::Refused {
-        code: packet.header.code.to_string(),
+        code: answer.code.clone(),
         title: read_title(&packet.payload).unwrap_or_default(),
         max_age: max_age.map(|bytes| bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))),
     })

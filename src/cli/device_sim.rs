@@ -1,4 +1,4 @@
-//! `certdist device-sim`: runs one simulated device, once.
+//! `certdist device-sim`: runs one simulated device, until it has its certificate or gives up.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,6 +19,7 @@ Example: a device of a shared enrollment
     --psk 000102030405060708090a0b0c0d0e0f --sn SN00000001
 
 Prints the certificate as JSON, and with --sign-in or --connect another line once it has signed in.
+Like the firmware kit, it comes back after Max-Age or a growing delay if that is within its patience.
 A refusal is an error with its code.")]
 pub struct Args {
     /// Address of certdist
@@ -55,7 +56,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         asks_host: args.sign_in,
         patience,
     };
-    match device.fetch().await? {
+    match device.provision().await? {
         Answer::Certificate { certificate, host } => {
             // The secret is shown on purpose: the user of a simulated device needs it.
             let mut shown = json!({

@@ -69,9 +69,14 @@ impl Scene {
 
     /// Asks for a certificate, as a device of an enrollment does.
     fn fetch(&self, server: &Process, identity: &str, device: &str) -> Output {
+        self.fetch_within(server, identity, device, "60")
+    }
+
+    /// Asks for a certificate, with this patience in seconds.
+    fn fetch_within(&self, server: &Process, identity: &str, device: &str, patience: &str) -> Output {
         let (server, psk) = (server.address.to_string(), hex::encode(SHARED_KEY));
         let arguments = ["--server", &server, "--identity", identity, "--psk", &psk, "--sn", device];
-        self.site.run(&[&["device-sim"], &arguments[..]].concat())
+        self.site.run(&[&["device-sim", "--patience", patience], &arguments[..]].concat())
     }
 
     /// Returns the numbers of devices in Shanghai and in Tokyo.
@@ -223,7 +228,7 @@ fn a_target_that_is_not_configured_is_named_and_its_devices_wait() {
     let server = site.serve();
     // A device with a certificate gets it, and another one waits.
     assert!(scene.fetch(&server, "lamp", "LAMP0001").status.success());
-    let output = scene.fetch(&server, "lamp", "LAMP0004");
+    let output = scene.fetch_within(&server, "lamp", "LAMP0004", "3");
     assert!(!output.status.success() && stderr(&output).contains("5.03"), "{}", stderr(&output));
     // A device whose row names no target is registered where its enrollment is now.
     assert!(scene.fetch(&server, "lamp", "LAMP0005").status.success());
