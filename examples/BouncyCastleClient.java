@@ -9,8 +9,10 @@
 // leaves extended master secret out, `mfl512` asks for small records, `p256` and
 // `x25519` offer that group alone.
 
+import java.math.BigInteger;
 import java.net.DatagramSocket;
 import java.net.InetAddress;
+import java.nio.BufferUnderflowException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.security.SecureRandom;
@@ -18,6 +20,7 @@ import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.Hashtable;
 import java.util.Vector;
+import java.util.concurrent.ThreadLocalRandom;
 import org.bouncycastle.tls.BasicTlsPSKIdentity;
 import org.bouncycastle.tls.CipherSuite;
 import org.bouncycastle.tls.DTLSClientProtocol;
@@ -41,6 +44,22 @@ public final class BouncyCastleClient {
     // Time that the session stays open after a separate response. If our acknowledgement is
     // lost, the response is repeated within 3 s.
     private static final int LINGER = 3_000;
+    // Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
+    // ends, so a longer wait needs another handshake.
+    private static final int SESSION = 240_000;
+    // RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
+    private static final long DEFAULT_MAX_AGE = 60;
+    private static final int CONFIRMABLE = 0;
+    private static final int ACKNOWLEDGEMENT = 2;
+    private static final int RESET = 3;
+
+    /** An answer; Max-Age is in seconds. */
+    private record Answer(int code, long maxAge, byte[] payload) {
+        /** Returns whether the device has to come back after Max-Age. */
+        boolean isEarly() {
+            return code == 0x9d || code == 0xa3; // 4.29, 5.03
+        }
+    }
 
     private static final class Client extends PSKTlsClient {
         private final int suite;
@@ -91,14 +110,17 @@ public final class BouncyCastleClient {
         }
     }
 
-    /** GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. */
-    private static byte[] request(String sn) {
+    /** GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. Each
+     * number gives another message ID and token. */
+    private static byte[] request(String sn, int number) {
         byte[] name = sn.getBytes(StandardCharsets.US_ASCII); // up to 23 characters
-        return ByteBuffer.allocate(18 + name.length)
+        byte[] request = ByteBuffer.allocate(18 + name.length)
                 .put(HexFormat.of().parseHex("41011234c3b463657274113cffa162736e"))
                 .put((byte) (0x60 | name.length))
                 .put(name)
                 .array();
+        request[3] = request[4] = (byte) number;
+        return request;
     }
 
     public static void main(String[] arguments) throws Exception {
@@ -115,88 +137,126 @@ public final class BouncyCastleClient {
         Client client = new Client(crypto, arguments[2], key, suite, options);
         DTLSTransport dtls = new DTLSClientProtocol().connect(client, new UDPTransport(socket, 1280));
 
-        byte[] request = request(arguments[4]);
-        byte[] response = null;
-        for (int attempt = 0; attempt < ATTEMPTS && response == null; attempt++) {
-            response = exchange(dtls, request);
-            request[3]++;
-        }
+        Answer answer = ask(dtls, arguments[4]);
         dtls.close();
-        if (response == null) {
+        if (answer == null) {
             System.err.println("no answer");
             System.exit(1);
         }
-        int code = response[1] & 0xff;
-        System.out.printf("%s %d.%02d ", arguments[5], code >> 5, code & 31);
-        System.out.write(Arrays.copyOfRange(response, payload(response), response.length));
+        System.out.printf("%s %d.%02d ", arguments[5], answer.code >> 5, answer.code & 31);
+        System.out.write(answer.payload);
         System.out.println();
-        System.exit(code >> 5 == 2 ? 0 : 1);
+        if (answer.isEarly()) System.err.println("ask again in a new session, after " + answer.maxAge + " s");
+        System.exit(answer.code >> 5 == 2 ? 0 : 1);
     }
 
-    /** Returns the response to a request, piggybacked or separate, or null (RFC 7252). */
-    private static byte[] exchange(DTLSTransport dtls, byte[] request) throws java.io.IOException {
-        byte[] message = new byte[1024];
-        byte[] response = null;
+    /** Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts. */
+    private static Answer ask(DTLSTransport dtls, String sn) throws Exception {
+        long giveUp = millis() + SESSION;
+        int attempts = 0;
+        for (int number = 1; ; number++) {
+            Answer answer = exchange(dtls, request(sn, number));
+            if (answer == null) {
+                if (++attempts == ATTEMPTS) return null;
+                continue;
+            }
+            long wait = jittered(1_000 * Math.max(answer.maxAge, 1));
+            if (!answer.isEarly() || millis() + wait > giveUp) return answer;
+            Thread.sleep(wait);
+            attempts = 0;
+        }
+    }
+
+    /** Returns the answer to a request, piggybacked or separate, or null (RFC 7252). */
+    private static Answer exchange(DTLSTransport dtls, byte[] request) throws java.io.IOException {
+        byte[] buffer = new byte[1024];
+        Answer answer = null;
         boolean acknowledged = false;
         int sent = 0;
-        long wait = ACK_TIMEOUT + new SecureRandom().nextInt(ACK_TIMEOUT / 2);
+        long wait = jittered(ACK_TIMEOUT);
         long until = millis();
         while (true) {
             if (millis() >= until) {
                 // Section 4.2: the request is repeated until it is acknowledged.
-                if (response != null || acknowledged || sent > MAX_RETRANSMIT) return response;
+                if (answer != null || acknowledged || sent > MAX_RETRANSMIT) return answer;
                 dtls.send(request, 0, request.length);
                 sent++;
                 until = millis() + wait;
                 wait *= 2;
             }
             // 0 would mean no time-out.
-            int length = dtls.receive(message, 0, message.length, (int) Math.max(1, until - millis()));
-            if (length < 4 || (message[0] & 0xc0) != 0x40) continue;
+            int length = dtls.receive(buffer, 0, buffer.length, (int) Math.max(1, until - millis()));
+            if (length < 4 || (buffer[0] & 0xc0) != 0x40) continue;
+            byte[] message = Arrays.copyOf(buffer, length);
             int type = message[0] >> 4 & 3;
-            boolean confirmable = type == 0;
-            boolean ours = message[2] == request[2] && message[3] == request[3];
-            if (type == 3) {
-                if (ours) return response;
-                continue;
+            int kind = message[1] >> 5 & 7;
+            boolean sameId = message[2] == request[2] && message[3] == request[3];
+            // The answer has the request's token; one in the acknowledgement also has its message ID.
+            boolean isAnswer = (kind == 2 || kind == 4 || kind == 5) && (message[0] & 15) == 1 && length > 4
+                    && message[4] == request[4] && type != RESET && (type != ACKNOWLEDGEMENT || sameId);
+            Answer found = isAnswer ? read(message) : null;
+            if (type == CONFIRMABLE) {
+                // Section 4.2: each copy of a confirmable answer is acknowledged. Any other
+                // confirmable message, such as an empty one (a ping), is rejected.
+                dtls.send(new byte[] {(byte) (found != null ? 0x60 : 0x70), 0, message[2], message[3]}, 0, 4);
             }
-            if (type == 2 && message[1] == 0) {
-                // Section 5.2.2: the response follows separately.
-                if (ours && !acknowledged && response == null) {
+            if (message[1] == 0 && length == 4 && sameId && answer == null) {
+                if (type == RESET) return null;
+                if (type == ACKNOWLEDGEMENT && !acknowledged) {
+                    // Section 5.2.2: the answer follows separately, and the request is not repeated.
                     acknowledged = true;
                     until = millis() + EXCHANGE_LIFETIME;
                 }
-                continue;
             }
-            boolean matches =
-                    (message[1] & 0xff) >= 0x40 && (message[0] & 15) == 1 && length > 4 && message[4] == request[4];
-            if (confirmable) {
-                // Section 4.2: each copy of the response is acknowledged. Any other
-                // confirmable message, such as an empty one (a ping), is rejected.
-                dtls.send(new byte[] {(byte) (matches ? 0x60 : 0x70), 0, message[2], message[3]}, 0, 4);
-            }
-            if (matches && response == null) {
-                response = Arrays.copyOf(message, length);
-                until = millis() + (confirmable ? LINGER : 0);
+            if (found != null && answer == null) {
+                answer = found;
+                until = millis() + (type == CONFIRMABLE ? LINGER : 0);
             }
         }
+    }
+
+    /** Returns a time, or up to half as long again, so that devices that failed together do not
+     * return together. */
+    private static long jittered(long millis) {
+        return millis + ThreadLocalRandom.current().nextLong(millis / 2 + 1);
     }
 
     private static long millis() {
         return System.nanoTime() / 1_000_000;
     }
 
-    /** Returns the offset of the payload. The options are skipped one by one, because they
-     * may contain the payload marker 0xff. */
-    private static int payload(byte[] message) {
-        int at = 4 + (message[0] & 15);
-        while (at < message.length && message[at] != (byte) 0xff) {
-            int delta = message[at] >> 4 & 15;
-            int size = message[at] & 15;
-            at += 1 + (delta == 13 ? 1 : delta == 14 ? 2 : 0);
-            if (size == 13 && at < message.length) size = 13 + (message[at++] & 0xff);
-            at += size;
+    /** Returns the answer, or null for a malformed message or an unknown critical option. The
+     * options are read one by one, because they may contain the payload marker 0xff (section 3.1). */
+    private static Answer read(byte[] message) {
+        ByteBuffer in = ByteBuffer.wrap(message, 5, message.length - 5);
+        int number = 0;
+        long maxAge = DEFAULT_MAX_AGE;
+        byte[] payload = {};
+        try {
+            while (in.hasRemaining()) {
+                int first = in.get() & 0xff;
+                if (first == 0xff) {
+                    if (!in.hasRemaining()) return null; // a marker is followed by a payload
+                    payload = new byte[in.remaining()];
+                    in.get(payload);
+                    break;
+                }
+                number += extended(first >> 4, in);
+                byte[] value = new byte[extended(first & 15, in)];
+                in.get(value);
+                if (number % 2 == 1) return null;
+                if (number == 14 && value.length <= 4) maxAge = new BigInteger(1, value).longValue();
+            }
+        } catch (BufferUnderflowException malformed) {
+            return null;
         }
-        return Math.min(at + 1, message.length);
+        return new Answer(message[1] & 0xff, maxAge, payload);
+    }
+
+    /** Reads the extended delta or length of an option. */
+    private static int extended(int nibble, ByteBuffer in) {
+        if (nibble == 15) throw new BufferUnderflowException();
+        if (nibble == 13) return 13 + (in.get() & 0xff);
+        return nibble == 14 ? 269 + (in.getShort() & 0xffff) : nibble;
     }
 }

@@ -21,10 +21,15 @@
 %% lost, the response is repeated within 3 s.
 -define(LINGER, 3000).
 -define(PATIENCE, 300000).
--define(FIRST_ID, 16#1234).
--define(TOKEN, 16#c3).
+%% Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
+%% ends, so a longer wait needs another handshake.
+-define(SESSION, 240000).
+%% RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
+-define(DEFAULT_MAX_AGE, 60).
+-define(IS_EARLY(Code), (Code =:= 16#9d orelse Code =:= 16#a3)). %% 4.29, 5.03
 
--record(exchange, {socket, id, request, sent = 0, wait, until, acknowledged = false, response = none}).
+%% The token of a request is the last byte of its message ID.
+-record(exchange, {socket, id, request, sent = 0, wait, until, acknowledged = false, answer = none}).
 
 main([Host, Port, Identity, Key, Sn, Suite | Rest]) when length(Sn) < 24 ->
     Options = lists:append(Rest),
@@ -61,36 +66,45 @@ groups("x25519") -> [{eccs, [x25519]}];
 groups("p256") -> [{eccs, [secp256r1]}].
 
 ask(Socket, Sn, Suite) ->
-    case ask(Socket, list_to_binary(Sn), ?FIRST_ID, ?ATTEMPTS) of
-        {Code, Rest} ->
-            Answer = [io_lib:format("~s ~b.~2..0b ", [Suite, Code bsr 5, Code band 31]), payload(Rest), "\n"],
+    case ask(Socket, list_to_binary(Sn), 1, ?ATTEMPTS, now_millis() + ?SESSION) of
+        {Code, MaxAge, Payload} ->
+            Answer = [io_lib:format("~s ~b.~2..0b ", [Suite, Code bsr 5, Code band 31]), Payload, "\n"],
             ok = io:setopts([{encoding, latin1}]),
             ok = io:put_chars(binary_to_list(iolist_to_binary(Answer))),
+            [io:format(standard_error, "ask again in a new session, after ~b s~n", [MaxAge]) || ?IS_EARLY(Code)],
             case Code bsr 5 of 2 -> 0; _ -> 1 end;
         none ->
             io:format(standard_error, "no answer~n", []),
             1
     end.
 
-ask(_, _, _, 0) -> none;
-ask(Socket, Name, Id, Attempts) ->
+%% Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+ask(_, _, _, 0, _) -> none;
+ask(Socket, Name, Id, Attempts, GiveUp) ->
     %% GET /cert with {"sn": sn} as CBOR: a confirmable message.
-    Request = <<1:2, 0:2, 1:4, 1, Id:16, ?TOKEN, 16#b4, "cert", 16#11, 60, 16#ff, 16#a1, 16#62, "sn",
+    Request = <<1:2, 0:2, 1:4, 1, Id:16, Id, 16#b4, "cert", 16#11, 60, 16#ff, 16#a1, 16#62, "sn",
                 (16#60 bor byte_size(Name)), Name/binary>>,
-    Wait = ?ACK_TIMEOUT + rand:uniform(?ACK_TIMEOUT div 2),
+    Wait = jittered(?ACK_TIMEOUT),
     case exchange(#exchange{socket = Socket, id = Id, request = Request, wait = Wait, until = now_millis()}) of
-        none -> ask(Socket, Name, Id + 1, Attempts - 1);
-        Response -> Response
+        none -> ask(Socket, Name, Id + 1, Attempts - 1, GiveUp);
+        {Code, MaxAge, _} = Answer ->
+            Pause = jittered(1000 * max(MaxAge, 1)),
+            case ?IS_EARLY(Code) andalso now_millis() + Pause =< GiveUp of
+                true -> timer:sleep(Pause), ask(Socket, Name, Id + 1, ?ATTEMPTS, GiveUp);
+                false -> Answer
+            end
     end.
 
 now_millis() -> erlang:monotonic_time(millisecond).
 
-%% Returns the response to the request, piggybacked or separate: its code and the bytes
-%% after its token.
+%% A time, or up to half as long again, so that devices that failed together do not return together.
+jittered(Millis) -> Millis + rand:uniform(Millis div 2 + 1) - 1.
+
+%% Returns the answer to the request, piggybacked or separate: its code, its Max-Age and its payload.
 exchange(#exchange{until = Until, sent = Sent} = E) ->
     case now_millis() >= Until of
-        true when E#exchange.response =/= none; E#exchange.acknowledged; Sent > ?MAX_RETRANSMIT ->
-            E#exchange.response;
+        true when E#exchange.answer =/= none; E#exchange.acknowledged; Sent > ?MAX_RETRANSMIT ->
+            E#exchange.answer;
         true ->
             %% Section 4.2: the request is repeated until it is acknowledged.
             ok = ssl:send(E#exchange.socket, E#exchange.request),
@@ -100,44 +114,59 @@ exchange(#exchange{until = Until, sent = Sent} = E) ->
             case ssl:recv(E#exchange.socket, 0, Until - now_millis()) of
                 {ok, Message} -> exchange(received(Message, E));
                 {error, timeout} -> exchange(E);
-                {error, _} -> E#exchange.response
+                {error, _} -> E#exchange.answer
             end
     end.
 
-%% Section 5.2.2: after an empty acknowledgement the response follows separately.
-received(<<1:2, 2:2, _:4, 0, Id:16, _/binary>>, #exchange{id = Id, acknowledged = false, response = none} = E) ->
+%% Section 5.2.2: after an empty acknowledgement the answer follows separately, and the request is
+%% not repeated.
+received(<<1:2, 2:2, 0:4, 0, Id:16>>, #exchange{id = Id, acknowledged = false, answer = none} = E) ->
     E#exchange{acknowledged = true, until = now_millis() + ?EXCHANGE_LIFETIME};
-received(<<1:2, 3:2, _:4, 0, Id:16, _/binary>>, #exchange{id = Id} = E) ->
+received(<<1:2, 3:2, 0:4, 0, Id:16>>, #exchange{id = Id, answer = none} = E) ->
     E#exchange{acknowledged = true, until = now_millis()};
-received(<<1:2, Type:2, 1:4, Code, Id:16, ?TOKEN, Rest/binary>>, E) when Code >= 16#40 ->
-    %% Section 4.2: each copy of a confirmable response is acknowledged.
-    Linger =
-        case Type of
-            0 -> ok = ssl:send(E#exchange.socket, <<1:2, 2:2, 0:4, 0, Id:16>>), ?LINGER;
-            _ -> 0
-        end,
-    case E#exchange.response of
-        none -> E#exchange{response = {Code, Rest}, until = now_millis() + Linger};
-        _ -> E
+%% The answer has the request's token; one in the acknowledgement also has its message ID.
+received(<<1:2, Type:2, 1:4, Class:3, Detail:5, Id:16, Token, Rest/binary>>, #exchange{id = Own} = E)
+  when Token =:= Own band 255, Class =:= 2 orelse Class =:= 4 orelse Class =:= 5,
+       Type < 2 orelse (Type =:= 2 andalso Id =:= Own) ->
+    case catch options(Rest, 0, ?DEFAULT_MAX_AGE) of
+        {MaxAge, Payload} when is_integer(MaxAge), E#exchange.answer =:= none ->
+            Linger = reply(Type, 2, Id, E),
+            E#exchange{answer = {Class * 32 + Detail, MaxAge, Payload}, until = now_millis() + Linger};
+        {MaxAge, _} when is_integer(MaxAge) -> %% a copy
+            reply(Type, 2, Id, E),
+            E;
+        _ ->
+            reply(Type, 3, Id, E),
+            E
     end;
-received(<<1:2, 0:2, _:4, _, Id:16, _/binary>>, E) ->
-    %% Section 4.2: any other confirmable message, such as an empty one (a ping), is rejected.
-    ok = ssl:send(E#exchange.socket, <<1:2, 3:2, 0:4, 0, Id:16>>),
+received(<<1:2, Type:2, _:4, _, Id:16, _/binary>>, E) ->
+    reply(Type, 3, Id, E),
     E;
 received(_, E) ->
     E.
 
-%% Returns the payload. The options are skipped one by one, because they may contain the
-%% payload marker 16#ff.
-payload(<<16#ff, Payload/binary>>) -> Payload;
-payload(<<Delta:4, 13:4, Rest/binary>>) ->
-    <<Size, More/binary>> = extended(Delta, Rest),
-    payload(binary:part(More, 13 + Size, byte_size(More) - 13 - Size));
-payload(<<Delta:4, Size:4, Rest/binary>>) ->
-    More = extended(Delta, Rest),
-    payload(binary:part(More, Size, byte_size(More) - Size));
-payload(<<>>) -> <<>>.
+%% Section 4.2: each copy of a confirmable answer is acknowledged (2). Any other confirmable message,
+%% such as an empty one (a ping), is rejected (3). Returns how long copies may follow.
+reply(0, Kind, Id, E) ->
+    ok = ssl:send(E#exchange.socket, <<1:2, Kind:2, 0:4, 0, Id:16>>),
+    ?LINGER;
+reply(_, _, _, _) ->
+    0.
 
-extended(13, <<_, Rest/binary>>) -> Rest;
-extended(14, <<_:16, Rest/binary>>) -> Rest;
-extended(_, Rest) -> Rest.
+%% Returns Max-Age and the payload. The options are read one by one, because they may contain the
+%% payload marker 16#ff (RFC 7252 section 3.1). Fails for a malformed message and for an unknown
+%% critical option.
+options(<<>>, _, MaxAge) -> {MaxAge, <<>>};
+options(<<16#ff, Payload/binary>>, _, MaxAge) when Payload =/= <<>> -> {MaxAge, Payload};
+options(<<First:4, Second:4, Rest/binary>>, Before, MaxAge) when First < 15, Second < 15 ->
+    {Delta, More} = extended(First, Rest),
+    {Size, Tail} = extended(Second, More),
+    <<Value:Size/binary, Next/binary>> = Tail,
+    case Before + Delta of
+        14 -> options(Next, 14, binary:decode_unsigned(<<0, Value/binary>>));
+        Number when Number rem 2 =:= 0 -> options(Next, Number, MaxAge)
+    end.
+
+extended(13, <<Byte, Rest/binary>>) -> {13 + Byte, Rest};
+extended(14, <<Word:16, Rest/binary>>) -> {269 + Word, Rest};
+extended(Nibble, Rest) when Nibble < 13 -> {Nibble, Rest}.

@@ -19,13 +19,25 @@ const EXCHANGE_LIFETIME = 247000;
 const LINGER = 3000;
 const HANDSHAKE = 2000;
 const PATIENCE = 300000;
+// Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s ends,
+// so a longer wait needs another handshake.
+const SESSION = 240000;
+// RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
+const DEFAULT_MAX_AGE = 60;
 const [CONFIRMABLE, ACKNOWLEDGEMENT, RESET] = [0, 2, 3];
+const [TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE] = [0x9d, 0xa3];
 
-// GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
-// number has up to 23 characters.
-function request(sn) {
+// GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. The serial
+// number has up to 23 characters. Each number gives another message ID and token.
+function request(sn, number) {
   const head = Buffer.from("\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn", "latin1");
+  head[3] = head[4] = number;
   return Buffer.concat([head, Buffer.from([0x60 | sn.length]), Buffer.from(sn)]);
+}
+
+// A time, or up to half as long again, so that devices that failed together do not return together.
+function jittered(millis) {
+  return millis * (1 + Math.random() / 2);
 }
 
 // Returns a session once a handshake has succeeded.
@@ -40,15 +52,43 @@ function connect(options, deadline) {
   });
 }
 
-// Returns the response to a request, piggybacked or separate, or undefined.
+// Returns Max-Age and the payload, or undefined for a malformed message or an unknown critical
+// option. The options are read one by one, because they may contain the payload marker 0xff (RFC
+// 7252 section 3.1).
+function read(message) {
+  let at = 4 + (message[0] & 15);
+  let number = 0, maxAge = DEFAULT_MAX_AGE;
+  const extended = (nibble) => {
+    if (nibble < 13) return nibble;
+    const size = nibble - 12;
+    if (size > 2 || at + size > message.length) return NaN;
+    at += size;
+    return (size === 1 ? 13 : 269) + message.readUIntBE(at - size, size);
+  };
+  while (at < message.length && message[at] !== 0xff) {
+    const first = message[at++];
+    number += extended(first >> 4);
+    const size = extended(first & 15);
+    // Not a number, too long, or critical.
+    if (!(at + size <= message.length) || !(number % 2 === 0)) return undefined;
+    if (number === 14 && size <= 4) maxAge = size === 0 ? 0 : message.readUIntBE(at, size);
+    at += size;
+  }
+  // A marker is followed by a payload.
+  if (at + 1 === message.length) return undefined;
+  return { maxAge, payload: message.subarray(at + 1) };
+}
+
+// Returns the answer to a request, piggybacked or separate, or undefined.
 function exchange(socket, message) {
   return new Promise((resolve) => {
-    let response, timer;
+    let answer, timer;
     let acknowledged = false, sent = 0;
-    let wait = ACK_TIMEOUT * (1 + Math.random() / 2);
+    let wait = jittered(ACK_TIMEOUT);
     const end = () => {
       clearTimeout(timer);
-      resolve(response);
+      socket.removeListener("message", take);
+      resolve(answer);
     };
     const after = (millis, action) => {
       clearTimeout(timer);
@@ -62,48 +102,47 @@ function exchange(socket, message) {
       after(wait, transmit);
       wait *= 2;
     };
-    socket.on("message", (got) => {
+    const take = (got) => {
       if (got.length < 4 || got[0] >> 6 !== 1) return;
       const kind = (got[0] >> 4) & 3;
-      const ours = got.readUInt16BE(2) === message.readUInt16BE(2);
-      if (kind === RESET) {
-        if (ours) end();
-        return;
-      }
-      if (kind === ACKNOWLEDGEMENT && got[1] === 0) {
-        // Section 5.2.2: the response follows separately.
-        if (ours && !acknowledged && !response) {
+      const sameId = got.readUInt16BE(2) === message.readUInt16BE(2);
+      // The answer has the request's token; one in the acknowledgement also has its message ID.
+      const isAnswer =
+        [2, 4, 5].includes(got[1] >> 5) && (got[0] & 15) === 1 && got[4] === message[4] &&
+        kind !== RESET && (kind !== ACKNOWLEDGEMENT || sameId);
+      const found = isAnswer ? read(got) : undefined;
+      // Section 4.2: each copy of a confirmable answer is acknowledged. Any other confirmable
+      // message, such as an empty one (a ping), is rejected.
+      if (kind === CONFIRMABLE) socket.send(Buffer.from([found ? 0x60 : 0x70, 0, got[2], got[3]]));
+      if (got[1] === 0 && got.length === 4 && sameId && !answer) {
+        if (kind === RESET) return end();
+        if (kind === ACKNOWLEDGEMENT && !acknowledged) {
+          // Section 5.2.2: the answer follows separately, and the request is not repeated.
           acknowledged = true;
           after(EXCHANGE_LIFETIME, end);
         }
-        return;
       }
-      const matches = got[1] >= 0x40 && (got[0] & 15) === 1 && got[4] === message[4];
-      // Section 4.2: each copy of the response is acknowledged. Any other confirmable
-      // message, such as an empty one (a ping), is rejected.
-      if (kind === CONFIRMABLE) socket.send(Buffer.from([matches ? 0x60 : 0x70, 0, got[2], got[3]]));
-      if (matches && !response) {
-        response = Buffer.from(got);
+      if (found && !answer) {
+        answer = { code: got[1], maxAge: found.maxAge, payload: Buffer.from(found.payload) };
         after(kind === CONFIRMABLE ? LINGER : 0, end);
       }
-    });
-    socket.on("close", end);
+    };
+    socket.on("message", take);
+    socket.once("close", end);
     transmit();
   });
 }
 
-// Returns the payload. The options are skipped one by one, because they may contain the
-// payload marker 0xff.
-function payload(message) {
-  let at = 4 + (message[0] & 15);
-  while (at < message.length && message[at] !== 0xff) {
-    const delta = message[at] >> 4;
-    let size = message[at] & 15;
-    at += 1 + (delta === 13 ? 1 : delta === 14 ? 2 : 0);
-    if (size === 13) size = 13 + message[at++];
-    at += size;
+// Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+async function ask(socket, sn) {
+  const giveUp = Date.now() + SESSION;
+  for (let number = 1; ; number++) {
+    const answer = await exchange(socket, request(sn, number));
+    const isEarly = answer && [TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE].includes(answer.code);
+    const wait = isEarly ? jittered(1000 * Math.max(answer.maxAge, 1)) : 0;
+    if (!isEarly || Date.now() + wait > giveUp) return answer;
+    await new Promise((resolve) => setTimeout(resolve, wait));
   }
-  return message.subarray(at + 1);
 }
 
 async function main([host, port, identity, key, sn, suite]) {
@@ -121,20 +160,24 @@ async function main([host, port, identity, key, sn, suite]) {
     timeout: HANDSHAKE,
   };
   const deadline = Date.now() + PATIENCE;
-  let response;
-  // The library also drops datagrams that arrive out of order.
-  while (!response && Date.now() < deadline) {
+  let answer;
+  // The library also drops datagrams that arrive out of order. Without an answer, the device begins
+  // with another handshake.
+  while (!answer && Date.now() < deadline) {
     const socket = await connect({ ...options }, deadline);
-    response = await exchange(socket, request(sn));
+    answer = await ask(socket, sn);
     await new Promise((resolve) => socket.close(resolve));
   }
-  if (!response) {
+  if (!answer) {
     console.error("no answer");
     return 1;
   }
-  console.log(`${suite} ${response[1] >> 5}.${String(response[1] & 31).padStart(2, "0")}`);
-  process.stdout.write(Buffer.concat([payload(response), Buffer.from("\n")]));
-  return response[1] >> 5 === 2 ? 0 : 1;
+  console.log(`${suite} ${answer.code >> 5}.${String(answer.code & 31).padStart(2, "0")}`);
+  process.stdout.write(Buffer.concat([answer.payload, Buffer.from("\n")]));
+  if ([TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE].includes(answer.code)) {
+    console.error(`ask again in a new session, after ${answer.maxAge} s`);
+  }
+  return answer.code >> 5 === 2 ? 0 : 1;
 }
 
 main(process.argv.slice(2)).then(

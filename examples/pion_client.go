@@ -40,34 +40,107 @@ const attempts = 3
 
 const patience = 300 * time.Second
 
+// Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
+// ends, so a longer wait needs another handshake.
+const session = 240 * time.Second
+
+// RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
+const defaultMaxAge = 60
+
+const (
+	confirmable        = 0
+	acknowledgement    = 2
+	reset              = 3
+	tooManyRequests    = 0x9d
+	serviceUnavailable = 0xa3
+)
+
+type answer struct {
+	code    byte
+	maxAge  uint32 // seconds
+	payload []byte
+}
+
+// isEarly returns whether the device has to come back after Max-Age.
+func (a *answer) isEarly() bool {
+	return a.code == tooManyRequests || a.code == serviceUnavailable
+}
+
 var suites = map[string]dtls.CipherSuiteID{
 	"TLS_PSK_WITH_AES_128_CCM_8":      dtls.TLS_PSK_WITH_AES_128_CCM_8,
 	"TLS_PSK_WITH_AES_128_CCM":        dtls.TLS_PSK_WITH_AES_128_CCM,
 	"TLS_PSK_WITH_AES_128_GCM_SHA256": dtls.TLS_PSK_WITH_AES_128_GCM_SHA256,
 }
 
-// GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
-// number has up to 23 characters.
-func request(sn string) []byte {
-	head := "\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn"
-	return append(append([]byte(head), 0x60|byte(len(sn))), sn...)
+// request is GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte.
+// The serial number has up to 23 characters. Each number gives another message ID and token.
+func request(sn string, number byte) []byte {
+	head := []byte("\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn")
+	head[3], head[4] = number, number
+	return append(append(head, 0x60|byte(len(sn))), sn...)
 }
 
-// exchange returns the response to a request, piggybacked or separate (RFC 7252).
-func exchange(conn net.Conn, request []byte) ([]byte, error) {
-	var response []byte
+// jittered returns a time, or up to half as long again, so that devices that failed together do
+// not return together.
+func jittered(wait time.Duration) time.Duration {
+	return wait + time.Duration(rand.Int63n(int64(wait/2)+1))
+}
+
+// extended reads the extended delta or length of an option (RFC 7252 section 3.1).
+func extended(nibble int, rest []byte) (int, []byte, bool) {
+	switch {
+	case nibble < 13:
+		return nibble, rest, true
+	case nibble == 13 && len(rest) >= 1:
+		return 13 + int(rest[0]), rest[1:], true
+	case nibble == 14 && len(rest) >= 2:
+		return 269 + int(rest[0])<<8 + int(rest[1]), rest[2:], true
+	}
+	return 0, nil, false
+}
+
+// read returns an answer, or nil for a malformed message or an unknown critical option. The options
+// are read one by one, because they may contain the payload marker 0xff.
+func read(message []byte) *answer {
+	found := &answer{code: message[1], maxAge: defaultMaxAge}
+	rest, number := message[4+int(message[0]&15):], 0
+	for len(rest) > 0 && rest[0] != 0xff {
+		first := int(rest[0])
+		delta, more, isDelta := extended(first>>4, rest[1:])
+		size, tail, isSize := extended(first&15, more)
+		number += delta
+		if !isDelta || !isSize || size > len(tail) || number%2 == 1 {
+			return nil
+		}
+		if number == 14 && size <= 4 {
+			found.maxAge = 0
+			for _, digit := range tail[:size] {
+				found.maxAge = found.maxAge<<8 | uint32(digit)
+			}
+		}
+		rest = tail[size:]
+	}
+	if len(rest) == 1 {
+		return nil // a marker is followed by a payload
+	}
+	if len(rest) > 1 {
+		found.payload = append([]byte{}, rest[1:]...)
+	}
+	return found
+}
+
+// exchange returns the answer to a request, piggybacked or separate (RFC 7252), or nil.
+func exchange(conn net.Conn, request []byte) (*answer, error) {
+	var response *answer
 	acknowledged, sent := false, 0
-	wait := ackTimeout + time.Duration(rand.Int63n(int64(ackTimeout/2)))
+	wait := jittered(ackTimeout)
 	until := time.Now()
 	buffer := make([]byte, 2048)
 	for {
 		if !time.Now().Before(until) {
-			if response != nil {
-				return response, nil
-			}
 			// Section 4.2: the request is repeated until it is acknowledged.
-			if acknowledged || sent > maxRetransmit {
-				return nil, errors.New("no answer")
+			if response != nil || acknowledged || sent > maxRetransmit {
+				return response, nil
 			}
 			if _, err := conn.Write(request); err != nil {
 				return nil, err
@@ -94,66 +167,66 @@ func exchange(conn net.Conn, request []byte) ([]byte, error) {
 		if length < 4 || message[0]>>6 != 1 {
 			continue
 		}
-		kind, confirmable := message[0]>>4&3, message[0]>>4&3 == 0
-		ours := message[2] == request[2] && message[3] == request[3]
-		if kind == 3 {
-			if ours && response == nil {
-				return nil, errors.New("the request was rejected")
-			}
-			continue
+		kind, class := message[0]>>4&3, message[1]>>5
+		sameID := message[2] == request[2] && message[3] == request[3]
+		var found *answer
+		// The answer has the request's token; one in the acknowledgement also has its message ID.
+		if (class == 2 || class == 4 || class == 5) && message[0]&15 == 1 && length > 4 &&
+			message[4] == request[4] && kind != reset && (kind != acknowledgement || sameID) {
+			found = read(message)
 		}
-		if kind == 2 && message[1] == 0 {
-			// Section 5.2.2: the response follows separately.
-			if ours && !acknowledged && response == nil {
-				acknowledged = true
-				until = time.Now().Add(exchangeLifetime)
-			}
-			continue
-		}
-		matches := message[1] >= 0x40 && message[0]&15 == 1 && length > 4 && message[4] == request[4]
-		if confirmable {
-			// Section 4.2: each copy of the response is acknowledged. Any other confirmable message,
-			// such as an empty one (a ping), is rejected.
+		if kind == confirmable {
+			// Section 4.2: each copy of a confirmable answer is acknowledged. Any other confirmable
+			// message, such as an empty one (a ping), is rejected.
 			reply := []byte{0x70, 0, message[2], message[3]}
-			if matches {
+			if found != nil {
 				reply[0] = 0x60
 			}
 			if _, err := conn.Write(reply); err != nil {
 				return nil, err
 			}
 		}
-		if matches && response == nil {
-			response = append([]byte{}, message...)
+		if message[1] == 0 && length == 4 && sameID && response == nil {
+			if kind == reset {
+				return nil, errors.New("the request was rejected")
+			}
+			if kind == acknowledgement && !acknowledged {
+				// Section 5.2.2: the answer follows separately, and the request is not repeated.
+				acknowledged = true
+				until = time.Now().Add(exchangeLifetime)
+			}
+		}
+		if found != nil && response == nil {
+			response = found
 			until = time.Now()
-			if confirmable {
+			if kind == confirmable {
 				until = until.Add(linger)
 			}
 		}
 	}
 }
 
-// payload returns the payload. The options are skipped one by one, because they may contain
-// the payload marker 0xff.
-func payload(message []byte) []byte {
-	at := 4 + int(message[0]&15)
-	for at < len(message) && message[at] != 0xff {
-		delta, size := message[at]>>4, int(message[at]&15)
-		at++
-		if delta == 13 {
-			at++
-		} else if delta == 14 {
-			at += 2
+// ask asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+func ask(conn net.Conn, sn string) (*answer, error) {
+	giveUp, tried := time.Now().Add(session), 0
+	for number := byte(1); ; number++ {
+		response, err := exchange(conn, request(sn, number))
+		if err != nil {
+			return nil, err
 		}
-		if size == 13 && at < len(message) {
-			size = 13 + int(message[at])
-			at++
+		if response == nil {
+			if tried++; tried == attempts {
+				return nil, errors.New("no answer")
+			}
+			continue
 		}
-		at += size
+		wait := jittered(time.Duration(response.maxAge)*time.Second + time.Millisecond)
+		if !response.isEarly() || time.Now().Add(wait).After(giveUp) {
+			return response, nil
+		}
+		time.Sleep(wait)
+		tried = 0
 	}
-	if at >= len(message) {
-		return nil
-	}
-	return message[at+1:]
 }
 
 func run(arguments []string) error {
@@ -191,17 +264,15 @@ func run(arguments []string) error {
 		return fmt.Errorf("handshake: %w", err)
 	}
 	defer conn.Close()
-	var response []byte
-	message := request(arguments[4])
-	for attempt := 0; attempt < attempts && response == nil; attempt++ {
-		response, err = exchange(conn, message)
-		message[3]++
-	}
+	response, err := ask(conn, arguments[4])
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s %d.%02d %s\n", arguments[5], response[1]>>5, response[1]&31, payload(response))
-	if response[1]>>5 != 2 {
+	fmt.Printf("%s %d.%02d %s\n", arguments[5], response.code>>5, response.code&31, response.payload)
+	if response.isEarly() {
+		return fmt.Errorf("ask again in a new session, after %d s", response.maxAge)
+	}
+	if response.code>>5 != 2 {
 		return errors.New("refused")
 	}
 	return nil

@@ -29,6 +29,12 @@ EXCHANGE_LIFETIME = 247
 # lost, the response is repeated within 3 s.
 LINGER = 3
 PATIENCE = 300
+# Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
+# ends, so a longer wait needs another handshake.
+SESSION = 240
+# RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
+DEFAULT_MAX_AGE = 60
+TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE = 0x9D, 0xA3
 # Interval at which the handshake's timer is checked, in seconds.
 TICK = 0.1
 CONFIRMABLE, ACKNOWLEDGEMENT, RESET = 0, 2, 3
@@ -100,23 +106,56 @@ def connect(address, configuration):
                 raise
 
 
-def request(sn):
-    """GET /cert with {"sn": sn} as CBOR: a confirmable message of token 0xc3. The serial
-    number has up to 23 characters."""
+def request(sn, number):
+    """GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. The
+    serial number has up to 23 characters. Each number gives another message ID and token."""
     name = sn.encode()
-    return b"\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn" + bytes([0x60 | len(name)]) + name
+    head = b"\x41\x01\x12" + bytes([number % 256, number % 256]) + b"\xb4cert\x11\x3c\xff\xa1\x62sn"
+    return head + bytes([0x60 | len(name)]) + name
+
+
+def options(message):
+    """Returns the offset of the payload and Max-Age, or None for a malformed message or an unknown
+    critical option. The options are read one by one, because they may contain the payload marker
+    0xff (RFC 7252 section 3.1)."""
+    at, number, max_age = 4 + (message[0] & 15), 0, DEFAULT_MAX_AGE
+
+    def extended(nibble):
+        nonlocal at
+        size = {13: 1, 14: 2}.get(nibble, 0)
+        if nibble == 15 or at + size > len(message):
+            raise ValueError
+        at += size
+        return nibble if size == 0 else (13, 269)[size - 1] + int.from_bytes(message[at - size : at], "big")
+
+    try:
+        while at < len(message) and message[at] != 0xFF:
+            first = message[at]
+            at += 1
+            number += extended(first >> 4)
+            size = extended(first & 15)
+            if at + size > len(message) or number % 2 == 1:
+                return None
+            if number == 14:
+                max_age = int.from_bytes(message[at : at + size], "big")
+            at += size
+    except ValueError:
+        return None
+    # A marker is followed by a payload.
+    return None if at + 1 == len(message) else (at + 1, max_age)
 
 
 def exchange(session, message):
-    """Returns the response to a request, piggybacked or separate, or None."""
-    response, acknowledged, sent = None, False, 0
+    """Returns the answer to a request, piggybacked or separate, with the offset of its payload and
+    its Max-Age, or None."""
+    answer, acknowledged, sent = None, False, 0
     wait = ACK_TIMEOUT * random.uniform(1, 1.5)
     until = time.monotonic()
     while True:
         if time.monotonic() >= until:
             # RFC 7252 section 4.2: the request is repeated until it is acknowledged.
-            if response or acknowledged or sent > MAX_RETRANSMIT:
-                return response
+            if answer or acknowledged or sent > MAX_RETRANSMIT:
+                return answer
             session.send(message)
             sent += 1
             until = time.monotonic() + wait
@@ -124,38 +163,44 @@ def exchange(session, message):
         got = session.receive(until - time.monotonic())
         if not got or len(got) < 4 or got[0] >> 6 != 1:
             continue
-        kind, ours = got[0] >> 4 & 3, got[2:4] == message[2:4]
-        if kind == RESET:
-            if ours:
-                return response
-            continue
-        if kind == ACKNOWLEDGEMENT and got[1] == 0:
-            # Section 5.2.2: the response follows separately.
-            if ours and not acknowledged and not response:
-                acknowledged, until = True, time.monotonic() + EXCHANGE_LIFETIME
-            continue
-        matches = got[1] >= 0x40 and got[0] & 15 == 1 and got[4:5] == message[4:5]
+        kind, same_id = got[0] >> 4 & 3, got[2:4] == message[2:4]
+        # The answer has the request's token; one in the acknowledgement also has its message ID.
+        is_answer = got[1] >> 5 in (2, 4, 5) and got[0] & 15 == 1 and got[4:5] == message[4:5]
+        is_answer = is_answer and kind != RESET and (kind != ACKNOWLEDGEMENT or same_id)
+        found = options(got) if is_answer else None
         if kind == CONFIRMABLE:
-            # Section 4.2: each copy of the response is acknowledged. Any other confirmable
+            # Section 4.2: each copy of a confirmable answer is acknowledged. Any other confirmable
             # message, such as an empty one (a ping), is rejected.
-            session.send(bytes([0x60 if matches else 0x70, 0]) + got[2:4])
-        if matches and not response:
-            response = got
+            session.send(bytes([0x60 if found else 0x70, 0]) + got[2:4])
+        if got[1] == 0 and len(got) == 4 and same_id and not answer:
+            if kind == RESET:
+                return None
+            if kind == ACKNOWLEDGEMENT and not acknowledged:
+                # Section 5.2.2: the answer follows separately, and the request is not repeated.
+                acknowledged, until = True, time.monotonic() + EXCHANGE_LIFETIME
+        if found and not answer:
+            answer = (got, *found)
             until = time.monotonic() + (LINGER if kind == CONFIRMABLE else 0)
 
 
-def payload(message):
-    """Returns the payload. The options are skipped one by one, because they may contain the
-    payload marker 0xff."""
-    at = 4 + (message[0] & 15)
-    while at < len(message) and message[at] != 0xFF:
-        delta, size = message[at] >> 4, message[at] & 15
-        at += 1 + {13: 1, 14: 2}.get(delta, 0)
-        if size == 13:
-            size = 13 + message[at]
-            at += 1
-        at += size
-    return message[at + 1 :]
+def ask(session, sn):
+    """Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts."""
+    number, attempts, give_up = 0, 0, time.monotonic() + SESSION
+    while True:
+        number += 1
+        attempts += 1
+        answer = exchange(session, request(sn, number))
+        if answer is None:
+            if attempts == ATTEMPTS:
+                return None
+            continue
+        message, _, max_age = answer
+        wait = max(max_age, 1) * random.uniform(1, 1.5)
+        is_early = message[1] in (TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE)
+        if not is_early or time.monotonic() + wait > give_up:
+            return answer
+        time.sleep(wait)
+        attempts = 0
 
 
 def main(arguments):
@@ -163,29 +208,28 @@ def main(arguments):
         print("usage: python_mbedtls_client.py HOST PORT IDENTITY PSK-HEX SN SUITE [OPTIONS]", file=sys.stderr)
         return 2
     host, port, identity, key, sn, suite = arguments[:6]
-    options = "".join(arguments[6:])
+    settings = "".join(arguments[6:])
     configuration = tls.DTLSConfiguration(
         ciphers=[suite],
         pre_shared_key=(identity, bytes.fromhex(key)),
         validate_certificates=False,
         lowest_supported_version=tls.DTLSVersion.DTLSv1_2,
-        max_fragmentation_length=tls.MaxFragmentLength.MFL_512K if "mfl512" in options else None,
-        handshake_timeout_min=9.0 if "rfc7925" in options else 1.0,
-        handshake_timeout_max=60.0 if "rfc7925" in options else 8.0,
+        max_fragmentation_length=tls.MaxFragmentLength.MFL_512K if "mfl512" in settings else None,
+        handshake_timeout_min=9.0 if "rfc7925" in settings else 1.0,
+        handshake_timeout_max=60.0 if "rfc7925" in settings else 8.0,
     )
     session = connect((host, int(port)), configuration)
-    message, response = request(sn), None
-    for attempt in range(ATTEMPTS):
-        message = message[:3] + bytes([message[3] + attempt]) + message[4:]
-        if response := exchange(session, message):
-            break
+    answer = ask(session, sn)
     session.close()
-    if not response:
+    if not answer:
         print("no answer", file=sys.stderr)
         return 1
-    print(suite, f"{response[1] >> 5}.{response[1] & 31:02}", flush=True)
-    sys.stdout.buffer.write(payload(response) + b"\n")
-    return 0 if response[1] >> 5 == 2 else 1
+    message, payload, max_age = answer
+    print(suite, f"{message[1] >> 5}.{message[1] & 31:02}", flush=True)
+    sys.stdout.buffer.write(message[payload:] + b"\n")
+    if message[1] in (TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE):
+        print(f"ask again in a new session, after {max_age} s", file=sys.stderr)
+    return 0 if message[1] >> 5 == 2 else 1
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
  *
  *   cc -O2 -o wolfssl_client wolfssl_client.c -lwolfssl
  *   ./wolfssl_client 127.0.0.1 5684 plug-batch-7 706c75672d62617463682d372d6b6579 PLUG0001 \
- *       ECDHE-PSK-AES128-GCM-SHA256 x25519
+ *       ECDHE-PSK-AES128-GCM-SHA256
  *
- * It prints the answer's code and payload. The last argument sets options: a
- * group (`x25519` or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0` for
- * connection IDs with an empty one of its own, `cid4` for one of four bytes
- * (RFC 9146; wolfSSL 5.7.4 and later, built with WOLFSSL_DTLS_CID), `rfc7925` starts with
- * the 9 s of RFC 7925 section 11 for the handshake's timer.
+ * It prints the answer's code and payload. The last argument sets options: a group (`x25519`, with
+ * which 5.5 fails, or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0` for connection IDs
+ * with an empty one of its own, `cid4` for one of four bytes (RFC 9146; wolfSSL 5.7.4 and later, built
+ * with WOLFSSL_DTLS_CID), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the handshake's timer.
  */
 #ifdef WOLFSSL_USER_SETTINGS
 #include <wolfssl/wolfcrypt/settings.h>

@@ -15,8 +15,8 @@ use std::{
 };
 
 use crate::support::{
-    MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload,
-    network::{ForgetfulNetwork, Outage, RebindingNetwork, bad_network},
+    MASTER, Process, SHARED_IDENTITY, SHARED_KEY, Site, coapsload, http_get,
+    network::{ForgetfulNetwork, Outage, RebindingNetwork, Tap, bad_network},
     stdout,
 };
 use certdist::simulated_device::{Answer, SimulatedDevice};
@@ -68,27 +68,27 @@ const FIXED_TIMERS: [&str; 11] = [
 const NEVER_REPEATS: [&str; 1] = ["node-dtls-client 1.1"];
 
 /// One row of the table in `docs/interop.md`.
-struct Cell {
-    stack: &'static str,
-    suite: &'static str,
-    more: &'static str,
+pub(super) struct Cell {
+    pub(super) stack: &'static str,
+    pub(super) suite: &'static str,
+    pub(super) more: &'static str,
     /// Fetches a certificate. Returns whether this succeeded.
-    fetch: fn(&Ask) -> bool,
+    pub(super) fetch: fn(&Ask) -> bool,
 }
 
 /// Parameters of a device.
-struct Ask {
-    server: SocketAddr,
-    identity: &'static str,
-    key: Vec<u8>,
-    suite: &'static str,
-    more: &'static str,
-    rfc7925_timers: bool,
-    patience: Duration,
+pub(super) struct Ask {
+    pub(super) server: SocketAddr,
+    pub(super) identity: &'static str,
+    pub(super) key: Vec<u8>,
+    pub(super) suite: &'static str,
+    pub(super) more: &'static str,
+    pub(super) rfc7925_timers: bool,
+    pub(super) patience: Duration,
     /// Serial number for the query. If it is empty, the request is a `GET /cert` without a query.
-    sn: String,
+    pub(super) sn: String,
     /// Text that the certificate must contain.
-    proof: String,
+    pub(super) proof: String,
 }
 
 impl Ask {
@@ -169,8 +169,9 @@ impl Column {
             }
             SlowCloud => {
                 let (sn, start) = (unregistered(number), Instant::now());
-                let ask = Ask { sn: sn.clone(), proof: sn, ..ask(slow) };
-                (cell.fetch)(&ask) && start.elapsed() >= LATENCY
+                let tap = Tap::new(slow);
+                let ask = Ask { sn: sn.clone(), proof: sn, ..ask(tap.address) };
+                (cell.fetch)(&ask) && start.elapsed() >= LATENCY && tap.was_patient()
             }
         }
     }
@@ -191,7 +192,7 @@ fn lamp_key() -> Vec<u8> {
     mac.finalize().into_bytes()[..16].to_vec()
 }
 
-fn cells() -> Vec<Cell> {
+pub(super) fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     let mut add = |stack, fetch, suites: &[&'static str], variants: &[&'static str]| {
         for &suite in suites {
@@ -381,7 +382,7 @@ fn webrtc(ask: &Ask) -> bool {
         patience: ask.patience,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let Ok(Answer::Certificate { certificate: found, .. }) = runtime.block_on(device.fetch()) else {
+    let Ok(Answer::Certificate { certificate: found, .. }) = runtime.block_on(device.provision()) else {
         return false;
     };
     found.device_secret.expose() == ask.proof || found.device_name == ask.proof
@@ -503,6 +504,13 @@ fn every_stack_gets_its_certificate_in_every_place() {
         let waiting = waiting.join().expect("no panic");
         busy.union(&waiting).copied().collect::<BTreeSet<_>>()
     });
+
+    let stats: serde_json::Value =
+        serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
+    let registered = stats["devices"].as_u64().expect("a number");
+    let calls = stats["calls"]["RegisterDevice"].as_u64().unwrap_or_default();
+    // A crowd may also be registered in a batch.
+    assert!(registered == cells.len() as u64 && calls <= registered, "{stats}");
 
     let mut table = String::from(INTRODUCTION);
     for (number, cell) in cells.iter().enumerate() {

@@ -3,6 +3,7 @@
 
 mod boards;
 mod durability;
+mod exchange;
 mod firmware;
 mod firmware_glue;
 mod foreign_clients;

@@ -1,7 +1,7 @@
 //! Simulated networks between a device and the server. One network loses, repeats and reorders
-//! datagrams, one has an outage, and one an attacker. Two other networks change the device's address:
-//! one with every datagram, and one only once, during the cookie exchange. A network reads only the
-//! type of a datagram's first record.
+//! datagrams, one has an outage, and one an attacker. One loses nothing and counts. Two other networks
+//! change the device's address: one with every datagram, and one only once, during the cookie exchange.
+//! A network reads only the type of a datagram's first record.
 
 use std::{
     io::ErrorKind,
@@ -185,6 +185,81 @@ impl ForgetfulNetwork {
             }
         });
         network
+    }
+}
+
+/// A network that loses nothing and counts what a device sends before it is answered. One device is
+/// behind it, whose request is acknowledged first and answered separately.
+pub struct Tap {
+    /// Address at which the device reaches the server.
+    pub address: SocketAddr,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Set after the server's Finished. From then on, each record has a CoAP message.
+    is_connected: bool,
+    first_request: Option<Instant>,
+    requests: usize,
+    /// Number of the server's messages: the empty acknowledgement, and the answer.
+    messages: usize,
+    answered: Option<Instant>,
+}
+
+impl Tap {
+    /// Creates a network in front of this server.
+    pub fn new(server: SocketAddr) -> Self {
+        let (front, address) = front();
+        let back = back_socket(server);
+        let counts = Arc::<Mutex<Counts>>::default();
+        let device = Arc::<Mutex<Option<SocketAddr>>>::default();
+        let (returning, sender, target) = (back.clone(), front.try_clone().expect("a clone"), device.clone());
+        let seen = counts.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok(length) = returning.recv(&mut buffer) {
+                {
+                    let mut counts = seen.lock().expect("not poisoned");
+                    if buffer[0] == CHANGE_CIPHER_SPEC {
+                        counts.is_connected = true;
+                    } else if counts.is_connected {
+                        counts.messages += 1;
+                        if counts.messages == 2 {
+                            counts.answered = Some(Instant::now());
+                        }
+                    }
+                }
+                let Some(device) = *target.lock().expect("not poisoned") else { continue };
+                let _ = sender.send_to(&buffer[..length], device);
+            }
+        });
+        let seen = counts.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((length, from)) = front.recv_from(&mut buffer) {
+                *device.lock().expect("not poisoned") = Some(from);
+                let mut counts = seen.lock().expect("not poisoned");
+                if counts.is_connected && counts.answered.is_none() {
+                    counts.requests += 1;
+                    counts.first_request.get_or_insert_with(Instant::now);
+                }
+                drop(counts);
+                let _ = back.send(&buffer[..length]);
+            }
+        });
+        Self { address, counts }
+    }
+
+    /// Returns whether the device was answered after an acknowledgement, and repeated its request
+    /// only when the timers of RFC 7252 §4.2 allow it: 2, 6, 14 and 30 s after the first time, or
+    /// later.
+    pub fn was_patient(&self) -> bool {
+        let counts = self.counts.lock().expect("not poisoned");
+        let (Some(first), Some(answered)) = (counts.first_request, counts.answered) else { return false };
+        let elapsed = answered.duration_since(first);
+        let copies = [2, 6, 14, 30].into_iter().filter(|&seconds| elapsed >= Duration::from_secs(seconds));
+        (1..=1 + copies.count()).contains(&counts.requests)
     }
 }
 
