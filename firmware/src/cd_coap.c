@@ -46,21 +46,19 @@ size_t cd_coap_write_request(const struct cd_device *device, uint8_t *out) {
   return (size_t)(at - out);
 }
 
-/* Reads the extended delta or length of an option (section 3.1). */
-static bool read_extended(const uint8_t **at, const uint8_t *end, uint32_t nibble, uint32_t *value) {
-  uint32_t size = nibble == 13 ? 1 : nibble == 14 ? 2 : 0;
-  if (nibble == 15 || (uint32_t)(end - *at) < size) return false;
-  *value = nibble == 14 ? 269 : nibble;
-  uint32_t more = 0;
-  for (; size > 0; size--) more = more << 8 | *(*at)++;
-  *value += more;
-  return true;
-}
-
 static uint32_t read_uint(const uint8_t *at, uint32_t length) {
   uint32_t value = 0;
   for (; length > 0; length--) value = value << 8 | *at++;
   return value;
+}
+
+/* Reads the extended delta or length of an option (section 3.1). Returns UINT32_MAX if it is malformed. */
+static uint32_t read_extended(const uint8_t **at, const uint8_t *end, uint32_t nibble) {
+  if (nibble < 13) return nibble;
+  uint32_t size = nibble - 12;
+  if (nibble == 15 || (uint32_t)(end - *at) < size) return UINT32_MAX;
+  *at += size;
+  return (size == 1 ? 13 : 269) + read_uint(*at - size, size);
 }
 
 static void take_option(struct cd_message *message, uint32_t number, const uint8_t *value, uint32_t length) {
@@ -100,10 +98,9 @@ int cd_coap_read(const uint8_t *bytes, size_t length, uint32_t token, struct cd_
   message->ours = token_length == CD_TOKEN_LENGTH && memcmp(at, &token, CD_TOKEN_LENGTH) == 0;
   at += token_length;
   while (at < end && *at != 0xff) {
-    uint32_t first = *at++, delta, size;
-    if (!read_extended(&at, end, first >> 4, &delta) || !read_extended(&at, end, first & 15, &size)) return -1;
+    uint32_t first = *at++, delta = read_extended(&at, end, first >> 4), size = read_extended(&at, end, first & 15);
+    if (delta > 0xffff - number || (uint32_t)(end - at) < size) return -1;
     number += delta;
-    if (number > 0xffff || (uint32_t)(end - at) < size) return -1;
     take_option(message, number, at, size);
     at += size;
   }
