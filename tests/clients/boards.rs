@@ -269,8 +269,8 @@ fn site(cloud: &[&str], listen: &str, lines: &str) -> (Site, Process) {
         cloud.address,
         mqtt.port()
     ));
-    let devices: String = IMAGES.iter().map(|image| format!("{}\n", device_of(image, "LAMP"))).collect();
-    site.import(&format!("deviceId\n{devices}"));
+    let devices: String = IMAGES.iter().map(|image| format!("{},lamp\n", device_of(image, "LAMP"))).collect();
+    site.import(&format!("deviceId,enrollment\n{devices}"));
     (site, cloud)
 }
 
