@@ -23,7 +23,8 @@ const ACK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Silence after the acknowledgement. A request that is repeated in spite of it would be repeated in
 /// this time, because the second time-out is 6 s at most.
 const SILENCE: Duration = Duration::from_secs(7);
-const MAX_AGE: Duration = Duration::from_secs(2);
+/// Longer than a device keeps its session open after a separate answer.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
 const CON: u8 = 0;
 const NON: u8 = 1;
