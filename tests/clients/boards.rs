@@ -553,11 +553,11 @@ fn a_board_takes_the_longest_identity_and_key_and_refuses_longer_ones() {
 fn a_board_without_a_free_control_block_comes_back() {
     let house = House::new();
     let image = &built()[2];
-    let folder = Path::new(ROOT).join("build/boards/two_blocks");
+    let folder = Path::new(ROOT).join("build/boards/one_block");
     let elf = folder.join("image.elf");
     let mut make = image.make();
-    // DHCP and DNS have one each.
-    make.args(["RANDOM_SOURCE=seeded_random.c", "defines=-DMEMP_NUM_UDP_PCB=2"]);
+    // DHCP has the only one.
+    make.args(["RANDOM_SOURCE=seeded_random.c", "defines=-DMEMP_NUM_UDP_PCB=1"]);
     make.args([format!("build={}", folder.display()), format!("image={}", elf.display())]);
     assert!(make.status().expect("make").success());
     let board = Board { elf: Some(elf), ..house.board(image) };
