@@ -21,6 +21,9 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Content types of records (RFC 5246 §6.2.1).
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+/// A record with a connection ID (RFC 9146 §4).
+const TLS12_CID: u8 = 25;
 
 /// Starts a network that loses one datagram in five, delivers one in ten twice, and delivers one in
 /// five after its successor. Returns the address at which the device reaches the server.
@@ -198,7 +201,8 @@ pub struct Tap {
 
 #[derive(Default)]
 struct Counts {
-    /// Set after the server's Finished. From then on, each record has a CoAP message.
+    /// Set after the server's Finished. From then on, each protected record has a CoAP message. A
+    /// repeated flight of the handshake begins with another record.
     is_connected: bool,
     first_request: Option<Instant>,
     requests: usize,
@@ -223,7 +227,7 @@ impl Tap {
                     let mut counts = seen.lock().expect("not poisoned");
                     if buffer[0] == CHANGE_CIPHER_SPEC {
                         counts.is_connected = true;
-                    } else if counts.is_connected {
+                    } else if counts.is_connected && is_protected(buffer[0]) {
                         counts.messages += 1;
                         if counts.messages == 2 {
                             counts.answered = Some(Instant::now());
@@ -240,7 +244,7 @@ impl Tap {
             while let Ok((length, from)) = front.recv_from(&mut buffer) {
                 *device.lock().expect("not poisoned") = Some(from);
                 let mut counts = seen.lock().expect("not poisoned");
-                if counts.is_connected && counts.answered.is_none() {
+                if counts.is_connected && counts.answered.is_none() && is_protected(buffer[0]) {
                     counts.requests += 1;
                     counts.first_request.get_or_insert_with(Instant::now);
                 }
@@ -261,6 +265,10 @@ impl Tap {
         let copies = [2, 6, 14, 30].into_iter().filter(|&seconds| elapsed >= Duration::from_secs(seconds));
         (1..=1 + copies.count()).contains(&counts.requests)
     }
+}
+
+fn is_protected(content_type: u8) -> bool {
+    matches!(content_type, APPLICATION_DATA | TLS12_CID)
 }
 
 /// A network with an address translator that forgets its mapping after the device's first datagram.
