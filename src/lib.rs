@@ -40,6 +40,7 @@ pub mod server;
 pub mod simulated_device;
 pub mod store;
 pub mod table_file;
+pub mod tablestore;
 pub mod target;
 #[cfg(all(test, feature = "simulation"))]
 mod testing;

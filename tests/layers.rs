@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 36] = [
+const MAY_USE: [(&str, &[&str]); 37] = [
     (
         "cli",
         &[
@@ -125,6 +125,7 @@ const MAY_USE: [(&str, &[&str]); 36] = [
     ("psk", &["device", "guards", "store"]),
     ("store", &["device", "histogram", "new_file", "random", "seal", "target", "unix_time"]),
     ("simulated_device", &["device", "iot_platform"]),
+    ("tablestore", &["iot_platform"]),
     ("iot_platform", &["device", "unix_time"]),
     ("password", &["device"]),
     ("new_file", &["random"]),

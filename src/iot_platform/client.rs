@@ -376,7 +376,7 @@ impl Nonces {
 }
 
 /// Parses the endpoint, and checks that it is a URL for calls.
-fn endpoint_url(text: &str) -> Result<Url, ClientError> {
+pub(crate) fn endpoint_url(text: &str) -> Result<Url, ClientError> {
     let wrong = |endpoint: &str, what: String| ClientError::Endpoint { endpoint: endpoint.into(), what };
     // A text with `@` may contain a password even if the text is not a URL, so it is not shown.
     let shown = if text.contains('@') { "…" } else { text };

@@ -151,7 +151,7 @@ struct Read {
 }
 
 /// Cached credentials of a client, shared by all its calls.
-pub(super) struct Holder {
+pub(crate) struct Holder {
     source: Source,
     metadata: Metadata,
     state: Mutex<State>,

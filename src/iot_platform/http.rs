@@ -84,7 +84,7 @@ pub enum ClientError {
 
 /// Makes a client for an endpoint. It trusts the certificates of `ca_file` in addition to the
 /// system's root certificates.
-pub(super) fn http_client(
+pub(crate) fn http_client(
     endpoint: &Url,
     timeouts: &Timeouts,
     ca_file: Option<&Path>,
@@ -148,7 +148,7 @@ fn is_loopback(url: &Url) -> bool {
 
 /// Converts the error of a call without an answer. After a timeout, the call may have been carried
 /// out, unless no connection was established.
-pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
+pub(crate) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Timeouts) -> ApiError {
     let (class, code, message) = if let Some(what) = certificate_error(error) {
         let host = endpoint.host_str().unwrap_or_default();
         (ErrorClass::Operator, "Certificate", untrusted(host, what))
@@ -168,7 +168,7 @@ pub(super) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
 
 /// Makes the error of a call whose answer did not begin in time. Such a call may have been carried
 /// out.
-pub(super) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
+pub(crate) fn no_first_byte(timeouts: &Timeouts) -> ApiError {
     ApiError {
         class: ErrorClass::TimedOut,
         code: "Timeout".into(),
