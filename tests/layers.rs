@@ -125,7 +125,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
     ("psk", &["device", "guards", "store"]),
     ("store", &["device", "histogram", "new_file", "random", "seal", "target", "unix_time"]),
     ("simulated_device", &["device", "iot_platform"]),
-    ("tablestore", &["iot_platform"]),
+    ("tablestore", &["device", "iot_platform"]),
     ("iot_platform", &["device", "unix_time"]),
     ("password", &["device"]),
     ("new_file", &["random"]),

@@ -334,7 +334,7 @@ impl Holder {
                 let credentials = Arc::new(credentials);
                 let again = now + MAX_PAUSE;
                 if state.failed.take().is_some() {
-                    tracing::info!("credentials for IoT Platform can be read again");
+                    tracing::info!("credentials for Alibaba Cloud can be read again");
                 }
                 let held = Held { credentials: credentials.clone(), expires, stamp, refused: false, again };
                 state.held = Some(held);
@@ -363,7 +363,7 @@ impl Holder {
             error = %error.message,
             again_in_seconds = pause,
             earlier_still_valid = good.is_some(),
-            "could not read credentials for IoT Platform; trying again"
+            "could not read credentials for Alibaba Cloud; trying again"
         );
         good.ok_or(error)
     }

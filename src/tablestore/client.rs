@@ -353,16 +353,20 @@ fn refusal(operation: Operation, class: Class, code: &str, message: String) -> E
     Error { class, operation, code: code.into(), message, request_id: None }
 }
 
+/// Makes the error for an answer that the service will give in the same form again. It may be the
+/// answer to a write that was carried out.
+fn unreadable(operation: Operation, message: String) -> Error {
+    let class = if operation.is_read() { Class::Invalid } else { Class::Unknown };
+    refusal(operation, class, super::NOT_AN_ANSWER, message)
+}
+
 async fn bounded_body(
     mut response: Response,
     operation: Operation,
     unanswered: impl Fn(reqwest::Error) -> Error,
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
     let limit = exchange::max_answer(operation);
-    let too_long = || {
-        let message = format!("the answer is longer than {limit} bytes");
-        refusal(operation, Class::Unknown, super::NOT_AN_ANSWER, message)
-    };
+    let too_long = || unreadable(operation, format!("the answer is longer than {limit} bytes"));
     if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_long());
     }
@@ -419,3 +423,6 @@ impl Patience {
         (has_left && error.may_repeat()).then_some(pause)
     }
 }
+
+#[cfg(all(test, feature = "simulation"))]
+mod tests;

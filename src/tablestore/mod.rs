@@ -1,4 +1,5 @@
-//! Tablestore, Alibaba Cloud's wide-column store, as certdist uses it: a signed client. This module knows the API (version
+//! Tablestore, Alibaba Cloud's wide-column store, as certdist uses it: a signed client, and a stand-in
+//! for the service that verifies the client's signatures. This module knows the API (version
 //! 2015-12-31), and nothing about devices or about what the tables mean.
 //!
 //! `plain_buffer` and `message` are the bytes of the API, `exchange` is one request with its
@@ -13,6 +14,8 @@ pub mod plain_buffer;
 mod request;
 mod schema;
 pub mod signature;
+#[cfg(feature = "simulation")]
+pub mod simulator;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod value;

@@ -77,7 +77,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// Replaces a file in one step. Even after a crash, a reader finds either the whole old content or
 /// the whole new content.
-pub(super) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
 
     let mut beside = path.as_os_str().to_owned();

@@ -26,7 +26,7 @@ use tokio::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts [`Connection`]s.
-pub(super) struct Listener(pub TcpListener);
+pub(crate) struct Listener(pub TcpListener);
 
 impl serve::Listener for Listener {
     type Io = Connection;
@@ -55,14 +55,14 @@ impl serve::Listener for Listener {
 }
 
 /// A connection whose [`Line`] can be cut.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     line: Line,
 }
 
 /// Handle with which the connection of a call can be closed before the call is answered.
 #[derive(Clone, Default)]
-pub(super) struct Line(Arc<AtomicBool>);
+pub(crate) struct Line(Arc<AtomicBool>);
 
 impl Line {
     /// Makes all later writes fail. Every request causes a write, and the failed write closes the

@@ -7,10 +7,10 @@
 //! and `actions` carries it out on the `devices` and batches of the instance that it names. Devices
 //! sign in at `mqtt`.
 
-mod account;
+pub(crate) mod account;
 mod actions;
 mod at;
-mod connection;
+pub(crate) mod connection;
 mod devices;
 mod faults;
 mod gateway;

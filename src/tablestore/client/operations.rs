@@ -6,12 +6,12 @@ use std::collections::HashSet;
 use prost::Message;
 use zeroize::Zeroizing;
 
-use super::{Client, Patience, refusal};
+use super::{Client, Patience, refusal, unreadable};
 use crate::{
     iot_platform::answer::sanitized,
     tablestore::{
-        Class, Error, Key, MAX_BATCH_READ, MAX_BATCH_WRITE, NOT_AN_ANSWER, Operation, Page, Range, Read, Row,
-        Schema, TableDescription, Write, WriteKind,
+        Class, Error, Key, MAX_BATCH_READ, MAX_BATCH_WRITE, Operation, Page, Range, Read, Row, Schema,
+        TableDescription, Write, WriteKind,
         failure::classify,
         message,
         plain_buffer::{self, Malformed},
@@ -43,7 +43,7 @@ impl Client {
         let request = message::TableRequest { table_name: table.to_owned() };
         let answer = self.call(Operation::DescribeTable, &request).await?;
         TableDescription::from_message(answer)
-            .ok_or_else(|| unreadable(Operation::DescribeTable, "a key column is of an unknown type"))
+            .ok_or_else(|| not_expected(Operation::DescribeTable, "a key column is of an unknown type"))
     }
 
     /// Lists the names of the instance's tables.
@@ -229,7 +229,7 @@ impl Client {
                 break;
             }
         }
-        let missing = || Err(unreadable(operation, "it has no result for a row"));
+        let missing = || Err(not_expected(operation, "it has no result for a row"));
         Ok(results.into_iter().map(|result| result.unwrap_or_else(missing)).collect())
     }
 
@@ -239,7 +239,7 @@ impl Client {
         }
         let bytes = Zeroizing::new(row.row.unwrap_or_default());
         if row.is_ok {
-            return read_row(&bytes).map_err(|error| malformed(operation, error).settled());
+            return read_row(&bytes).map_err(|error| malformed(operation, error));
         }
         let error = row.error.unwrap_or_default();
         let message = error.message.unwrap_or_default();
@@ -278,7 +278,7 @@ fn rows_of(
     let is_same = names.len() == order.len() && names.iter().zip(order).all(|(name, &at)| name == tables[at]);
     match is_same {
         true => Ok(rows),
-        false => Err(unreadable(operation, "its rows are not those of the request")),
+        false => Err(not_expected(operation, "its rows are not those of the request")),
     }
 }
 
@@ -302,12 +302,9 @@ fn check_batch<'a>(
 }
 
 fn malformed(operation: Operation, error: Malformed) -> Error {
-    unreadable(operation, &format!("a row cannot be read: {error}"))
+    not_expected(operation, &format!("a row cannot be read: {error}"))
 }
 
-/// Makes the error for an answer with a valid signature that cannot be read. A write has been carried
-/// out.
-fn unreadable(operation: Operation, what: &str) -> Error {
-    let message = format!("the answer is signed, but {what}");
-    refusal(operation, Class::Unknown, NOT_AN_ANSWER, message).settled()
+fn not_expected(operation: Operation, what: &str) -> Error {
+    unreadable(operation, format!("the answer is signed, but {what}"))
 }
