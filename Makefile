@@ -76,6 +76,7 @@ screenshots: clients ## The console's pictures in docs/
 fuzz: ## Some minutes of fuzzing, steered by coverage
 	scripts/fuzz 120
 	$(CARGO) run --release --features testing --example fuzz -- 10000000
+	$(CARGO) run --release --features testing --example fuzz_answers -- 10000000
 
 mutants: ## Each line of the endpoints changed: a test must fail
 	scripts/mutants

@@ -33,6 +33,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
             "simulated_device",
             "store",
             "table_file",
+            "tablestore",
             "target",
         ],
     ),

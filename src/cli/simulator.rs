@@ -2,6 +2,7 @@
 //! and CI jobs without an account.
 
 mod instance;
+mod tablestore;
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -98,6 +99,9 @@ pub struct Args {
         value_parser = instance::parse
     )]
     instances: Vec<InstanceConfig>,
+
+    #[command(flatten)]
+    tablestore: tablestore::Args,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -122,7 +126,12 @@ pub(super) async fn run(args: Args) -> CommandResult {
         signal(SignalKind::terminate()).context("could not install the handler of SIGTERM")?;
 
     let default_key = args.access_key_id.is_none();
+    let tablestore = args.tablestore.config(&args);
     let simulator = Simulator::start(config(args)).await.map_err(explained)?;
+    let tablestore = match tablestore {
+        Some(config) => Some(tablestore::start(config).await?),
+        None => None,
+    };
     if default_key {
         remark(&format!(
             "no access key given: accepting ALIBABA_CLOUD_ACCESS_KEY_ID={DEFAULT_ACCESS_KEY_ID} \
@@ -134,9 +143,18 @@ pub(super) async fn run(args: Args) -> CommandResult {
         let label = label.map(|label| format!(" for instance {label}")).unwrap_or_default();
         print(|out| writeln!(out, "listening on mqtt://{address}{label}"))?;
     }
+    if let Some(tablestore) = &tablestore {
+        let instance = tablestore.instance();
+        print(|out| {
+            writeln!(out, "listening on {} for Tablestore, instance {instance}", tablestore.endpoint())
+        })?;
+    }
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+    }
+    if let Some(tablestore) = tablestore {
+        tablestore.shutdown().await.context("could not write the state file of the simulated Tablestore")?;
     }
     Ok(simulator.shutdown().await.context("could not write the simulator's state file")?)
 }

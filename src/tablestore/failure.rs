@@ -157,10 +157,10 @@ mod tests {
             (503, "OTSTimeout", Class::Unknown),
             (503, "OTSServerUnavailable", Class::Unknown),
             (403, "OTSOperationThrottled", Class::Busy),
-            (502, "OTSNobodyKnowsThis", Class::Unknown),
-            (403, "OTSNobodyKnowsThis", Class::Refused),
-            (400, "OTSNobodyKnowsThis", Class::Invalid),
-            (301, "OTSNobodyKnowsThis", Class::Refused),
+            (502, "OTSAnotherCode", Class::Unknown),
+            (403, "OTSAnotherCode", Class::Refused),
+            (400, "OTSAnotherCode", Class::Invalid),
+            (301, "OTSAnotherCode", Class::Refused),
         ] {
             assert_eq!(classify(status, code, ""), class, "{status} {code}");
         }

@@ -40,7 +40,7 @@ pub struct Options {
     pub max_versions: i32,
     /// Maximum difference of a version that a writer chooses from the service's clock, in seconds.
     pub version_deviation: i64,
-    /// Whether `UpdateRow` is allowed; absent in a request, which then gets the service's default.
+    /// Permission of `UpdateRow`; absent in a request, which then gets the service's default.
     pub allow_update: Option<bool>,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Table {
     rows: BTreeMap<StoredKey, StoredRow>,
 }
 
-/// What a read returns of each row.
+/// Parts of each row that a read returns.
 #[derive(Default)]
 pub(super) struct Selection {
     /// Names of columns; all if empty.
