@@ -1,15 +1,20 @@
-//! Tests of the simulated IoT Platform with Alibaba Cloud's own SDKs. The simulator must accept the
-//! signatures of the SDKs, and their parsers must accept its answers. Its errors must be the same
-//! as the cloud's. `make clients` installs the SDKs.
+//! Tests of the simulated IoT Platform, and of the simulated Tablestore, with Alibaba Cloud's own SDKs.
+//! The simulators must accept the signatures of the SDKs, and the parsers of the SDKs must accept
+//! their answers. Their errors must be the same as the cloud's. `make clients` installs the SDKs.
 #![cfg(feature = "simulation")]
 
 use std::path::Path;
 
-use certdist::iot_platform::simulator::{Action, InstanceConfig, Limits, Simulator, SimulatorConfig};
+use certdist::{
+    iot_platform::simulator::{Action, InstanceConfig, Limits, Simulator, SimulatorConfig},
+    tablestore::{Operation, simulator as tablestore},
+};
 use tokio::process::Command;
 
 /// Python with the SDKs, installed by `scripts/build-foreign`.
 const PYTHON: &str = "build/sdk/bin/python";
+/// Modules of Node.js with the SDK of Tablestore, installed by `scripts/build-foreign`.
+const NODE_MODULES: &str = "build/tablestore-node/node_modules";
 
 async fn judge(sdk: &str, topic: &str, limits: Limits) -> Simulator {
     let products = vec!["a1BwAGVxyz1".into()];
@@ -35,6 +40,49 @@ async fn judge_with(sdk: &str, topic: &str, config: SimulatorConfig) -> Simulato
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{sdk} {topic}: {said}");
     simulator
+}
+
+/// Runs an SDK of Tablestore against its stand-in. `before` and `after` are the arguments around the
+/// address and the instance.
+async fn judge_tablestore(program: &str, before: &[&str], after: &[&str]) -> tablestore::Stats {
+    let simulator = tablestore::Simulator::start(tablestore::SimulatorConfig::default()).await.unwrap();
+    let credentials = simulator.credentials();
+    let output = Command::new(program)
+        .args(before)
+        .args([&simulator.addr().to_string(), simulator.instance()])
+        .args(after)
+        .env("SDK_KEY_ID", &credentials.access_key_id)
+        .env("SDK_KEY_SECRET", credentials.access_key_secret.expose())
+        .envs(["NO_PROXY", "no_proxy"].map(|name| (name, "127.0.0.1")))
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {before:?} {after:?}: {said}");
+    let stats = simulator.stats();
+    let driven: Vec<_> = stats.calls.keys().copied().collect();
+    let mut all = Operation::ALL.map(Operation::name);
+    all.sort_unstable();
+    assert_eq!(driven, all, "{program} {before:?} {after:?}");
+    stats
+}
+
+#[tokio::test]
+async fn the_sdk_for_python_drives_every_operation_of_tablestore_with_both_signatures() {
+    assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing; `make clients` installs the SDKs");
+    for version in ["2", "4"] {
+        let stats = judge_tablestore(PYTHON, &["tests/foreign/tablestore_sdk.py"], &[version]).await;
+        // Refused: a wrong secret, an unknown key, another instance, and a token.
+        assert_eq!(stats.refused["OTSAuthFailed"], 4, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn the_sdk_for_node_drives_every_operation_of_tablestore() {
+    assert!(Path::new(NODE_MODULES).exists(), "{NODE_MODULES} is missing; `make clients` installs the SDKs");
+    let stats = judge_tablestore("node", &["tests/foreign/tablestore_sdk.js", NODE_MODULES], &[]).await;
+    assert!(!stats.refused.contains_key("OTSAuthFailed"), "{stats:?}");
 }
 
 #[tokio::test]
