@@ -101,7 +101,7 @@ pub struct Args {
     instances: Vec<InstanceConfig>,
 
     #[command(flatten)]
-    tablestore: tablestore::Args,
+    tablestore: tablestore::Options,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

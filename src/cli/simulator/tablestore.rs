@@ -7,7 +7,7 @@ use super::{Failure, duration, probability};
 use crate::tablestore::simulator::{DEFAULT_INSTANCE, Fault, Simulator, SimulatorConfig, SimulatorError};
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct Options {
     /// Address where Tablestore is simulated too; off if absent
     #[arg(long, value_name = "ADDR:PORT")]
     tablestore: Option<SocketAddr>,
@@ -41,7 +41,7 @@ pub(super) struct Args {
     tablestore_not_ready: Duration,
 }
 
-impl Args {
+impl Options {
     /// Returns the settings of the simulated Tablestore, if it is wanted. `all` has the options that it
     /// shares with the simulated IoT Platform.
     pub(super) fn config(&self, all: &super::Args) -> Option<SimulatorConfig> {
