@@ -47,7 +47,7 @@ use crate::{
     device::DeviceId,
     store::{
         Actor,
-        order::{Move, Placed},
+        order::{Begun, Move, Placed},
     },
 };
 
@@ -209,7 +209,7 @@ impl App {
     #[cfg(feature = "simulation")]
     pub async fn move_device(&self, device: &DeviceId, to: &Move) -> Result<()> {
         let store = &self.store;
-        let placed = store.place_move(device, to, &Actor::system_user()).await?;
+        let placed = store.place_move(device, to, Begun::Keep, &Actor::system_user()).await?;
         anyhow::ensure!(matches!(placed, Placed::Yes(_)), "{device} cannot be moved: {placed:?}");
         let deadline = Instant::now() + MOVE;
         while let Some(order) = store.order_of(device).await? {

@@ -9,7 +9,7 @@ use crate::{
     registrar::{Rights, Targets},
     store::{
         Actor, DeviceRow, Store, StoreError,
-        order::{Former, Move, OrderKind, OrderNumber, Placed},
+        order::{Begun, Former, Move, Order, OrderKind, OrderNumber, Placed, Step},
         unix_now,
     },
 };
@@ -53,6 +53,13 @@ pub enum Refusal {
     /// The device is being registered.
     #[error("is being registered; try again when that has ended")]
     Registering,
+    /// A registration of the device has begun at this target and may have been carried out there.
+    #[error(
+        "its registration has begun at target {0} and may have been carried out there, so the device is not \
+         registered elsewhere as well. It continues at {0} with the next request; if that target is gone, `certdist \
+         device move --abandon` gives the registration up"
+    )]
+    Begun(String),
     /// The device has no certificate.
     #[error("has no certificate, so it has no secret to rotate")]
     NoCertificate,
@@ -91,13 +98,14 @@ pub async fn place(
 }
 
 /// Places an order that moves a device, unless something forbids it. `to` returns the destination for
-/// a device of the enrollment of this name.
+/// a device of the enrollment of this name. `begun` decides about a registration that has begun
+/// elsewhere.
 pub async fn place_move(
     store: &(impl Store + ?Sized),
     targets: &Targets,
     terms: impl Fn(&str) -> Option<Terms>,
     device: &DeviceId,
-    (to, by): (impl Fn(&str) -> Result<Move, Refusal>, &Actor),
+    (to, begun, by): (impl Fn(&str) -> Result<Move, Refusal>, Begun, &Actor),
 ) -> Result<Ordered, StoreError> {
     let Some(row) = store.device(device).await? else { return Ok(Ordered::Refused(Refusal::NoDevice)) };
     let to = match to(&row.enrollment) {
@@ -112,7 +120,7 @@ pub async fn place_move(
         refusal.or_else(|| shut(&row, terms(&row.enrollment)?).filter(|_| row.first_issued.is_some()));
     match refusal {
         Some(refusal) => Ok(Ordered::Refused(refusal)),
-        None => Ok(store.place_move(device, &to, by).await?.into()),
+        None => Ok(store.place_move(device, &to, begun, by).await?.into()),
     }
 }
 
@@ -124,11 +132,28 @@ impl From<Placed> for Ordered {
             Placed::There => Ordered::There,
             Placed::NoDevice => Ordered::Refused(Refusal::NoDevice),
             Placed::Registering => Ordered::Refused(Refusal::Registering),
+            Placed::Begun(target) => Ordered::Refused(Refusal::Begun(target)),
             Placed::NoCertificate => Ordered::Refused(Refusal::NoCertificate),
             Placed::SameProduct => Ordered::Refused(Refusal::SameProduct),
             Placed::NameTaken(holder) => Ordered::Refused(Refusal::NameTaken(holder)),
             Placed::Other(other) => Ordered::Refused(Refusal::Other(other)),
         }
+    }
+}
+
+/// Returns the reason why no process with this configuration makes the next call of an order: `rights`
+/// are those at the order's target. `None` if a server of this configuration makes it.
+pub fn waits_for(order: &Order, rights: Rights<'_>) -> Option<String> {
+    let target = &order.target;
+    match rights {
+        Rights::NotConfigured => Some(format!(
+            "target {target} is not in the configuration: add it and restart certdist, or cancel the order"
+        )),
+        Rights::NotPermitted if order.step() != Step::Register => {
+            Some(format!("manage = true is not set for target {target}"))
+        }
+        // The order has the cloud's or the credentials' own reason as its failure.
+        Rights::NotPermitted | Rights::NoCloud(_) | Rights::Permitted => None,
     }
 }
 
@@ -170,7 +195,11 @@ mod tests {
         iot_platform::NoCloud,
         psk::Reissue,
         registrar::{Config, Registrar, Target},
-        store::{ImportRow, claim::Owner},
+        store::{
+            ImportRow,
+            claim::{ClaimTime, Claimed, Claims, Owner},
+            order::Orders,
+        },
         testing::store::{Memory, import},
     };
 
@@ -224,6 +253,52 @@ mod tests {
         ];
         import(&store, rows);
         (store, targets)
+    }
+
+    #[tokio::test]
+    async fn an_order_that_no_process_carries_out_has_the_reason() {
+        let (store, targets) = world();
+        let by = Actor::system_user();
+        let to = Move { target: "kyoto".into(), product_key: "k1".into(), former: Former::Keep };
+        store.place_move(&id("SN-1"), &to, Begun::Keep, &by).await.unwrap();
+        for (device, kind) in [("SN-2", OrderKind::Disable), ("SN-3", OrderKind::Disable)] {
+            store.place_order(&id(device), kind, &by).await.unwrap();
+        }
+        let waits = async |device: &str| {
+            let order = store.order_of(&id(device)).await.unwrap().expect("an order");
+            waits_for(&order, targets.rights(&order.target))
+        };
+        let lost =
+            "target kyoto is not in the configuration: add it and restart certdist, or cancel the order";
+        assert_eq!(waits("SN-1").await.as_deref(), Some(lost));
+        assert_eq!(waits("SN-2").await.as_deref(), Some("manage = true is not set for target tokyo"));
+        assert_eq!(waits("SN-3").await, None, "its failure has the reason");
+        // Registering a device needs no right.
+        let to = Move { target: "tokyo".into(), ..to };
+        store.place_move(&id("SN-4"), &to, Begun::Keep, &by).await.unwrap();
+        assert_eq!(waits("SN-4").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_registration_that_has_begun_elsewhere_is_given_up_on_request_only() {
+        let (store, targets) = world();
+        let (by, owner) = (Actor::system_user(), Owner::new("gone").unwrap());
+        let row = store.device(&id("SN-5")).await.unwrap().unwrap();
+        let claimed = store.claim(&owner, &row.wanted("kobe"), ClaimTime { at: 1, cloud_offset: None }).await;
+        assert!(matches!(claimed.unwrap(), Claimed::Yours(_)));
+        let to =
+            |_: &str| Ok(Move { target: "tokyo".into(), product_key: "t1".into(), former: Former::Keep });
+        let move_it = async |begun| {
+            place_move(&store, &targets, |_| Some(OPEN), &id("SN-5"), (to, begun, &by)).await.unwrap()
+        };
+        assert_eq!(move_it(Begun::Abandon).await, Ordered::Refused(Refusal::Registering));
+        store.retire(owner.id).await.unwrap();
+        let Ordered::Refused(refusal) = move_it(Begun::Keep).await else {
+            panic!("it may be registered twice")
+        };
+        let said = refusal.to_string();
+        assert!(said.contains("has begun at target kobe") && said.contains("--abandon"), "{said}");
+        assert_eq!(move_it(Begun::Abandon).await, Ordered::Here);
     }
 
     #[tokio::test]

@@ -253,7 +253,7 @@ pub struct Registrar {
     recovers: AtomicBool,
     attempts: Mutex<orders::Attempts>,
     /// Set while a task of this process carries out orders.
-    carries_out: AtomicBool,
+    carries_out: watch::Sender<bool>,
     latency: Histogram,
     /// Clouds whose clock is preferred to that of this registrar's cloud.
     preferred_clocks: OnceLock<Vec<Arc<dyn IotPlatform>>>,
@@ -294,7 +294,7 @@ impl Registrar {
             has_noted_offset: AtomicBool::new(false),
             recovers: AtomicBool::new(false),
             attempts: Mutex::default(),
-            carries_out: AtomicBool::new(false),
+            carries_out: watch::Sender::new(false),
             latency: Histogram::default(),
             preferred_clocks: OnceLock::new(),
         });
@@ -324,8 +324,8 @@ impl Registrar {
         }
     }
 
-    /// Stops accepting registrations, asks the devices in the queue to retry later, and waits up to
-    /// `deadline` for the registrations in progress. A registration that is still unfinished stays
+    /// Stops accepting registrations and carrying out orders, asks the devices in the queue to retry
+    /// later, and waits up to `deadline` for the registrations and calls in progress. A registration that is still unfinished stays
     /// in the journal, and its device is asked to retry later. Returns the number of unfinished
     /// registrations.
     pub async fn drain(&self, deadline: Duration) -> usize {
@@ -343,6 +343,7 @@ impl Registrar {
             for mut waiter in waiters {
                 let _ = waiter.wait_for(Option::is_some).await;
             }
+            self.orders_rest().await;
         };
         let _ = tokio::time::timeout(deadline, all).await;
         let left: Vec<DeviceId> = lock(&self.registrations).keys().cloned().collect();

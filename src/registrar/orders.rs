@@ -7,11 +7,11 @@ mod moves;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use futures_util::{StreamExt, stream};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{Registrar, STOPPED, lines::limited, lock, registration::error_of_store};
 use crate::{
@@ -19,12 +19,15 @@ use crate::{
     iot_platform::{Action, ApiError, ApiFuture, ErrorClass, Thing},
     store::{
         Actor, DeviceRow, JournalEntry, StoreError,
-        order::{Completed, Former, Order, OrderKind, OrderNote, OrderNumber, Step},
+        order::{Carrier, Completed, Former, Order, OrderKind, OrderNote, OrderNumber, Step},
     },
 };
 
 /// Lease of the process that carries out the orders of a target.
 const LEASE: &str = "orders";
+
+/// Error code of a call that was not made because this process stops.
+const STOPPING: &str = "Stopping";
 
 /// Number of orders read at a time.
 const PAGE: usize = 500;
@@ -59,6 +62,15 @@ impl Attempts {
 
     fn forget(&mut self, order: OrderNumber) {
         self.failed.remove(&order);
+    }
+}
+
+/// Notes that no task carries out orders any more when dropped, even if the task is cancelled.
+struct CarryingOut<'a>(&'a watch::Sender<bool>);
+
+impl Drop for CarryingOut<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 
@@ -113,7 +125,7 @@ impl Registrar {
     /// Starts a task that carries out the orders in the store, unless this process has such a task
     /// already, or there are no orders that it may carry out.
     pub async fn look_for_orders(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.carries_out.load(Ordering::Relaxed) {
+        if *self.carries_out.borrow() || self.is_draining() {
             return Ok(());
         }
         let first = self.store.orders_after(Some(&self.config.target), 0, PAGE).await?;
@@ -122,16 +134,27 @@ impl Registrar {
         if first.len() < PAGE && !first.iter().any(is_due) {
             return Ok(());
         }
-        if !self.carries_out.swap(true, Ordering::Relaxed) {
+        if self.carries_out.send_if_modified(|carries_out| !std::mem::replace(carries_out, true)) {
             let registrar = self.clone();
             self.runtime.spawn(async move {
+                let _carrying_out = CarryingOut(&registrar.carries_out);
                 if let Err(error) = registrar.carry_out_orders().await {
                     tracing::debug!(%error, "could not carry out the orders for IoT Platform now; trying again");
                 }
-                registrar.carries_out.store(false, Ordering::Relaxed);
             });
         }
         Ok(())
+    }
+
+    /// Waits until no task of this process carries out orders.
+    pub(super) async fn orders_rest(&self) {
+        // The sender is not dropped while this registrar waits.
+        let _ = self.carries_out.subscribe().wait_for(|carries_out| !carries_out).await;
+    }
+
+    /// Returns this process as the one that carries out the orders of its target.
+    fn carrier(&self) -> Carrier {
+        Carrier { owner: self.owner.id, lease: self.lease(LEASE).into_owned() }
     }
 
     /// Returns whether an attempt to carry out an order is due, and this process may make its next
@@ -181,6 +204,7 @@ impl Registrar {
             }
             Err(Hindrance::Never(reason)) => self.end(&order, &reason).await,
             Err(Hindrance::NotNow) => {}
+            Err(Hindrance::Failed(_, error)) if error.code == STOPPING => {}
             Err(Hindrance::Waits(reason)) => {
                 lock(&self.attempts).wait(order.number, Instant::now() + self.config.max_retry_pause);
                 self.note_failure(&order, reason).await;
@@ -238,7 +262,19 @@ impl Registrar {
         let now = self.claim_time();
         let completed =
             self.repeat(self.config.max_attempts, || self.store.complete_order(order, now)).await?;
+        if completed == Completed::RowChanged {
+            self.left_behind(order);
+        }
         Ok(Progress::Completed(completed))
+    }
+
+    /// Logs the device that an ended order may have left behind at the new target of a move.
+    fn left_behind(&self, order: &Order) {
+        if let (Some(_), Some(moving)) = (order.left_behind(), &order.moving) {
+            let Order { device, device_name, .. } = order;
+            let (at_target, product_key) = (&moving.to.target, &moving.to.product_key);
+            limited!(self.may_log(), warn, %device, at_target, product_key, device_name, "a move has ended, and a device that it may have registered at the new target has no row; if no row has it, delete it there");
+        }
     }
 
     /// Returns whether a device that is deleted now would soon be registered again.
@@ -313,11 +349,24 @@ impl Registrar {
         action: Action,
         call: impl FnOnce() -> ApiFuture<'a, T>,
     ) -> Result<T, ApiError> {
-        self.turn(action).await?;
+        self.turn_of_order(action).await?;
         self.admit(action)?;
         let answer = self.paced(action, call()).await?;
         lock(&self.breakers).admits(action);
         Ok(answer)
+    }
+
+    /// Waits for the turn of an order's next call. No call begins once the registrar drains.
+    async fn turn_of_order(&self, action: Action) -> Result<(), ApiError> {
+        self.turn(action).await?;
+        match self.is_draining() {
+            false => Ok(()),
+            true => Err(ApiError {
+                class: ErrorClass::TryAgain,
+                code: STOPPING.into(),
+                message: "this process stops".into(),
+            }),
+        }
     }
 
     /// Registers a device whose former secret no longer works.
@@ -362,15 +411,20 @@ impl Registrar {
         }
     }
 
-    /// Ends an order that cannot be carried out.
+    /// Ends an order that cannot be carried out, unless another process has carried it on since.
     async fn end(&self, order: &Order, reason: &str) {
-        let Order { device, kind, number, .. } = order;
-        limited!(self.may_log(), error, %device, work = %kind, reason, "could not carry out an order at IoT Platform; it has ended");
-        let by = Actor { name: self.owner.name.clone(), address: None };
-        let ended =
-            self.repeat(self.config.max_attempts, || self.store.end_order(*number, reason, &by)).await;
-        if let Err(error) = ended {
-            tracing::debug!(%device, %error, "could not end an order; trying again");
+        let Order { device, kind, .. } = order;
+        let (by, carrier) = (Actor { name: self.owner.name.clone(), address: None }, self.carrier());
+        let give_up = || self.store.give_order_up(order, &carrier, reason, &by);
+        match self.repeat(self.config.max_attempts, give_up).await {
+            Ok(Some(ended)) => {
+                limited!(self.may_log(), error, %device, work = %kind, reason, "could not carry out an order at IoT Platform; it has ended");
+                self.left_behind(&ended);
+            }
+            Ok(None) => {
+                tracing::debug!(%device, reason, "an order has ended, or another process carries it out")
+            }
+            Err(error) => tracing::debug!(%device, %error, "could not end an order; trying again"),
         }
     }
 }

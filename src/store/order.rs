@@ -10,8 +10,9 @@
 use std::fmt;
 
 use super::{
-    Actor, DeviceRow, DeviceState, RegisteredDevice, StoreError, StoreFuture, UnixSeconds, audit::AuditEvent,
-    claim::ClaimTime,
+    Actor, DeviceRow, DeviceState, RegisteredDevice, StoreError, StoreFuture, UnixSeconds,
+    audit::AuditEvent,
+    claim::{ClaimTime, OwnerId},
 };
 use crate::device::DeviceId;
 
@@ -267,7 +268,47 @@ impl Order {
     /// Returns the detail of the audit entry about this order when it ends without its change.
     /// `reason` says why it ends.
     pub(crate) fn cancelled(&self, reason: &str) -> String {
-        format!("{}: {reason}", self.work())
+        let left = self.left_behind().map(|left| format!("; {left}")).unwrap_or_default();
+        format!("{}: {reason}{left}", self.work())
+    }
+
+    /// Describes the device that this order may leave behind at IoT Platform without a row, if the
+    /// order ends now: a move may have registered it at the new target. `None` if there is no such
+    /// device.
+    pub fn left_behind(&self) -> Option<String> {
+        let moving = self.moving.as_ref().filter(|moving| moving.asked.is_some() && !moving.is_stored)?;
+        let Move { target, product_key, .. } = &moving.to;
+        Some(format!(
+            "device {product_key}/{} may exist at {target}; if no row of the table has it, delete it there",
+            self.device_name
+        ))
+    }
+
+    /// Returns the detail of the audit entry about a device that this order has registered at the new
+    /// target although the order had ended; `None` if the order is no move, or the row has the device.
+    pub(crate) fn orphaned(&self, row: Option<&DeviceRow>, device_name: &str) -> Option<String> {
+        let Move { target, product_key, .. } = &self.moving.as_ref()?.to;
+        let has_it = row.is_some_and(|row| {
+            row.target() == Some(target)
+                && row.certificate.as_ref().is_some_and(|certificate| {
+                    certificate.product_key == *product_key && certificate.device_name == device_name
+                })
+        });
+        let left = || {
+            format!("device {product_key}/{device_name} is at {target}, and no row has it: delete it there")
+        };
+        (!has_it).then(|| format!("{}: the order had ended; {}", self.work(), left()))
+    }
+
+    /// Returns whether the former device of a move does not exist any more.
+    pub(crate) fn former_is_gone(&self) -> bool {
+        self.moving.is_some() && self.is_confirmed && self.iot_id.is_none()
+    }
+
+    /// Returns whether a move has ended once the certificate of the new target is stored, because
+    /// nothing is left to do at the former target.
+    pub(crate) fn ends_when_stored(&self) -> bool {
+        self.former_is_gone() || self.moving.as_ref().is_some_and(|moving| moving.to.former == Former::Keep)
     }
 
     /// Describes the rest of the work for this order.
@@ -376,6 +417,9 @@ pub enum Placed {
     NoCertificate,
     /// The device is being registered, so it may be at IoT Platform already.
     Registering,
+    /// A registration of the device has begun at this target and may have been carried out there. No
+    /// process continues it now.
+    Begun(String),
     /// The device has an order of another kind, or a move to another destination.
     Other(OrderKind),
     /// The device is at the target of the move already.
@@ -397,9 +441,71 @@ pub enum OrderNote {
     FormerIsGone,
     /// Time of the first call that may have registered the device at the new target of a move. If
     /// the order already has such a time, it keeps that one.
-    Asked(ClaimTime),
-    /// No call can have registered the device at the new target of a move.
-    NotAsked,
+    Asked(ClaimTime, Carrier),
+    /// No call can have registered the device at the new target of a move. Only the carrier whose
+    /// [`Asked`](Self::Asked) was noted may say so.
+    NotAsked(Carrier),
+}
+
+/// The process that carries out the orders of a target. While it has the lease on this work, no other
+/// process makes a call for these orders. A process that was suspended may have lost the lease
+/// without noticing it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carrier {
+    /// The process.
+    pub owner: OwnerId,
+    /// Name of the lease.
+    pub lease: String,
+}
+
+/// Treatment of a registration that has begun at another target, when the device is moved before it
+/// has a certificate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Begun {
+    /// The registration stays in the journal if it may have been carried out, and the device is not
+    /// moved.
+    #[default]
+    Keep,
+    /// The registration is removed from the journal, unless a process is carrying it out. The device
+    /// may stay at the other target without a row.
+    Abandon,
+}
+
+/// Claim on a device without a certificate that is to be moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BegunClaim {
+    /// Target, product and name of the registration.
+    pub(crate) target: String,
+    pub(crate) product_key: String,
+    pub(crate) device_name: String,
+    /// Set if a living process has the claim.
+    pub(crate) has_owner: bool,
+    /// Set if IoT Platform may have been called for the device, or may be called for a batch that it
+    /// is in.
+    pub(crate) may_be_asked: bool,
+}
+
+impl BegunClaim {
+    /// Returns the answer to a move of the device; `None` if the move ends the claim.
+    pub(crate) fn answer(&self, begun: Begun) -> Option<Placed> {
+        match begun {
+            _ if self.has_owner => Some(Placed::Registering),
+            Begun::Keep if self.may_be_asked => Some(Placed::Begun(self.target.clone())),
+            Begun::Keep | Begun::Abandon => None,
+        }
+    }
+
+    /// Returns the end of the audit entry about a move that ends this claim.
+    pub(crate) fn detail(&self) -> String {
+        let Self { target, product_key, device_name, .. } = self;
+        match self.may_be_asked {
+            true => format!(
+                "; gave up the registration that had begun at {target}: device {product_key}/{device_name} may exist \
+                 there; if no row of the table has it, delete it there"
+            ),
+            false => String::new(),
+        }
+    }
 }
 
 /// Result of [`Orders::complete_order`].
@@ -423,8 +529,11 @@ pub enum Moved {
     Yes,
     /// The row no longer [fits](Order::fits) the order, so it was not changed. The order has ended.
     RowChanged,
-    /// The order has ended before.
+    /// The order has ended before, and the row has the certificate of the new target.
     Ended,
+    /// The order has ended before, and the row has another device or is gone. So the device at the new
+    /// target has no row, as an audit entry says.
+    Orphaned,
     /// This other device has the same name in the new product. Nothing was changed.
     NameTaken(DeviceId),
     /// This other device has the same `IotId`. Nothing was changed.
@@ -457,9 +566,15 @@ pub trait Orders: Send + Sync + 'static {
     /// Places an order to move a device durably, and writes an audit entry that names `by`. The row
     /// stays as it is until [`store_move`](Self::store_move). If the device has no certificate, its
     /// row gets the target and the product of the move at once and loses its refusal, and no order is
-    /// placed, unless the device is being registered.
-    fn place_move<'a>(&'a self, device: &'a DeviceId, to: &'a Move, by: &'a Actor)
-    -> StoreFuture<'a, Placed>;
+    /// placed, unless the device is being registered. An abandoned claim on it ends if IoT Platform was
+    /// certainly not called for the device; otherwise `begun` decides.
+    fn place_move<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        to: &'a Move,
+        begun: Begun,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Placed>;
 
     /// Returns up to `limit` orders with numbers above `after`, oldest first. With a `target`,
     /// returns only orders whose next call goes to that target.
@@ -474,7 +589,7 @@ pub trait Orders: Send + Sync + 'static {
     fn order_of<'a>(&'a self, device: &'a DeviceId) -> StoreFuture<'a, Option<Order>>;
 
     /// Notes what has become known about an order. Returns whether it was noted: false if the order has
-    /// ended, or its state contradicts the note.
+    /// ended, its state contradicts the note, or the carrier has lost its lease.
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool>;
 
     /// Stores the certificate of the new target in the row of a device that is moved, together with
@@ -496,6 +611,18 @@ pub trait Orders: Send + Sync + 'static {
     /// Ends an order that was not carried out, and writes an audit entry with the reason. The device
     /// itself stays as it is. Returns whether the order existed.
     fn end_order<'a>(&'a self, number: OrderNumber, reason: &'a str, by: &'a Actor) -> StoreFuture<'a, bool>;
+
+    /// Ends an order that cannot be carried out, as [`end_order`](Self::end_order) does, and returns it
+    /// as it was at its end. Does nothing and returns `None` if the carrier has lost its lease, if the
+    /// order has ended, or if its next step is not the same as that of `seen`: then another process
+    /// carries it out, and may know better.
+    fn give_order_up<'a>(
+        &'a self,
+        seen: &'a Order,
+        carrier: &'a Carrier,
+        reason: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Option<Order>>;
 }
 
 /// Reason of an order that an operator has ended.

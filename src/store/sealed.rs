@@ -23,7 +23,9 @@ use super::{
     backup::Contents,
     claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
     filter::{self, Cursor, Found, Held, Listed, Tally},
-    order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+    order::{
+        Begun, Carrier, Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
+    },
     roll::DeviceKeys,
     seal_step::SealStep,
     undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -468,12 +470,14 @@ impl<S: Store + StoredSecrets> Orders for Sealed<S> {
     pass_on! {
         self to self.inner;
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn place_move(device: &'a DeviceId, to: &'a Move, by: &'a Actor) -> Placed;
+        fn place_move(device: &'a DeviceId, to: &'a Move, begun: Begun, by: &'a Actor) -> Placed;
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
         fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
         fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
+        fn give_order_up(seen: &'a Order, carrier: &'a Carrier, reason: &'a str, by: &'a Actor)
+            -> Option<Order>;
     }
 
     fn store_move<'a>(

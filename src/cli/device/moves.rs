@@ -19,7 +19,7 @@ use crate::{
     store::{
         Actor, Table,
         filter::{Cursor, End, Filter, Found},
-        order::{self, Move, OrderKind},
+        order::{self, Begun, Move, OrderKind},
     },
     table_file,
 };
@@ -63,6 +63,10 @@ pub(super) struct Args {
     /// Treatment of the device at the former target, once the new certificate is stored
     #[arg(long, value_enum, default_value = "keep")]
     former: Former,
+    /// Give up a registration that has begun at another target and is not finished, even if it may
+    /// have been carried out there; for a target that is gone
+    #[arg(long)]
+    abandon: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,9 +103,10 @@ pub(super) async fn run(args: &Args, config: &Config, store: &Arc<dyn Table>, by
         let product_key = product(args, config, enrollment).map_err(Refusal::NoProduct)?;
         Ok(Move { target: args.target.clone(), product_key, former: args.former.into() })
     };
+    let begun = if args.abandon { Begun::Abandon } else { Begun::Keep };
     let place = async |id: &DeviceId| {
         let terms = |name: &str| everywhere::terms(config, name);
-        ordering::place_move(&**store, &targets, terms, id, (to, by)).await
+        ordering::place_move(&**store, &targets, terms, id, (to, begun, by)).await
     };
     let done = format!("moved to {}; the new certificate comes with the next request", args.target);
     let carriers = match args.former {

@@ -1,6 +1,8 @@
 //! Registers the devices of moves at the new target. An order serves as the journal entry: the time
 //! of the first call is in the store before the call. So a device that exists later under this name
-//! is recognized as one that this server has registered.
+//! is recognized as one that this server has registered. A process that was suspended may continue when
+//! another one carries its order out. So what it learned from its own call counts only while it has the
+//! lease on this work.
 
 use tokio::time::Instant;
 
@@ -13,7 +15,7 @@ use crate::{
     store::{
         AskedBy, Claim, DeviceRow, DeviceState, JournalEntry, RegisteredDevice,
         claim::{ClaimTime, NAME_IS_TAKEN},
-        order::{Completed, Former, Moved, Moving, Order, OrderNote},
+        order::{Completed, Moved, Moving, Order, OrderNote},
         unix_now,
     },
 };
@@ -67,14 +69,15 @@ impl Registrar {
             ))
         };
         match moved {
-            Moved::Yes if moving.to.former == Former::Keep => Ok(Progress::Completed(Completed::Yes)),
+            Moved::Yes if order.ends_when_stored() => Ok(Progress::Completed(Completed::Yes)),
             Moved::Yes => Ok(Progress::Step),
             Moved::Ended => Ok(Progress::Completed(Completed::Ended)),
-            Moved::RowChanged => {
+            Moved::RowChanged | Moved::Orphaned => {
                 let Order { device, device_name, .. } = order;
-                let product_key = &moving.to.product_key;
-                limited!(self.may_log(), error, %device, product_key, device_name, "the row of a device was changed while it was moved, so its new certificate is not stored; if the name is not used any more, delete it at IoT Platform");
-                Ok(Progress::Completed(Completed::RowChanged))
+                let (at_target, product_key) = (&moving.to.target, &moving.to.product_key);
+                limited!(self.may_log(), warn, %device, at_target, product_key, device_name, "the row of a device was changed, or its order has ended, while it was moved, so its new certificate is not stored; if no row has the device, delete it at the new target");
+                let is_ended = moved == Moved::Orphaned;
+                Ok(Progress::Completed(if is_ended { Completed::Ended } else { Completed::RowChanged }))
             }
             Moved::NameTaken(holder) => Err(taken("name", holder)),
             Moved::IotIdTaken(holder) => Err(taken("IotId", holder)),
@@ -91,7 +94,7 @@ impl Registrar {
         }
         let is_first = moving.asked.is_none();
         if is_first {
-            self.note(order, OrderNote::Asked(self.claim_time())).await?;
+            self.note(order, OrderNote::Asked(self.claim_time(), self.carrier())).await?;
         }
         let (answer, may_be_done) = match self.may_call(order, product_key).await {
             Err(error) => (Err(error), false),
@@ -103,7 +106,7 @@ impl Registrar {
             }
         };
         if is_first && !may_be_done {
-            self.note(order, OrderNote::NotAsked).await?;
+            self.note(order, OrderNote::NotAsked(self.carrier())).await?;
         }
         let device = match answer {
             Ok(device) => {
@@ -119,7 +122,7 @@ impl Registrar {
 
     /// Waits for the turn of a registration, and admits it unless a breaker is open.
     async fn may_call(&self, order: &Order, product_key: &str) -> Result<(), ApiError> {
-        self.turn(REGISTER).await?;
+        self.turn_of_order(REGISTER).await?;
         let admitted = lock(&self.breakers).admit(product_key, &order.device, Instant::now());
         admitted.map_err(is_stopped)
     }
@@ -172,7 +175,8 @@ impl Registrar {
         enabled.map_err(|error| Hindrance::Failed(Action::EnableThing, error))
     }
 
-    /// Stores what has become known about an order. Fails if the order has ended.
+    /// Stores what has become known about an order. Fails if the order has ended, or another process
+    /// carries it out.
     async fn note(&self, order: &Order, note: OrderNote) -> Result<(), Hindrance> {
         let number = order.number;
         match self.repeat(self.config.max_attempts, || self.store.note_order(number, note.clone())).await? {

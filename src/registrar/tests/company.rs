@@ -1,5 +1,6 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
-//! are servers and `register` runs that die at any step and start again. Meanwhile, an operator
+//! are servers and `register` runs that die at any step and start again. Others are fenced although
+//! they live, like a process that was suspended. Meanwhile, an operator
 //! disables devices and, in half of the runs, also rotates them and moves them between two targets.
 //! The clouds fail in every way that the simulation knows. One seed determines the whole run.
 
@@ -14,8 +15,9 @@ use crate::{
     iot_platform::Action,
     store::{
         DeviceState, Store,
-        audit::AuditEvent,
-        order::{Former, Move, OrderKind, Orders, Placed},
+        audit::{AuditEntry, AuditEvent},
+        claim::NAME_IS_TAKEN,
+        order::{Begun, Former, Move, OrderKind, Orders, Placed},
     },
     target,
     testing::store::{Fuse, Memory},
@@ -25,6 +27,9 @@ const TOKYO: &str = "tokyo";
 
 /// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(4 * 3600);
+
+/// Maximum number of devices that are registered one by one.
+const MAX_SINGLE: usize = 29;
 
 /// Range of seeds that the test uses by default. `CERTDIST_SEEDS` selects another range, such as
 /// `0..500`.
@@ -40,6 +45,8 @@ struct Company {
     products: usize,
     config: Config,
     random: StdRng,
+    /// Source of the choices of the processes that are fenced.
+    fencing: StdRng,
     /// Set if the table is on a network that loses answers.
     is_lossy: bool,
     /// Set if the operator rotates and moves devices.
@@ -51,8 +58,11 @@ impl Company {
     fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         // A small number of devices is registered one by one, a large number in batches.
-        let devices =
-            if random.random_bool(0.5) { random.random_range(1..30) } else { random.random_range(60..300) };
+        let devices = if random.random_bool(0.5) {
+            random.random_range(1..=MAX_SINGLE)
+        } else {
+            random.random_range(60..300)
+        };
         let store = Memory::default();
         let products = if random.random_bool(0.5) { 1 } else { 10 };
         for number in 0..devices {
@@ -70,8 +80,20 @@ impl Company {
         }
         let is_lossy = random.random_bool(0.5);
         let has_orders = random.random_bool(0.5);
-        let operator = None;
-        Self { store, cloud, tokyo, devices, products, config, random, is_lossy, has_orders, operator }
+        let (operator, fencing) = (None, StdRng::seed_from_u64(!seed));
+        Self {
+            store,
+            cloud,
+            tokyo,
+            devices,
+            products,
+            config,
+            random,
+            fencing,
+            is_lossy,
+            has_orders,
+            operator,
+        }
     }
 
     /// Starts a process, which dies when the steps of its fuse are used up. A `register` run also
@@ -162,7 +184,7 @@ impl Company {
                         let target = if kind == 3 { target::DEFAULT } else { TOKYO };
                         let product_key = product_at(target, number, products);
                         let to = Move { target: target.into(), product_key, former };
-                        store.place_move(&device, &to, &by).await
+                        store.place_move(&device, &to, Begun::Keep, &by).await
                     }
                 };
                 assert!(!matches!(placed.unwrap(), Placed::NoDevice | Placed::NameTaken(_)));
@@ -197,6 +219,7 @@ impl Company {
         }
         let mut is_late = false;
         while !self.is_done().await {
+            self.fence_some().await;
             if start.elapsed() > END / 2 && !is_late {
                 // Perhaps no running server gets requests from every device, and only a server
                 // resumes registrations of dead processes. So one more server starts, and this
@@ -224,6 +247,19 @@ impl Company {
             }
         }
         self.check().await;
+    }
+
+    /// Fences each process with a small probability, although it lives, like one that was suspended.
+    /// Does so only where devices are registered one by one.
+    async fn fence_some(&mut self) {
+        if self.devices > MAX_SINGLE {
+            return;
+        }
+        for beat in self.store.beats(None).await.unwrap() {
+            if self.fencing.random_bool(0.01) {
+                self.store.fence(beat).await.unwrap();
+            }
+        }
     }
 
     /// Starts a process. If it may die, it dies after a random number of steps.
@@ -272,6 +308,15 @@ impl Company {
             );
             let moved = count(AuditEvent::Moved);
             assert!(moved > 0 || target == target::DEFAULT, "{} was not moved", row.id);
+            // Only certdist registers devices in Tokyo. Before the first one of a name, none exists there.
+            let detail = |entry: &AuditEntry| entry.detail.clone().unwrap_or_default();
+            let about_tokyo = history.iter().rev().filter(|entry| detail(entry).contains("to tokyo"));
+            let first = about_tokyo.filter(|entry| entry.event != AuditEvent::Ordered).map(detail).next();
+            assert!(
+                first.is_none_or(|first| !first.contains(NAME_IS_TAKEN)),
+                "{} was taken for another",
+                row.id
+            );
         }
         for cloud in [&self.cloud, &self.tokyo] {
             for action in Action::ALL {

@@ -8,7 +8,7 @@ use crate::{
     iot_platform::{Action, IotPlatform},
     store::{
         audit::AuditEvent,
-        order::{Former, Move, OrderKind, Orders, Placed},
+        order::{Begun, Former, Move, OrderKind, Orders, Placed},
     },
     target,
     testing::store::{Fuse, Memory},
@@ -66,7 +66,7 @@ impl World {
     }
 
     async fn place(&self, name: &str, to: &Move) {
-        let placed = self.store.place_move(&id(name), to, &operator()).await.unwrap();
+        let placed = self.store.place_move(&id(name), to, Begun::Keep, &operator()).await.unwrap();
         assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
     }
 
@@ -404,4 +404,95 @@ async fn a_former_device_lasts_while_the_device_could_not_get_its_new_certificat
     registrars.iter().for_each(|registrar| registrar.set_guards(HashMap::new()));
     world.until_done().await;
     check(&world, Former::Delete).await;
+}
+
+/// A process that was suspended is fenced, and another one carries its order out. The answer that the
+/// name exists then comes from the call of the other process.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_fenced_ends_no_move_of_another() {
+    let world = World::new(true).await;
+    world.clouds[1]
+        .script([Scripted::Slow(Duration::from_secs(3)), Scripted::CreateAndLose(ErrorClass::TimedOut)]);
+    world.place(NAME, &to_tokyo(Former::Keep)).await;
+    let pause = Duration::from_secs(60);
+    let refuse_existing = ["lamp".to_owned()].into();
+    let config = Config { refuse_existing, retry_pause: pause, max_retry_pause: pause, ..config() };
+    let calls = async |count| {
+        while world.clouds[1].calls(Action::RegisterDevice) < count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _late = world.start_living(&config);
+    calls(1).await;
+    for beat in world.store.beats(None).await.unwrap() {
+        assert!(world.store.fence(beat).await.unwrap());
+    }
+    let _other = world.start_living(&config);
+    calls(2).await;
+    world.until_done().await;
+    check(&world, Former::Keep).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_finishes_the_call_of_an_order_and_begins_none() {
+    for deadline in [10, 1].map(Duration::from_secs) {
+        let world = World::new(true).await;
+        world.clouds[1].script([Scripted::Slow(Duration::from_secs(3))]);
+        world.place(NAME, &to_tokyo(Former::Delete)).await;
+        let [there, tokyo] = world.start_living(&config());
+        while world.clouds[1].calls(Action::RegisterDevice) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let begun = Instant::now();
+        there.drain(deadline).await;
+        tokyo.drain(deadline).await;
+        assert!(begun.elapsed() < deadline.min(Duration::from_secs(3)) + Duration::from_millis(100));
+        let is_finished = deadline > Duration::from_secs(3);
+        assert_eq!(world.row(NAME).target() == Some(TOKYO), is_finished);
+        let order = world.store.order_of(&id(NAME)).await.unwrap().expect("its last step is left");
+        assert!(order.moving.unwrap().asked.is_some());
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(world.secrets(NAME)[0].is_some(), "no further call was made");
+        let _next = world.start_living(&config());
+        world.until_done().await;
+        check(&world, Former::Delete).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_wait_for_their_turn_are_not_begun_by_a_process_that_stops() {
+    let world = World::new(true).await;
+    for name in ["SN02", "SN03", "SN04"] {
+        world.add(name, true).await;
+    }
+    for name in [NAME, "SN02", "SN03", "SN04"] {
+        world.place(name, &to_tokyo(Former::Keep)).await;
+    }
+    let [_there, tokyo] = world.start_living(&Config { qps: 1.0, shared_qps: 1.0, ..config() });
+    while world.clouds[1].calls(Action::RegisterDevice) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokyo.drain(Duration::from_secs(60)).await;
+    assert_eq!(world.clouds[1].calls(Action::RegisterDevice), 1);
+    for order in world.store.orders_after(None, 0, 9).await.unwrap() {
+        assert_eq!((order.moving.unwrap().asked, order.failure), (None, None));
+    }
+}
+
+/// The row is changed between two steps of a move, after the device was registered.
+#[tokio::test(start_paused = true)]
+async fn a_device_that_no_row_has_after_a_move_is_in_the_audit_log() {
+    let world = World::new(true).await;
+    world.clouds[1].script([Scripted::CreateAndLose(ErrorClass::TimedOut)]);
+    world.place(NAME, &to_tokyo(Former::Keep)).await;
+    let pause = Duration::from_secs(60);
+    let _registrars = world.start_living(&Config { retry_pause: pause, max_retry_pause: pause, ..config() });
+    while world.clouds[1].devices() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.store.insert(DeviceRow { certificate: None, ..world.row(NAME) });
+    world.until_done().await;
+    let (event, detail) = world.last_entry(NAME).await;
+    assert_eq!(event, AuditEvent::Cancelled);
+    assert!(detail.contains("the row was changed meanwhile; device a2/SN01 may exist at tokyo"), "{detail}");
 }

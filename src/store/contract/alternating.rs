@@ -21,7 +21,9 @@ use crate::{
         filter::{self, Cursor, Found, Held, Tally},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
-        order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        order::{
+            Begun, Carrier, Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
+        },
         place::{CountsPlaces, MaxPlaces, Places},
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
         seal_step::SealStep,
@@ -166,13 +168,15 @@ impl<S: Store> Orders for Alternating<S> {
     pass_on! {
         self to self.next();
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn place_move(device: &'a DeviceId, to: &'a Move, by: &'a Actor) -> Placed;
+        fn place_move(device: &'a DeviceId, to: &'a Move, begun: Begun, by: &'a Actor) -> Placed;
         fn store_move(order: &'a Order, registered: &'a RegisteredDevice) -> Moved;
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
         fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
         fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
+        fn give_order_up(seen: &'a Order, carrier: &'a Carrier, reason: &'a str, by: &'a Actor)
+            -> Option<Order>;
     }
 }
 

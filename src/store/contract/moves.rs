@@ -3,7 +3,8 @@
 use super::*;
 use crate::store::{
     audit::Filter,
-    order::{Completed, Former, Move, Moved, Order, OrderKind, OrderNote, Placed, Step},
+    claim::Claimed,
+    order::{Begun, Carrier, Completed, Former, Move, Moved, Order, OrderKind, OrderNote, Placed, Step},
     sighting::Watched,
 };
 
@@ -12,7 +13,7 @@ fn to(target: &str, former: Former) -> Move {
 }
 
 fn place(store: &impl Store, device: &str, to: &Move) -> Placed {
-    now(store.place_move(&id(device), to, &by())).unwrap()
+    now(store.place_move(&id(device), to, Begun::Keep, &by())).unwrap()
 }
 
 fn order_of(store: &impl Store, device: &str) -> Option<Order> {
@@ -43,6 +44,18 @@ fn note(store: &impl Store, order: &Order, note: OrderNote) -> bool {
 
 fn store_move(store: &impl Store, order: &Order) -> Moved {
     now(store.store_move(order, &in_tokyo(&order.device_name))).unwrap()
+}
+
+/// Takes the lease on the orders of Tokyo for an owner.
+fn carrier(store: &impl Leases, number: i64) -> Carrier {
+    let lease = "orders/tokyo".to_owned();
+    assert!(now(store.take_lease(&owner(number), &lease)).unwrap().is_some(), "another owner has it");
+    Carrier { owner: owner(number).id, lease }
+}
+
+/// Ends a process for the others, although it may go on.
+fn fence(store: &impl Claims, number: i64) {
+    now(store.retire(owner(number).id)).unwrap();
 }
 
 /// Returns the numbers of the orders whose next call is made at a target.
@@ -159,25 +172,146 @@ fn the_former_device_is_confirmed_first_and_changed_last(store: &(impl Store + B
     assert!(note(store, &order, OrderNote::FormerIsGone));
     let order = order_of(store, "SN-2").unwrap();
     assert_eq!((order.step(), order.target.as_str()), (Step::Register, "tokyo"));
+    // The operator's command is the same as before.
+    assert_eq!(place(store, "SN-2", &to("tokyo", Former::Disable)), Placed::Yes(order.number));
+    assert_eq!(place(store, "SN-2", &to("tokyo", Former::Keep)), Placed::Other(OrderKind::Move));
+    // It is not found later, by a process that is late.
+    assert!(!note(store, &order, OrderNote::FormerIsGone));
     assert_eq!(store_move(store, &order), Moved::Yes);
     assert_eq!(order_of(store, "SN-2"), None);
+    assert_eq!(place(store, "SN-2", &to("tokyo", Former::Disable)), Placed::There);
+}
+
+/// A former device that was found is not taken for gone, which would leave it as it is.
+fn a_former_device_that_was_found_is_not_forgotten(store: &(impl Store + Bulk)) {
+    import(store, [with_certificate("SN-1", "s3cret")]);
+    let order = placed(store, "SN-1", Former::Delete);
+    assert!(note(store, &order, OrderNote::IotId("iot-1".into())));
+    assert!(!note(store, &order, OrderNote::FormerIsGone));
+    let order = order_of(store, "SN-1").unwrap();
+    assert_eq!((order.iot_id.as_deref(), order.step()), (Some("iot-1"), Step::Register));
 }
 
 /// The time of the first call is kept until no call can have been made.
-fn the_first_call_is_noted(store: &(impl Store + Bulk)) {
+fn the_first_call_is_noted(store: &(impl Store + Bulk + Leases)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let order = placed(store, "SN-1", Former::Keep);
     let asked = || order_of(store, "SN-1").unwrap().moving.unwrap().asked;
     let first = ClaimTime { at: 1000, cloud_offset: Some(-60) };
-    assert!(note(store, &order, OrderNote::Asked(first)));
-    assert!(!note(store, &order, OrderNote::Asked(ClaimTime { at: 2000, cloud_offset: None })));
+    let by_one = carrier(store, 1);
+    let asks = |at| note(store, &order, OrderNote::Asked(at, by_one.clone()));
+    assert!(asks(first));
+    assert!(!asks(ClaimTime { at: 2000, cloud_offset: None }));
     assert_eq!(asked(), Some(first));
-    assert!(note(store, &order, OrderNote::NotAsked));
+    assert!(note(store, &order, OrderNote::NotAsked(by_one.clone())));
     assert_eq!(asked(), None);
-    assert!(note(store, &order, OrderNote::Asked(NOW)));
+    assert!(asks(NOW));
     assert_eq!(asked(), Some(NOW));
     assert!(now(store.end_order(order.number, "odd", &by())).unwrap());
-    assert!(!note(store, &order, OrderNote::Asked(first)));
+    assert!(!asks(first));
+}
+
+/// A process that was suspended has lost its lease. It neither forgets the call of the process that
+/// carries its order out, nor begins one, nor ends the order.
+fn a_late_process_changes_no_move(store: &(impl Store + Bulk + Leases + AuditLog)) {
+    import(store, ["SN-1", "SN-2"].map(|name| with_certificate(name, "s3cret")));
+    let [order, other] = ["SN-1", "SN-2"].map(|name| placed(store, name, Former::Delete));
+    let late = carrier(store, 1);
+    for order in [&order, &other] {
+        assert!(note(store, order, OrderNote::IotId(format!("iot-{}", order.device_name))));
+    }
+    let seen = order_of(store, "SN-1").unwrap();
+    assert!(note(store, &order, OrderNote::Asked(NOW, late.clone())));
+    fence(store, 1);
+    // Until another process has the work, no other process can have made a call.
+    let unknown = Carrier { owner: owner(2).id, ..late.clone() };
+    assert!(!note(store, &order, OrderNote::NotAsked(unknown)));
+    let living = carrier(store, 2);
+    assert!(!note(store, &order, OrderNote::NotAsked(late.clone())));
+    assert!(!note(store, &other, OrderNote::Asked(NOW, late.clone())));
+    assert_eq!(order_of(store, "SN-1").unwrap().moving.unwrap().asked, Some(NOW));
+    assert_eq!(order_of(store, "SN-2").unwrap().moving.unwrap().asked, None);
+    let give_up = |seen: &Order, carrier: &Carrier| {
+        now(store.give_order_up(seen, carrier, "the name exists", &by())).unwrap()
+    };
+    assert_eq!(give_up(&seen, &late), None);
+    assert_eq!(store_move(store, &order), Moved::Yes);
+    // The next step is another one than that which has failed.
+    assert_eq!(give_up(&seen, &living), None);
+    let stored = order_of(store, "SN-1").unwrap();
+    assert_eq!(give_up(&stored, &living), Some(stored));
+    assert_eq!((order_of(store, "SN-1"), give_up(&order, &living)), (None, None));
+    let (event, detail) = said(store, "SN-1").pop().unwrap();
+    assert_eq!(event, AuditEvent::Cancelled);
+    assert_eq!(detail, "delete the former device at default, after a move: the name exists");
+}
+
+/// A device at the new target that no row has is in the audit log, once, however its order ends.
+fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + Leases + AuditLog)) {
+    let names = ["SN-1", "SN-2", "SN-3"];
+    import(store, names.map(|name| with_certificate(name, "s3cret")));
+    let [changed, cancelled, given_up] = names.map(|name| placed(store, name, Former::Keep));
+    let carrier = carrier(store, 1);
+    for order in [&changed, &cancelled, &given_up] {
+        assert!(note(store, order, OrderNote::Asked(NOW, carrier.clone())));
+    }
+    let deleted = Sighting { state: Some(CloudState::Deleted), ..Sighting::default() };
+    now(store.store_sightings(vec![(Watched::from(&device(store, "SN-1").unwrap()), deleted)])).unwrap();
+    now(store.reset(&id("SN-1"), &by())).unwrap();
+    assert_eq!(now(store.complete_order(&changed, NOW)).unwrap(), Completed::RowChanged);
+    assert!(now(store.end_order(cancelled.number, "not wanted", &by())).unwrap());
+    let seen = order_of(store, "SN-3").unwrap();
+    assert!(now(store.give_order_up(&seen, &carrier, "odd", &by())).unwrap().is_some());
+    for (name, reason) in names.into_iter().zip(["the row was changed meanwhile", "not wanted", "odd"]) {
+        let detail = format!(
+            "move to tokyo, product a1tokyo: {reason}; device a1tokyo/{name} may exist at tokyo; if no row of the table \
+             has it, delete it there"
+        );
+        assert_eq!(said(store, name).last(), Some(&(AuditEvent::Cancelled, detail)));
+    }
+    // A call whose answer comes after that has registered the device.
+    assert_eq!(store_move(store, &cancelled), Moved::Orphaned);
+    let detail = "move to tokyo, product a1tokyo: the order had ended; device a1tokyo/SN-2 is at tokyo, and no row has it: \
+                  delete it there";
+    assert_eq!(said(store, "SN-2").last(), Some(&(AuditEvent::Cancelled, detail.into())));
+    assert_eq!(device(store, "SN-2").unwrap().certificate, Some(certificate("SN-2", "s3cret")));
+}
+
+/// A registration that has begun elsewhere keeps the device from a move. The operator may give it up
+/// once no process carries it out, and the audit log then names the device that may exist.
+fn a_registration_that_has_begun_is_given_up_by_the_operator_only(store: &(impl Store + Bulk + AuditLog)) {
+    import(store, ["SN-1", "SN-2"].map(row));
+    let tokyo = to("tokyo", Former::Keep);
+    let place = |name, begun| now(store.place_move(&id(name), &tokyo, begun, &by())).unwrap();
+    assert!(matches!(now(store.claim(&owner(1), &entry("SN-1"), NOW)).unwrap(), Claimed::Yours(_)));
+    for begun in [Begun::Keep, Begun::Abandon] {
+        assert_eq!(place("SN-1", begun), Placed::Registering);
+    }
+    fence(store, 1);
+    assert_eq!(place("SN-1", Begun::Keep), Placed::Begun("default".into()));
+    assert_eq!(now(store.abandoned("default", 9)).unwrap(), [entry("SN-1")]);
+    assert_eq!(place("SN-1", Begun::Abandon), Placed::Here);
+    assert_eq!(now(store.claim_of(&id("SN-1"))).unwrap(), None);
+    let detail = "in the table: to tokyo (a1tokyo/SN-1); gave up the registration that had begun at default: device \
+                  a1lamp/SN-1 may exist there; if no row of the table has it, delete it there";
+    assert_eq!(said(store, "SN-1"), [(AuditEvent::Moved, detail.into())]);
+    // It is registered at its new target, and there only.
+    let anew = JournalEntry { product_key: "a1tokyo".into(), target: "tokyo".into(), ..entry("SN-1") };
+    assert!(matches!(now(store.claim(&owner(2), &anew, NOW)).unwrap(), Claimed::Yours(_)));
+    // A batch that was never begun at IoT Platform has registered no device.
+    let batch = OpenBatch { id: 7, product_key: "a1lamp".into(), apply_id: None, target: "default".into() };
+    now(store.claim_batch(&owner(1), &batch, &[entry("SN-2")], NOW)).unwrap();
+    assert_eq!(place("SN-2", Begun::Abandon), Placed::Registering);
+    fence(store, 1);
+    assert_eq!(
+        place("SN-2", Begun::Keep),
+        Placed::Begun("default".into()),
+        "its process may only be suspended"
+    );
+    now(store.take_batches(&owner(2), "default")).unwrap();
+    assert_eq!(place("SN-2", Begun::Keep), Placed::Here);
+    assert_eq!(said(store, "SN-2"), [(AuditEvent::Moved, "in the table: to tokyo (a1tokyo/SN-2)".into())]);
+    assert_eq!(now(store.claim_of(&id("SN-2"))).unwrap(), None);
 }
 
 /// No row is given a certificate that is not its own.
@@ -247,7 +381,11 @@ contract! {
     a_move_is_placed_once_for_a_device_of_another_target
     a_moved_device_has_the_certificate_of_its_new_target
     the_former_device_is_confirmed_first_and_changed_last
+    a_former_device_that_was_found_is_not_forgotten
     the_first_call_is_noted
+    a_late_process_changes_no_move
+    a_device_without_a_row_is_in_the_audit_log
+    a_registration_that_has_begun_is_given_up_by_the_operator_only
     a_move_changes_no_other_device_and_shares_none
     a_device_without_a_certificate_moves_in_the_table
     a_device_that_moves_is_not_deleted

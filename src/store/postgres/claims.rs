@@ -214,7 +214,7 @@ async fn claim(
     Ok(Claimed::Yours(Claim { since, cloud_offset, asked_by }))
 }
 
-async fn end_claim(session: &Session, device: &DeviceId) -> Result<(), Failure> {
+pub(super) async fn end_claim(session: &Session, device: &DeviceId) -> Result<(), Failure> {
     const SQL: &str = "DELETE FROM registration_claim WHERE deviceId = $1";
     session.execute(SQL, values![device.as_str()]).await.map(drop)
 }

@@ -20,8 +20,8 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::ClaimTime,
         order::{
-            Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, NO_DESTINATION, Order, OrderKind, OrderNote,
-            OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
+            Begun, Carrier, Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, NO_DESTINATION, Order,
+            OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
         },
     },
 };
@@ -94,6 +94,13 @@ async fn log(
 ) -> Result<(), Failure> {
     let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
     audit::append(session, &entry).await
+}
+
+/// Returns whether no other process can have taken the work of a carrier over. None can until the
+/// transaction ends, because the lease is locked.
+async fn has_lease(session: &Session, carrier: &Carrier) -> Result<bool, Failure> {
+    const SQL: &str = "SELECT 1 FROM lease WHERE name = $1 AND owner = $2 FOR SHARE";
+    Ok(session.row(SQL, values![carrier.lease, carrier.owner]).await?.is_some())
 }
 
 /// Returns whether a device is in the journal.
@@ -287,10 +294,13 @@ impl Orders for Postgres {
         &'a self,
         device: &'a DeviceId,
         to: &'a Move,
+        begun: Begun,
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed> {
         let (device, to, by, clock) = (device.clone(), to.clone(), by.clone(), self.clock.clone());
-        self.write(async move |session: &Session| moves::place(session, &device, &to, &by, clock.now()).await)
+        self.write(async move |session: &Session| {
+            moves::place(session, &device, (&to, begun), &by, clock.now()).await
+        })
     }
 
     fn orders_after<'a>(
@@ -320,21 +330,27 @@ impl Orders for Postgres {
         const IOT_ID: &str = "UPDATE cloud_order SET IotId = $2, isConfirmed = true, failure = NULL, \
                               target = CASE WHEN isStored THEN target ELSE coalesce(toTarget, target) END \
                               WHERE number = $1";
-        const IS_GONE: &str = "UPDATE cloud_order SET former = 'keep', failure = NULL, target = toTarget \
-                               WHERE number = $1 AND NOT isStored AND toTarget IS NOT NULL";
+        const IS_GONE: &str = "UPDATE cloud_order SET IotId = NULL, isConfirmed = true, failure = NULL, \
+                               target = toTarget \
+                               WHERE number = $1 AND NOT isStored AND NOT isConfirmed AND toTarget IS NOT NULL";
         const FAILURE: &str = "UPDATE cloud_order SET failure = $2 WHERE number = $1";
         const ASKED: &str = "UPDATE cloud_order SET askedAt = $2, cloudOffset = $3 \
                              WHERE number = $1 AND askedAt IS NULL";
         const NOT_ASKED: &str = "UPDATE cloud_order SET askedAt = NULL, cloudOffset = NULL WHERE number = $1";
         self.engine.transact(async move |session: &Session| {
+            if let OrderNote::Asked(_, by) | OrderNote::NotAsked(by) = &note
+                && !has_lease(session, by).await?
+            {
+                return Ok(false);
+            }
             let changed = match &note {
                 OrderNote::IotId(iot_id) => session.execute(IOT_ID, values![number, iot_id]).await?,
                 OrderNote::Failure(failure) => session.execute(FAILURE, values![number, failure]).await?,
                 OrderNote::FormerIsGone => session.execute(IS_GONE, values![number]).await?,
-                OrderNote::Asked(ClaimTime { at, cloud_offset }) => {
+                OrderNote::Asked(ClaimTime { at, cloud_offset }, _) => {
                     session.execute(ASKED, values![number, at, cloud_offset]).await?
                 }
-                OrderNote::NotAsked => session.execute(NOT_ASKED, values![number]).await?,
+                OrderNote::NotAsked(_) => session.execute(NOT_ASKED, values![number]).await?,
             };
             Ok(changed > 0)
         })
@@ -345,9 +361,9 @@ impl Orders for Postgres {
         order: &'a Order,
         registered: &'a RegisteredDevice,
     ) -> StoreFuture<'a, Moved> {
-        let (number, registered, clock) = (order.number, registered.clone(), self.clock.clone());
+        let (order, registered, clock) = (order.clone(), registered.clone(), self.clock.clone());
         self.write(async move |session: &Session| {
-            moves::store(session, number, &registered, clock.now()).await
+            moves::store(session, &order, &registered, clock.now()).await
         })
     }
 
@@ -363,6 +379,26 @@ impl Orders for Postgres {
             let Some(order) = locked(session, number).await? else { return Ok(false) };
             cancel(session, &order, &reason, (&by, clock.now())).await?;
             Ok(true)
+        })
+    }
+
+    fn give_order_up<'a>(
+        &'a self,
+        seen: &'a Order,
+        carrier: &'a Carrier,
+        reason: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Option<Order>> {
+        let (number, step, carrier) = (seen.number, seen.step(), carrier.clone());
+        let (reason, by, clock) = (reason.to_owned(), by.clone(), self.clock.clone());
+        self.write(async move |session: &Session| {
+            let order = locked(session, number).await?.filter(|order| order.step() == step);
+            let Some(order) = order else { return Ok(None) };
+            if !has_lease(session, &carrier).await? {
+                return Ok(None);
+            }
+            cancel(session, &order, &reason, (&by, clock.now())).await?;
+            Ok(Some(order))
         })
     }
 }

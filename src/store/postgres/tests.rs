@@ -17,7 +17,7 @@ use crate::{
         RegisteredDevice, Store, StoreError, StoreFuture,
         audit::{Asked, Asker, AuditEvent, AuditLog, Filter},
         claim::{ClaimTime, Claimed, Claims, Owner, Settlement},
-        order::{Former, Move, Moved, Order, Orders, Placed},
+        order::{Begun, Former, Move, Moved, Order, Orders, Placed},
         place::CountsPlaces,
         roll::{Ended, Ending, Rolls},
         undo::{ImportId, Undo},
@@ -276,7 +276,7 @@ fn of_two_moves_to_one_name_one_is_stored() {
     import_rows(&stores[0], (0..2 * PAIRS).map(named));
     let to = Move { target: "tokyo".into(), product_key: "a1tokyo".into(), former: Former::Keep };
     let place = |number: u64| -> Order {
-        let placed = wait(stores[0].place_move(&id(number), &to, &by)).unwrap();
+        let placed = wait(stores[0].place_move(&id(number), &to, Begun::Keep, &by)).unwrap();
         assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
         wait(stores[0].order_of(&id(number))).unwrap().unwrap()
     };

@@ -14,8 +14,8 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::ClaimTime,
         order::{
-            Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, NO_DESTINATION, Order, OrderKind, OrderNote,
-            OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
+            Begun, Carrier, Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, NO_DESTINATION, Order,
+            OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
         },
         unix_now,
     },
@@ -102,6 +102,12 @@ fn audit(
 ) -> rusqlite::Result<()> {
     let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
     audit::append(connection, &entry)
+}
+
+/// Returns whether no other process can have taken the work of a carrier over.
+fn has_lease(connection: &Connection, carrier: &Carrier) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM lease WHERE name = ?1 AND owner = ?2)";
+    connection.prepare_cached(SQL)?.query_row(params![carrier.lease, carrier.owner], |row| row.get(0))
 }
 
 /// Returns whether a device is in the journal.
@@ -294,10 +300,12 @@ impl Orders for Sqlite {
         &'a self,
         device: &'a DeviceId,
         to: &'a Move,
+        begun: Begun,
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed> {
         let (device, to, by, clock) = (device.clone(), to.clone(), by.clone(), self.clock.clone());
-        self.writer.submit(move |connection| Ok(moves::place(connection, &device, &to, &by, clock.now())?))
+        self.writer
+            .submit(move |connection| Ok(moves::place(connection, &device, (&to, begun), &by, clock.now())?))
     }
 
     fn orders_after<'a>(
@@ -328,8 +336,9 @@ impl Orders for Sqlite {
         // at the new target.
         const IOT_ID: &str = "UPDATE cloud_order SET IotId = ?2, isConfirmed = 1, failure = NULL, \
                               target = iif(isStored, target, coalesce(toTarget, target)) WHERE number = ?1";
-        const IS_GONE: &str = "UPDATE cloud_order SET former = 'keep', failure = NULL, target = toTarget \
-                               WHERE number = ?1 AND NOT isStored AND toTarget IS NOT NULL";
+        const IS_GONE: &str = "UPDATE cloud_order SET IotId = NULL, isConfirmed = 1, failure = NULL, \
+                               target = toTarget \
+                               WHERE number = ?1 AND NOT isStored AND NOT isConfirmed AND toTarget IS NOT NULL";
         const FAILURE: &str = "UPDATE cloud_order SET failure = ?2 WHERE number = ?1";
         const ASKED: &str = "UPDATE cloud_order SET askedAt = ?2, cloudOffset = ?3 \
                              WHERE number = ?1 AND askedAt IS NULL";
@@ -340,10 +349,11 @@ impl Orders for Sqlite {
                 OrderNote::IotId(iot_id) => prepared(IOT_ID)?.execute(params![number, iot_id]),
                 OrderNote::Failure(failure) => prepared(FAILURE)?.execute(params![number, failure]),
                 OrderNote::FormerIsGone => prepared(IS_GONE)?.execute([number]),
-                OrderNote::Asked(ClaimTime { at, cloud_offset }) => {
+                OrderNote::Asked(_, by) | OrderNote::NotAsked(by) if !has_lease(connection, &by)? => Ok(0),
+                OrderNote::Asked(ClaimTime { at, cloud_offset }, _) => {
                     prepared(ASKED)?.execute(params![number, at, cloud_offset])
                 }
-                OrderNote::NotAsked => prepared(NOT_ASKED)?.execute([number]),
+                OrderNote::NotAsked(_) => prepared(NOT_ASKED)?.execute([number]),
             };
             Ok(changed? > 0)
         })
@@ -354,8 +364,8 @@ impl Orders for Sqlite {
         order: &'a Order,
         registered: &'a RegisteredDevice,
     ) -> StoreFuture<'a, Moved> {
-        let (number, registered, clock) = (order.number, registered.clone(), self.clock.clone());
-        self.writer.submit(move |connection| moves::store(connection, number, &registered, clock.now()))
+        let (order, registered, clock) = (order.clone(), registered.clone(), self.clock.clone());
+        self.writer.submit(move |connection| moves::store(connection, &order, &registered, clock.now()))
     }
 
     fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {
@@ -369,6 +379,27 @@ impl Orders for Sqlite {
             let Some(order) = numbered(connection, number)? else { return Ok(false) };
             cancel(connection, &order, &reason, (&by, clock.now()))?;
             Ok(true)
+        })
+    }
+
+    fn give_order_up<'a>(
+        &'a self,
+        seen: &'a Order,
+        carrier: &'a Carrier,
+        reason: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Option<Order>> {
+        let (number, step, carrier) = (seen.number, seen.step(), carrier.clone());
+        let (reason, by, clock) = (reason.to_owned(), by.clone(), self.clock.clone());
+        self.writer.submit(move |connection| {
+            if !has_lease(connection, &carrier)? {
+                return Ok(None);
+            }
+            let order = numbered(connection, number)?.filter(|order| order.step() == step);
+            if let Some(order) = &order {
+                cancel(connection, order, &reason, (&by, clock.now()))?;
+            }
+            Ok(order)
         })
     }
 }

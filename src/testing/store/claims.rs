@@ -14,7 +14,7 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         lease::Leases,
-        order::Order,
+        order::{BegunClaim, Carrier, Order},
         turn::{Turn, Turns},
     },
     target,
@@ -69,6 +69,24 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn is_claimed(&self, device: &DeviceId) -> bool {
         self.claims.contains_key(device)
+    }
+
+    /// Returns the claim on a device, as far as a move of the device needs it.
+    pub(super) fn begun(&self, device: &DeviceId) -> Option<BegunClaim> {
+        let held = self.claims.get(device)?;
+        let JournalEntry { target, product_key, device_name, .. } = held.open.entry.clone();
+        Some(BegunClaim {
+            target,
+            product_key,
+            device_name,
+            has_owner: !self.is_abandoned(held.owner),
+            may_be_asked: held.asked != By::Nobody || held.open.batch.is_some(),
+        })
+    }
+
+    /// Returns whether no other process can have taken the work of a carrier over.
+    pub(super) fn has_lease(&self, carrier: &Carrier) -> bool {
+        self.leases.get(&carrier.lease).is_some_and(|(owner, _)| *owner == Some(carrier.owner))
     }
 
     /// Returns the number of claims of an enrollment.

@@ -8,7 +8,7 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         claim::ClaimTime,
         order::{
-            Completed, DISABLED_SINCE, Former, IN_TABLE, Move, Moved, Moving, NO_DESTINATION, Order,
+            Begun, Carrier, Completed, DISABLED_SINCE, IN_TABLE, Move, Moved, Moving, NO_DESTINATION, Order,
             OrderKind, OrderNote, OrderNumber, Orders, Placed, PlainChange, ROW_CHANGED,
         },
     },
@@ -114,13 +114,20 @@ impl Tables {
         self.orders.insert(order.number, order);
     }
 
-    fn place_move(&mut self, device: &DeviceId, to: &Move, by: &Actor, now: UnixSeconds) -> Placed {
+    fn place_move(
+        &mut self,
+        device: &DeviceId,
+        (to, begun): (&Move, Begun),
+        by: &Actor,
+        now: UnixSeconds,
+    ) -> Placed {
         let Some(row) = self.devices.get(device) else { return Placed::NoDevice };
         if let Some(known) = self.orders.values().find(|order| order.device == *device) {
             return to.beside(known);
         }
-        if row.certificate.is_none() && self.journal.is_claimed(device) {
-            return Placed::Registering;
+        let claim = self.journal.begun(device).filter(|_| row.certificate.is_none());
+        if let Some(answer) = claim.as_ref().and_then(|claim| claim.answer(begun)) {
+            return answer;
         }
         if let Some(needless) = to.is_needless_for(row) {
             return needless;
@@ -129,7 +136,8 @@ impl Tables {
             return Placed::NameTaken(holder);
         }
         let Some(certificate) = row.certificate.clone() else {
-            return self.move_here(row.clone(), to, by, now);
+            let abandoned = claim.map(|claim| claim.detail()).unwrap_or_default();
+            return self.move_here(row.clone(), (to, &abandoned), by, now);
         };
         let from = row.target().unwrap_or_default().to_owned();
         let order = Order {
@@ -151,8 +159,15 @@ impl Tables {
     }
 
     /// Moves a device that has no certificate, in the table alone.
-    fn move_here(&mut self, row: DeviceRow, to: &Move, by: &Actor, now: UnixSeconds) -> Placed {
-        let (device, detail) = (row.id.clone(), to.detail_in_table(&row));
+    fn move_here(
+        &mut self,
+        row: DeviceRow,
+        (to, abandoned): (&Move, &str),
+        by: &Actor,
+        now: UnixSeconds,
+    ) -> Placed {
+        let (device, detail) = (row.id.clone(), to.detail_in_table(&row) + abandoned);
+        self.journal.forget(&device);
         let moved = DeviceRow {
             target: Some(to.target.clone()),
             product_key: to.product_key.clone(),
@@ -167,8 +182,16 @@ impl Tables {
         Placed::Here
     }
 
-    fn store_move(&mut self, number: OrderNumber, registered: &RegisteredDevice, now: UnixSeconds) -> Moved {
-        let Some(order) = self.orders.get(&number).cloned() else { return Moved::Ended };
+    fn store_move(&mut self, order: &Order, registered: &RegisteredDevice, now: UnixSeconds) -> Moved {
+        let number = order.number;
+        let Some(order) = self.orders.get(&number).cloned() else {
+            let row = self.devices.get(&order.device);
+            let Some(detail) = order.orphaned(row, &registered.certificate.device_name) else {
+                return Moved::Ended;
+            };
+            self.note((AuditEvent::Cancelled, now), &order.device, &order.by, detail);
+            return Moved::Orphaned;
+        };
         let Some(moving) = &order.moving else { return Moved::Ended };
         if moving.is_stored {
             return Moved::Yes;
@@ -206,8 +229,8 @@ impl Tables {
         self.touch(device);
         self.refused.retain(|(refused, _), _| refused != device);
         self.note((AuditEvent::Moved, now), device, &order.by, moving.detail(&order));
-        match (moving.to.former, self.orders.get_mut(&number)) {
-            (Former::Disable | Former::Delete, Some(order)) => {
+        match (order.ends_when_stored(), self.orders.get_mut(&number)) {
+            (false, Some(order)) => {
                 (order.target, order.failure) = (moving.from.clone(), None);
                 order.moving = Some(Moving { is_stored: true, ..moving.clone() });
             }
@@ -278,9 +301,10 @@ impl Orders for Memory {
         &'a self,
         device: &'a DeviceId,
         to: &'a Move,
+        begun: Begun,
         by: &'a Actor,
     ) -> StoreFuture<'a, Placed> {
-        self.answer(|tables, now| Ok(tables.place_move(device, to, by, now)))
+        self.answer(|tables, now| Ok(tables.place_move(device, (to, begun), by, now)))
     }
 
     fn orders_after<'a>(
@@ -302,6 +326,11 @@ impl Orders for Memory {
 
     fn note_order(&self, number: OrderNumber, note: OrderNote) -> StoreFuture<'_, bool> {
         self.answer(|tables, _| {
+            if let OrderNote::Asked(_, by) | OrderNote::NotAsked(by) = &note
+                && !tables.journal.has_lease(by)
+            {
+                return Ok(false);
+            }
             let Some(order) = tables.orders.get_mut(&number) else { return Ok(false) };
             match note {
                 OrderNote::IotId(iot_id) => {
@@ -312,18 +341,20 @@ impl Orders for Memory {
                 }
                 OrderNote::Failure(failure) => order.failure = Some(failure),
                 OrderNote::FormerIsGone => {
-                    let Some(moving) = order.moving.as_mut().filter(|moving| !moving.is_stored) else {
+                    let Some(moving) = order.moving.as_ref().filter(|moving| !moving.is_stored) else {
                         return Ok(false);
                     };
-                    moving.to.former = Former::Keep;
-                    order.failure = None;
+                    if order.is_confirmed {
+                        return Ok(false);
+                    }
                     order.target.clone_from(&moving.to.target);
+                    (order.iot_id, order.failure, order.is_confirmed) = (None, None, true);
                 }
-                OrderNote::Asked(at) => match &mut order.moving {
+                OrderNote::Asked(at, _) => match &mut order.moving {
                     Some(moving) if moving.asked.is_none() => moving.asked = Some(at),
                     _ => return Ok(false),
                 },
-                OrderNote::NotAsked => {
+                OrderNote::NotAsked(_) => {
                     if let Some(moving) = &mut order.moving {
                         moving.asked = None;
                     }
@@ -338,7 +369,7 @@ impl Orders for Memory {
         order: &'a Order,
         registered: &'a RegisteredDevice,
     ) -> StoreFuture<'a, Moved> {
-        self.answer(|tables, now| Ok(tables.store_move(order.number, registered, now)))
+        self.answer(|tables, now| Ok(tables.store_move(order, registered, now)))
     }
 
     fn complete_order<'a>(&'a self, order: &'a Order, now: ClaimTime) -> StoreFuture<'a, Completed> {
@@ -351,6 +382,25 @@ impl Orders for Memory {
             let detail = order.cancelled(reason);
             tables.note((AuditEvent::Cancelled, now), &order.device, by, detail);
             Ok(true)
+        })
+    }
+
+    fn give_order_up<'a>(
+        &'a self,
+        seen: &'a Order,
+        carrier: &'a Carrier,
+        reason: &'a str,
+        by: &'a Actor,
+    ) -> StoreFuture<'a, Option<Order>> {
+        self.answer(|tables, now| {
+            if !tables.journal.has_lease(carrier) {
+                return Ok(None);
+            }
+            let known = tables.orders.get(&seen.number).filter(|order| order.step() == seen.step());
+            let Some(order) = known.cloned() else { return Ok(None) };
+            tables.orders.remove(&order.number);
+            tables.note((AuditEvent::Cancelled, now), &order.device, by, order.cancelled(reason));
+            Ok(Some(order))
         })
     }
 }

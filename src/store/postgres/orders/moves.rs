@@ -3,16 +3,17 @@
 
 use tokio_postgres::Row;
 
-use super::{cancel, is_claimed, keep_from_undo, locked, log, of, remove};
+use super::{cancel, keep_from_undo, locked, log, of, remove};
 use crate::{
     device::DeviceId,
     store::{
         Actor, DeviceRow, RegisteredDevice, UnixSeconds,
         audit::AuditEvent,
         claim::ClaimTime,
-        order::{Former, Move, Moved, Moving, Order, OrderKind, OrderNumber, Placed, ROW_CHANGED},
+        order::{Begun, BegunClaim, Former, Move, Moved, Moving, Order, OrderKind, Placed, ROW_CHANGED},
         postgres::{
             audit::forget_refusals,
+            claims::end_claim,
             failure::Failure,
             read::{self, holder_of_iot_id, holder_of_name},
             secrets,
@@ -42,7 +43,7 @@ pub(super) fn moving(row: &Row, first: usize) -> Result<Option<Moving>, Failure>
 pub(super) async fn place(
     session: &Session,
     device: &DeviceId,
-    to: &Move,
+    (to, begun): (&Move, Begun),
     by: &Actor,
     now: UnixSeconds,
 ) -> Result<Placed, Failure> {
@@ -54,7 +55,7 @@ pub(super) async fn place(
     if let Some(known) = of(session, device).await? {
         return Ok(to.beside(&known));
     }
-    let Some(certificate) = &row.certificate else { return here(session, &row, to, by, now).await };
+    let Some(certificate) = &row.certificate else { return here(session, &row, (to, begun), by, now).await };
     let from = row.target().unwrap_or_default();
     if let Some(needless) = to.is_needless_for(&row) {
         return Ok(needless);
@@ -89,18 +90,38 @@ pub(super) async fn place(
     Ok(Placed::Yes(placed.number))
 }
 
+/// Reads the claim on a device.
+async fn claim_on(session: &Session, device: &DeviceId) -> Result<Option<BegunClaim>, Failure> {
+    const SQL: &str = "SELECT c.target, c.productKey, c.deviceName, o.ownerId IS NOT NULL, \
+                       c.asked <> 0 OR c.batchId IS NOT NULL \
+                       FROM registration_claim c LEFT JOIN registration_owner o ON o.ownerId = c.owner \
+                       WHERE c.deviceId = $1";
+    let row = session.row(SQL, values![device.as_str()]).await?;
+    let claim = |row: &Row| {
+        Ok(BegunClaim {
+            target: column(row, 0)?,
+            product_key: column(row, 1)?,
+            device_name: column(row, 2)?,
+            has_owner: column(row, 3)?,
+            may_be_asked: column(row, 4)?,
+        })
+    };
+    row.as_ref().map(claim).transpose()
+}
+
 /// Moves a device that has no certificate, in the table alone.
 async fn here(
     session: &Session,
     row: &DeviceRow,
-    to: &Move,
+    (to, begun): (&Move, Begun),
     by: &Actor,
     now: UnixSeconds,
 ) -> Result<Placed, Failure> {
     const MOVE: &str = "UPDATE device_table SET target = $2, productKey = $3, refusal = NULL, IotId = NULL, \
                         importId = -abs(importId) WHERE deviceId = $1";
-    if is_claimed(session, &row.id).await? {
-        return Ok(Placed::Registering);
+    let claim = claim_on(session, &row.id).await?;
+    if let Some(answer) = claim.as_ref().and_then(|claim| claim.answer(begun)) {
+        return Ok(answer);
     }
     if let Some(needless) = to.is_needless_for(row) {
         return Ok(needless);
@@ -110,7 +131,12 @@ async fn here(
     }
     session.execute(MOVE, values![row.id.as_str(), to.target, to.product_key]).await?;
     forget_refusals(session, &row.id).await?;
-    log(session, (AuditEvent::Moved, now), &row.id, by, to.detail_in_table(row)).await?;
+    let mut detail = to.detail_in_table(row);
+    if let Some(claim) = &claim {
+        end_claim(session, &row.id).await?;
+        detail.push_str(&claim.detail());
+    }
+    log(session, (AuditEvent::Moved, now), &row.id, by, detail).await?;
     Ok(Placed::Here)
 }
 
@@ -118,7 +144,7 @@ async fn here(
 /// is the default one, because the enrollment may name another one.
 pub(super) async fn store(
     session: &Session,
-    number: OrderNumber,
+    order: &Order,
     registered: &RegisteredDevice,
     now: UnixSeconds,
 ) -> Result<Moved, Failure> {
@@ -128,7 +154,15 @@ pub(super) async fn store(
                          WHERE deviceId = $1";
     const IS_STORED: &str = "UPDATE cloud_order SET isStored = true, target = fromTarget, failure = NULL \
                              WHERE number = $1";
-    let Some(order) = locked(session, number).await? else { return Ok(Moved::Ended) };
+    let number = order.number;
+    let Some(order) = locked(session, number).await? else {
+        let row = read::device(session, &order.device).await?;
+        let Some(detail) = order.orphaned(row.as_ref(), &registered.certificate.device_name) else {
+            return Ok(Moved::Ended);
+        };
+        log(session, (AuditEvent::Cancelled, now), &order.device, &order.by, detail).await?;
+        return Ok(Moved::Orphaned);
+    };
     let Some(moving) = &order.moving else { return Ok(Moved::Ended) };
     if moving.is_stored {
         return Ok(Moved::Yes);
@@ -166,11 +200,9 @@ pub(super) async fn store(
         .await?;
     forget_refusals(session, device).await?;
     log(session, (AuditEvent::Moved, now), device, &order.by, moving.detail(&order)).await?;
-    match moving.to.former {
-        Former::Keep => remove(session, number).await?,
-        Former::Disable | Former::Delete => {
-            session.execute(IS_STORED, values![number]).await?;
-        }
+    match order.ends_when_stored() {
+        true => remove(session, number).await?,
+        false => drop(session.execute(IS_STORED, values![number]).await?),
     }
     Ok(Moved::Yes)
 }

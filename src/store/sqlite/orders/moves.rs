@@ -1,18 +1,19 @@
 //! Orders to move a device, in SQLite: how one is placed, and how the certificate of the new target
 //! replaces the former one.
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{audit, cancel, is_claimed, keep_from_undo, numbered, of, remove};
+use super::{audit, cancel, keep_from_undo, numbered, of, remove};
 use crate::{
     device::DeviceId,
     store::{
         Actor, DeviceRow, RegisteredDevice, StoreError, UnixSeconds,
         audit::AuditEvent,
         claim::ClaimTime,
-        order::{Former, Move, Moved, Moving, OrderKind, Placed, ROW_CHANGED},
+        order::{Begun, BegunClaim, Former, Move, Moved, Moving, Order, OrderKind, Placed, ROW_CHANGED},
         sqlite::{
             audit::forget_refusals,
+            claims::end_claim,
             names::{holder_of_iot_id, holder_of_name},
             read, secrets, unfinished,
             writer::WriteError,
@@ -43,7 +44,7 @@ pub(super) fn moving(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Mov
 pub(super) fn place(
     connection: &Connection,
     device: &DeviceId,
-    to: &Move,
+    (to, begun): (&Move, Begun),
     by: &Actor,
     now: UnixSeconds,
 ) -> rusqlite::Result<Placed> {
@@ -58,7 +59,7 @@ pub(super) fn place(
     if let Some(known) = of(connection, device)? {
         return Ok(to.beside(&known));
     }
-    let Some(certificate) = &row.certificate else { return here(connection, &row, to, by, now) };
+    let Some(certificate) = &row.certificate else { return here(connection, &row, (to, begun), by, now) };
     let from = row.target().unwrap_or_default();
     if let Some(needless) = to.is_needless_for(&row) {
         return Ok(needless);
@@ -88,18 +89,37 @@ pub(super) fn place(
     Ok(Placed::Yes(number))
 }
 
+/// Reads the claim on a device.
+fn claim_on(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Option<BegunClaim>> {
+    const SQL: &str = "SELECT target, productKey, deviceName, \
+                       owner IS NOT NULL AND owner IN (SELECT ownerId FROM registration_owner), \
+                       asked <> 0 OR batchId IS NOT NULL \
+                       FROM registration_claim WHERE deviceId = ?1";
+    let claim = |row: &Row<'_>| {
+        Ok(BegunClaim {
+            target: row.get(0)?,
+            product_key: row.get(1)?,
+            device_name: row.get(2)?,
+            has_owner: row.get(3)?,
+            may_be_asked: row.get(4)?,
+        })
+    };
+    connection.prepare_cached(SQL)?.query_row([device.as_str()], claim).optional()
+}
+
 /// Moves a device that has no certificate, in the table alone.
 fn here(
     connection: &Connection,
     row: &DeviceRow,
-    to: &Move,
+    (to, begun): (&Move, Begun),
     by: &Actor,
     now: UnixSeconds,
 ) -> rusqlite::Result<Placed> {
     const MOVE: &str = "UPDATE device_table SET target = ?2, productKey = ?3, refusal = NULL, IotId = NULL, \
                         importId = -abs(importId) WHERE deviceId = ?1";
-    if is_claimed(connection, &row.id)? {
-        return Ok(Placed::Registering);
+    let claim = claim_on(connection, &row.id)?;
+    if let Some(answer) = claim.as_ref().and_then(|claim| claim.answer(begun)) {
+        return Ok(answer);
     }
     if let Some(needless) = to.is_needless_for(row) {
         return Ok(needless);
@@ -109,7 +129,12 @@ fn here(
     }
     connection.prepare_cached(MOVE)?.execute([row.id.as_str(), &to.target, &to.product_key])?;
     forget_refusals(connection, &row.id)?;
-    audit(connection, (AuditEvent::Moved, now), &row.id, by, to.detail_in_table(row))?;
+    let mut detail = to.detail_in_table(row);
+    if let Some(claim) = &claim {
+        end_claim(connection, &row.id)?;
+        detail.push_str(&claim.detail());
+    }
+    audit(connection, (AuditEvent::Moved, now), &row.id, by, detail)?;
     Ok(Placed::Here)
 }
 
@@ -117,7 +142,7 @@ fn here(
 /// is the default one, because the enrollment may name another one.
 pub(super) fn store(
     connection: &Connection,
-    number: i64,
+    order: &Order,
     registered: &RegisteredDevice,
     now: UnixSeconds,
 ) -> Result<Moved, WriteError> {
@@ -127,7 +152,15 @@ pub(super) fn store(
                          WHERE deviceId = ?1";
     const IS_STORED: &str = "UPDATE cloud_order SET isStored = 1, target = fromTarget, failure = NULL \
                              WHERE number = ?1";
-    let Some(order) = numbered(connection, number)? else { return Ok(Moved::Ended) };
+    let number = order.number;
+    let Some(order) = numbered(connection, number)? else {
+        let row = read::device(connection, &order.device)?;
+        let Some(detail) = order.orphaned(row.as_ref(), &registered.certificate.device_name) else {
+            return Ok(Moved::Ended);
+        };
+        audit(connection, (AuditEvent::Cancelled, now), &order.device, &order.by, detail)?;
+        return Ok(Moved::Orphaned);
+    };
     let Some(moving) = &order.moving else { return Ok(Moved::Ended) };
     if moving.is_stored {
         return Ok(Moved::Yes);
@@ -170,11 +203,9 @@ pub(super) fn store(
     ])?;
     forget_refusals(connection, device)?;
     audit(connection, (AuditEvent::Moved, now), device, &order.by, moving.detail(&order))?;
-    match moving.to.former {
-        Former::Keep => drop(remove(connection, number)?),
-        Former::Disable | Former::Delete => {
-            connection.prepare_cached(IS_STORED)?.execute([number])?;
-        }
+    match order.ends_when_stored() {
+        true => drop(remove(connection, number)?),
+        false => drop(connection.prepare_cached(IS_STORED)?.execute([number])?),
     }
     Ok(Moved::Yes)
 }

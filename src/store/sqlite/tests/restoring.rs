@@ -5,7 +5,7 @@ use super::{backup::Restorable, *};
 use crate::store::{
     backup::SinceBackup,
     claim::ClaimTime,
-    order::{Completed, Former, Move, Moved, OrderKind, Orders, Placed},
+    order::{Begun, Completed, Former, Move, Moved, OrderKind, Orders, Placed},
 };
 
 fn place(store: &Sqlite, device: &str, kind: OrderKind) {
@@ -15,7 +15,7 @@ fn place(store: &Sqlite, device: &str, kind: OrderKind) {
 
 fn move_to_tokyo(store: &Sqlite, device: &str) {
     let to = Move { target: "tokyo".into(), product_key: "a1tokyo".into(), former: Former::Keep };
-    let placed = wait(store.place_move(&id(device), &to, &Actor::system_user())).unwrap();
+    let placed = wait(store.place_move(&id(device), &to, Begun::Keep, &Actor::system_user())).unwrap();
     assert!(matches!(placed, Placed::Yes(_)), "{placed:?}");
     let order = wait(store.order_of(&id(device))).unwrap().unwrap();
     let certificate = Certificate {
