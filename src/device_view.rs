@@ -84,16 +84,23 @@ pub fn registration(claim: &ClaimView) -> String {
     }
 }
 
-/// Describes an order that is not carried out yet.
-pub fn order(order: &Order) -> String {
+/// Describes an order that is not carried out yet. `waits_for` is the reason why no process of this
+/// configuration makes its next call.
+pub fn order(order: &Order, waits_for: Option<String>) -> String {
     let since = time(Some(order.at)).unwrap_or_default();
-    let failure = order.failure.as_ref().map(|failure| format!("; not yet: {failure}"));
-    format!("{} since {since}, by {}{}", order.work(), order.by.name, failure.unwrap_or_default())
+    let reason = not_yet(order, waits_for).map(|reason| format!("; not yet: {reason}"));
+    format!("{} since {since}, by {}{}", order.work(), order.by.name, reason.unwrap_or_default())
 }
 
-/// Formats an order that is not carried out yet. `failure` is the reason why it could not be carried
-/// out so far, or null.
-pub fn order_as_json(order: &Order) -> Value {
+/// Returns the reason why an order is not carried out yet, if it is known. What the configuration lacks
+/// comes first, because an earlier failure is past then.
+pub fn not_yet(order: &Order, waits_for: Option<String>) -> Option<String> {
+    waits_for.or_else(|| order.failure.clone())
+}
+
+/// Formats an order that is not carried out yet, with the reason as `failure`, or null; `waits_for` is
+/// that of [`order`].
+pub fn order_as_json(order: &Order, waits_for: Option<String>) -> Value {
     json!({
         "number": order.number,
         "deviceId": order.device.as_str(),
@@ -104,7 +111,7 @@ pub fn order_as_json(order: &Order) -> Value {
         "isStored": order.moving.as_ref().map(|moving| moving.is_stored),
         "since": time(Some(order.at)),
         "by": order.by.name,
-        "failure": order.failure,
+        "failure": not_yet(order, waits_for),
     })
 }
 

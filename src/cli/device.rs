@@ -190,7 +190,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
                         shown["keys"] = device_view::keys(roll);
                     }
                     if let Some(order) = &order {
-                        shown["order"] = device_view::order(order).into();
+                        shown["order"] = everywhere::described(&config, order).into();
                     }
                     writeln!(out, "{shown}")
                 }
@@ -200,7 +200,9 @@ pub(super) async fn run(args: Args) -> CommandResult {
                         writeln!(out, "{name:13} {says}")?;
                     }
                     match &order {
-                        Some(order) => writeln!(out, "{:13} {}", "order", device_view::order(order)),
+                        Some(order) => {
+                            writeln!(out, "{:13} {}", "order", everywhere::described(&config, order))
+                        }
                         None => Ok(()),
                     }
                 }
@@ -208,7 +210,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         }
         Action::Move(args) => moves::run(args, &config, &store, &by).await,
         Action::Key(args) => key::run(args, &config, &*store, &by).await,
-        Action::Orders { target, json } => everywhere::list(&*store, target.as_deref(), *json).await,
+        Action::Orders { target, json } => everywhere::list(&config, &*store, target.as_deref(), *json).await,
         Action::Cancel(which) => {
             let chosen = Chosen::read(&which.id, &which.many, &*store)?;
             everywhere::cancel(&config, &*store, chosen, &by).await

@@ -182,7 +182,8 @@ pub(super) async fn show(
             shown["keys"] = device_view::keys(roll);
         }
         if let Some(order) = &device.order {
-            shown["order"] = device_view::order(order).into();
+            let waits_for = orders::waits_for(&shared.sources.targets, order);
+            shown["order"] = device_view::order(order, waits_for).into();
         }
         return Json(shown).into_response();
     }
@@ -219,7 +220,6 @@ fn page_of(
         p { (advice.text) }
         @if let Some(action) = advised { (action_form(frame, visitor, row, action, "advised")) }
     };
-    let rights = targets.rights(&device.target);
     let body = html! {
         p.crumb { a href="/devices" { (t.say("nav-devices")) } }
         h1 { span.id { (row.id) } " " (pill(t, &listed)) }
@@ -239,7 +239,7 @@ fn page_of(
                 } @else { p { (t.say("device-viewer")) } }
             }
         }
-        @if let Some(orders) = orders::card(frame, visitor, row, (device.order.as_ref(), rights)) { (orders) }
+        @if let Some(orders) = orders::card(frame, visitor, row, (device.order.as_ref(), targets)) { (orders) }
         (history::show(t, history, imports))
     };
     frame.page(row.id.as_str(), Some(visitor), "/devices", &body)

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     admin::Shared,
-    device_view::order_as_json,
+    device_view::{not_yet, order_as_json},
     ordering::{self, Ordered},
-    registrar::{Rights, Target},
+    registrar::{Rights, Target, Targets},
     store::{
         CloudState, DeviceRow, DeviceState,
         order::{BY_OPERATOR, Former, Moving, Order, OrderKind, OrderNumber},
@@ -82,12 +82,12 @@ pub(super) fn card(
     frame: &Frame,
     visitor: &Visitor,
     row: &DeviceRow,
-    (order, rights): (Option<&Order>, Rights<'_>),
+    (order, targets): (Option<&Order>, &Targets),
 ) -> Option<Markup> {
     let t = frame.texts;
-    let content = match (order, rights) {
+    let content = match (order, targets.rights(&targets.of(row))) {
         (Some(order), _) => html! {
-            p { (described(t, order)) }
+            p { (described(t, order, waits_for(targets, order))) }
             @if visitor.is_operator() { (cancel_form(frame, visitor, order)) }
         },
         (None, _) if row.certificate.is_none() || !visitor.is_operator() => return None,
@@ -135,14 +135,19 @@ fn work_of(t: Texts, order: &Order) -> String {
     }
 }
 
+/// Returns the reason why no process with this configuration makes the next call of an order.
+pub(super) fn waits_for(targets: &Targets, order: &Order) -> Option<String> {
+    ordering::waits_for(order, targets.rights(&order.target))
+}
+
 /// Renders an order that is not carried out yet, in a sentence or two.
-fn described(t: Texts, order: &Order) -> Markup {
+fn described(t: Texts, order: &Order, waits_for: Option<String>) -> Markup {
     let name = work_of(t, order);
     let values =
         [("order", (&name).into()), ("time", moment(order.at).into()), ("by", (&order.by.name).into())];
     html! {
         (t.rich("order-waits", values))
-        @if let Some(failure) = &order.failure { " " (t.rich("order-failed", [("reason", english(failure).into())])) }
+        @if let Some(reason) = not_yet(order, waits_for) { " " (t.rich("order-failed", [("reason", english(&reason).into())])) }
     }
 }
 
@@ -315,7 +320,8 @@ pub(super) async fn list(
     let is_more = orders.len() > PAGE;
     orders.truncate(PAGE);
     if wants_json(&headers) {
-        return Json(orders.iter().map(order_as_json).collect::<Vec<_>>()).into_response();
+        let shown = |order| order_as_json(order, waits_for(&shared.sources.targets, order));
+        return Json(orders.iter().map(shown).collect::<Vec<_>>()).into_response();
     }
     let t = frame.texts;
     let path = |after: Option<OrderNumber>| {
@@ -344,7 +350,7 @@ pub(super) async fn list(
             }
         }
         @if orders.is_empty() { p { (t.say("orders-none")) } }
-        @else { div.card { (table(t, &orders, targets.are_named())) } }
+        @else { div.card { (table(t, &orders, targets)) } }
         @if which.after > 0 || next.is_some() {
             p.pages {
                 @if which.after > 0 { a.button href=(path(None)) { (t.say("orders-first")) } " " }
@@ -355,7 +361,8 @@ pub(super) async fn list(
     frame.page(&t.say("orders-title"), Some(&visitor), "/devices", &body).into_response()
 }
 
-fn table(t: Texts, orders: &[Order], names_targets: bool) -> Markup {
+fn table(t: Texts, orders: &[Order], targets: &Targets) -> Markup {
+    let names_targets = targets.are_named();
     html! {
         table.stacked {
             thead { tr {
@@ -374,7 +381,7 @@ fn table(t: Texts, orders: &[Order], names_targets: bool) -> Markup {
                         @if names_targets { td data-label=(t.say("column-target")) { bdi { (order.target) } } }
                         td data-label=(t.say("column-since")) { (moment(order.at)) }
                         td data-label=(t.say("column-by")) { bdi { (order.by.name) } }
-                        td data-label=(t.say("column-not-yet")) { @if let Some(failure) = &order.failure { (english(failure)) } @else { "–" } }
+                        td data-label=(t.say("column-not-yet")) { @if let Some(reason) = not_yet(order, waits_for(targets, order)) { (english(&reason)) } @else { "–" } }
                     }
                 }
             }

@@ -24,7 +24,7 @@ use crate::{
     device_view,
     ordering::{self, Ordered, Refusal},
     psk::{Enrollment, Terms},
-    registrar::{self, Targets},
+    registrar::{self, Rights, Targets},
     store::{
         Actor, Store, StoreError, Table,
         audit::AuditEvent,
@@ -295,13 +295,35 @@ fn report(chosen: &Chosen, words: &Words<'_>, tally: &Tally) -> CommandResult {
     if reasons.is_empty() { Ok(()) } else { Err(anyhow!("{}", reasons.join("\n")).into()) }
 }
 
+/// Returns the reason why no process with this configuration makes the next call of an order.
+fn waits_for(config: &Config, order: &Order) -> Option<String> {
+    let target = config.targets.iter().find(|target| target.name == order.target);
+    let rights = match target.map(|target| &target.settings) {
+        None => Rights::NotConfigured,
+        Some(Ok(settings)) if !settings.manages => Rights::NotPermitted,
+        // This command may lack credentials that a server has.
+        Some(Ok(_) | Err(_)) => Rights::Permitted,
+    };
+    ordering::waits_for(order, rights)
+}
+
+/// Describes an order that is not carried out yet.
+pub(super) fn described(config: &Config, order: &Order) -> String {
+    device_view::order(order, waits_for(config, order))
+}
+
 /// Lists the orders of one target that are not carried out yet, or of all targets for `None`.
-pub(super) async fn list(store: &dyn Table, target: Option<&str>, json: bool) -> CommandResult {
+pub(super) async fn list(
+    config: &Config,
+    store: &dyn Table,
+    target: Option<&str>,
+    json: bool,
+) -> CommandResult {
     let orders = all(store, target).await?;
     Ok(print(|out| {
         orders.iter().try_for_each(|order| match json {
-            true => writeln!(out, "{}", device_view::order_as_json(order)),
-            false => writeln!(out, "{:24} {}", order.device.to_string(), device_view::order(order)),
+            true => writeln!(out, "{}", device_view::order_as_json(order, waits_for(config, order))),
+            false => writeln!(out, "{:24} {}", order.device.to_string(), described(config, order)),
         })
     })?)
 }
@@ -311,10 +333,14 @@ pub(super) async fn list(store: &dyn Table, target: Option<&str>, json: bool) ->
 pub(super) async fn cancel(config: &Config, store: &dyn Table, chosen: Chosen, by: &Actor) -> CommandResult {
     let mut ended = 0;
     for id in chosen.devices() {
-        let there = match store.order_of(id).await? {
+        let order = store.order_of(id).await?;
+        let there = match &order {
             Some(order) => store.end_order(order.number, BY_OPERATOR, by).await?,
             None => false,
         };
+        if let Some(left) = order.filter(|_| there).and_then(|order| order.left_behind()) {
+            remark(&format!("note: {id}: {left}\n"));
+        }
         ended += u64::from(there);
         if !there && matches!(chosen, Chosen::One(_)) {
             return Err(match store.device(id).await? {
