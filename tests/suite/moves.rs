@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    process::{Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
@@ -257,11 +257,55 @@ fn a_target_without_credentials_lets_its_moves_wait_with_the_reason() {
     let said = stderr(&command.wait_with_output().expect("it ends"));
     assert!(said.contains("note: target frankfurt cannot be called now"), "{said}");
     assert_eq!(scene.devices(), [1, 0]);
+    // If the target is gone from the configuration, that is the reason.
+    scene.site.write("certdist.toml", &text.replace("\"frankfurt\"", "\"kobe\""));
+    let lost = "not yet: target frankfurt is not in the configuration";
+    assert!(stdout(&scene.device(&["orders"])).contains(lost));
+    assert!(
+        stdout(&scene.device(&["orders", "--json"])).contains("\"failure\":\"target frankfurt is not in")
+    );
+    assert!(scene.shows("LAMP0001", lost));
     // With the credentials, a server carries the order out.
     scene.site.write("certdist.toml", &text);
     let _server = scene.site.serve();
     until("the order is carried out", || stdout(&scene.device(&["orders"])).is_empty());
     assert_eq!(scene.devices(), [1, 1]);
+}
+
+/// Ends a command as Ctrl-C does.
+fn interrupt(command: &mut Child) {
+    let id = command.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().expect("kill").success());
+    command.wait().expect("it ends");
+}
+
+#[test]
+fn a_registration_that_has_begun_at_a_target_that_is_gone_is_given_up_on_request() {
+    let scene = Scene::new(500);
+    scene.site.import("deviceId,enrollment\nPLUG0001,plug\n");
+    // Frankfurt does not answer, so it is not known whether it has registered the device.
+    scene.simulator.signal("STOP");
+    let mut command = scene.site.certdist(&["register"]);
+    let mut command = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    until("the registration has begun", || scene.shows("PLUG0001", "in progress since"));
+    interrupt(&mut command);
+    scene.simulator.signal("CONT");
+    let path = scene.site.path("certdist.toml");
+    let text = std::fs::read_to_string(&path).expect("the configuration");
+    scene.site.write("certdist.toml", &text.replace("\"frankfurt\"", "\"kobe\""));
+    let arguments = ["move", "PLUG0001", "--target", "shanghai", "--product", "a1lamp"];
+    let refused = scene.device(&arguments);
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("has begun at target frankfurt") && said.contains("--abandon"), "{said}");
+    let moved = scene.device(&[&arguments[..], &["--abandon"]].concat());
+    assert!(moved.status.success(), "{}", stderr(&moved));
+    assert_eq!(stdout(&scene.site.run(&["register"])), "1 registered, 0 refused\n");
+    assert!(scene.shows("PLUG0001", "target        shanghai"));
+    let log = stdout(&scene.site.run(&["audit", "export"]));
+    let words =
+        "gave up the registration that had begun at frankfurt: device a1plug/PLUG0001 may exist there";
+    assert!(log.contains(words), "{log}");
 }
 
 #[test]
