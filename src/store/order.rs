@@ -295,7 +295,9 @@ impl Order {
                 })
         });
         let left = || {
-            format!("device {product_key}/{device_name} is at {target}, and no row has it: delete it there")
+            format!(
+                "device {product_key}/{device_name} is at {target}; if no row of the table has it, delete it there"
+            )
         };
         (!has_it).then(|| format!("{}: the order had ended; {}", self.work(), left()))
     }
@@ -531,8 +533,8 @@ pub enum Moved {
     RowChanged,
     /// The order has ended before, and the row has the certificate of the new target.
     Ended,
-    /// The order has ended before, and the row has another device or is gone. So the device at the new
-    /// target has no row, as an audit entry says.
+    /// The order has ended before, and the row has another device or is gone. An audit entry names the
+    /// device at the new target.
     Orphaned,
     /// This other device has the same name in the new product. Nothing was changed.
     NameTaken(DeviceId),

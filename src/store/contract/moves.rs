@@ -271,8 +271,8 @@ fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + Lease
     }
     // A call whose answer comes after that has registered the device.
     assert_eq!(store_move(store, &cancelled), Moved::Orphaned);
-    let detail = "move to tokyo, product a1tokyo: the order had ended; device a1tokyo/SN-2 is at tokyo, and no row has it: \
-                  delete it there";
+    let detail = "move to tokyo, product a1tokyo: the order had ended; device a1tokyo/SN-2 is at tokyo; if no row of the \
+                  table has it, delete it there";
     assert_eq!(said(store, "SN-2").last(), Some(&(AuditEvent::Cancelled, detail.into())));
     assert_eq!(device(store, "SN-2").unwrap().certificate, Some(certificate("SN-2", "s3cret")));
 }
