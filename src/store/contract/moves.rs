@@ -193,7 +193,7 @@ fn a_former_device_that_was_found_is_not_forgotten(store: &(impl Store + Bulk)) 
 }
 
 /// The time of the first call is kept until no call can have been made.
-fn the_first_call_is_noted(store: &(impl Store + Bulk + Leases)) {
+fn the_first_call_is_noted(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let order = placed(store, "SN-1", Former::Keep);
     let asked = || order_of(store, "SN-1").unwrap().moving.unwrap().asked;
@@ -213,7 +213,7 @@ fn the_first_call_is_noted(store: &(impl Store + Bulk + Leases)) {
 
 /// A process that was suspended has lost its lease. It neither forgets the call of the process that
 /// carries its order out, nor begins one, nor ends the order.
-fn a_late_process_changes_no_move(store: &(impl Store + Bulk + Leases + AuditLog)) {
+fn a_late_process_changes_no_move(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2"].map(|name| with_certificate(name, "s3cret")));
     let [order, other] = ["SN-1", "SN-2"].map(|name| placed(store, name, Former::Delete));
     let late = carrier(store, 1);
@@ -247,7 +247,7 @@ fn a_late_process_changes_no_move(store: &(impl Store + Bulk + Leases + AuditLog
 }
 
 /// A device at the new target that no row has is in the audit log, once, however its order ends.
-fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + Leases + AuditLog)) {
+fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + AuditLog)) {
     let names = ["SN-1", "SN-2", "SN-3"];
     import(store, names.map(|name| with_certificate(name, "s3cret")));
     let [changed, cancelled, given_up] = names.map(|name| placed(store, name, Former::Keep));
