@@ -54,6 +54,12 @@ impl Roll {
             _ => Some(WhichKey::Current),
         }
     }
+
+    /// Returns whether the device has used its second key last. It may no longer know its former key
+    /// then, so that it is lost without the second one.
+    pub fn uses_next(&self) -> bool {
+        self.last_key() == Some(WhichKey::Next)
+    }
 }
 
 /// Devices of an enrollment that have two keys.
@@ -91,19 +97,26 @@ pub enum Ending {
     Used,
     /// Like [`Used`](Self::Used), but regardless of the key that the device used last.
     Anyway,
-    /// The device keeps its key, and the second key is gone.
+    /// The device keeps its key, and the second key is gone. The device must not have used its second
+    /// key last.
     Dropped,
+    /// Like [`Dropped`](Self::Dropped), but regardless of the key that the device used last.
+    DroppedAnyway,
 }
 
 impl Ending {
     /// Returns whether a roll may end in this way.
     pub fn is_due(self, roll: Roll) -> bool {
-        self != Self::Used || roll.last_key() == Some(WhichKey::Next)
+        match self {
+            Self::Used => roll.uses_next(),
+            Self::Dropped => !roll.uses_next(),
+            Self::Anyway | Self::DroppedAnyway => true,
+        }
     }
 
     /// Returns whether the second key becomes the device's key.
     pub(crate) fn takes_next(self) -> bool {
-        self != Self::Dropped
+        matches!(self, Self::Used | Self::Anyway)
     }
 
     /// Returns the audit entry about a roll that has ended.
@@ -118,6 +131,9 @@ impl Ending {
             Self::Used => "the second key has become the key",
             Self::Anyway => "the second key has become the key, whether or not the device has used it",
             Self::Dropped => "the second key was taken away",
+            Self::DroppedAnyway => {
+                "the second key was taken away, whether or not the device has used it last"
+            }
         }
     }
 }
@@ -127,8 +143,8 @@ impl Ending {
 pub enum Ended {
     /// The device has one key.
     Ended,
-    /// The device still has two keys, because it has not used its second key last.
-    NotUsed,
+    /// The device still has two keys, because the one that would go may be the only one that it knows.
+    NotDue,
     /// The device had no second key, or is not in the table.
     NoRoll,
 }

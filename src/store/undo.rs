@@ -92,8 +92,8 @@ pub struct Undo<'a> {
     pub by: &'a Actor,
     /// Set to report what would change, without changing it.
     pub dry_run: bool,
-    /// Set to leave devices that have changed since the import as they are. If not set, such a
-    /// device makes the undo fail.
+    /// Set to leave devices that have changed since the import, or that need a second key from it, as
+    /// they are. If not set, such a device makes the undo fail.
     pub rest: bool,
 }
 
@@ -118,8 +118,8 @@ impl Undone {
     }
 }
 
-/// Devices of an import that have changed since the import, or are being registered. An undo leaves
-/// them as they are.
+/// Devices of an import that have changed since the import, that have used the second key from it last,
+/// or that are being registered. An undo leaves them as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Left {
     /// Number of these devices that are in the table.
@@ -137,15 +137,17 @@ pub enum NotUndone {
     /// The import was already undone.
     #[error("import {0} was undone already")]
     Again(ImportId),
-    /// Devices have changed since the import.
+    /// Devices have changed since the import, or have used the second key from it last, so that they
+    /// may be lost without it.
     #[error(
         "{count} of the {all} devices of import {id} were registered, issued, disabled, enabled, deleted, or changed by \
-         another import since, or are being registered; to undo the rest, use --rest"
+         another import since, are being registered, or have used their second key from it last; to undo the rest, \
+         use --rest"
     )]
     Changed {
         /// Number of the import.
         id: ImportId,
-        /// Number of devices that have changed since the import.
+        /// Number of these devices.
         count: u64,
         /// Number of all devices that the import added or changed.
         all: u64,
@@ -183,7 +185,7 @@ pub enum UndoError {
 }
 
 /// Checks whether an import may be undone. `untouched` is the number of its devices that have not
-/// changed since the import. `lost_keys` is the number of its devices whose key the import replaced
+/// changed since the import and need no second key from it. `lost_keys` is the number of its devices whose key the import replaced
 /// or removed. Returns the number of devices that stay as they are.
 pub fn may_undo(
     record: &ImportRecord,

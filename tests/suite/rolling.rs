@@ -187,6 +187,43 @@ fn second_keys_go_with_an_export_an_undo_and_a_deletion() {
 }
 
 #[test]
+fn a_second_key_that_a_device_used_last_is_left_to_it() {
+    let site = own("");
+    site.import(&format!("{HEAD}{}{}{}", line(1, OLD, ""), line(2, OLD, ""), line(3, OLD, "")));
+    site.write("both.csv", &format!("{HEAD}{}{}{}", line(1, OLD, NEW), line(2, OLD, NEW), line(3, OLD, NEW)));
+    let said = stderr(&site.run(&["import", "both.csv"]));
+    let (_, number) = said.split_once("certdist import undo ").expect("its number");
+    let number = number.trim_end();
+    let table = Connection::open(site.path("certdist.db")).expect("opened");
+    table
+        .execute("UPDATE device_key SET pskNextUsed = nextSince WHERE deviceId = 'SN-1'", ())
+        .expect("a server notes a use");
+
+    let refused = site.run(&["device", "key", "SN-1", "--drop-next"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("SN-1 has used its second key last"), "{}", stderr(&refused));
+    let would = site.run(&["device", "key", "--enrollment", "own", "--drop-next", "--dry-run"]);
+    assert_eq!(stdout(&would), "SN-1\nown: the second key of 2 devices would be taken away\n");
+    let expected = "1 devices would be left out (SN-1), because they have used their second key last";
+    assert!(stderr(&would).contains(expected), "{}", stderr(&would));
+
+    let named = "note: 1 devices stay as they are: SN-1\n";
+    let refused = site.run(&["import", "undo", number, "--dry-run"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = stderr(&refused);
+    assert!(said.contains("1 of the 3 devices of import") && said.contains(named), "{said}");
+    let would = site.run(&["import", "undo", number, "--rest", "--dry-run"]);
+    let expected =
+        format!("import {number}: 0 devices would be removed, 2 would be restored, 1 left as they are\n");
+    assert_eq!((stdout(&would), stderr(&would)), (expected, named.to_owned()));
+    site.succeeds(&["import", "undo", number, "--rest", "--yes"]);
+    assert_eq!(site.succeeds(&["export"]).matches(NEW).count(), 1);
+    let anyway = ["device", "key", "SN-1", "--drop-next", "--anyway"];
+    assert!(site.succeeds(&anyway).contains("SN-1: the second key was taken away"));
+    assert!(!site.succeeds(&["export"]).contains(NEW));
+}
+
+#[test]
 fn an_import_of_second_keys_that_is_killed_changes_nothing() {
     const DEVICES: usize = 10_000;
     let site = own("");

@@ -1,5 +1,6 @@
-//! `certdist device key`: ends the rolls of devices' own keys. Leaves out the devices that have not
-//! used their second key last, because such a device may know only its former key.
+//! `certdist device key`: ends the rolls of devices' own keys. Leaves out the devices for which the key
+//! that would go may be the only one that they know: the former key, unless they have used their second
+//! key last, or the second key, if they have.
 
 use anyhow::anyhow;
 use futures_util::future::try_join_all;
@@ -35,6 +36,9 @@ Example: which devices of an enrollment do not use their second key yet?
 All others have moved over, so take their former keys away:
   certdist device key --enrollment lamp-own --next-becomes-key
 
+A device that has not used its second key last may know only its former key, so --next-becomes-key
+leaves it out. A device that has used its second key last may know only that one, so --drop-next
+leaves it out. --anyway includes both.
 A former key that is taken away opens no handshake from then on, and its sessions end at
 their next message. Servers report the uses of keys once a minute.")]
 pub(super) struct Args {
@@ -52,8 +56,8 @@ pub(super) struct Args {
     /// The second key is gone, and the device keeps its key
     #[arg(long, conflicts_with = "next_becomes_key")]
     drop_next: bool,
-    /// With --next-becomes-key: also for devices that have not used their second key last
-    #[arg(long, requires = "next_becomes_key")]
+    /// Also for devices that may know only the key that goes, by the key that they used last
+    #[arg(long)]
     anyway: bool,
     /// Show what would be done, and list the devices that would be left out
     #[arg(long)]
@@ -63,7 +67,8 @@ pub(super) struct Args {
 impl Args {
     fn ending(&self) -> Ending {
         match (self.drop_next, self.anyway) {
-            (true, _) => Ending::Dropped,
+            (true, true) => Ending::DroppedAnyway,
+            (true, false) => Ending::Dropped,
             (false, true) => Ending::Anyway,
             (false, false) => Ending::Used,
         }
@@ -86,7 +91,7 @@ impl Tally {
         match ended {
             Ended::Ended => self.ended += 1,
             Ended::NoRoll => self.single += 1,
-            Ended::NotUsed => {
+            Ended::NotDue => {
                 self.left_out += 1;
                 if self.first.len() < NAMED {
                     self.first.push(device.clone());
@@ -140,8 +145,9 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Table, by: &Ac
         let named: Vec<_> = first.iter().map(DeviceId::as_str).collect();
         let more = if left_out > NAMED as u64 { ", …" } else { "" };
         let verb = if args.dry_run { "would be" } else { "were" };
+        let used = if args.drop_next { "have used" } else { "have not used" };
         remark(&format!(
-            "note: {left_out} devices {verb} left out ({}{more}), because they have not used their second key last; \
+            "note: {left_out} devices {verb} left out ({}{more}), because they {used} their second key last; \
              --dry-run lists them, --anyway includes them\n",
             named.join(", ")
         ));
@@ -171,7 +177,7 @@ async fn step(
     let done = try_join_all(devices.iter().map(|device| end(device, args, store, by))).await?;
     for (device, ended) in devices.iter().zip(done) {
         tally.add(device, ended);
-        if args.dry_run && ended == Ended::NotUsed {
+        if args.dry_run && ended == Ended::NotDue {
             print(|out| writeln!(out, "{device}"))?;
         }
     }
@@ -199,11 +205,17 @@ async fn one(
         Ended::NoRoll => {
             Err(anyhow!("{device} has no second key; import a line with a pskNext first").into())
         }
-        Ended::NotUsed => Err(anyhow!(
-            "{device} has not used its second key last, so it may be lost without its former key \
-             (`certdist device show {device}` says when it used which); to go on nevertheless, use --anyway"
-        )
-        .into()),
+        Ended::NotDue => {
+            let (used, needed) = match args.drop_next {
+                false => ("has not used", "its former key"),
+                true => ("has used", "it"),
+            };
+            Err(anyhow!(
+                "{device} {used} its second key last, so it may be lost without {needed} \
+                 (`certdist device show {device}` says when it used which); to go on nevertheless, use --anyway"
+            )
+            .into())
+        }
     }
 }
 
@@ -216,7 +228,7 @@ async fn end(device: &DeviceId, args: &Args, store: &dyn Table, by: &Actor) -> R
     Ok(match store.roll_of(device).await? {
         None => Ended::NoRoll,
         Some(roll) if ending.is_due(roll) => Ended::Ended,
-        Some(_) => Ended::NotUsed,
+        Some(_) => Ended::NotDue,
     })
 }
 

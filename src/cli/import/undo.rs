@@ -1,13 +1,17 @@
 //! `certdist import undo` and `certdist import list`: undo an import, and list the recent imports.
 
-use super::super::{CommandResult, Failure, aligned, ask, print, progress::Progress};
+use super::super::{CommandResult, Failure, aligned, ask, print, progress::Progress, remark};
 use crate::{
+    device::DeviceId,
     device_view::time,
     store::{
         Actor, Table,
-        undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone},
+        undo::{ImportId, ImportRecord, Left, NotUndone, Undo, UndoError, Undone},
     },
 };
+
+/// Number of devices that a message names.
+const NAMED: usize = 10;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Action {
@@ -18,7 +22,8 @@ Example: the wrong file was imported
   certdist import undo 3f2a91c0
 
 Works for 30 days, while none of the devices was registered or issued, disabled, deleted,
-or changed by another import. Former keys are not kept, so an import that replaced some cannot be
+or changed by another import, and none has used a second key (pskNext) last that the import gave it:
+such a device may know only that key. --rest leaves these devices out. Former keys are not kept, so an import that replaced some cannot be
 undone. Works beside a running server, and holds up no device. First checks everything, and then
 takes the changes back in many short steps; a device that changes meanwhile is left as it is. Once
 it has begun, it ends even if this command is killed: a running server, or the next import,
@@ -27,7 +32,7 @@ completes it.")]
         /// Number of the import
         #[arg(value_name = "ID")]
         id: ImportId,
-        /// Leave out devices that have changed since the import, instead of failing
+        /// Leave out devices that have changed since the import or need a key from it, instead of failing
         #[arg(long)]
         rest: bool,
         /// Show what would change, but change nothing
@@ -53,7 +58,12 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
         Action::Undo { id, rest, dry_run, yes } => {
             let by = Actor::system_user();
             let how = Undo { id: *id, by: &by, dry_run: true, rest: *rest };
-            let would = Progress::during("reading the table", || store.undo_import(how)).map_err(failure)?;
+            let would = Progress::during("reading the table", || store.undo_import(how));
+            if let Ok(Undone { left: 1.., .. }) | Err(UndoError::NotUndone(NotUndone::Changed { .. })) = would
+            {
+                name_first(&store.left_of(*id, NAMED)?);
+            }
+            let would = would.map_err(failure)?;
             if *dry_run {
                 return Ok(print(|out| writeln!(out, "import {id}: {}", sentence(would, "would be ")))?);
             }
@@ -69,6 +79,15 @@ pub(super) fn run(action: &Action, store: &dyn Table) -> CommandResult {
             let lines: Vec<_> = [head].into_iter().chain(imports.iter().map(line)).collect();
             Ok(print(|out| write!(out, "{}", aligned(&lines)))?)
         }
+    }
+}
+
+/// Names the first of the devices that an undo leaves as they are.
+fn name_first(Left { devices, first }: &Left) {
+    if !first.is_empty() {
+        let more = if *devices > first.len() as u64 { ", …" } else { "" };
+        let named: Vec<_> = first.iter().map(DeviceId::as_str).collect();
+        remark(&format!("note: {devices} devices stay as they are: {}{more}\n", named.join(", ")));
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{imports::rejected, *};
 use crate::store::{
     roll::{DeviceKeys, Ended, Ending, OwnUse, Roll, RollCount, Used},
-    undo::{ImportId, NotUndone, Undo, UndoError, Undone},
+    undo::{ImportId, Left, NotUndone, Undo, UndoError, Undone},
 };
 
 /// Returns the keys that open a handshake of this identity, and whether any device has two.
@@ -34,7 +34,10 @@ fn import_as(store: &impl Bulk, number: u32, rows: impl IntoIterator<Item = Impo
 }
 
 fn undo(store: &impl Bulk, number: u32) -> Result<Undone, NotUndone> {
-    let how = Undo { id: ImportId(number), by: &by(), dry_run: false, rest: false };
+    undo_with(store, Undo { id: ImportId(number), by: &by(), dry_run: false, rest: false })
+}
+
+fn undo_with(store: &impl Bulk, how: Undo<'_>) -> Result<Undone, NotUndone> {
     store.undo_import(how).map_err(|error| match error {
         UndoError::NotUndone(reason) => reason,
         UndoError::Store(error) => panic!("{error}"),
@@ -198,16 +201,16 @@ fn a_roll_ends_with_the_key_that_the_device_uses(store: &(impl Store + Bulk)) {
     );
     import(store, [row("SN-8")]);
     let since = roll_of(store, "SN-4").unwrap().since;
-    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotUsed);
+    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotDue);
     note(store, "id-1", [Some(since + 5), Some(since + 4)]);
-    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotUsed);
+    assert_eq!(end(store, "SN-1", Ending::Used), Ended::NotDue);
     assert!(events(store, "SN-1").is_empty() && keys(store, "id-1").0.len() == 2);
     note(store, "id-1", [None, Some(since + 6)]);
     assert_eq!(end(store, "SN-1", Ending::Used), Ended::Ended);
     assert_eq!(keys(store, "id-1").0, ["aa11"]);
     assert_eq!(end(store, "SN-2", Ending::Anyway), Ended::Ended);
     assert_eq!(keys(store, "id-2").0, ["aa11"]);
-    assert_eq!(end(store, "SN-3", Ending::Dropped), Ended::Ended);
+    assert_eq!(end(store, "SN-3", Ending::Dropped), Ended::Ended, "it has used neither");
     assert_eq!(keys(store, "id-3").0, ["00ff"]);
     for device in ["SN-1", "SN-2", "SN-3"] {
         assert_eq!(events(store, device), [(AuditEvent::Rekeyed, Some("user anna".to_owned()))]);
@@ -252,6 +255,67 @@ fn a_second_key_is_undone_with_its_import(store: &(impl Store + Bulk)) {
     assert_eq!(undo(store, 9), Err(NotUndone::Keys { id: ImportId(9), count: 1 }));
 }
 
+/// A second key that its device has used last is neither taken away nor undone, unless the caller takes
+/// it away regardless of uses.
+fn a_second_key_that_is_used_stays(store: &(impl Store + Bulk)) {
+    let rows = |next: &'static str| {
+        (1..=3).map(move |number| {
+            let (device, identity) = (format!("SN-{number}"), format!("id-{number}"));
+            if next.is_empty() {
+                with_key(&device, &identity, "00ff")
+            } else {
+                with_keys(&device, &identity, "00ff", next)
+            }
+        })
+    };
+    import(store, rows(""));
+    import_as(store, 7, rows("aa11"));
+    let since = roll_of(store, "SN-1").unwrap().since;
+    note(store, "id-1", [Some(since + 1), Some(since + 2)]);
+    note(store, "id-2", [Some(since + 2), Some(since + 1)]);
+    assert_eq!(end(store, "SN-1", Ending::Dropped), Ended::NotDue);
+    assert!(events(store, "SN-1").is_empty() && keys(store, "id-1").0.len() == 2);
+    assert_eq!(undo(store, 7), Err(NotUndone::Changed { id: ImportId(7), count: 1, all: 3 }));
+    let left = || store.left_of(ImportId(7), 9).unwrap();
+    assert_eq!(left(), Left { devices: 1, first: vec![id("SN-1")] });
+    let by = by();
+    let rest = Undo { id: ImportId(7), by: &by, dry_run: true, rest: true };
+    let undone = Undone { restored: 2, left: 1, ..Undone::default() };
+    assert_eq!(undo_with(store, rest), Ok(undone));
+    assert_eq!(undo_with(store, Undo { dry_run: false, ..rest }), Ok(undone));
+    assert_eq!(keys(store, "id-1").0, ["00ff", "aa11"]);
+    assert_eq!([keys(store, "id-2").0, keys(store, "id-3").0], [["00ff"]; 2]);
+    assert_eq!(left().first, [id("SN-1")]);
+    assert_eq!(end(store, "SN-1", Ending::DroppedAnyway), Ended::Ended);
+    assert_eq!(keys(store, "id-1").0, ["00ff"]);
+    let (event, who) = (AuditEvent::Rekeyed, Some("user anna".to_owned()));
+    assert_eq!(events(store, "SN-1"), [(event, who)]);
+}
+
+/// A device that an undo leaves out, because it needs its second key, keeps its name as well.
+fn a_device_that_keeps_its_second_key_keeps_its_name(store: &(impl Store + Bulk)) {
+    let named = |row: ImportRow, name: &str| ImportRow { device_name: Some(name.into()), ..row };
+    import(
+        store,
+        [
+            named(with_key("SN-1", "id-1", "00ff"), "lamp-x"),
+            named(with_key("SN-2", "id-2", "11ee"), "lamp-y"),
+        ],
+    );
+    let rows = [
+        named(with_key("SN-1", "id-1", "00ff"), "lamp-z"),
+        named(with_keys("SN-2", "id-2", "11ee", "bb22"), "lamp-x"),
+    ];
+    import_as(store, 7, rows);
+    let since = roll_of(store, "SN-2").unwrap().since;
+    note(store, "id-2", [None, Some(since)]);
+    let by = by();
+    let rest = Undo { id: ImportId(7), by: &by, dry_run: false, rest: true };
+    let refused = undo_with(store, rest);
+    assert!(matches!(&refused, Err(NotUndone::Conflict { device, .. }) if device == "SN-1"), "{refused:?}");
+    assert_eq!(keys(store, "id-2").0, ["11ee", "bb22"]);
+}
+
 contract! {
     an_import_gives_a_device_a_second_key
     an_import_ends_a_roll_or_changes_its_second_key
@@ -261,4 +325,6 @@ contract! {
     the_devices_of_a_roll_are_listed_and_counted
     a_roll_ends_with_the_key_that_the_device_uses
     a_second_key_is_undone_with_its_import
+    a_second_key_that_is_used_stays
+    a_device_that_keeps_its_second_key_keeps_its_name
 }

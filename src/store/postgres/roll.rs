@@ -103,7 +103,7 @@ async fn end(
     read::locked(session, device).await?;
     let Some(roll) = roll_of(session, device).await? else { return Ok(Ended::NoRoll) };
     if !ending.is_due(roll) {
-        return Ok(Ended::NotUsed);
+        return Ok(Ended::NotDue);
     }
     session.execute(END, values![device.as_str(), ending.takes_next()]).await?;
     // An undo of the import that has brought the second key would take it away again.

@@ -20,8 +20,22 @@ use crate::{
     },
 };
 
-/// Condition for a row of the device table (`$row`) that has not changed since the import $1, and is
-/// not being registered.
+/// Condition for a row of the device table (`$row`) whose device has used the second key from the
+/// import $1 last. The rule is [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
+macro_rules! uses_next {
+    ($row:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM import_before a JOIN device_key k ON k.deviceId = a.deviceId \
+             WHERE a.importId = $1 AND a.deviceId = ",
+            $row,
+            ".deviceId AND a.addedNext AND k.pskNextUsed IS NOT NULL \
+             AND (k.pskUsed IS NULL OR k.pskNextUsed > k.pskUsed))"
+        )
+    };
+}
+
+/// Condition for a row of the device table (`$row`) that has not changed since the import $1, does not
+/// need a second key from it, and is not being registered.
 macro_rules! is_untouched {
     ($row:literal) => {
         concat!(
@@ -29,7 +43,9 @@ macro_rules! is_untouched {
             $row,
             ".importId = $1 AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ",
             $row,
-            ".deviceId))"
+            ".deviceId) AND NOT ",
+            uses_next!($row),
+            ")"
         )
     };
 }
@@ -71,15 +87,18 @@ pub(super) async fn of(session: &Session, device: &DeviceId) -> Result<Vec<Impor
     session.rows(SQL, values![device.as_str()]).await?.iter().map(record).collect()
 }
 
-/// Returns the devices of an import that have changed since the import or are being registered. If
-/// the import was undone, returns all its devices that are still in the table.
+/// Returns the devices of an import that have changed since the import, need a second key from it, or
+/// are being registered. If the import was undone, returns all its devices that are still in the table.
 pub(super) async fn left_of(session: &Session, id: ImportId, limit: usize) -> Result<Left, Failure> {
-    const LEFT: &str = "SELECT deviceId FROM device_table WHERE importId = -$1 OR (importId = $1 AND (deviceId IN \
-                        (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
-                        WHERE importId = $1 AND undone IS NOT NULL))) \
-                        UNION SELECT deviceId FROM import_before b WHERE (importId = $1 OR abs(former) = $1) \
-                        AND EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = b.deviceId \
-                        AND d.importId IS DISTINCT FROM $1)";
+    const LEFT: &str = concat!(
+        "SELECT deviceId FROM device_table d WHERE importId = -$1 OR (importId = $1 AND (deviceId IN \
+         (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
+         WHERE importId = $1 AND undone IS NOT NULL) OR ",
+        uses_next!("d"),
+        ")) UNION SELECT deviceId FROM import_before b WHERE (importId = $1 OR abs(former) = $1) \
+         AND EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = b.deviceId \
+         AND d.importId IS DISTINCT FROM $1)"
+    );
     let (id, limit) = (i64::from(id.0), i64::try_from(limit).unwrap_or(i64::MAX));
     let count = session.one(&format!("SELECT count(*) FROM ({LEFT}) AS l"), values![id]).await?;
     let first = session.rows(&format!("{LEFT} ORDER BY deviceId LIMIT $2"), values![id, limit]).await?;
@@ -91,6 +110,10 @@ pub(super) async fn left_of(session: &Session, id: ImportId, limit: usize) -> Re
 pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> {
     // A claim that begins afterwards waits for the end of the undo.
     const LOCK: &str = "SELECT deviceId FROM device_table WHERE importId = $1 ORDER BY deviceId FOR UPDATE";
+    // So does a note about a use of a key, which locks the keys of its devices in this order as well.
+    const LOCK_KEYS: &str = "SELECT deviceId FROM device_key WHERE deviceId IN \
+                             (SELECT deviceId FROM import_before WHERE importId = $1 AND addedNext) \
+                             ORDER BY deviceId FOR UPDATE";
     if !how.dry_run {
         store.engine.may_write()?;
     }
@@ -102,7 +125,8 @@ pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> 
         }
         session.run(BEGIN_BULK).await?;
         import::take_turn(session).await?;
-        session.rows(LOCK, values![id]).await.map(drop)
+        session.rows(LOCK, values![id]).await?;
+        session.rows(LOCK_KEYS, values![id]).await.map(drop)
     })?;
     let (record, undone) = session.run(async |session| would(session, how).await)??;
     if how.dry_run {

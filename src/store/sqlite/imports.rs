@@ -14,12 +14,25 @@ use crate::{
     },
 };
 
+/// Condition for a row of `import_before` (`b`, which may be NULL) whose device has used the second
+/// key from the import last. The rule is [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
+macro_rules! uses_next {
+    () => {
+        "(coalesce(b.addedNext, 0) AND EXISTS (SELECT 1 FROM device_key k WHERE k.deviceId = b.deviceId \
+         AND k.pskNextUsed IS NOT NULL AND (k.pskUsed IS NULL OR k.pskNextUsed > k.pskUsed)))"
+    };
+}
+pub(super) use uses_next;
+
 /// Condition for a row of `import_before` (`b`) whose device has not changed since the import ?1,
-/// and is not being registered.
+/// does not need a second key from it, and is not being registered.
 macro_rules! is_untouched {
     () => {
-        "EXISTS (SELECT 1 FROM main.device_table d WHERE d.deviceId = b.deviceId AND d.importId = ?1) \
-         AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = b.deviceId)"
+        concat!(
+            "EXISTS (SELECT 1 FROM main.device_table d WHERE d.deviceId = b.deviceId AND d.importId = ?1) \
+             AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = b.deviceId) AND NOT ",
+            $crate::store::sqlite::imports::uses_next!()
+        )
     };
 }
 pub(super) use is_untouched;
@@ -164,15 +177,19 @@ pub(super) fn of(connection: &Connection, device: &DeviceId) -> rusqlite::Result
     connection.prepare_cached(SQL)?.query_map([device.as_str()], import_record)?.collect()
 }
 
-/// Returns the devices of an import that have changed since the import or are being registered. If
-/// the import was undone, returns all its devices that are still in the table.
+/// Returns the devices of an import that have changed since the import, need a second key from it, or
+/// are being registered. If the import was undone, returns all its devices that are still in the table.
 pub(super) fn left_of(connection: &Connection, id: ImportId, limit: usize) -> rusqlite::Result<Left> {
-    const LEFT: &str = "SELECT deviceId FROM device_table WHERE importId = -?1 OR (importId = ?1 AND (deviceId IN \
-                        (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
-                        WHERE importId = ?1 AND undone IS NOT NULL))) \
-                        UNION SELECT deviceId FROM import_before b WHERE (importId = ?1 OR abs(former) = ?1) \
-                        AND EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = b.deviceId \
-                        AND d.importId IS NOT ?1)";
+    const LEFT: &str = concat!(
+        "SELECT deviceId FROM device_table WHERE importId = -?1 OR (importId = ?1 AND (deviceId IN \
+         (SELECT deviceId FROM registration_claim) OR EXISTS (SELECT 1 FROM import \
+         WHERE importId = ?1 AND undone IS NOT NULL))) \
+         UNION SELECT deviceId FROM import_before b WHERE (importId = ?1 OR abs(former) = ?1) \
+         AND EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = b.deviceId AND (d.importId IS NOT ?1 \
+         OR (b.importId = ?1 AND ",
+        uses_next!(),
+        ")))"
+    );
     let count = format!("SELECT count(*) FROM ({LEFT})");
     let devices = connection.query_row(&count, [id.0], |row| row.get::<_, i64>(0))?.cast_unsigned();
     let mut statement = connection.prepare(&format!("{LEFT} ORDER BY deviceId LIMIT ?2"))?;

@@ -97,7 +97,7 @@ fn end(
     }
     let Some(roll) = roll_of(connection, &device)? else { return Ok(Ended::NoRoll) };
     if !ending.is_due(roll) {
-        return Ok(Ended::NotUsed);
+        return Ok(Ended::NotDue);
     }
     connection.prepare_cached(END)?.execute(params![device.as_str(), ending.takes_next()])?;
     // Otherwise, an undo of the import that added the second key would remove this key.

@@ -156,9 +156,12 @@ fn kept(
     holder: Option<DeviceId>,
     keeps: impl Fn(&Former) -> bool,
 ) -> rusqlite::Result<Option<DeviceId>> {
-    const SQL: &str = "SELECT d.importId IS ?1 AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ?2), \
-                       b.productKey, b.deviceName, b.IotId FROM main.device_table d \
-                       LEFT JOIN import_before b ON b.importId = ?1 AND b.deviceId = ?2 WHERE d.deviceId = ?2";
+    const SQL: &str = concat!(
+        "SELECT d.importId IS ?1 AND NOT EXISTS (SELECT 1 FROM registration_claim c WHERE c.deviceId = ?2) AND NOT ",
+        imports::uses_next!(),
+        ", b.productKey, b.deviceName, b.IotId FROM main.device_table d \
+         LEFT JOIN import_before b ON b.importId = ?1 AND b.deviceId = ?2 WHERE d.deviceId = ?2"
+    );
     let Some(holder) = holder else { return Ok(None) };
     let is_kept = state
         .prepare_cached(SQL)?

@@ -146,12 +146,21 @@ impl Tables {
         Ok(change)
     }
 
+    /// Returns whether a device has used the second key last that an import has added to it.
+    fn needs_next(&self, before: &Before, device: &DeviceId) -> bool {
+        let is_added = matches!(before.get(device), Some((.., KeyChange::NextAdded)));
+        is_added && self.roll_of(device).is_some_and(|roll| roll.uses_next())
+    }
+
     fn undo(&mut self, how: Undo<'_>, now: UnixSeconds) -> Result<Undone, NotUndone> {
         let at = self.imports.iter().position(|(record, _)| record.id == how.id);
         let at = at.ok_or(NotUndone::Unknown(how.id))?;
         let (record, mut before) = self.imports[at].clone();
         let is_untouched = |(device, label): &(&DeviceId, &Label)| {
-            label.id == how.id && !label.is_touched && !self.journal.is_claimed(device)
+            label.id == how.id
+                && !label.is_touched
+                && !self.journal.is_claimed(device)
+                && !self.needs_next(&before, device)
         };
         let untouched = self.labels.iter().filter(is_untouched);
         let untouched: Vec<DeviceId> = untouched.map(|(device, _)| device.clone()).collect();
@@ -343,7 +352,11 @@ impl Bulk for Memory {
         let is_undone = tables.imports.iter().any(|(record, _)| record.id == id && record.undone.is_some());
         let is_left = |device: &&DeviceId| match tables.labels.get(*device) {
             Some(label) if label.id == id => {
-                is_undone || label.is_touched || tables.journal.is_claimed(device)
+                let of_import = tables.imports.iter().find(|(record, _)| record.id == id);
+                is_undone
+                    || label.is_touched
+                    || tables.journal.is_claimed(device)
+                    || of_import.is_some_and(|(_, before)| tables.needs_next(before, device))
             }
             _ => tables.imports.iter().any(|(record, before)| {
                 let former = before.get(*device).map(|(_, former, _)| *former);

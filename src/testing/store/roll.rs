@@ -38,7 +38,7 @@ impl Tables {
         Some(keys.of(identity))
     }
 
-    fn roll_of(&self, device: &DeviceId) -> Option<Roll> {
+    pub(super) fn roll_of(&self, device: &DeviceId) -> Option<Roll> {
         let (_, keys) = self.keys.values().find(|(owner, _)| owner == device)?;
         keys.next.as_ref().map(|(_, roll)| *roll)
     }
@@ -56,7 +56,7 @@ impl Tables {
             None => return Ended::NoRoll,
             Some((next, roll)) if !ending.is_due(roll) => {
                 keys.next = Some((next, roll));
-                return Ended::NotUsed;
+                return Ended::NotDue;
             }
             Some((next, _)) if ending.takes_next() => keys.psk = next,
             Some(_) => {}

@@ -954,7 +954,7 @@ undo-changed = Of {$all ->
 }, {$count ->
     [one] {$count} has
    *[other] {$count} have
-} changed since: registered, issued, disabled, enabled, deleted, changed by another import, or being registered. These stay as they are. The rest can be undone.
+} changed since: registered, issued, disabled, enabled, deleted, changed by another import, being registered, or using the second key (pskNext) that the import brought. These stay as they are. The rest can be undone.
 undo-left-in-table = { $count ->
     [one] {$count} device of the import is still in the table, as it is now:
    *[other] {$count} devices of the import are still in the table, as they are now:
