@@ -2,7 +2,10 @@
 //! The rules are the same for every store. This module performs no I/O, and does not know how a
 //! store keeps its rows.
 
-use super::{Conflict, DeviceRow, ImportRow, SameSecret, StoreError, roll::DeviceKeys, undo::KeyChange};
+use super::{
+    Conflict, DeviceRow, ImportRow, SameSecret, StoreError, key_use::WhichKey, roll::DeviceKeys,
+    undo::KeyChange,
+};
 use crate::{
     device::{DeviceId, Secret},
     seal::Place,
@@ -197,7 +200,8 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
 /// outer error is a failure of `same_secret`.
 ///
 /// While a device has two keys, a row without a second key must have one of them. Otherwise, a list
-/// that was made before the roll would remove a key, or restore a former key.
+/// that was made before the roll would remove a key, or restore a former key. No row removes the key
+/// that the device has used last since it has had two, because it may know no other.
 pub fn key_change(
     stored: Option<&DeviceKeys>,
     row: &ImportRow,
@@ -216,6 +220,11 @@ pub fn key_change(
     Ok(Ok(match (&stored.next, &row.next_key) {
         (None, None) | (Some(_), None) if keeps_key => KeyChange::None,
         (None, None) => KeyChange::Lost,
+        (Some(next), None) if is(next, psk)? && stored.last_key() == Some(WhichKey::Current) => {
+            let reason = "the device has used its former key last, and may be lost without it; to end its roll \
+                          nevertheless, use `certdist device key --next-becomes-key --anyway`";
+            return conflict("psk", reason);
+        }
         (Some(next), None) if is(next, psk)? => KeyChange::Lost,
         (Some(_), None) => {
             let reason = "the device has two keys, and this is neither of them under their identity; end the roll \
@@ -224,6 +233,11 @@ pub fn key_change(
         }
         (None, Some(_)) if keeps_key => KeyChange::NextAdded,
         (Some(next), Some(other)) if keeps_key && is(next, other)? => KeyChange::None,
+        (Some(_), Some(_)) if keeps_key && stored.last_key() == Some(WhichKey::Next) => {
+            let reason = "the device has used its second key last, and may be lost without it; make it the key first, \
+                          with `certdist device key --next-becomes-key`";
+            return conflict("pskNext", reason);
+        }
         (Some(_), Some(_)) if keeps_key => KeyChange::Lost,
         (_, Some(other)) if is(&stored.psk, other)? => {
             let reason = "this is the psk that the device has; if its roll has ended, leave the line out";
@@ -275,6 +289,7 @@ pub fn unique_iot_id(holder: Option<DeviceId>) -> Result<(), Conflict> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::roll::Used;
 
     fn id() -> DeviceId {
         DeviceId::parse("SN-1").unwrap()
@@ -454,12 +469,21 @@ mod tests {
     /// Returns the effect of a row on a device with these keys under the identity `one`.
     fn rolled(
         stored: Option<(&str, Option<&str>)>,
+        row: (&str, &str, Option<&str>),
+    ) -> Result<KeyChange, &'static str> {
+        rolled_after(stored, [None; 2], row)
+    }
+
+    fn rolled_after(
+        stored: Option<(&str, Option<&str>)>,
+        used: Used,
         (identity, psk, next): (&str, &str, Option<&str>),
     ) -> Result<KeyChange, &'static str> {
         let stored = stored.map(|(psk, next)| DeviceKeys {
             identity: "one".into(),
             psk: secret(psk),
             next: next.map(secret),
+            used,
         });
         let key = Some((identity.to_owned(), secret(psk)));
         let row = ImportRow { individual: true, key, next_key: next.map(secret), ..row() };
@@ -491,6 +515,21 @@ mod tests {
             (two, ("two", "a", Some("b")), Err("psk")),
         ] {
             assert_eq!(rolled(stored, row), expected, "{stored:?} {row:?}");
+        }
+    }
+
+    #[test]
+    fn no_row_removes_the_key_that_the_device_has_used_last() {
+        let two = Some(("a", Some("b")));
+        let (current, next) = ([Some(2), Some(1)], [Some(1), Some(2)]);
+        let (ends, replaces, keeps) = (("one", "b", None), ("one", "a", Some("c")), ("one", "a", Some("b")));
+        assert_eq!(rolled_after(two, current, ends), Err("psk"));
+        assert_eq!(rolled_after(two, current, replaces), Ok(KeyChange::Lost));
+        assert_eq!(rolled_after(two, next, ends), Ok(KeyChange::Lost));
+        assert_eq!(rolled_after(two, next, replaces), Err("pskNext"));
+        for used in [current, next] {
+            assert_eq!(rolled_after(two, used, keeps), Ok(KeyChange::None));
+            assert_eq!(rolled_after(two, used, ("one", "a", None)), Ok(KeyChange::None));
         }
     }
 

@@ -20,6 +20,15 @@ pub struct DeviceKeys {
     pub psk: Secret,
     /// Second key, which the device may have as well.
     pub next: Option<Secret>,
+    /// Uses of both keys while the device has had both.
+    pub used: Used,
+}
+
+impl DeviceKeys {
+    /// Returns the key that the device has used last, as [`Roll::last_key`] does.
+    pub fn last_key(&self) -> Option<WhichKey> {
+        last_key(self.used)
+    }
 }
 
 /// Times of the last handshakes with each of two keys, in the order of [`WhichKey::ALL`]; `None` if
@@ -48,17 +57,21 @@ impl Roll {
     /// Returns the key that the device has used last; `None` if it has used neither. If both were
     /// last used in the same second, the device counts as one that still uses its former key.
     pub fn last_key(&self) -> Option<WhichKey> {
-        match self.used {
-            [None, None] => None,
-            [current, next] if next > current => Some(WhichKey::Next),
-            _ => Some(WhichKey::Current),
-        }
+        last_key(self.used)
     }
 
     /// Returns whether the device has used its second key last. It may no longer know its former key
     /// then, so that it is lost without the second one.
     pub fn uses_next(&self) -> bool {
         self.last_key() == Some(WhichKey::Next)
+    }
+}
+
+fn last_key(used: Used) -> Option<WhichKey> {
+    match used {
+        [None, None] => None,
+        [current, next] if next > current => Some(WhichKey::Next),
+        _ => Some(WhichKey::Current),
     }
 }
 

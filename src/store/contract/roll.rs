@@ -80,10 +80,16 @@ fn an_import_gives_a_device_a_second_key(store: &(impl Store + Bulk)) {
     );
 }
 
-/// A row of an import ends a roll if it has the second key, and replaces the second key.
+/// A row of an import ends a roll if it has the second key, and replaces the second key. But it removes
+/// no key that the device has used last.
 fn an_import_ends_a_roll_or_changes_its_second_key(store: &(impl Store + Bulk)) {
     import(store, [with_keys("SN-1", "id-1", "00ff", "aa11")]);
-    note(store, "id-1", [None, Some(Store::now(store))]);
+    let since = roll_of(store, "SN-1").unwrap().since;
+    note(store, "id-1", [None, Some(since)]);
+    assert_eq!(rejected(store, vec![with_keys("SN-1", "id-1", "00ff", "bb22")]), [(0, "pskNext")]);
+    note(store, "id-1", [Some(since + 1), None]);
+    assert_eq!(rejected(store, vec![with_key("SN-1", "id-1", "aa11")]), [(0, "psk")]);
+    assert_eq!(keys(store, "id-1").0, ["00ff", "aa11"]);
     let report = import(store, [with_keys("SN-1", "id-1", "00ff", "bb22")]);
     assert_eq!(report, ImportReport { changed: 1, lost_keys: 1, ..Default::default() });
     assert_eq!(keys(store, "id-1").0, ["00ff", "bb22"]);

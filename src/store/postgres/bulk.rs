@@ -72,7 +72,7 @@ impl Bulk for Postgres {
         const SQL: &str = concat!(
             "SELECT ",
             device_columns!(),
-            ", k.pskIdentity, k.psk, k.pskNext FROM device_table d \
+            ", k.pskIdentity, k.psk, k.pskNext, k.pskUsed, k.pskNextUsed FROM device_table d \
              LEFT JOIN device_key k ON k.deviceId = d.deviceId WHERE d.deviceId > $1 ORDER BY d.deviceId LIMIT $2"
         );
         let state = self.engine.blocking()?;

@@ -121,7 +121,7 @@ impl Expected {
     async fn read(session: &Session, rows: &[(u64, ImportRow)]) -> Result<Self, Failure> {
         const DEVICES: &str =
             concat!("SELECT ", device_columns!(), " FROM device_table d WHERE d.deviceId = ANY ($1)");
-        const KEYS: &str = "SELECT deviceId, pskIdentity, psk, pskNext FROM device_key \
+        const KEYS: &str = "SELECT deviceId, pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key \
                             WHERE deviceId = ANY ($1) OR pskIdentity = ANY ($2)";
         const NAMES: &str = "SELECT deviceId, productKey, name FROM device_table WHERE name = ANY ($1)";
         const IOT_IDS: &str = "SELECT deviceId, IotId FROM device_table WHERE IotId = ANY ($1)";
@@ -228,13 +228,14 @@ impl Standing for View<'_> {
 
 /// Returns the stored keys of a device.
 async fn keys_of(session: &Session, device: &DeviceId) -> Result<Option<DeviceKeys>, Failure> {
-    const SQL: &str = "SELECT pskIdentity, psk, pskNext FROM device_key WHERE deviceId = $1";
+    const SQL: &str =
+        "SELECT pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key WHERE deviceId = $1";
     session.row(SQL, values![device.as_str()]).await?.map(|row| read::keys(&row, 0)).transpose()
 }
 
 /// Returns the device to which a PSK identity belongs, and its stored keys.
 async fn owner_of(session: &Session, identity: &str) -> Result<Option<(String, DeviceKeys)>, Failure> {
-    const SQL: &str = "SELECT deviceId, pskIdentity, psk, pskNext FROM device_key WHERE pskIdentity = $1";
+    const SQL: &str = "SELECT deviceId, pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key WHERE pskIdentity = $1";
     let Some(row) = session.row(SQL, values![identity]).await? else { return Ok(None) };
     Ok(Some((column(&row, 0)?, read::keys(&row, 1)?)))
 }

@@ -50,12 +50,13 @@ pub(super) fn some_secret(row: &Row, index: usize) -> Result<Option<Secret>, Fai
     Ok(column::<Option<String>>(row, index)?.map(Secret::new))
 }
 
-/// Reads the keys of a device from three columns of a row, the first of which is `first`.
+/// Reads the keys of a device from five columns of a row, the first of which is `first`.
 pub(super) fn keys(row: &Row, first: usize) -> Result<DeviceKeys, Failure> {
     Ok(DeviceKeys {
         identity: column(row, first)?,
         psk: secret(row, first + 1)?,
         next: some_secret(row, first + 2)?,
+        used: [column(row, first + 3)?, column(row, first + 4)?],
     })
 }
 

@@ -173,12 +173,13 @@ impl Standing for View<'_> {
     }
 }
 
-/// The keys of a device, and their times.
+/// The keys of a device, and the time since which it has had the second one.
 const KEYS: &str =
-    "SELECT pskIdentity, psk, pskNext, nextSince, pskUsed, pskNextUsed FROM device_key WHERE deviceId = ?1";
+    "SELECT pskIdentity, psk, pskNext, pskUsed, pskNextUsed, nextSince FROM device_key WHERE deviceId = ?1";
 
 /// The device of an identity, and its keys.
-const OWNER: &str = "SELECT deviceId, pskIdentity, psk, pskNext FROM device_key WHERE pskIdentity = ?1";
+const OWNER: &str =
+    "SELECT deviceId, pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key WHERE pskIdentity = ?1";
 
 /// Receives each row that changes the table with its index, and `None` for each other row.
 type Each<'e> = &'e mut dyn FnMut(Option<(u64, ImportRow)>) -> Result<(), Failure>;
@@ -477,9 +478,7 @@ impl<'c> Table<'c> {
 
     /// Returns the stored keys of a device.
     fn keys_of(&mut self, device: &DeviceId) -> rusqlite::Result<Option<FormerKeys>> {
-        let keys = |row: &rusqlite::Row<'_>| {
-            Ok(FormerKeys { keys: read::keys(row, 0)?, times: [row.get(3)?, row.get(4)?, row.get(5)?] })
-        };
+        let keys = |row: &rusqlite::Row<'_>| Ok(FormerKeys { keys: read::keys(row, 0)?, since: row.get(5)? });
         self.former_keys.query_row([device.as_str()], keys).optional()
     }
 

@@ -104,8 +104,8 @@ pub(super) fn record(
 /// Keys that a device had before an import.
 pub(super) struct FormerKeys {
     pub(super) keys: DeviceKeys,
-    /// Time since which the device had the second key, and times of the last use of each key.
-    pub(super) times: [Option<UnixSeconds>; 3],
+    /// Time since which the device had the second key.
+    pub(super) since: Option<UnixSeconds>,
 }
 
 /// Changes of an import to a row, apart from its values.
@@ -141,7 +141,7 @@ pub(super) fn note_before(
     let label = |id: Option<u32>| connection.prepare_cached(LABEL)?.execute(params![id, before.id.as_str()]);
     let Some(ImportId(id)) = id else { return label(None).map(drop) };
     let keys = change.former_keys.map(|former| &former.keys);
-    let times = change.former_keys.map(|former| former.times).unwrap_or_default();
+    let used = keys.map(|keys| keys.used).unwrap_or_default();
     connection.prepare_cached(BEFORE)?.execute(params![
         id,
         before.id.as_str(),
@@ -158,9 +158,9 @@ pub(super) fn note_before(
         before.target,
         change.key == KeyChange::NextAdded,
         keys.and_then(|keys| keys.next.as_ref().map(Secret::expose)),
-        times[0],
-        times[1],
-        times[2]
+        change.former_keys.and_then(|former| former.since),
+        used[0],
+        used[1]
     ])?;
     label(Some(id)).map(drop)
 }

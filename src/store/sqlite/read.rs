@@ -64,7 +64,7 @@ const NO_KEY: &str = "00000000000000000000000000000000";
 const EXPORT: &str = concat!(
     "SELECT ",
     device_columns!(),
-    ", d.deviceId, k.pskIdentity, k.psk, k.pskNext FROM device_table d LEFT JOIN device_key k \
+    ", d.deviceId, k.pskIdentity, k.psk, k.pskNext, k.pskUsed, k.pskNextUsed FROM device_table d LEFT JOIN device_key k \
      ON k.deviceId = d.deviceId ORDER BY d.deviceId"
 );
 
@@ -341,12 +341,13 @@ fn some_secret(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Secret>>
     }
 }
 
-/// Reads the keys of a device from three columns of a row, the first of which is `column`.
+/// Reads the keys of a device from five columns of a row, the first of which is `column`.
 pub(super) fn keys(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceKeys> {
     Ok(DeviceKeys {
         identity: row.get(column)?,
         psk: secret(row, column + 1)?,
         next: some_secret(row, column + 2)?,
+        used: [row.get(column + 3)?, row.get(column + 4)?],
     })
 }
 

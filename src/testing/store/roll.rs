@@ -27,7 +27,8 @@ impl Keys {
 
     pub(super) fn of(&self, identity: &str) -> DeviceKeys {
         let next = self.next.as_ref().map(|(next, _)| next.clone());
-        DeviceKeys { identity: identity.to_owned(), psk: self.psk.clone(), next }
+        let used = self.next.as_ref().map(|(_, roll)| roll.used).unwrap_or_default();
+        DeviceKeys { identity: identity.to_owned(), psk: self.psk.clone(), next, used }
     }
 }
 

@@ -42,8 +42,11 @@ fn fill(store: &Sqlite) -> [Option<Roll>; 3] {
     ];
     import(store, rows);
     let since = roll_of(store, "SN-1").unwrap().since;
-    for identity in ["id-1", "id-3"] {
-        let uses = vec![OwnUse { identity: identity.into(), used: [Some(since + 1), Some(since + 2)] }];
+    // No import replaces a second key that its device has used last.
+    for (identity, used) in
+        [("id-1", [Some(since + 2), Some(since + 1)]), ("id-3", [Some(since + 1), Some(since + 2)])]
+    {
+        let uses = vec![OwnUse { identity: identity.into(), used }];
         wait(store.note_own_uses(uses)).unwrap();
     }
     ["SN-1", "SN-2", "SN-3"].map(|device| roll_of(store, device))
