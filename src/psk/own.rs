@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Enrollments, FoundKeys, Key, Kind, Principal, STAND_IN_KEY, WhichKey};
-use crate::store::{IndividualKey, KeyLookup, Store, StoreError};
+use crate::store::{IndividualKey, KeyLookup, Store, StoreError, UnixSeconds};
 
 /// The individual key that a client has proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub struct OwnKey {
     pub(super) id: [u8; 8],
     /// Set if the device had two keys when the key was looked up.
     pub is_rolling: bool,
+    /// Time at which the device was given its second key. A use of the key counts only in this roll,
+    /// because in a later one, the device's two keys are others.
+    pub(super) since: Option<UnixSeconds>,
 }
 
 impl Enrollments {
@@ -43,6 +46,7 @@ impl Enrollments {
             None => (STAND_IN_KEY, None, stand_in),
         };
         let is_rolling = next.is_some();
+        let since = found.as_ref().and_then(|found| found.next_since);
         let first = Key::from_hex(digits).ok()?;
         let second = are_rolling.then(|| Key::from_hex(next.map_or(STAND_IN_KEY, |next| next.expose())).ok());
         let second = second.flatten();
@@ -50,7 +54,8 @@ impl Enrollments {
         let is_known = found.is_some() && enrollment.kind == Kind::Individual;
         let device = found.map(|found| found.device);
         let candidate = |key: Key, which| {
-            let own = OwnKey { identity: identity.into(), id: enrollment.digest(key.as_bytes()), is_rolling };
+            let id = enrollment.digest(key.as_bytes());
+            let own = OwnKey { identity: identity.into(), id, is_rolling, since };
             let device = device.clone().map(Into::into);
             (key, Principal { enrollment: enrollment.clone(), device, own: Some(own), key: which })
         };

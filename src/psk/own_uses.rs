@@ -15,21 +15,28 @@ use crate::store::{
     unix_now,
 };
 
-/// Maximum number of devices whose uses wait to be written. Further devices are left out and counted,
-/// so they seem not to have used a key until their next handshake.
+/// Maximum number of rolls whose uses wait to be written. Further ones are left out and counted, so
+/// their devices seem not to have used a key until their next handshake.
 const WAITING: usize = 100_000;
 
-/// Maximum number of devices whose uses are written in one step.
+/// Maximum number of rolls whose uses are written in one step.
 const STEP: usize = 500;
 
 /// Handshakes with each of the two keys of all devices of an enrollment, in the order of
 /// [`WhichKey::ALL`](super::WhichKey::ALL), each with the time of the last one.
 pub type Counts = [(u64, Option<UnixSeconds>); 2];
 
+/// The roll in which a client's key was looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RollOf {
+    identity: Arc<str>,
+    since: Option<UnixSeconds>,
+}
+
 #[derive(Debug, Default)]
 struct Seen {
-    /// Uses that are not written yet, by identity. The times come from the system's clock.
-    waiting: HashMap<Arc<str>, Used>,
+    /// Uses that are not written yet. The times come from the system's clock.
+    waiting: HashMap<RollOf, Used>,
     left_out: u64,
     /// Handshakes since the start of the process, by enrollment.
     counts: BTreeMap<String, Counts>,
@@ -52,7 +59,7 @@ impl OwnUses {
         (*handshakes, *last) = (*handshakes + 1, Some(now));
         let mut used = [None; 2];
         used[client.key as usize] = Some(now);
-        seen.add(own.identity.clone(), used);
+        seen.add(RollOf { identity: own.identity.clone(), since: own.since }, used);
     }
 
     /// Returns the counts of each enrollment, in alphabetical order.
@@ -73,15 +80,18 @@ impl OwnUses {
             );
         }
         let ahead = store.ahead();
-        let mut waiting: Vec<(Arc<str>, Used)> = waiting.into_iter().collect();
+        let mut waiting: Vec<(RollOf, Used)> = waiting.into_iter().collect();
         while !waiting.is_empty() {
             let step = waiting.split_off(waiting.len().saturating_sub(STEP));
             let at = |used: &Used| used.map(|at| at.map(|at| at.saturating_add(ahead)));
-            let uses =
-                step.iter().map(|(identity, used)| OwnUse { identity: identity.to_string(), used: at(used) });
+            let uses = step.iter().map(|(RollOf { identity, since }, used)| OwnUse {
+                identity: identity.to_string(),
+                since: *since,
+                used: at(used),
+            });
             if let Err(error) = store.note_own_uses(uses.collect()).await {
                 let mut seen = self.lock();
-                waiting.into_iter().chain(step).for_each(|(identity, used)| seen.add(identity, used));
+                waiting.into_iter().chain(step).for_each(|(roll, used)| seen.add(roll, used));
                 return Err(error);
             }
         }
@@ -94,9 +104,9 @@ impl OwnUses {
 }
 
 impl Seen {
-    fn add(&mut self, identity: Arc<str>, used: Used) {
+    fn add(&mut self, roll: RollOf, used: Used) {
         let is_full = self.waiting.len() >= WAITING;
-        match self.waiting.entry(identity) {
+        match self.waiting.entry(roll) {
             Entry::Occupied(mut known) => {
                 let known = known.get_mut();
                 *known = [known[0].max(used[0]), known[1].max(used[1])];
@@ -114,8 +124,8 @@ mod tests {
         device::{DeviceId, Secret},
         psk::{Enrollment, Enrollments, Kind, Reissue, uses::UseCounters},
         store::{
-            ImportRow,
-            roll::{Roll, Rolls},
+            Actor, ImportRow,
+            roll::{Ended, Ending, Roll, Rolls},
         },
         testing::store::{Memory, import},
     };
@@ -124,18 +134,20 @@ mod tests {
         DeviceId::parse(&format!("SN-{number}")).unwrap()
     }
 
+    /// Returns the row of a device with these two keys.
+    fn row(number: usize, key: usize, next: usize) -> ImportRow {
+        let secret = |byte: usize| Secret::new(format!("{byte:032x}"));
+        ImportRow {
+            individual: true,
+            key: Some((format!("id-{number}"), secret(key))),
+            next_key: Some(secret(next)),
+            ..ImportRow::new(device(number), "own", "a1")
+        }
+    }
+
     /// Imports devices with two keys. Returns an index of their enrollment.
     fn rolling(store: &Memory, devices: usize, counters: &UseCounters) -> Enrollments {
-        let secret = |byte: usize| Secret::new(format!("{byte:032x}"));
-        import(
-            store,
-            (0..devices).map(|number| ImportRow {
-                individual: true,
-                key: Some((format!("id-{number}"), secret(2 * number + 1))),
-                next_key: Some(secret(2 * number + 2)),
-                ..ImportRow::new(device(number), "own", "a1")
-            }),
-        );
+        import(store, (0..devices).map(|number| row(number, 2 * number + 1, 2 * number + 2)));
         // The clocks of this store and of the system show different parts of a second, and a use before
         // the roll does not count.
         store.set_clock_ahead(2);
@@ -181,6 +193,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_use_counts_only_in_the_roll_in_which_its_key_was_looked_up() {
+        let (store, counters) = (Memory::default(), UseCounters::default());
+        let index = rolling(&store, 1, &counters);
+        let found = index.find(b"id-0", &store).await.unwrap().keys.unwrap();
+        let (_, second) = found.1.unwrap();
+        // During the handshake, the roll ends, and another one begins.
+        let ended = store.end_roll(&device(0), Ending::Anyway, &Actor::system_user()).await.unwrap();
+        assert_eq!(ended, Ended::Ended);
+        store.set_clock_ahead(4);
+        import(&store, [row(0, 2, 3)]);
+        index.count_use(&second);
+        counters.note(&store).await.unwrap();
+        assert_eq!(used(&store, 0).await, [false; 2], "the key is the first one now");
+        shake_hands(&index, &store, 0, true).await;
+        counters.note(&store).await.unwrap();
+        assert_eq!(used(&store, 0).await, [false, true]);
+    }
+
+    #[tokio::test]
     async fn uses_that_could_not_be_written_are_written_later() {
         let (store, counters) = (Memory::default(), UseCounters::default());
         let index = rolling(&store, STEP + 100, &counters);
@@ -200,12 +231,13 @@ mod tests {
 
     #[test]
     fn the_uses_that_wait_are_bounded() {
+        let roll = |number: usize| RollOf { identity: format!("id-{number}").into(), since: Some(1) };
         let mut seen = Seen::default();
         for number in 0..WAITING + 3 {
-            seen.add(format!("id-{number}").into(), [Some(1), None]);
+            seen.add(roll(number), [Some(1), None]);
         }
-        seen.add("id-0".into(), [None, Some(2)]);
+        seen.add(roll(0), [None, Some(2)]);
         assert_eq!((seen.waiting.len(), seen.left_out), (WAITING, 3));
-        assert_eq!(seen.waiting["id-0"], [Some(1), Some(2)]);
+        assert_eq!(seen.waiting[&roll(0)], [Some(1), Some(2)]);
     }
 }

@@ -40,6 +40,9 @@ pub type Used = [Option<UnixSeconds>; 2];
 pub struct OwnUse {
     /// PSK identity of the device.
     pub identity: String,
+    /// Beginning of the roll in which the keys were looked up
+    /// ([`IndividualKey::next_since`](super::IndividualKey::next_since)).
+    pub since: Option<UnixSeconds>,
     /// Times by the store's clock.
     pub used: Used,
 }
@@ -167,8 +170,9 @@ pub trait Rolls: Send + Sync + 'static {
     /// Notes uses of devices' keys, in one step. For each key, the later time counts, unless the stored
     /// one is in the future: such a time comes from a wrong clock, and a new use of either key removes
     /// it, so that it does not hide that use. Leaves out a
-    /// device that has one key, and times before the device was given its second key, unless that
-    /// seems to be in the future.
+    /// device that has one key, a roll that has ended since the keys were looked up, even if another one
+    /// has begun, and times before the device was given its second key, unless that seems to be in the
+    /// future.
     fn note_own_uses(&self, uses: Vec<OwnUse>) -> StoreFuture<'_, ()>;
 
     /// Returns the roll of a device; `None` if the device has no second key.

@@ -348,8 +348,9 @@ impl Store for Memory {
                 return Ok(KeyLookup { found: None, are_rolling });
             };
             let enrollment = tables.row(&device)?.enrollment.clone();
-            let next = keys.next.map(|(next, _)| next);
-            let found = Some(IndividualKey { device, enrollment, psk: keys.psk, next });
+            let (next, roll) = keys.next.unzip();
+            let next_since = roll.map(|roll| roll.since);
+            let found = Some(IndividualKey { device, enrollment, psk: keys.psk, next, next_since });
             Ok(KeyLookup { found, are_rolling })
         })
     }

@@ -19,8 +19,18 @@ fn roll_of(store: &impl Store, device: &str) -> Option<Roll> {
     now(store.roll_of(&id(device))).unwrap()
 }
 
+/// Returns the beginning of the roll of the identity's keys, as a handshake finds it.
+fn looked_up(store: &impl Store, identity: &str) -> Option<UnixSeconds> {
+    now(store.individual_key(identity)).unwrap().found.and_then(|found| found.next_since)
+}
+
+/// Notes uses of keys that are looked up now.
 fn note(store: &impl Store, identity: &str, used: Used) {
-    now(store.note_own_uses(vec![OwnUse { identity: identity.into(), used }])).unwrap();
+    note_since(store, identity, looked_up(store, identity), used);
+}
+
+fn note_since(store: &impl Store, identity: &str, since: Option<UnixSeconds>, used: Used) {
+    now(store.note_own_uses(vec![OwnUse { identity: identity.into(), since, used }])).unwrap();
 }
 
 fn end(store: &impl Store, device: &str, ending: Ending) -> Ended {
@@ -164,6 +174,27 @@ fn the_last_use_of_each_key_is_kept(store: &(impl Store + Bulk)) {
     note(store, "id-2", [Some(since), None]);
     note(store, "id-9", [Some(since), None]);
     assert_eq!(roll_of(store, "SN-2"), None);
+}
+
+/// `note_own_uses` leaves out the uses of keys that were looked up in an earlier roll.
+fn a_use_counts_in_the_roll_of_its_key(store: &(impl Store + Bulk)) {
+    store.set_clock_ahead(0);
+    import(store, [with_keys("SN-1", "id-1", "00ff", "aa11")]);
+    let former = looked_up(store, "id-1");
+    assert_eq!(former, roll_of(store, "SN-1").map(|roll| roll.since));
+    assert_eq!(end(store, "SN-1", Ending::Anyway), Ended::Ended);
+    assert_eq!(looked_up(store, "id-1"), None);
+    store.set_clock_ahead(AHEAD);
+    import(store, [with_keys("SN-1", "id-1", "aa11", "bb22")]);
+    let since = roll_of(store, "SN-1").unwrap().since;
+    // The device has proven aa11, which was the second key when it was looked up.
+    let late = |since| OwnUse { identity: "id-1".into(), since, used: [None, Some(Store::now(store))] };
+    note_since(store, "id-1", former, late(former).used);
+    assert_eq!(roll_of(store, "SN-1").unwrap().used, [None; 2]);
+    // A server may report uses in both rolls at once.
+    let current = OwnUse { used: [Some(since), None], ..late(Some(since)) };
+    now(store.note_own_uses(vec![late(former), current])).unwrap();
+    assert_eq!(roll_of(store, "SN-1").unwrap().used, [Some(since), None]);
 }
 
 /// `rolling` and `count_rolling` find the devices of one enrollment that have two keys.
@@ -328,6 +359,7 @@ contract! {
     a_row_that_contradicts_a_roll_is_a_conflict
     both_keys_go_with_their_device
     the_last_use_of_each_key_is_kept
+    a_use_counts_in_the_roll_of_its_key
     the_devices_of_a_roll_are_listed_and_counted
     a_roll_ends_with_the_key_that_the_device_uses
     a_second_key_is_undone_with_its_import

@@ -185,7 +185,7 @@ pub(super) async fn individual_keys(
         "SELECT k.deviceId IS NOT NULL AND d.deviceId IS NOT NULL, coalesce(k.deviceId, '0'), \
          coalesce(d.enrollment, '0'), coalesce(k.psk, $2), k.pskNext, ",
         are_rolling!(),
-        " FROM unnest($1) WITH ORDINALITY AS asked (identity, number) \
+        ", k.nextSince FROM unnest($1) WITH ORDINALITY AS asked (identity, number) \
          LEFT JOIN device_key k ON k.pskIdentity = asked.identity \
          LEFT JOIN device_table d ON d.deviceId = coalesce(k.deviceId, asked.identity) \
          ORDER BY asked.number"
@@ -198,6 +198,7 @@ pub(super) async fn individual_keys(
             enrollment: column(row, 2)?,
             psk: secret(row, 3)?,
             next: some_secret(row, 4)?,
+            next_since: column(row, 6)?,
         };
         Ok(KeyLookup { found: column::<bool>(row, 0)?.then_some(found), are_rolling: column(row, 5)? })
     };

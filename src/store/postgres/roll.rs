@@ -49,12 +49,14 @@ async fn note(session: &Session, uses: &[OwnUse], now: UnixSeconds) -> Result<()
                         WHEN u.second IS NULL OR (u.second < k.nextSince AND k.nextSince <= $4) \
                         THEN CASE WHEN k.pskNextUsed <= $4 THEN k.pskNextUsed END \
                         WHEN k.pskNextUsed <= $4 THEN greatest(k.pskNextUsed, u.second) ELSE u.second END \
-                        FROM unnest($1, $2, $3) AS u (identity, first, second) \
-                        WHERE k.pskIdentity = u.identity AND k.pskNext IS NOT NULL";
+                        FROM unnest($1, $2, $3, $5) AS u (identity, first, second, since) \
+                        WHERE k.pskIdentity = u.identity AND k.pskNext IS NOT NULL \
+                        AND k.nextSince IS NOT DISTINCT FROM u.since";
     let identities: Vec<&str> = uses.iter().map(|own| own.identity.as_str()).collect();
     if session.exists(LOCK, values![identities]).await? {
         let [first, second] = [0, 1].map(|key| uses.iter().map(|own| own.used[key]).collect::<Vec<_>>());
-        session.execute(NOTE, values![identities, first, second, now]).await?;
+        let since: Vec<Option<UnixSeconds>> = uses.iter().map(|own| own.since).collect();
+        session.execute(NOTE, values![identities, first, second, now, since]).await?;
     }
     Ok(())
 }

@@ -44,10 +44,10 @@ macro_rules! are_rolling {
 const INDIVIDUAL_KEY: &str = concat!(
     "SELECT deviceId, (SELECT enrollment FROM device_table WHERE deviceId = k.deviceId), psk, pskNext, 1, ",
     are_rolling!(),
-    " FROM device_key k WHERE pskIdentity = ?1 \
+    ", nextSince FROM device_key k WHERE pskIdentity = ?1 \
      UNION ALL SELECT ?3, coalesce((SELECT enrollment FROM device_table WHERE deviceId = ?1), ?3), ?2, NULL, 0, ",
     are_rolling!(),
-    " LIMIT 1"
+    ", NULL LIMIT 1"
 );
 
 /// Selects only the enrollment, so that no secret is unsealed. Returns a row even for an unknown
@@ -211,6 +211,7 @@ pub(super) fn individual_key(connection: &Connection, identity: &str) -> rusqlit
             enrollment,
             psk: secret(row, 2)?,
             next: some_secret(row, 3)?,
+            next_since: row.get(6)?,
         };
         let found = (row.get(4)? && is_shown).then_some(found);
         Ok(KeyLookup { found, are_rolling: row.get(5)? })

@@ -24,7 +24,7 @@ const NOTE: &str = "UPDATE device_key SET \
                     THEN iif(pskUsed > ?4, NULL, pskUsed) WHEN pskUsed <= ?4 THEN max(pskUsed, ?2) ELSE ?2 END, \
                     pskNextUsed = CASE WHEN ?3 IS NULL OR (?3 < nextSince AND nextSince <= ?4) \
                     THEN iif(pskNextUsed > ?4, NULL, pskNextUsed) WHEN pskNextUsed <= ?4 THEN max(pskNextUsed, ?3) ELSE ?3 END \
-                    WHERE pskIdentity = ?1 AND pskNext IS NOT NULL";
+                    WHERE pskIdentity = ?1 AND pskNext IS NOT NULL AND nextSince IS ?5";
 
 /// Devices of the enrollment ?1 after the ID ?2 that have a second key.
 macro_rules! rolling {
@@ -38,8 +38,8 @@ macro_rules! rolling {
 
 fn note(connection: &Connection, uses: &[OwnUse], now: UnixSeconds) -> rusqlite::Result<()> {
     let mut note = connection.prepare_cached(NOTE)?;
-    for OwnUse { identity, used: [current, next] } in uses {
-        note.execute(params![identity, current, next, now])?;
+    for OwnUse { identity, since, used: [current, next] } in uses {
+        note.execute(params![identity, current, next, now, since])?;
     }
     Ok(())
 }

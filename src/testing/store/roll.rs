@@ -71,9 +71,10 @@ impl Tables {
 impl Rolls for Memory {
     fn note_own_uses(&self, uses: Vec<OwnUse>) -> StoreFuture<'_, ()> {
         self.answer(|tables, now| {
-            for OwnUse { identity, used } in uses {
+            for OwnUse { identity, since, used } in uses {
                 let keys = tables.keys.get_mut(&identity);
-                let Some((_, roll)) = keys.and_then(|(_, keys)| keys.next.as_mut()) else { continue };
+                let roll = keys.and_then(|(_, keys)| keys.next.as_mut()).map(|(_, roll)| roll);
+                let Some(roll) = roll.filter(|roll| Some(roll.since) == since) else { continue };
                 for (stored, new) in roll.used.iter_mut().zip(used) {
                     let new = new.filter(|new| *new >= roll.since || roll.since > now);
                     *stored = stored.filter(|stored| *stored <= now).max(new);

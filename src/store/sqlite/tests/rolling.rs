@@ -46,7 +46,7 @@ fn fill(store: &Sqlite) -> [Option<Roll>; 3] {
     for (identity, used) in
         [("id-1", [Some(since + 2), Some(since + 1)]), ("id-3", [Some(since + 1), Some(since + 2)])]
     {
-        let uses = vec![OwnUse { identity: identity.into(), used }];
+        let uses = vec![OwnUse { identity: identity.into(), since: Some(since), used }];
         wait(store.note_own_uses(uses)).unwrap();
     }
     ["SN-1", "SN-2", "SN-3"].map(|device| roll_of(store, device))
