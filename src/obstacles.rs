@@ -25,6 +25,19 @@ pub enum Obstacle {
     /// The enrollment is full: this many devices have a certificate, which is the maximum.
     #[error("{0} devices have a certificate, and max_devices permits no more")]
     Full(u64),
+    /// The enrollment has this maximum, and devices with and without a certificate have all places.
+    #[error(
+        "{} devices have a certificate and {} are being registered or were rotated, and max_devices permits no more \
+         than {max}",
+        .taken.registered,
+        .taken.claimed
+    )]
+    Taken {
+        /// Maximum number of places.
+        max: u64,
+        /// Places that are taken.
+        taken: Places,
+    },
     /// The target of the enrollment is not configured.
     #[error("its target {0} is not configured")]
     NoTarget(String),
@@ -52,24 +65,38 @@ pub enum Cloud {
 /// Returns the obstacles of an enrollment. Returns none if all its devices are registered, no device
 /// waits to be admitted, and `unlisted` is `Refuse`. `enrolled` is `None` if the enrollment is not
 /// in the configuration; this is an obstacle if the table has devices of the enrollment. `waiting`
-/// is the number of devices that wait to be admitted.
+/// is the number of devices that wait to be admitted. `taken` has the places that are taken, as
+/// [`place::reported`](crate::store::place::reported) counts them.
 pub fn of(
     enrolled: Option<&EnrollmentOutline>,
     totals: &Totals,
+    taken: Places,
     waiting: u64,
     cloud: Cloud,
     now: UnixSeconds,
 ) -> Vec<Obstacle> {
-    let is_any = totals.devices > totals.registered || waiting > 0;
+    let unregistered = totals.devices.saturating_sub(totals.registered);
+    let is_any = unregistered > 0 || waiting > 0;
     let Some(enrolled) = enrolled else {
         return if totals.devices > 0 { vec![Obstacle::NotConfigured] } else { Vec::new() };
     };
     if !is_any && enrolled.guards.unlisted == Unlisted::Refuse {
         return Vec::new();
     }
-    let taken = Places { registered: totals.registered, claimed: 0 };
     let terms = enrolled.terms();
     let guarded = [policy::may_have_first(terms, now), policy::may_have_place(terms, taken)];
+    let of_guard = |reason: Reason<'_>| match reason {
+        Reason::NotOpen { opens, .. } => Some(Obstacle::NotOpen(opens)),
+        Reason::Closed(closed) => Some(Obstacle::Closed(closed)),
+        Reason::Full(max) => Some(Obstacle::Full(max)),
+        // The devices that have the places are kept from nothing.
+        Reason::Filling { .. } => {
+            let is_kept =
+                unregistered > taken.claimed || waiting > 0 || enrolled.guards.unlisted != Unlisted::Refuse;
+            enrolled.guards.max_devices.filter(|_| is_kept).map(|max| Obstacle::Taken { max, taken })
+        }
+        Reason::Disabled | Reason::Issued | Reason::Refused(..) => None,
+    };
     let mut all: Vec<Obstacle> = guarded.into_iter().filter_map(|allowed| of_guard(allowed.err()?)).collect();
     all.extend(match cloud {
         Cloud::Called => None,
@@ -78,15 +105,6 @@ pub fn of(
         Cloud::NotConfigured(target) => Some(Obstacle::NoTarget(target)),
     });
     all
-}
-
-fn of_guard(reason: Reason<'_>) -> Option<Obstacle> {
-    match reason {
-        Reason::NotOpen { opens, .. } => Some(Obstacle::NotOpen(opens)),
-        Reason::Closed(closed) => Some(Obstacle::Closed(closed)),
-        Reason::Full(max) => Some(Obstacle::Full(max)),
-        Reason::Disabled | Reason::Issued | Reason::Refused(..) | Reason::Filling { .. } => None,
-    }
 }
 
 /// Numbers of devices of a target.
@@ -170,11 +188,15 @@ mod tests {
         Totals { enrollment: enrollment.into(), devices, registered, ..Totals::default() }
     }
 
+    fn places(totals: &Totals, claimed: u64) -> Places {
+        Places { registered: totals.registered, claimed }
+    }
+
     #[test]
     fn each_obstacle_is_named_while_it_keeps_a_device() {
         let guards = Guards { closes: Some(100), max_devices: Some(2), ..Guards::default() };
         let said = |guards, totals: &Totals, waiting, cloud, now| {
-            let all = of(Some(&outline(guards)), totals, waiting, cloud, now);
+            let all = of(Some(&outline(guards)), totals, places(totals, 0), waiting, cloud, now);
             all.iter().map(Obstacle::to_string).collect::<Vec<_>>()
         };
         let some = totals("lamp", 3, 2);
@@ -200,8 +222,28 @@ mod tests {
         let missing = Cloud::Missing("osaka".into(), "no access key".into());
         let expected = "its target osaka cannot be called: no access key";
         assert_eq!(said(opens, &some, 0, missing, 7), [expected]);
-        assert_eq!(of(None, &some, 0, Cloud::Called, 0), [Obstacle::NotConfigured]);
-        assert_eq!(of(None, &totals("lamp", 0, 0), 0, Cloud::Called, 0), []);
+        let none = Places::default();
+        assert_eq!(of(None, &some, none, 0, Cloud::Called, 0), [Obstacle::NotConfigured]);
+        assert_eq!(of(None, &totals("lamp", 0, 0), none, 0, Cloud::Called, 0), []);
+    }
+
+    #[test]
+    fn places_of_devices_without_a_certificate_are_an_obstacle_for_others() {
+        let guards = Guards { max_devices: Some(3), ..Guards::default() };
+        let said = |guards, totals: &Totals, claimed, waiting| {
+            let taken = places(totals, claimed);
+            let all = of(Some(&outline(guards)), totals, taken, waiting, Cloud::Called, 0);
+            all.iter().map(Obstacle::to_string).collect::<Vec<_>>()
+        };
+        let expected =
+            ["1 devices have a certificate and 2 are being registered or were rotated, and max_devices \
+                         permits no more than 3"];
+        assert_eq!(said(guards, &totals("lamp", 4, 1), 2, 0), expected);
+        assert_eq!(said(guards, &totals("lamp", 4, 1), 1, 0), [""; 0], "a place is free");
+        assert_eq!(said(guards, &totals("lamp", 3, 1), 2, 0), [""; 0], "they have the places themselves");
+        assert_eq!(said(guards, &totals("lamp", 3, 1), 2, 1), expected, "one waits");
+        let admits = Guards { unlisted: Unlisted::Admit, ..guards };
+        assert_eq!(said(admits, &totals("lamp", 3, 1), 2, 0), expected, "others may come");
     }
 
     #[test]

@@ -18,7 +18,12 @@ use crate::{
         uses::{Reported, reported},
     },
     rate_limit::Rate,
-    store::{Table, Totals, UnixSeconds, roll::RollCount, unix_now},
+    store::{
+        Table, Totals, UnixSeconds,
+        place::{self, Places},
+        roll::RollCount,
+        unix_now,
+    },
 };
 
 /// Default number of enrollments without `--json`.
@@ -157,6 +162,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
                 )));
             }
             let totals = totals.unwrap_or_default();
+            let max = known.and_then(|enrollment| enrollment.guards.max_devices);
+            let taken = place::reported(&*store, name, totals.registered, max).await?;
             let uses = match known {
                 Some(enrollment) => {
                     reported(&*store, &enrollment.name, enrollment.key_ids().as_ref()).await?
@@ -181,7 +188,11 @@ pub(super) async fn run(args: Args) -> CommandResult {
                     writeln!(out, "{object}")
                 }
                 false => {
-                    write!(out, "{}", as_text(&config, name, known, &totals, (&uses, &rolling, waiting)))
+                    write!(
+                        out,
+                        "{}",
+                        as_text(&config, name, known, &totals, (&uses, &rolling, taken, waiting))
+                    )
                 }
             })?;
         }
@@ -211,7 +222,7 @@ fn as_text(
     name: &str,
     known: Option<&Enrollment>,
     totals: &Totals,
-    (uses, rolling, waiting): (&Reported, &RollCount, u64),
+    (uses, rolling, taken, waiting): (&Reported, &RollCount, Places, u64),
 ) -> String {
     let mut lines = vec![["enrollment".to_owned(), name.to_owned()]];
     let mut line = |label: &str, value: String| lines.push([label.to_owned(), value]);
@@ -232,7 +243,7 @@ fn as_text(
             if matches!(enrollment.kind, Kind::Shared { .. }) {
                 line("refused lookups", rate(limits.refused_lookups));
             }
-            for (label, value) in guards(&enrollment.guards, totals.registered, waiting, unix_now()) {
+            for (label, value) in guards(&enrollment.guards, taken, waiting, unix_now()) {
                 line(label, value);
             }
         }
@@ -249,11 +260,11 @@ async fn waiting(store: &dyn Table, name: &str) -> Result<u64, Failure> {
     Ok(counts.into_iter().find(|(enrollment, _)| enrollment == name).map_or(0, |(_, count)| count))
 }
 
-/// Describes the guards of an enrollment, each with its name. `registered` is the number of its
-/// devices that have a certificate, and `waiting` the number of those that wait to be admitted.
+/// Describes the guards of an enrollment, each with its name. `taken` has the places that its devices
+/// have, and `waiting` is the number of devices that wait to be admitted.
 pub(super) fn guards(
     guards: &Guards,
-    registered: u64,
+    taken: Places,
     waiting: u64,
     now: UnixSeconds,
 ) -> Vec<(&'static str, String)> {
@@ -269,8 +280,13 @@ pub(super) fn guards(
         lines.push(("closes", format!("{}{closed}", said(closes))));
     }
     if let Some(max) = guards.max_devices {
-        let full = if registered >= max { "; full" } else { "" };
-        lines.push(("max devices", format!("{max}, of which {registered} have a certificate{full}")));
+        let Places { registered, claimed } = taken;
+        let others = match claimed {
+            0 => String::new(),
+            claimed => format!(" and {claimed} are being registered or were rotated"),
+        };
+        let full = if taken.free(max) == 0 { "; full" } else { "" };
+        lines.push(("max devices", format!("{max}, of which {registered} have a certificate{others}{full}")));
     }
     if guards.unlisted != Unlisted::Refuse {
         lines.push(("unlisted", guards.unlisted.as_str().into()));

@@ -18,7 +18,11 @@ use super::{
 use crate::{
     config::Config,
     obstacles::{self, Cloud, Obstacle, OfTarget},
-    store::{self, Totals, unix_now},
+    store::{
+        self, StoreError, Table, Totals,
+        place::{self, Places},
+        unix_now,
+    },
 };
 
 /// Maximum number of enrollments without `--json`.
@@ -55,7 +59,8 @@ pub(super) async fn run(args: Args) -> CommandResult {
         true => by_target(&config, &store.targets()?, &totals, &waiting),
         false => Vec::new(),
     };
-    let obstacles = obstacles(&config, &totals, &waiting);
+    let places = places(&config, &*store, &totals).await?;
+    let obstacles = obstacles(&config, &totals, &places, &waiting);
     if args.json {
         let stats = as_json(&totals, &waiting, &targets, &obstacles, size);
         return Ok(print(|out| writeln!(out, "{stats}"))?);
@@ -78,7 +83,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         _ => store::shown(&config.database),
     };
     print(|out| write!(out, "{}\ndatabase {database}\n", aligned(&table)))?;
-    let mut lines = guarded(&config, &totals, &waiting);
+    let mut lines = guarded(&config, &places, &waiting);
     lines.truncate(LINES);
     let others = obstacles.iter().filter(|(_, obstacle)| !is_guard(obstacle)).take(LINES);
     lines.extend(others.map(|(name, obstacle)| format!("enrollment {name}: {obstacle}")));
@@ -93,6 +98,24 @@ pub(super) async fn run(args: Args) -> CommandResult {
         remark(&format!("{more} more enrollments; `certdist enrollment list` shows them page by page\n"));
     }
     Ok(())
+}
+
+/// Counts the places of each configured enrollment. Asks the store once for each enrollment whose
+/// maximum is not reached by certificates alone.
+async fn places(
+    config: &Config,
+    store: &dyn Table,
+    totals: &[Totals],
+) -> Result<HashMap<String, Places>, StoreError> {
+    let registered: HashMap<&str, u64> =
+        totals.iter().map(|totals| (totals.enrollment.as_str(), totals.registered)).collect();
+    let mut places = HashMap::new();
+    for enrollment in &config.enrollments {
+        let (name, max) = (&enrollment.name, enrollment.guards.max_devices);
+        let registered = registered.get(name.as_str()).copied().unwrap_or(0);
+        places.insert(name.clone(), place::reported(store, name, registered, max).await?);
+    }
+    Ok(places)
 }
 
 /// Formats the numbers as JSON.
@@ -136,7 +159,10 @@ fn as_json(
 
 /// Returns whether an obstacle is a guard of the enrollment, which [`guarded`] describes.
 fn is_guard(obstacle: &Obstacle) -> bool {
-    matches!(obstacle, Obstacle::NotOpen(_) | Obstacle::Closed(_) | Obstacle::Full(_))
+    matches!(
+        obstacle,
+        Obstacle::NotOpen(_) | Obstacle::Closed(_) | Obstacle::Full(_) | Obstacle::Taken { .. }
+    )
 }
 
 /// Counts the devices of each target that is configured, or that rows name.
@@ -167,7 +193,12 @@ fn of_targets(targets: &[OfTarget]) -> String {
 
 /// Returns the obstacles of each enrollment that follow from the configuration and the table. Only a
 /// server knows what IoT Platform refuses.
-fn obstacles(config: &Config, totals: &[Totals], waiting: &HashMap<String, u64>) -> Vec<(String, Obstacle)> {
+fn obstacles(
+    config: &Config,
+    totals: &[Totals],
+    places: &HashMap<String, Places>,
+    waiting: &HashMap<String, u64>,
+) -> Vec<(String, Obstacle)> {
     let counted: HashMap<&str, &Totals> =
         totals.iter().map(|totals| (totals.enrollment.as_str(), totals)).collect();
     let (none, now) = (Totals::default(), unix_now());
@@ -191,25 +222,24 @@ fn obstacles(config: &Config, totals: &[Totals], waiting: &HashMap<String, u64>)
         let totals = counted.get(name).copied().unwrap_or(&none);
         let waiting = waiting.get(name).copied().unwrap_or(0);
         let cloud = cloud(name).unwrap_or(Cloud::Called);
-        add(name, obstacles::of(Some(&outline), totals, waiting, cloud, now));
+        let taken = places.get(name).copied().unwrap_or_default();
+        add(name, obstacles::of(Some(&outline), totals, taken, waiting, cloud, now));
     }
     let configured: HashSet<&str> = config.enrollments.iter().map(|own| own.name.as_str()).collect();
     for totals in totals.iter().filter(|totals| !configured.contains(totals.enrollment.as_str())) {
-        add(&totals.enrollment, obstacles::of(None, totals, 0, Cloud::Called, now));
+        add(&totals.enrollment, obstacles::of(None, totals, Places::default(), 0, Cloud::Called, now));
     }
     all
 }
 
 /// Describes the guards of each enrollment that has some.
-fn guarded(config: &Config, totals: &[Totals], waiting: &HashMap<String, u64>) -> Vec<String> {
-    let registered: HashMap<&str, u64> =
-        totals.iter().map(|totals| (totals.enrollment.as_str(), totals.registered)).collect();
+fn guarded(config: &Config, places: &HashMap<String, Places>, waiting: &HashMap<String, u64>) -> Vec<String> {
     let (mut lines, now) = (Vec::new(), unix_now());
     for enrollment in &config.enrollments {
         let name = enrollment.name.as_str();
-        let registered = registered.get(name).copied().unwrap_or(0);
+        let taken = places.get(name).copied().unwrap_or_default();
         let waiting = waiting.get(name).copied().unwrap_or(0);
-        let said = guards(&enrollment.guards, registered, waiting, now);
+        let said = guards(&enrollment.guards, taken, waiting, now);
         lines.extend(said.into_iter().map(|(label, value)| format!("enrollment {name}: {label} {value}")));
     }
     lines

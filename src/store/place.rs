@@ -41,6 +41,20 @@ pub async fn taken(
     }
 }
 
+/// Counts the places of an enrollment for a report, with the maximum `max`. `registered` is the number
+/// of its certificates. Asks the store only if further places can make a difference.
+pub async fn reported(
+    store: &(impl CountsPlaces + ?Sized),
+    enrollment: &str,
+    registered: u64,
+    max: Option<u64>,
+) -> Result<Places, StoreError> {
+    match max {
+        Some(max) if registered < max => store.places(enrollment).await,
+        _ => Ok(Places { registered, claimed: 0 }),
+    }
+}
+
 /// The part of a store that counts places.
 pub trait CountsPlaces: Send + Sync + 'static {
     /// Sets the maximum number of places for the claims of this handle. From then on, a claim that

@@ -179,6 +179,34 @@ fn two_servers_and_register_fill_an_enrollment_exactly() {
 }
 
 #[test]
+fn places_of_devices_without_a_certificate_are_shown_where_they_fill_an_enrollment() {
+    let site = Site::new();
+    guard(&site, "max_devices = 2");
+    site.import(
+        "deviceId,enrollment,deviceName,deviceSecret\nPLUG-1,plug,PLUG-1,00000000000000000000000000000001\nPLUG-2,plug,,\nPLUG-3,plug,,\n",
+    );
+    let shown = || stdout(&site.run(&["enrollment", "show", "plug"]));
+    let obstacles = || {
+        let stats: serde_json::Value =
+            serde_json::from_str(&stdout(&site.run(&["stats", "--json"]))).expect("JSON");
+        stats["enrollments"]["plug"]["obstacles"].clone()
+    };
+    assert!(shown().contains("2, of which 1 have a certificate\n"), "{}", shown());
+    assert!(obstacles().is_null());
+    // PLUG-2 was rotated, and has no new certificate yet.
+    let table = rusqlite::Connection::open(site.path("certdist.db")).expect("the database");
+    table
+        .execute("INSERT INTO kept_place (deviceId, enrollment) VALUES ('PLUG-2', 'plug')", ())
+        .expect("added");
+    let full = "2, of which 1 have a certificate and 1 are being registered or were rotated; full";
+    assert!(shown().contains(full), "{}", shown());
+    let stats = stdout(&site.run(&["stats"]));
+    assert!(stats.contains(&format!("enrollment plug: max devices {full}")), "{stats}");
+    let all = obstacles();
+    assert!(all[0].as_str().is_some_and(|said| said.contains("permits no more than 2")), "{all}");
+}
+
+#[test]
 fn a_list_and_a_device_agree_about_a_registration_that_has_a_place() {
     let site = Site::new();
     guard(&site, "max_devices = 1");

@@ -38,6 +38,7 @@ use crate::{
     store::{
         StoreError, Totals, UnixSeconds,
         filter::{Held, State as Kind},
+        place,
         roll::RollCount,
         unix_now,
     },
@@ -290,7 +291,10 @@ async fn content(shared: &Shared, t: Texts, which: &Which) -> Result<Markup, Sto
             Some(target) => targets::cloud(targets, target, product_key),
             None => obstacles::Cloud::Called,
         };
-        enrollment.obstacles = obstacles::of(*enrolled, totals, *to_admit, cloud, now);
+        let max = enrolled.and_then(|enrolled| enrolled.guards.max_devices);
+        let store = &*shared.sources.store;
+        let taken = place::reported(store, enrollment.name, totals.registered, max).await?;
+        enrollment.obstacles = obstacles::of(*enrolled, totals, taken, *to_admit, cloud, now);
         if let Some(enrolled) = enrollment.enrolled {
             let (store, ids) = (&*shared.sources.store, enrolled.key_ids.as_ref());
             enrollment.keys = reported(store, &enrolled.name, ids).await?;

@@ -15,6 +15,7 @@ use crate::{
     },
     obstacles::{Cloud, Obstacle, OfTarget, by_target},
     registrar::{Target, Targets},
+    store::place::Places,
 };
 
 /// Maximum number of refusals shown for a target.
@@ -39,6 +40,10 @@ pub(super) fn obstacles(t: Texts, obstacles: &[Obstacle]) -> Markup {
             Obstacle::NotOpen(opens) => t.rich("obstacle-not-open", [("time", moment(*opens).into())]),
             Obstacle::Closed(closed) => t.rich("obstacle-closed", [("time", moment(*closed).into())]),
             Obstacle::Full(max) => t.rich("obstacle-full", [("max", (*max).into())]),
+            Obstacle::Taken { max, taken: Places { registered, claimed } } => {
+                let counts = [("max", *max), ("registered", *registered), ("claimed", *claimed)];
+                t.rich("obstacle-taken", counts.map(|(name, count)| (name, count.into())))
+            }
             Obstacle::NoTarget(target) => t.rich("obstacle-no-target", [("target", target.into())]),
             Obstacle::NoCloud(target, reason) => {
                 t.rich("obstacle-no-cloud", [("target", target.into()), ("reason", english(reason).into())])

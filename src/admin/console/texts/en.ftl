@@ -469,6 +469,7 @@ obstacles = What keeps the devices without a certificate from getting one:
 obstacle-not-open = The enrollment opens at {$time}.
 obstacle-closed = The enrollment closed at {$time}.
 obstacle-full = {$max} devices have a certificate, and max_devices permits no more.
+obstacle-taken = {$registered} devices have a certificate and {$claimed} are being registered or were rotated. max_devices permits no more than {$max}.
 obstacle-no-target = Its target {$target} is not configured. Add the [[target]] and restart certdist.
 obstacle-no-cloud = Its target {$target} cannot be called: {$reason}
 obstacle-stopped = IoT Platform refuses registrations: {$reason}

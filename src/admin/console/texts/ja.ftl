@@ -426,6 +426,7 @@ obstacles = 証明書のないデバイスが証明書を取得できない理�
 obstacle-not-open = 登録グループは {$time} に開きます。
 obstacle-closed = 登録グループは {$time} に閉じました。
 obstacle-full = {$max} 台に証明書があり、max_devices はこれ以上を認めません。
+obstacle-taken = {$registered} 台に証明書があり、{$claimed} 台は登録中か、秘密の更新後で新しい証明書がありません。max_devices は {$max} 台までです。
 obstacle-no-target = ターゲット {$target} は設定されていません。[[target]] を追加して certdist を再起動してください。
 obstacle-no-cloud = ターゲット {$target} を呼び出せません：{$reason}
 obstacle-stopped = IoT Platform が登録を拒否しています：{$reason}

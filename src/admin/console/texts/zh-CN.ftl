@@ -426,6 +426,7 @@ obstacles = 妨碍没有证书的设备取得证书的原因：
 obstacle-not-open = 注册组将于 {$time} 开放。
 obstacle-closed = 注册组已于 {$time} 关闭。
 obstacle-full = 已有 {$max} 台设备拥有证书，max_devices 不允许更多。
+obstacle-taken = 已有 {$registered} 台设备拥有证书，另有 {$claimed} 台正在注册或已轮换密钥。max_devices 最多允许 {$max} 台。
 obstacle-no-target = 其目标 {$target} 未配置。请添加 [[target]] 并重启 certdist。
 obstacle-no-cloud = 其目标 {$target} 无法调用：{$reason}
 obstacle-stopped = 物联网平台拒绝注册：{$reason}
