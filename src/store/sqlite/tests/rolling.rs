@@ -98,6 +98,24 @@ fn second_keys_of_an_import_that_was_cut_off_are_taken_back_wherever_that_stops(
 }
 
 #[test]
+fn a_second_key_of_an_import_that_was_cut_off_is_left_to_a_device_that_uses_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory);
+    import(&store, [with_key("SN-1", "id-1", OLD), with_key("SN-2", "id-2", OLD)]);
+    let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
+    cut_off(&store, [with_keys("SN-1", "id-1", OLD, NEW), with_keys("SN-2", "id-2", OLD, NEW)]);
+    let since = roll_of(&store, "SN-1").unwrap().since;
+    let used = [None, Some(since)];
+    wait(store.note_own_uses(vec![OwnUse { identity: "id-1".into(), since: Some(since), used }])).unwrap();
+    unfinished::take_back(&connection::open_again(store.path(), SOON).unwrap(), &|| false).unwrap();
+    assert_eq!([keys(&store, "id-1"), keys(&store, "id-2")], [vec![OLD, NEW], vec![OLD]]);
+    let other = Connection::open(store.path()).unwrap();
+    let count = |sql: &str| other.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM import_before"), 0);
+    assert_eq!(count("SELECT count(*) FROM import_unfinished"), 0);
+}
+
+#[test]
 fn an_import_of_many_rolls_leaves_no_former_key_in_the_file() {
     const ROWS: usize = 1500;
     let directory = tempfile::tempdir().unwrap();
