@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use zeroize::Zeroizing;
 
-use super::{CommandResult, ConfigArgs, Failure, print};
+use super::{CommandResult, ConfigArgs, Failure, named, print};
 use crate::{
     device::DeviceId,
     new_file::NewFile,
@@ -93,18 +93,17 @@ fn derived(args: &NewArgs, identity: &str, enrollment: &str) -> Result<Zeroizing
     DeviceId::parse(identity)
         .with_context(|| format!("--derive \"{}\"", identity.escape_debug()))
         .map_err(Failure::Usage)?;
-    let found = config.enrollments.iter().find(|known| known.name == enrollment);
+    let known = named(&config, enrollment).map_err(Failure::Usage)?;
     let which = if args.next { WhichKey::Next } else { WhichKey::Current };
-    match found.map(|known| (&known.kind, known.key(which))) {
-        Some((Kind::Derived(_), Some(master))) => {
+    match (&known.kind, known.key(which)) {
+        (Kind::Derived(_), Some(master)) => {
             Ok(Zeroizing::new(hex::encode(master.derive(identity.as_bytes()).as_bytes())))
         }
-        Some((Kind::Derived(_), None)) => Err(Failure::Usage(anyhow!(
+        (Kind::Derived(_), None) => Err(Failure::Usage(anyhow!(
             "--next: the enrollment {enrollment} has no key_next; add it to the configuration"
         ))),
-        Some(_) => Err(Failure::Usage(anyhow!(
+        _ => Err(Failure::Usage(anyhow!(
             "--enrollment {enrollment}: its kind is not \"derived\", so it has no master key"
         ))),
-        None => Err(Failure::Usage(anyhow!("--enrollment {enrollment}: no [[enrollment]] has that name"))),
     }
 }

@@ -38,11 +38,13 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use self::progress::Stderr;
 use crate::{
     config::{self, Config},
+    psk::Enrollment,
     store::{self, Table},
 };
 
@@ -140,6 +142,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
+}
+
+/// Returns the enrollment that the option `--enrollment` names.
+fn named<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Enrollment> {
+    let found = config.enrollments.iter().find(|enrollment| enrollment.name == name);
+    found.with_context(|| format!("--enrollment {name}: no [[enrollment]] has that name"))
 }
 
 /// Result of a subcommand.

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{CommandResult, ConfigArgs, Failure, open_existing, print, progress::Shown, remark};
+use super::{CommandResult, ConfigArgs, Failure, named, open_existing, print, progress::Shown, remark};
 use crate::{
     app,
     config::{Config, QPS},
@@ -241,10 +241,7 @@ fn report(tally: &Tally, interrupted: bool, names_targets: bool) -> CommandResul
 
 fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
     anyhow::ensure!(!config.targets.is_empty(), "the configuration has no [iot_platform]");
-    if let Some(name) = &args.enrollment {
-        let known = config.enrollments.iter().any(|enrollment| enrollment.name == *name);
-        anyhow::ensure!(known, "--enrollment {name}: no [[enrollment]] has that name");
-    }
+    args.enrollment.as_ref().map_or(Ok(()), |name| named(config, name).map(drop))?;
     if let Some(qps) = args.qps {
         let range = QPS;
         anyhow::ensure!(

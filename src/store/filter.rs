@@ -335,6 +335,17 @@ pub struct Found {
     pub end: End,
 }
 
+impl Found {
+    /// Returns where a search forward continues after these devices; `None` if it is complete.
+    pub fn rest(&self) -> Option<Cursor> {
+        match (&self.end, self.devices.last()) {
+            (End::TimeUp(last), _) => Some(Cursor::After(last.clone())),
+            (End::More, Some(last)) => Some(Cursor::After(last.id.clone())),
+            (End::Complete, _) | (End::More, None) => None,
+        }
+    }
+}
+
 /// Reason why a search ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {

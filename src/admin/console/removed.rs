@@ -10,7 +10,7 @@ use crate::{
     admin::jobs::Action,
     store::{
         CloudState, StoreError, Table,
-        filter::{Cursor, End, Filter, Listed},
+        filter::{Cursor, Filter, Listed},
     },
 };
 
@@ -42,13 +42,8 @@ impl Removed {
             let left = deadline.saturating_duration_since(Instant::now());
             let found = store.find(filter, &from, STEP, left)?;
             found.devices.iter().for_each(|device| removed.add(device, action));
-            let last = found.devices.last().map(|device| device.id.clone());
-            from = match (found.end, last) {
-                (End::Complete, _) => return Ok(removed),
-                (End::TimeUp(last), _) | (End::More, Some(last)) => Cursor::After(last),
-                // This case cannot occur, because the limit is not 0.
-                (End::More, None) => return Ok(removed),
-            };
+            let Some(rest) = found.rest() else { return Ok(removed) };
+            from = rest;
             if Instant::now() >= deadline {
                 removed.is_partial = true;
                 return Ok(removed);

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use futures_util::future::try_join_all;
 
 use super::{
-    super::{CommandResult, Failure, print, progress::Progress, remark},
+    super::{CommandResult, Failure, named, print, progress::Progress, remark},
     in_table,
     many::Many,
     not_there,
@@ -157,12 +157,11 @@ pub(super) async fn run(args: &Args, config: &Config, store: &dyn Table, by: &Ac
 
 /// Checks the name of an enrollment.
 fn known<'n>(name: &'n str, config: &Config) -> Result<&'n str, Failure> {
-    match config.enrollments.iter().find(|enrollment| enrollment.name == name) {
-        Some(enrollment) if enrollment.kind.name() == KindName::Individual => Ok(name),
-        Some(_) => Err(Failure::Usage(anyhow!(
+    match named(config, name).map_err(Failure::Usage)?.kind.name() {
+        KindName::Individual => Ok(name),
+        KindName::Derived | KindName::Shared => Err(Failure::Usage(anyhow!(
             "--enrollment {name}: its devices have no keys of their own; replace its key in the configuration"
         ))),
-        None => Err(Failure::Usage(anyhow!("--enrollment {name}: no [[enrollment]] has that name"))),
     }
 }
 

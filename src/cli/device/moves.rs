@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use clap::ValueEnum;
 
 use super::{
-    super::{CommandResult, Failure, progress::Progress, remark},
+    super::{CommandResult, Failure, named, progress::Progress, remark},
     everywhere::{self, Words},
     many::{Chosen, Many},
 };
@@ -18,7 +18,7 @@ use crate::{
     psk::Enrollment,
     store::{
         Actor, Table,
-        filter::{Cursor, End, Filter, Found},
+        filter::{Cursor, Filter},
         order::{self, Begun, Move, OrderKind},
     },
     table_file,
@@ -119,11 +119,7 @@ pub(super) async fn run(args: &Args, config: &Config, store: &Arc<dyn Table>, by
 
 /// Checks that the configuration has what a move needs. Warns if the new target cannot be called now.
 fn check(args: &Args, config: &Config) -> anyhow::Result<()> {
-    if let Some(enrollment) = &args.enrollment
-        && config.enrollments.iter().all(|known| known.name != *enrollment)
-    {
-        return Err(anyhow!("--enrollment {enrollment}: no [[enrollment]] has that name"));
-    }
+    args.enrollment.as_ref().map_or(Ok(()), |name| named(config, name).map(drop))?;
     if let Some(product_key) = &args.product {
         table_file::product_key(product_key).map_err(|reason| anyhow!("--product: {reason}"))?;
     }
@@ -168,16 +164,13 @@ fn product(args: &Args, config: &Config, enrollment: &str) -> Result<String, Str
 /// Returns the devices of an enrollment.
 fn devices_of(store: &dyn Table, enrollment: &str) -> Result<Vec<DeviceId>, Failure> {
     let filter = Filter { enrollment: Some(enrollment.to_owned()), ..Filter::default() };
-    let (mut from, mut found) = (Cursor::First, Vec::new());
+    let (mut rest, mut all) = (Some(Cursor::First), Vec::new());
     let mut progress = Progress::new("{pos} devices found");
-    loop {
-        let Found { devices, end } = store.find(&filter, &from, ROWS, STEP)?;
-        progress.add(devices.len() as u64);
-        found.extend(devices.into_iter().map(|device| device.id));
-        from = match (end, found.last()) {
-            (End::TimeUp(last), _) => Cursor::After(last),
-            (End::More, Some(last)) => Cursor::After(last.clone()),
-            (End::Complete, _) | (End::More, None) => return Ok(found),
-        };
+    while let Some(from) = rest {
+        let found = store.find(&filter, &from, ROWS, STEP)?;
+        rest = found.rest();
+        progress.add(found.devices.len() as u64);
+        all.extend(found.devices.into_iter().map(|device| device.id));
     }
+    Ok(all)
 }

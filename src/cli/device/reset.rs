@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 
 use super::{
-    super::{CommandResult, Failure, print},
+    super::{CommandResult, Failure, named, print},
     many::Many,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     policy,
     store::{
         Actor, Table,
-        filter::{Cursor, End, Filter, Found, State},
+        filter::{Cursor, Filter, State},
     },
 };
 
@@ -49,26 +49,19 @@ pub(super) struct Args {
 
 /// Clears the refusals that the arguments select.
 pub(super) async fn refused(args: &Args, config: &Config, store: &dyn Table, by: &Actor) -> CommandResult {
-    if let Some(name) = &args.enrollment
-        && !config.enrollments.iter().any(|enrollment| enrollment.name == *name)
-    {
-        return Err(Failure::Usage(anyhow::anyhow!("--enrollment {name}: no [[enrollment]] has that name")));
-    }
+    let known = args.enrollment.as_ref().map_or(Ok(()), |name| named(config, name).map(drop));
+    known.map_err(Failure::Usage)?;
     let filter =
         Filter { enrollment: args.enrollment.clone(), state: Some(State::Refused), ..Filter::default() };
-    let (mut from, mut cleared) = (Cursor::First, 0);
-    loop {
-        let Found { devices, end } = store.find(&filter, &from, ROWS, STEP)?;
-        let wanted = devices.iter().filter_map(|device| Some((&device.id, device.refusal.as_deref()?)));
+    let (mut rest, mut cleared) = (Some(Cursor::First), 0);
+    while let Some(from) = rest {
+        let found = store.find(&filter, &from, ROWS, STEP)?;
+        let wanted = found.devices.iter().filter_map(|device| Some((&device.id, device.refusal.as_deref()?)));
         let wanted = wanted
             .filter(|(_, refusal)| args.reason.as_ref().is_none_or(|code| policy::has_code(refusal, code)));
         let done = try_join_all(wanted.map(|(id, refusal)| store.clear_refusal(id, refusal, by))).await?;
         cleared += done.into_iter().filter(|done| *done).count();
-        from = match (end, devices.last()) {
-            (End::TimeUp(last), _) => Cursor::After(last),
-            (End::More, Some(last)) => Cursor::After(last.id.clone()),
-            (End::Complete, _) | (End::More, None) => break,
-        };
+        rest = found.rest();
     }
     let refusals = if cleared == 1 { "refusal" } else { "refusals" };
     Ok(print(|out| writeln!(out, "{cleared} {refusals} cleared"))?)
