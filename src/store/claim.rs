@@ -191,7 +191,8 @@ pub trait Claims: Send + Sync + 'static {
     fn close_batch(&self, owner: OwnerId, batch: BatchId) -> StoreFuture<'_, ()>;
 
     /// Stores the result of a claimed registration and ends the claim, in one durable step.
-    /// Storing the same certificate again changes nothing.
+    /// Storing the same certificate again changes nothing. The cloud's `IotId` replaces one from an
+    /// import, because only the cloud knows it for certain.
     ///
     /// # Errors
     ///

@@ -7,7 +7,8 @@ use super::{
     registration, row, with_certificate,
 };
 use crate::store::{
-    AskedBy, Bulk, Claim, DeviceRow, DeviceState, ImportRow, JournalEntry, OpenBatch, Store, StoreError,
+    AskedBy, Bulk, Claim, DeviceRow, DeviceState, ImportRow, JournalEntry, OpenBatch, RegisteredDevice,
+    Store, StoreError,
     audit::AuditEvent,
     claim::{Beat, ClaimTime, Claimed, Settlement},
     turn::Turn,
@@ -131,6 +132,20 @@ fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     assert_eq!(events(store, "SN-1"), [(AuditEvent::Registered, None)]);
     let history = now(store.history(&id("SN-1"), 100)).unwrap();
     assert_eq!(history[0].detail.as_deref(), Some("a1lamp/SN-1"));
+}
+
+/// `settle` stores the cloud's `IotId`, even if an import has given the device another one. Without one
+/// from the cloud, the device keeps that of the import.
+fn the_iot_id_of_the_cloud_replaces_an_imported_one(store: &(impl Store + Bulk)) {
+    let with_iot_id = |device: &str| ImportRow { iot_id: Some(format!("imported-{device}")), ..row(device) };
+    import(store, [with_iot_id("SN-1"), with_iot_id("SN-2")]);
+    register(store, "SN-1", "s3cret");
+    yours(claim(store, 1, "SN-2"));
+    let without = RegisteredDevice { iot_id: None, ..registration("SN-2", "s3cret") };
+    settle(store, 1, "SN-2", &Settlement::Registered(without)).unwrap();
+    let iot_id = |name: &str| device(store, name).unwrap().iot_id;
+    assert_eq!(iot_id("SN-1").as_deref(), Some("iot-SN-1"));
+    assert_eq!(iot_id("SN-2").as_deref(), Some("imported-SN-2"));
 }
 
 /// `settle` can be repeated after a lost result: it succeeds and changes nothing.
@@ -545,6 +560,7 @@ contract! {
     a_row_that_does_not_ask_is_not_claimed
     a_disabled_device_keeps_its_abandoned_claim
     a_registration_is_stored_as_a_whole
+    the_iot_id_of_the_cloud_replaces_an_imported_one
     a_settlement_can_be_repeated
     only_the_owner_settles
     a_certificate_is_never_replaced_nor_refused

@@ -287,7 +287,7 @@ impl Tables {
                 let row = DeviceRow {
                     device_name: Some(certificate.device_name.clone()),
                     certificate: Some(certificate),
-                    iot_id: row.iot_id.or_else(|| registered.iot_id.clone()),
+                    iot_id: registered.iot_id.clone().or(row.iot_id),
                     registered: row.registered.or(Some(registered.registered)),
                     refusal: None,
                     target: row.target.or_else(|| target::to_store(&entry.target).map(str::to_owned)),
