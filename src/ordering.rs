@@ -8,9 +8,8 @@ use crate::{
     psk::Terms,
     registrar::{Rights, Targets},
     store::{
-        Actor, DeviceRow, Store, StoreError,
+        Actor, DeviceRow, Store, StoreError, UnixSeconds,
         order::{Begun, Former, Move, Order, OrderKind, OrderNumber, Placed, Step},
-        unix_now,
     },
 };
 
@@ -90,7 +89,7 @@ pub async fn place(
     (kind, by): (OrderKind, &Actor),
 ) -> Result<Ordered, StoreError> {
     if let Some(row) = store.device(device).await?
-        && let Some(refusal) = refusal(&row, kind, targets, terms(&row.enrollment))
+        && let Some(refusal) = refusal(&row, kind, targets, terms(&row.enrollment), store.now())
     {
         return Ok(Ordered::Refused(refusal));
     }
@@ -116,8 +115,8 @@ pub async fn place_move(
     let refusal = unmanaged(&row, targets).filter(|_| changes_former);
     // After a move, the new certificate counts as a first one. So a device that has had its
     // certificate is moved only while its enrollment gives out first certificates.
-    let refusal =
-        refusal.or_else(|| shut(&row, terms(&row.enrollment)?).filter(|_| row.first_issued.is_some()));
+    let shut = || shut(&row, terms(&row.enrollment)?, store.now()).filter(|_| row.first_issued.is_some());
+    let refusal = refusal.or_else(shut);
     match refusal {
         Some(refusal) => Ok(Ordered::Refused(refusal)),
         None => Ok(store.place_move(device, &to, begun, by).await?.into()),
@@ -160,9 +159,15 @@ pub fn waits_for(order: &Order, rights: Rights<'_>) -> Option<String> {
 /// Returns the reason why the configuration, the target or the clock forbids an order; `None` if
 /// none of them does. A device without a certificate is changed in the table alone, which needs no
 /// rights.
-fn refusal(row: &DeviceRow, kind: OrderKind, targets: &Targets, terms: Option<Terms>) -> Option<Refusal> {
+fn refusal(
+    row: &DeviceRow,
+    kind: OrderKind,
+    targets: &Targets,
+    terms: Option<Terms>,
+    now: UnixSeconds,
+) -> Option<Refusal> {
     row.certificate.as_ref()?;
-    unmanaged(row, targets).or_else(|| shut(row, terms?).filter(|_| kind.registers_anew()))
+    unmanaged(row, targets).or_else(|| shut(row, terms?, now).filter(|_| kind.registers_anew()))
 }
 
 /// Returns the reason why the device of a row cannot be changed at its target; `None` if it can be
@@ -177,9 +182,10 @@ fn unmanaged(row: &DeviceRow, targets: &Targets) -> Option<Refusal> {
     }
 }
 
-/// Returns a refusal if an enrollment with these terms gives out no first certificates now.
-fn shut(row: &DeviceRow, terms: Terms) -> Option<Refusal> {
-    let is_shut = policy::may_have_first(terms, unix_now()).is_err();
+/// Returns a refusal if an enrollment with these terms gives out no first certificates at this time, by
+/// the store's clock, by which the registrar decides as well.
+fn shut(row: &DeviceRow, terms: Terms, now: UnixSeconds) -> Option<Refusal> {
+    let is_shut = policy::may_have_first(terms, now).is_err();
     is_shut.then(|| Refusal::Shut(row.enrollment.clone()))
 }
 
@@ -299,6 +305,20 @@ mod tests {
         let said = refusal.to_string();
         assert!(said.contains("has begun at target kobe") && said.contains("--abandon"), "{said}");
         assert_eq!(move_it(Begun::Abandon).await, Ordered::Here);
+    }
+
+    #[tokio::test]
+    async fn an_enrollment_is_shut_by_the_clock_of_the_store() {
+        let (store, targets) = world();
+        let by = Actor::system_user();
+        let closes = Some(Store::now(&store) + 1000);
+        let terms = |_: &str| Some(Terms { guards: Guards { closes, ..NO_GUARDS }, ..OPEN });
+        store.set_clock_ahead(2000);
+        let ordered = place(&store, &targets, terms, &id("SN-1"), (OrderKind::Rotate, &by)).await.unwrap();
+        assert_eq!(ordered, Ordered::Refused(Refusal::Shut("lamp".into())));
+        store.set_clock_ahead(0);
+        let ordered = place(&store, &targets, terms, &id("SN-1"), (OrderKind::Rotate, &by)).await.unwrap();
+        assert!(matches!(ordered, Ordered::Placed(_)), "{ordered:?}");
     }
 
     #[tokio::test]
