@@ -2,8 +2,8 @@
 //! the console.
 
 use super::{
+    UnixSeconds,
     audit::{AuditEntry, AuditEvent},
-    unix_now,
 };
 
 /// An operator.
@@ -33,12 +33,12 @@ impl Actor {
         Self { name, address: None }
     }
 
-    /// Returns an audit entry about an action of this operator at the current time.
-    pub(crate) fn entry(&self, event: AuditEvent) -> AuditEntry {
+    /// Returns an audit entry about an action of this operator at this time, by the store's clock.
+    pub(crate) fn entry(&self, event: AuditEvent, at: UnixSeconds) -> AuditEntry {
         AuditEntry {
             who: Some(self.name.clone()),
             address: self.address.clone(),
-            ..AuditEntry::new(event, unix_now())
+            ..AuditEntry::new(event, at)
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{
     DeviceRow, ImportError, ImportJob, ImportReport, ImportRow, ImportStage, Reject, Rejection, Rows,
-    StoreError,
+    StoreError, UnixSeconds,
     audit::{AuditEntry, AuditEvent},
     merge::{self, Columns, Merged, Unmerged},
     roll::DeviceKeys,
@@ -111,9 +111,9 @@ impl Checked {
         self.staging.each_late(each)
     }
 
-    /// Returns the audit entry about the import, which has this result. The entry names the
-    /// enrollments of the imported rows.
-    pub(super) fn entry(&self, job: &ImportJob<'_>, report: ImportReport) -> AuditEntry {
+    /// Returns the audit entry about the import, which has this result and was made at this time. The
+    /// entry names the enrollments of the imported rows.
+    pub(super) fn entry(&self, job: &ImportJob<'_>, report: ImportReport, at: UnixSeconds) -> AuditEntry {
         let ImportReport { added, changed, unchanged, .. } = report;
         let mut detail = format!("{}{unchanged} unchanged", counts(job.file, added, changed));
         let enrollments = self.staging.enrollments();
@@ -127,7 +127,7 @@ impl Checked {
                 detail.push_str(&format!(" and {} more", count - NAMED));
             }
         }
-        AuditEntry { enrollment, detail: Some(detail), ..job.by.entry(AuditEvent::Imported) }
+        AuditEntry { enrollment, detail: Some(detail), ..job.by.entry(AuditEvent::Imported, at) }
     }
 
     /// Returns the number of rows that change the table.

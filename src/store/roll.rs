@@ -138,7 +138,7 @@ impl Ending {
     /// Returns the audit entry about a roll that has ended.
     pub(crate) fn entry(self, device: &DeviceId, by: &Actor, at: UnixSeconds) -> AuditEntry {
         let detail = Some(self.detail().to_owned());
-        AuditEntry { at, device: Some(device.clone()), detail, ..by.entry(AuditEvent::Rekeyed) }
+        AuditEntry { device: Some(device.clone()), detail, ..by.entry(AuditEvent::Rekeyed, at) }
     }
 
     /// Returns the detail of the audit entry.

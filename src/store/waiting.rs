@@ -89,10 +89,9 @@ impl Admits {
         let NewDevice { device, enrollment, .. } = new;
         match self {
             Self::Operator(by) => AuditEntry {
-                at,
                 device: Some(device.clone()),
                 enrollment: Some(enrollment.clone()),
-                ..by.entry(AuditEvent::Admitted)
+                ..by.entry(AuditEvent::Admitted, at)
             },
             Self::Configuration { asker, .. } => {
                 let detail = "unlisted = \"admit\"".to_owned();

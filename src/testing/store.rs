@@ -164,7 +164,7 @@ impl Tables {
         let found = self.devices.get_mut(id).map(change).is_some();
         if found {
             self.refused.retain(|(device, _), _| device != id);
-            self.audit.push(AuditEntry { device: Some(id.clone()), at: now, ..by.entry(event) });
+            self.audit.push(AuditEntry { device: Some(id.clone()), ..by.entry(event, now) });
         }
         found
     }
@@ -642,7 +642,7 @@ impl StoredSecrets for Memory {
         }
         if sealed > 0 {
             let detail = Some(format!("{sealed} values under key {key}"));
-            tables.audit.push(AuditEntry { detail, ..by.entry(AuditEvent::Sealed) });
+            tables.audit.push(AuditEntry { detail, ..by.entry(AuditEvent::Sealed, self.clock.now()) });
         }
         Ok(())
     }

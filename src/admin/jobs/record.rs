@@ -41,7 +41,7 @@ pub(super) fn beginning(job: &Job) -> AuditEntry {
         Target::Filter(filter) => words(filter),
     };
     let detail = format!("{}{} {expected} devices, {devices}", prefix(&job.id), action.name());
-    AuditEntry { at: job.began, detail: Some(detail), ..by.entry(AuditEvent::Began) }
+    AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Began, job.began) }
 }
 
 /// Returns the entry about the end of a job.
@@ -60,7 +60,7 @@ pub(super) fn end(job: &Job, at: UnixSeconds, how: &How) -> AuditEntry {
          {refused} refused; {how}",
         prefix(&job.id)
     );
-    AuditEntry { at, detail: Some(detail), ..job.order.by.entry(AuditEvent::Ended) }
+    AuditEntry { detail: Some(detail), ..job.order.by.entry(AuditEvent::Ended, at) }
 }
 
 fn prefix(id: &str) -> String {

@@ -91,6 +91,15 @@ fn the_newest_entry_is_known_by_its_time(store: &(impl Store + Bulk + AuditLog))
     assert!((before..=before + AHEAD + 60).contains(&newest), "{newest}");
 }
 
+/// An entry about an operator's change has the time of the store's clock.
+fn an_operators_entry_has_the_time_of_the_store(store: &(impl Store + Bulk + AuditLog)) {
+    store.set_clock_ahead(DAY);
+    let before = unix_now();
+    import(store, [row("SN-1")]);
+    let newest = now(store.newest_entry()).unwrap().unwrap();
+    assert!((before + DAY..=before + DAY + 60).contains(&newest), "{newest}");
+}
+
 /// `prune` removes the oldest entries and adds an entry about the pruning. `has_expired` returns
 /// whether `prune` would remove any entry. After pruning, the chain still verifies.
 fn expired_entries_are_removed_and_the_chain_holds(store: &(impl Store + Bulk + AuditLog)) {
@@ -291,6 +300,7 @@ contract! {
     an_export_of_the_log_gives_what_the_filter_selects
     the_log_is_reviewed_from_its_end
     the_newest_entry_is_known_by_its_time
+    an_operators_entry_has_the_time_of_the_store
     expired_entries_are_removed_and_the_chain_holds
     a_clock_that_is_far_ahead_removes_nothing_for_its_age
 }

@@ -302,7 +302,7 @@ impl<'a> Import<'a> {
         checked.each_late(|at, row| self.write_some(&mut vec![(at, row)]))?;
         (self.job.progress)(ImportStage::Writing, checked.changes(), checked.changes());
         let report = self.report;
-        let entry = checked.entry(self.job, report);
+        let entry = checked.entry(self.job, report, self.at);
         self.session.run(async |session| {
             audit::append(session, &entry).await?;
             if let Some(id) = self.job.id {

@@ -206,7 +206,7 @@ impl Postgres {
                 return Ok(false);
             }
             audit::forget_refusals(session, &id).await?;
-            let entry = AuditEntry { at: clock.now(), device: Some(id.clone()), ..by.entry(event) };
+            let entry = AuditEntry { device: Some(id.clone()), ..by.entry(event, clock.now()) };
             audit::append(session, &entry).await?;
             Ok(true)
         })

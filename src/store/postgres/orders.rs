@@ -92,7 +92,7 @@ async fn log(
     by: &Actor,
     detail: String,
 ) -> Result<(), Failure> {
-    let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
+    let entry = AuditEntry { device: Some(device.clone()), detail: Some(detail), ..by.entry(event, at) };
     audit::append(session, &entry).await
 }
 

@@ -161,7 +161,7 @@ impl StoredSecrets for Postgres {
         const LOCK: &str = "SELECT keyId FROM database_key ORDER BY keyId FOR UPDATE";
         const FORGET: &str = "DELETE FROM database_key WHERE keyId <> $1";
         let database = self.engine.database().to_owned();
-        let (key, by) = (key.to_owned(), by.clone());
+        let (key, by, clock) = (key.to_owned(), by.clone(), self.clock.clone());
         let kept = self.engine.transact_now(async move |session: &Session| {
             session.rows(LOCK, &[]).await?;
             let left = UnderKey::others(&count(session).await?, &key);
@@ -175,7 +175,7 @@ impl StoredSecrets for Postgres {
             let forgotten = session.execute(FORGET, values![key]).await?;
             if sealed > 0 || forgotten > 0 {
                 let detail = Some(format!("{sealed} values under key {key}"));
-                audit::append(session, &AuditEntry { detail, ..by.entry(AuditEvent::Sealed) }).await?;
+                audit::append(session, &AuditEntry { detail, ..by.entry(AuditEvent::Sealed, clock.now()) }).await?;
             }
             Ok(())
         });

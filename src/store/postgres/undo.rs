@@ -140,7 +140,7 @@ pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> 
         let undone = Undone { removed, certificates, restored, left };
         session.execute("UPDATE import SET undone = $2 WHERE importId = $1", values![id, now]).await?;
         let detail = Some(undone.detail(how.id, &record.file));
-        audit::append(session, &AuditEntry { detail, ..how.by.entry(AuditEvent::Undone) }).await?;
+        audit::append(session, &AuditEntry { detail, ..how.by.entry(AuditEvent::Undone, now) }).await?;
         Ok(undone)
     })?;
     session.commit()?;

@@ -27,6 +27,7 @@ use crate::{
         StoreError,
         audit::{AuditEntry, AuditEvent},
         backup::{Contents, SinceBackup, Target},
+        unix_now,
     },
 };
 
@@ -265,7 +266,7 @@ impl Restorable {
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         let version = self.older.map(|version| format!(", of version {version}")).unwrap_or_default();
         let detail = Some(format!("from {}{version}", self.from.display()));
-        audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Restored) })?;
+        audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Restored, unix_now()) })?;
         transaction.commit()
     }
 }

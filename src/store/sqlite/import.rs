@@ -342,7 +342,7 @@ impl Import<'_> {
         added.write(self.writer).map_err(failed)?;
         let ImportJob { by, file, .. } = self.job;
         if report.added + report.changed > 0 {
-            let entry = checked.entry(&self.job, report);
+            let entry = checked.entry(&self.job, report, self.store.clock.now());
             audit::append(self.writer, &entry).map_err(failed)?;
             if let Some(id) = id {
                 let ImportReport { added, changed, .. } = report;

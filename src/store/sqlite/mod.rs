@@ -347,7 +347,7 @@ impl Sqlite {
             let found = change(connection, &id)?;
             if found {
                 audit::forget_refusals(connection, &id)?;
-                audit::append(connection, &AuditEntry { at: now, device: Some(id), ..by.entry(event) })?;
+                audit::append(connection, &AuditEntry { device: Some(id), ..by.entry(event, now) })?;
             }
             Ok(found)
         })

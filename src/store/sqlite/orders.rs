@@ -100,7 +100,7 @@ fn audit(
     by: &Actor,
     detail: String,
 ) -> rusqlite::Result<()> {
-    let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
+    let entry = AuditEntry { device: Some(device.clone()), detail: Some(detail), ..by.entry(event, at) };
     audit::append(connection, &entry)
 }
 

@@ -269,7 +269,10 @@ impl Sqlite {
             transaction.execute("DELETE FROM database_key WHERE keyId <> ?1", [key])?;
             note(&transaction, CLEAR)?;
             let detail = Some(format!("{sealed} values under key {key}"));
-            audit::append(&transaction, &AuditEntry { detail, ..by.entry(AuditEvent::Sealed) })
+            audit::append(
+                &transaction,
+                &AuditEntry { detail, ..by.entry(AuditEvent::Sealed, self.clock.now()) },
+            )
         };
         forget().map_err(failed)?;
         transaction.commit().map_err(failed)?;

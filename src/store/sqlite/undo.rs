@@ -21,6 +21,7 @@ use crate::{
         audit::{AuditEntry, AuditEvent},
         merge,
         undo::{ImportId, ImportRecord, NotUndone, Undo, UndoError, Undone, may_undo},
+        unix_now,
     },
 };
 
@@ -213,7 +214,10 @@ pub(super) fn complete(writer: &Connection, mark: &Mark) -> rusqlite::Result<Und
     undone.left = all.saturating_sub(undone.removed + undone.restored);
     transaction.execute(UNDONE, params![id.0, at])?;
     let detail = undone.detail(*id, file);
-    audit::append(&transaction, &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) })?;
+    audit::append(
+        &transaction,
+        &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone, unix_now()) },
+    )?;
     unfinished::end(&transaction, *id)?;
     transaction.commit()?;
     Ok(undone)

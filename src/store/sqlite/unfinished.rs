@@ -24,6 +24,7 @@ use crate::{
         Actor, StoreError, UnixSeconds,
         audit::{AuditEntry, AuditEvent},
         undo::{ImportId, Undone},
+        unix_now,
     },
 };
 
@@ -191,7 +192,10 @@ fn note_taken_back(connection: &Connection, mark: &Mark) -> rusqlite::Result<()>
         ));
     }
     let by = Actor::system_user();
-    audit::append(&transaction, &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone) })?;
+    audit::append(
+        &transaction,
+        &AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Undone, unix_now()) },
+    )?;
     transaction.commit()?;
     tracing::warn!(import = %id, file, left, "an import was cut off; its changes were taken back");
     Ok(())

@@ -212,8 +212,10 @@ impl Tables {
         }
         self.imports[at].1 = before;
         self.imports[at].0.undone = Some(now);
-        self.audit
-            .push(AuditEntry { detail: Some(format!("{undone:?}")), ..how.by.entry(AuditEvent::Undone) });
+        self.audit.push(AuditEntry {
+            detail: Some(format!("{undone:?}")),
+            ..how.by.entry(AuditEvent::Undone, now)
+        });
         Ok(undone)
     }
 }
@@ -275,7 +277,7 @@ impl Bulk for Memory {
         if !job.dry_run {
             if report.added + report.changed > 0 {
                 let detail = Some(format!("{}: {report:?}", job.file));
-                tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported) });
+                tables.audit.push(AuditEntry { detail, ..job.by.entry(AuditEvent::Imported, now) });
                 if let Some(id) = job.id {
                     if !tables.numbers.insert(id) {
                         return Err(

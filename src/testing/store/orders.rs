@@ -26,7 +26,7 @@ impl Tables {
         by: &Actor,
         detail: String,
     ) {
-        let entry = AuditEntry { at, device: Some(device.clone()), detail: Some(detail), ..by.entry(event) };
+        let entry = AuditEntry { device: Some(device.clone()), detail: Some(detail), ..by.entry(event, at) };
         self.audit.push(entry);
     }
 

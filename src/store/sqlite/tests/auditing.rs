@@ -63,7 +63,7 @@ fn a_devices_history_says_who_did_what_and_from_where() {
     let issued = history.last().unwrap();
     let expected = AuditEntry { seq: 3, ..by().entry(Issued, first, id("SN-1"), "a1lamp/SN-1".into()) };
     assert_eq!(*issued, expected);
-    let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), at: history[0].at, ..lead().entry(Deleted) };
+    let deleted = AuditEntry { seq: 7, device: Some(id("SN-1")), ..lead().entry(Deleted, history[0].at) };
     assert_eq!(history[0], deleted);
     let mut all = Vec::new();
     let listed = store.export_audit(&Filter::default(), &mut |entry, _| {
