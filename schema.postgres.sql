@@ -34,6 +34,8 @@ CREATE TABLE device_table (
     issueId      int8,
     importId     int8,
     target       text COLLATE "C",
+    -- The import that added the row, if it was written in slices.
+    addedBy      int8,
 
     -- The device's name at IoT Platform: deviceName, or the name that is derived from deviceId.
     name         text COLLATE "C" NOT NULL,
@@ -44,6 +46,78 @@ CREATE TABLE device_table (
     CHECK (deviceSecret IS NULL OR deviceName IS NOT NULL)
 );
 
+-- The import that is being written in slices, or was cut off: at most one. The devices that it has added
+-- are hidden until it ends. If it was cut off, certdist takes its changes back.
+CREATE TABLE import_unfinished (
+    id           int8 PRIMARY KEY CHECK (id = 0),
+    importId     int8 NOT NULL,
+    at           int8 NOT NULL,
+    who          text NOT NULL,
+    file         text NOT NULL,
+    -- Set if its changes are being taken back: it writes no more.
+    isTakenBack  bool NOT NULL DEFAULT false,
+    -- Number of changed devices whose former names belong to other devices now.
+    kept         int8 NOT NULL DEFAULT 0
+);
+
+-- Slices that the unfinished import has written, so that none is written twice.
+CREATE TABLE import_slice (
+    importId     int8 NOT NULL,
+    slice        int8 NOT NULL,
+    PRIMARY KEY (importId, slice)
+);
+
+-- The devices that readers see.
+CREATE VIEW device_shown AS SELECT * FROM device_table d
+    WHERE d.addedBy IS NULL OR d.addedBy <> (SELECT coalesce(max(u.importId), 0) FROM import_unfinished u);
+
+-- Numbers of devices by enrollment, product and the beginning of the reason of a refusal (empty: not
+-- refused). A hidden device is not counted. `certdist database check` compares the numbers with the
+-- rows, and `certdist database recount` corrects them.
+CREATE TABLE device_count (
+    enrollment    text COLLATE "C" NOT NULL,
+    productKey    text COLLATE "C" NOT NULL,
+    refusal       text COLLATE "C" NOT NULL,
+    devices       int8 NOT NULL,
+    registered    int8 NOT NULL,
+    unissued      int8 NOT NULL,
+    issued        int8 NOT NULL,
+    activated     int8 NOT NULL,
+    disabled      int8 NOT NULL,
+    unregistered  int8 NOT NULL,
+    cloudDisabled int8 NOT NULL,
+    cloudDeleted  int8 NOT NULL,
+    clear         int8 NOT NULL,
+    PRIMARY KEY (enrollment, productKey, refusal)
+);
+
+-- Changes of these numbers that are not added to them yet. A write adds rows here, in the transaction of
+-- the change, and so waits for no other one. A moment later, a server moves them to device_count.
+CREATE TABLE count_change (
+    number        int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    enrollment    text COLLATE "C" NOT NULL,
+    productKey    text COLLATE "C" NOT NULL,
+    refusal       text COLLATE "C" NOT NULL,
+    devices       int8 NOT NULL,
+    registered    int8 NOT NULL,
+    unissued      int8 NOT NULL,
+    issued        int8 NOT NULL,
+    activated     int8 NOT NULL,
+    disabled      int8 NOT NULL,
+    unregistered  int8 NOT NULL,
+    cloudDisabled int8 NOT NULL,
+    cloudDeleted  int8 NOT NULL,
+    clear         int8 NOT NULL
+);
+
+-- Number of times that the numbers were corrected. Of two processes that correct the same difference,
+-- only one does so.
+CREATE TABLE count_correction (
+    id            int8 PRIMARY KEY CHECK (id = 0),
+    times         int8 NOT NULL
+);
+INSERT INTO count_correction VALUES (0, 0);
+
 -- Two rows with the same name in one product, or with the same IotId, would share one device at
 -- IoT Platform.
 CREATE UNIQUE INDEX device_name ON device_table (name, productKey);
@@ -52,7 +126,6 @@ CREATE INDEX device_spelled ON device_table (spelledMac) WHERE spelledMac IS NOT
 
 -- Devices of an enrollment, and devices by the last 4 characters of their ID.
 CREATE INDEX device_enrollment ON device_table (enrollment, deviceId);
-CREATE INDEX device_registered ON device_table (enrollment) WHERE deviceSecret IS NOT NULL;
 CREATE INDEX device_end ON device_table (upper(right(deviceId, 4)), deviceId);
 
 -- The few devices that need an operator, in order of their IDs.
@@ -80,7 +153,8 @@ CREATE TABLE device_key (
 -- Devices that have a second key. Usually there are none.
 CREATE INDEX key_next ON device_key (deviceId) WHERE pskNext IS NOT NULL;
 
--- An import or an undo locks this row, so that only one of them runs at a time. `times` counts both.
+-- An import or an undo locks this row until it ends, so that only one of them runs at a time, and so that
+-- other processes know that it was not cut off. `times` counts both.
 CREATE TABLE import_turn (
     id           int8 PRIMARY KEY CHECK (id = 0),
     times        int8 NOT NULL
@@ -122,8 +196,17 @@ CREATE TABLE import_before (
     addedNext    bool NOT NULL,
     target       text COLLATE "C",
     name         text COLLATE "C" NOT NULL,
+    -- The lost keys and their times, until an import in slices has ended.
+    formerIdentity text COLLATE "C",
+    formerPsk    text COLLATE "C",
+    formerNext   text COLLATE "C",
+    formerSince  int8,
+    formerUsed   int8,
+    formerNextUsed int8,
     PRIMARY KEY (importId, deviceId)
 );
+CREATE INDEX import_order ON import_before (importId, number);
+CREATE INDEX import_former_key ON import_before (importId) WHERE formerPsk IS NOT NULL;
 CREATE INDEX import_device ON import_before (deviceId);
 
 -- Uses of the keys of each enrollment that has two.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Bulk, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
+        Bulk, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
     },
@@ -72,7 +72,7 @@ impl Bulk for Postgres {
         const SQL: &str = concat!(
             "SELECT ",
             device_columns!(),
-            ", k.pskIdentity, k.psk, k.pskNext, k.pskUsed, k.pskNextUsed FROM device_table d \
+            ", k.pskIdentity, k.psk, k.pskNext, k.pskUsed, k.pskNextUsed FROM device_shown d \
              LEFT JOIN device_key k ON k.deviceId = d.deviceId WHERE d.deviceId > $1 ORDER BY d.deviceId LIMIT $2"
         );
         let state = self.engine.blocking()?;
@@ -102,7 +102,7 @@ impl Bulk for Postgres {
     }
 
     fn spelled_macs(&self) -> Result<HashSet<DeviceId>, StoreError> {
-        const SQL: &str = "SELECT spelledMac FROM device_table WHERE spelledMac IS NOT NULL";
+        const SQL: &str = "SELECT spelledMac FROM device_shown WHERE spelledMac IS NOT NULL";
         self.engine.read_now(async |session: &Session| {
             session.rows(SQL, &[]).await?.iter().map(|row| read::id(row, 0)).collect()
         })
@@ -114,9 +114,7 @@ impl Bulk for Postgres {
     }
 
     fn count(&self) -> Result<u64, StoreError> {
-        self.engine
-            .blocking()?
-            .run(async |session| number(&session.one("SELECT count(*) FROM device_table", &[]).await?, 0))
+        self.count_devices()
     }
 
     fn totals(&self) -> Result<Vec<Totals>, StoreError> {
@@ -124,9 +122,15 @@ impl Bulk for Postgres {
     }
 
     fn count_unregistered(&self, enrollment: Option<&str>) -> Result<u64, StoreError> {
-        const SQL: &str = "SELECT count(*) FROM device_table WHERE deviceSecret IS NULL AND refusal IS NULL \
-                           AND state = 'enabled' AND ($1::text IS NULL OR enrollment = $1)";
-        self.engine.blocking()?.run(async |session| number(&session.one(SQL, values![enrollment]).await?, 0))
+        self.unregistered(enrollment)
+    }
+
+    fn check_counts(&self) -> Result<CountCheck, StoreError> {
+        self.compare_counts()
+    }
+
+    fn recount(&self) -> Result<CountCheck, StoreError> {
+        self.correct_counts()
     }
 
     fn find(
@@ -149,7 +153,7 @@ impl Bulk for Postgres {
 
     fn targets(&self) -> Result<Vec<String>, StoreError> {
         // One search of the index for each target, as few rows as there are targets.
-        const NEXT: &str = "SELECT min(target) FROM device_table WHERE target IS NOT NULL AND target > $1";
+        const NEXT: &str = "SELECT min(target) FROM device_shown WHERE target IS NOT NULL AND target > $1";
         self.engine.read_now(async |session: &Session| {
             let mut targets: Vec<String> = Vec::new();
             loop {
@@ -171,9 +175,6 @@ impl Bulk for Postgres {
     }
 
     fn products(&self) -> Result<Vec<String>, StoreError> {
-        self.engine.blocking()?.run(async |session| {
-            let sql = "SELECT DISTINCT productKey FROM device_table ORDER BY productKey";
-            session.rows(sql, &[]).await?.iter().map(|row| column(row, 0)).collect()
-        })
+        self.counted_products()
     }
 }

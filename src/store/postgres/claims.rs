@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Postgres, audit,
+    Postgres, audit, counts,
     failure::Failure,
     read::{self, holder_of_iot_id, holder_of_name},
     secrets,
@@ -138,7 +138,11 @@ async fn claim(
                          owner = excluded.owner, asked = excluded.asked, \
                          enrollment = excluded.enrollment, target = excluded.target";
     let JournalEntry { device, product_key, device_name, target } = entry;
-    let Some(row) = read::locked(session, device).await? else { return Ok(Claimed::NotWanted) };
+    let Some(row) = read::locked(session, device).await? else {
+        // Only the end of the import decides whether the device stays in the table.
+        let is_hidden = read::is_hidden(session, device).await?;
+        return Ok(if is_hidden { Claimed::Held } else { Claimed::NotWanted });
+    };
     let before = Before::read(session, device).await?;
     let is_held = before.is_held_from(owner.id);
     let asks = row.certificate.is_none()
@@ -169,7 +173,9 @@ async fn claim(
         return Ok(Claimed::Elsewhere(other.entry.target.clone()));
     }
     if let Some(holder) = holder_of_name(session, device, product_key, device_name).await? {
-        return Ok(Claimed::NameTaken(holder));
+        // Only the end of the import decides whether the name is taken.
+        let is_hidden = read::is_hidden(session, &holder).await?;
+        return Ok(if is_hidden { Claimed::Held } else { Claimed::NameTaken(holder) });
     }
     if !before.has_place_in(&row.enrollment) && !room.take(session, &row.enrollment).await? {
         return Ok(Claimed::NoPlace);
@@ -286,6 +292,14 @@ async fn settle(
             if let Some(iot_id) = &registered.iot_id
                 && let Some(holder) = holder_of_iot_id(session, device, iot_id).await?
             {
+                // Only the end of the import decides whether the `IotId` is taken, so no refusal is
+                // stored before.
+                if read::is_hidden(session, &holder).await? {
+                    return Ok(Err(StoreError::Busy(format!(
+                        "device {holder}, which an unfinished import adds, has the IotId of device {device}; its \
+                         registration is stored when that has ended"
+                    ))));
+                }
                 let reason = format!(
                     "{IOT_ID_IS_TAKEN}: device {holder} has the IotId of this device; correct or delete one of them"
                 );
@@ -324,7 +338,10 @@ async fn settle(
 
 async fn refuse(session: &Session, device: &DeviceId, reason: &str) -> Result<(), Failure> {
     const SQL: &str = "UPDATE device_table SET refusal = $2 WHERE deviceId = $1";
-    session.execute(SQL, values![device.as_str(), reason]).await.map(drop)
+    counts::changing(session, device, async {
+        session.execute(SQL, values![device.as_str(), reason]).await.map(drop)
+    })
+    .await
 }
 
 /// Writes the certificate of a device that has none, and an audit entry about the registration.
@@ -340,6 +357,7 @@ async fn register(
                        importId = -abs(importId), target = coalesce(target, $7) WHERE deviceId = $1";
     let RegisteredDevice { certificate, iot_id, registered } = registered;
     secrets::note(session, certificate.device_secret.expose()).await?;
+    counts::take(session, &[device.as_str()]).await?;
     session
         .execute(
             SQL,
@@ -354,9 +372,20 @@ async fn register(
             ],
         )
         .await?;
+    counts::give(session, &[device.as_str()]).await?;
     let detail = Some(format!("{}/{}", certificate.product_key, certificate.device_name));
     let entry = AuditEntry::new(AuditEvent::Registered, now);
     audit::append(session, &AuditEntry { device: Some(device.clone()), detail, ..entry }).await
+}
+
+/// Locks the claims in batches in the order of their devices, as each write of several claims does.
+async fn lock_claims_in(session: &Session, batches: &[i64]) -> Result<(), Failure> {
+    const SQL: &str =
+        "SELECT deviceId FROM registration_claim WHERE batchId = ANY ($1) ORDER BY deviceId FOR UPDATE";
+    if batches.is_empty() {
+        return Ok(());
+    }
+    session.rows(SQL, values![batches.to_vec()]).await.map(drop)
 }
 
 async fn take_batches(
@@ -370,6 +399,8 @@ async fn take_batches(
         abandoned!("b.owner"),
         " RETURNING batchId"
     );
+    const LOCK: &str =
+        "SELECT batchId FROM registration_batch WHERE target = $1 ORDER BY batchId FOR UPDATE";
     const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = ANY ($1)";
     const TAKE: &str = concat!(
         "UPDATE registration_batch b SET owner = $1 WHERE target = $2 AND (owner = $1 OR ",
@@ -383,13 +414,18 @@ async fn take_batches(
         abandoned!("c.owner"),
         ") RETURNING deviceId, productKey, deviceName, target, openedAt, cloudOffset, asked"
     );
+    // Batches are locked in the order of their numbers, and claims in that of their devices.
+    session.rows(LOCK, values![target]).await?;
     let removed = session.rows(REMOVE, values![target]).await?;
     let removed: Vec<i64> = removed.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
     if !removed.is_empty() {
+        lock_claims_in(session, &removed).await?;
         session.execute(SINGLE, values![removed]).await?;
     }
     let batches = session.rows(TAKE, values![owner.id, target]).await?;
     let mut taken = Vec::with_capacity(batches.len());
+    let numbers: Vec<i64> = batches.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
+    lock_claims_in(session, &numbers).await?;
     for batch in &batches {
         let batch: OpenBatch = read::open_batch(batch)?;
         let rows = session.rows(TAKE_CLAIMS, values![owner.id, batch.id, ASKED, ASKED_BEFORE]).await?;
@@ -522,6 +558,7 @@ impl Claims for Postgres {
             if session.execute(SQL, values![batch, owner, apply_id.cast_signed()]).await? == 0 {
                 return Ok(Err(StoreError::Fenced));
             }
+            lock_claims_in(session, &[batch]).await?;
             session.execute(ASK, values![batch, owner, ASKED_IN_BATCH, NOT_ASKED]).await?;
             Ok(Ok(()))
         })
@@ -532,6 +569,7 @@ impl Claims for Postgres {
         const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = $1";
         self.engine.transact(async move |session: &Session| {
             if session.execute(CLOSE, values![batch, owner]).await? > 0 {
+                lock_claims_in(session, &[batch]).await?;
                 session.execute(SINGLE, values![batch]).await?;
             }
             Ok(())
@@ -597,9 +635,12 @@ impl Claims for Postgres {
     }
 
     fn note_cloud_offset(&self, owner: OwnerId, offset: i64) -> StoreFuture<'_, ()> {
+        const LOCK: &str = "SELECT deviceId FROM registration_claim WHERE owner = $1 AND cloudOffset IS NULL \
+                            ORDER BY deviceId FOR UPDATE";
         const SQL: &str = "UPDATE registration_claim SET cloudOffset = $2 \
                            WHERE owner = $1 AND cloudOffset IS NULL";
         self.engine.transact(async move |session: &Session| {
+            session.rows(LOCK, values![owner]).await?;
             session.execute(SQL, values![owner, offset]).await.map(drop)
         })
     }

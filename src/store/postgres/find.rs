@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Postgres,
+    Postgres, counts,
     failure::Failure,
     read::{self, listed_columns},
     session::{Session, Value, column, number, value, values},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        StoreError, Totals,
+        StoreError,
         filter::{Cursor, End, Filter, Found, Held, INDEXED_END, Listed, State, Tally, Text, bounds},
     },
     target,
@@ -117,7 +117,7 @@ async fn page(
     let conditions = Conditions::of(filter, 3);
     let order = if is_backward { "DESC" } else { "ASC" };
     let sql = format!(
-        "SELECT {} FROM device_table d WHERE d.deviceId >= $1 AND d.deviceId < $2{} ORDER BY d.deviceId {order} \
+        "SELECT {} FROM device_shown d WHERE d.deviceId >= $1 AND d.deviceId < $2{} ORDER BY d.deviceId {order} \
          LIMIT $3",
         listed_columns!(),
         conditions.sql
@@ -173,9 +173,15 @@ impl Postgres {
         Ok(Found { devices, end: why })
     }
 
-    /// Implements [`Bulk::tally`](crate::store::Bulk::tally). Without a text, the database counts, for
-    /// up to half of the time.
+    /// Implements [`Bulk::tally`](crate::store::Bulk::tally). If the kept numbers do not tell, the
+    /// database counts for up to half of the time, unless there is a text.
     pub(super) fn count_admitted(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError> {
+        let wanted = filter.clone();
+        let kept =
+            self.engine.read_now(async move |session: &Session| counts::number(session, &wanted).await)?;
+        if let Some(devices) = kept {
+            return Ok(Tally { devices, is_complete: true });
+        }
         let is_exact = filter.text.is_none() && filter.target.as_deref() != Some(target::DEFAULT);
         if is_exact {
             let limit = (time / 2).as_millis().clamp(1, 600_000);
@@ -183,7 +189,7 @@ impl Postgres {
             let session = self.engine.blocking()?;
             let counted = session.run(async |session| {
                 session.run(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {limit}")).await?;
-                let sql = format!("SELECT count(*) FROM device_table d WHERE true{}", conditions.sql);
+                let sql = format!("SELECT count(*) FROM device_shown d WHERE true{}", conditions.sql);
                 let values: Vec<Value<'_>> = conditions.values().collect();
                 number(&session.one(&sql, &values).await?, 0)
             });
@@ -201,7 +207,7 @@ impl Postgres {
     /// Implements [`Bulk::listed`](crate::store::Bulk::listed).
     pub(super) fn list(&self, ids: &[DeviceId]) -> Result<Vec<Listed>, StoreError> {
         const SQL: &str =
-            concat!("SELECT ", listed_columns!(), " FROM device_table d WHERE d.deviceId = ANY ($1)");
+            concat!("SELECT ", listed_columns!(), " FROM device_shown d WHERE d.deviceId = ANY ($1)");
         let asked: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
         let found = self.engine.read_now(async move |session: &Session| {
             session.rows(SQL, values![asked]).await?.iter().map(read::listed).collect::<Result<Vec<_>, _>>()
@@ -213,9 +219,9 @@ impl Postgres {
     /// Returns whether one of the first or the last devices, in order of their IDs, is registered and
     /// has no target in its row.
     pub fn has_devices_without_target(&self) -> Result<bool, StoreError> {
-        const SQL: &str = "SELECT EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM device_table \
+        const SQL: &str = "SELECT EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM device_shown \
                            ORDER BY deviceId LIMIT $1) AS d WHERE target IS NULL AND deviceSecret IS NOT NULL) \
-                           OR EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM device_table \
+                           OR EXISTS (SELECT 1 FROM (SELECT target, deviceSecret FROM device_shown \
                            ORDER BY deviceId DESC LIMIT $1) AS d WHERE target IS NULL AND deviceSecret IS NOT NULL)";
         self.engine
             .read_now(async |session: &Session| column(&session.one(SQL, values![LOOKED_AT]).await?, 0))
@@ -223,52 +229,18 @@ impl Postgres {
 
     /// Implements [`Bulk::held`](crate::store::Bulk::held).
     pub(super) fn count_held(&self, limit: usize) -> Result<Vec<Held>, StoreError> {
-        const WAITING: &str = "SELECT d.enrollment, NULL::text, count(*) FROM registration_claim c \
+        const WAITING: &str = "SELECT d.enrollment, count(*) FROM registration_claim c \
                                JOIN device_table d ON d.deviceId = c.deviceId WHERE d.deviceSecret IS NULL \
-                               GROUP BY d.enrollment ORDER BY 3 DESC, 1 LIMIT $1";
-        const REFUSED: &str = "SELECT enrollment, refusal, count(*) FROM device_table WHERE refusal IS NOT NULL \
-                               GROUP BY enrollment, refusal ORDER BY 3 DESC, 1, 2 LIMIT $1";
+                               GROUP BY d.enrollment ORDER BY 2 DESC, 1 LIMIT $1";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.engine.read_now(async move |session: &Session| {
             let mut all = Vec::new();
-            for sql in [WAITING, REFUSED] {
-                for row in session.rows(sql, values![limit]).await? {
-                    let (enrollment, refusal) = (column(&row, 0)?, column(&row, 1)?);
-                    all.push(Held { enrollment, refusal, devices: number(&row, 2)? });
-                }
+            for row in session.rows(WAITING, values![limit]).await? {
+                let (enrollment, devices) = (column(&row, 0)?, number(&row, 1)?);
+                all.push(Held { enrollment, refusal: None, devices });
             }
+            all.extend(counts::refused(session, limit).await?);
             Ok(all)
-        })
-    }
-
-    /// Implements [`Bulk::totals`](crate::store::Bulk::totals).
-    pub(super) fn count_all(&self) -> Result<Vec<Totals>, StoreError> {
-        const SQL: &str = "SELECT enrollment, count(*), count(deviceSecret), count(firstIssued), count(activateTime), \
-             count(refusal), count(*) FILTER (WHERE state = 'disabled'), \
-             count(*) FILTER (WHERE deviceSecret IS NOT NULL AND firstIssued IS NULL), \
-             count(*) FILTER (WHERE deviceSecret IS NULL AND refusal IS NULL AND state = 'enabled'), \
-             count(*) FILTER (WHERE cloudState = 'disabled'), count(*) FILTER (WHERE cloudState = 'deleted'), \
-             count(*) FILTER (WHERE deviceSecret NOT LIKE 'sealed %') \
-             FROM device_table GROUP BY enrollment ORDER BY enrollment";
-        self.engine.blocking()?.run(async |session| {
-            let rows = session.rows(SQL, &[]).await?;
-            let totals = |row| {
-                Ok(Totals {
-                    enrollment: column(row, 0)?,
-                    devices: number(row, 1)?,
-                    registered: number(row, 2)?,
-                    issued: number(row, 3)?,
-                    activated: number(row, 4)?,
-                    refused: number(row, 5)?,
-                    disabled: number(row, 6)?,
-                    unissued: number(row, 7)?,
-                    unregistered: number(row, 8)?,
-                    disabled_at_cloud: number(row, 9)?,
-                    deleted_at_cloud: number(row, 10)?,
-                    clear: number(row, 11)?,
-                })
-            };
-            rows.iter().map(totals).collect()
         })
     }
 }

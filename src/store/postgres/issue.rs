@@ -60,13 +60,21 @@ async fn record_in(
          AS a (deviceId, enrollment, productKey, deviceName, issueId, line) \
          WHERE d.deviceId = a.deviceId AND d.state = 'enabled' AND d.enrollment = a.enrollment \
          AND d.productKey = a.productKey AND d.deviceName = a.deviceName AND d.deviceSecret IS NOT NULL \
-         AND d.firstIssued IS NULL RETURNING d.deviceId, a.line) \
+         AND d.firstIssued IS NULL RETURNING d.deviceId, a.line, d.enrollment, d.productKey), \
+         counted AS (INSERT INTO count_change (enrollment, productKey, refusal, devices, registered, unissued, issued, \
+         activated, disabled, unregistered, cloudDisabled, cloudDeleted, clear) \
+         SELECT enrollment, productKey, '', 0, 0, -count(*), count(*), 0, 0, 0, 0, 0, 0 FROM issued \
+         GROUP BY enrollment, productKey) \
          INSERT INTO audit_pending (deviceId, at, event, line) SELECT deviceId, $7, $8, line FROM issued";
+    // Of two servers that record issues of the same devices, neither waits for the other in a circle.
+    const LOCK: &str = "SELECT deviceId FROM device_table WHERE deviceId = ANY ($1) AND firstIssued IS NULL \
+                        ORDER BY deviceId FOR UPDATE";
     const KNOWN: &str = "SELECT deviceId, enrollment, productKey, deviceName, firstIssued, issueId FROM device_table \
          WHERE deviceId = ANY ($1) AND state = 'enabled' AND deviceSecret IS NOT NULL AND firstIssued IS NOT NULL";
     let texts = |of: fn(&Asking) -> &str| all.iter().map(of).collect::<Vec<&str>>();
     let ids = texts(|asking| asking.device.as_str());
     let numbers: Vec<i64> = all.iter().map(|asking| asking.issue_id).collect();
+    session.rows(LOCK, values![ids]).await?;
     session
         .execute(
             ISSUE,

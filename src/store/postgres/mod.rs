@@ -7,6 +7,7 @@ mod address;
 mod audit;
 mod bulk;
 mod claims;
+mod counts;
 mod engine;
 mod failure;
 mod find;
@@ -202,9 +203,13 @@ impl Postgres {
         let (id, by, clock) = (id.clone(), by.clone(), self.clock.clone());
         self.write(async move |session: &Session| {
             let Some(row) = read::locked(session, &id).await? else { return Ok(false) };
+            counts::take(session, &[id.as_str()]).await?;
             if !change(session, &row).await? {
+                // The row is as it was.
+                counts::give(session, &[id.as_str()]).await?;
                 return Ok(false);
             }
+            counts::give(session, &[id.as_str()]).await?;
             audit::forget_refusals(session, &id).await?;
             let entry = AuditEntry { device: Some(id.clone()), ..by.entry(event, clock.now()) };
             audit::append(session, &entry).await?;

@@ -7,7 +7,7 @@ use std::future::ready;
 use tokio_postgres::Row;
 
 use super::{
-    Postgres, audit,
+    Postgres, audit, counts,
     failure::Failure,
     read,
     session::{Session, column, values},
@@ -26,7 +26,12 @@ use crate::{
     },
 };
 
-const DELETE: &str = "DELETE FROM device_table WHERE deviceId = $1";
+/// Deletes a device, whose row is locked.
+async fn delete(session: &Session, device: &DeviceId) -> Result<(), Failure> {
+    const SQL: &str = "DELETE FROM device_table WHERE deviceId = $1";
+    counts::take(session, &[device.as_str()]).await?;
+    session.execute(SQL, values![device.as_str()]).await.map(drop)
+}
 
 /// Query for the columns that [`order`] reads.
 macro_rules! orders {
@@ -131,7 +136,7 @@ async fn here(
         OrderKind::Disable => set_state(session, row, DeviceState::Disabled, now, by).await?,
         OrderKind::Enable => set_state(session, row, DeviceState::Enabled, now, by).await?,
         OrderKind::Delete => {
-            session.execute(DELETE, values![row.id.as_str()]).await?;
+            delete(session, &row.id).await?;
             audit::forget_refusals(session, &row.id).await?;
             log(session, (AuditEvent::Deleted, now), &row.id, by, IN_TABLE.into()).await?;
         }
@@ -170,7 +175,9 @@ async fn set_state(
         DeviceState::Enabled => (AuditEvent::Enabled, "enabled"),
         DeviceState::Disabled => (AuditEvent::Disabled, "disabled"),
     };
+    counts::take(session, &[row.id.as_str()]).await?;
     session.execute(SQL, values![row.id.as_str(), name]).await?;
+    counts::give(session, &[row.id.as_str()]).await?;
     audit::forget_refusals(session, &row.id).await?;
     log(session, (event, now), &row.id, by, IN_TABLE.into()).await
 }
@@ -247,19 +254,25 @@ async fn complete(
     let id = device.as_str();
     match order.kind {
         OrderKind::Disable => {
+            counts::take(session, &[id]).await?;
             session.execute(CLOUD_STATE, values![id, Some("disabled"), order.iot_id]).await?;
+            counts::give(session, &[id]).await?;
         }
         OrderKind::Enable => {
+            counts::take(session, &[id]).await?;
             session.execute(CLOUD_STATE, values![id, None::<&str>, order.iot_id]).await?;
+            counts::give(session, &[id]).await?;
             set_state(session, &row, DeviceState::Enabled, now, by).await?;
         }
         OrderKind::Delete => {
-            session.execute(DELETE, values![id]).await?;
+            delete(session, device).await?;
             audit::forget_refusals(session, device).await?;
         }
         OrderKind::Rotate => {
             let Order { product_key, device_name, target, .. } = &order;
+            counts::take(session, &[id]).await?;
             session.execute(ROTATE, values![id]).await?;
+            counts::give(session, &[id]).await?;
             let ClaimTime { at, cloud_offset } = claim_time;
             session
                 .execute(

@@ -108,16 +108,29 @@ pub(super) fn device_row(row: &Row) -> Result<DeviceRow, Failure> {
 
 /// Reads the row of a device.
 pub(super) async fn device(session: &Session, id: &DeviceId) -> Result<Option<DeviceRow>, Failure> {
-    const SQL: &str = concat!("SELECT ", device_columns!(), " FROM device_table d WHERE d.deviceId = $1");
+    const SQL: &str = concat!("SELECT ", device_columns!(), " FROM device_shown d WHERE d.deviceId = $1");
     session.row(SQL, values![id.as_str()]).await?.as_ref().map(device_row).transpose()
 }
 
 /// Reads the row of a device, and locks it until the end of the transaction. Every write that depends
-/// on a row locks it first, so that of two such writes the second one sees what the first has done.
+/// on a row locks it first, so that of two such writes the second one sees what the first has done. A
+/// device that an unfinished import has added is not there yet.
 pub(super) async fn locked(session: &Session, id: &DeviceId) -> Result<Option<DeviceRow>, Failure> {
-    const SQL: &str =
-        concat!("SELECT ", device_columns!(), " FROM device_table d WHERE d.deviceId = $1 FOR UPDATE");
-    session.row(SQL, values![id.as_str()]).await?.as_ref().map(device_row).transpose()
+    const SQL: &str = concat!(
+        "SELECT ",
+        device_columns!(),
+        ", d.addedBy IS NOT NULL AND EXISTS (SELECT 1 FROM import_unfinished u WHERE u.importId = d.addedBy) \
+         FROM device_table d WHERE d.deviceId = $1 FOR UPDATE"
+    );
+    let Some(row) = session.row(SQL, values![id.as_str()]).await? else { return Ok(None) };
+    if column(&row, DEVICE_COLUMNS)? { Ok(None) } else { device_row(&row).map(Some) }
+}
+
+/// Returns whether a device is hidden because the import that adds it is unfinished.
+pub(super) async fn is_hidden(session: &Session, id: &DeviceId) -> Result<bool, Failure> {
+    const SQL: &str = "SELECT 1 FROM device_table d JOIN import_unfinished u ON u.importId = d.addedBy \
+                       WHERE d.deviceId = $1";
+    session.exists(SQL, values![id.as_str()]).await
 }
 
 /// Reads up to `limit` rows in order of device ID, beginning after `after`.
@@ -129,7 +142,7 @@ pub(super) async fn rows_after(
     const SQL: &str = concat!(
         "SELECT ",
         device_columns!(),
-        " FROM device_table d WHERE d.deviceId > $1 ORDER BY d.deviceId LIMIT $2"
+        " FROM device_shown d WHERE d.deviceId > $1 ORDER BY d.deviceId LIMIT $2"
     );
     session.rows(SQL, values![after, limit]).await?.iter().map(device_row).collect()
 }
@@ -137,7 +150,7 @@ pub(super) async fn rows_after(
 /// Reads the rows of devices, in the order of `ids`.
 pub(super) async fn devices(session: &Session, ids: &[DeviceId]) -> Result<Vec<Option<DeviceRow>>, Failure> {
     const SQL: &str =
-        concat!("SELECT ", device_columns!(), " FROM device_table d WHERE d.deviceId = ANY ($1)");
+        concat!("SELECT ", device_columns!(), " FROM device_shown d WHERE d.deviceId = ANY ($1)");
     let asked: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
     let rows = session.rows(SQL, values![asked]).await?;
     let rows = rows.iter().map(device_row).map(|row| row.map(|row| (row.id.clone(), row)));
@@ -152,7 +165,7 @@ pub(super) async fn enrollments_of(
     ids: &[DeviceId],
 ) -> Result<Vec<Option<String>>, Failure> {
     const SQL: &str = "SELECT d.enrollment FROM unnest($1) WITH ORDINALITY AS asked (deviceId, number) \
-                       LEFT JOIN device_table d ON d.deviceId = asked.deviceId ORDER BY asked.number";
+                       LEFT JOIN device_shown d ON d.deviceId = asked.deviceId ORDER BY asked.number";
     let asked: Vec<&str> = ids.iter().map(DeviceId::as_str).collect();
     session.rows(SQL, values![asked]).await?.iter().map(|row| column(row, 0)).collect()
 }
@@ -187,7 +200,7 @@ pub(super) async fn individual_keys(
         are_rolling!(),
         ", k.nextSince FROM unnest($1) WITH ORDINALITY AS asked (identity, number) \
          LEFT JOIN device_key k ON k.pskIdentity = asked.identity \
-         LEFT JOIN device_table d ON d.deviceId = coalesce(k.deviceId, asked.identity) \
+         LEFT JOIN device_shown d ON d.deviceId = coalesce(k.deviceId, asked.identity) \
          ORDER BY asked.number"
     );
     let asked: Vec<&str> = identities.iter().map(String::as_str).collect();
@@ -207,7 +220,7 @@ pub(super) async fn individual_keys(
 
 /// Returns the ID under which the table has a MAC address in an unusual spelling.
 pub(super) async fn spelled(session: &Session, mac: &DeviceId) -> Result<Option<DeviceId>, Failure> {
-    const SQL: &str = "SELECT deviceId FROM device_table WHERE spelledMac = $1 ORDER BY deviceId LIMIT 1";
+    const SQL: &str = "SELECT deviceId FROM device_shown WHERE spelledMac = $1 ORDER BY deviceId LIMIT 1";
     session.row(SQL, values![mac.as_str()]).await?.map(|row| id(&row, 0)).transpose()
 }
 
@@ -215,7 +228,7 @@ pub(super) async fn spelled(session: &Session, mac: &DeviceId) -> Result<Option<
 /// spelling under which the table has the requested MAC address, if any.
 pub(super) async fn known_as(session: &Session, asked: &AskedId) -> Result<Option<DeviceId>, Failure> {
     for id in asked.ids() {
-        if session.exists("SELECT 1 FROM device_table WHERE deviceId = $1", values![id.as_str()]).await? {
+        if session.exists("SELECT 1 FROM device_shown WHERE deviceId = $1", values![id.as_str()]).await? {
             return Ok(Some(id.clone()));
         }
     }

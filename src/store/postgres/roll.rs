@@ -28,7 +28,7 @@ macro_rules! rolling {
         concat!(
             "SELECT ",
             $columns,
-            " FROM device_key k JOIN device_table d ON d.deviceId = k.deviceId \
+            " FROM device_key k JOIN device_shown d ON d.deviceId = k.deviceId \
              WHERE k.pskNext IS NOT NULL AND k.deviceId > $2 AND d.enrollment = $1 ORDER BY k.deviceId LIMIT $3"
         )
     };
@@ -102,7 +102,9 @@ async fn end(
                        nextSince = NULL, pskUsed = NULL, pskNextUsed = NULL \
                        WHERE deviceId = $1 AND pskNext IS NOT NULL";
     // An import locks the device's row as well before it changes the keys.
-    read::locked(session, device).await?;
+    if read::locked(session, device).await?.is_none() {
+        return Ok(Ended::NoRoll);
+    }
     let Some(roll) = roll_of(session, device).await? else { return Ok(Ended::NoRoll) };
     if !ending.is_due(roll) {
         return Ok(Ended::NotDue);

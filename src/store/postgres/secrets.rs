@@ -2,7 +2,7 @@
 //! names, but not how secrets are sealed.
 
 use super::{
-    Postgres, audit,
+    Postgres, audit, counts,
     failure::Failure,
     read,
     session::{Session, column, number, values},
@@ -23,14 +23,20 @@ use crate::{
 const CLEAR: &str = "clear";
 
 /// Statements for one column of secrets. `read` begins after the primary key $1, and selects the rows
-/// whose value does not begin with $3, the prefix of values under the wanted database key. `write`
+/// whose value does not begin with $3, the prefix of values under the wanted database key. `lock` locks
+/// rows in the order of their devices, so that no two writes wait for each other in a circle. `write`
 /// replaces a value unless it has changed since it was read. `count` counts the values by database
 /// key.
 struct Statements {
     read: &'static str,
+    lock: &'static str,
     write: &'static str,
     count: &'static str,
 }
+
+/// Locks keys in the order of their devices, as each write of several keys does.
+const LOCK_KEYS: &str =
+    "SELECT deviceId FROM device_key WHERE pskIdentity = ANY ($1) ORDER BY deviceId FOR UPDATE";
 
 fn statements(column: SecretColumn) -> Statements {
     match column {
@@ -38,6 +44,7 @@ fn statements(column: SecretColumn) -> Statements {
             read: "SELECT deviceId, deviceId, deviceSecret FROM device_table WHERE deviceId > $1 \
                    AND deviceSecret IS NOT NULL AND left(deviceSecret, length($3)) <> $3 \
                    ORDER BY deviceId LIMIT $2",
+            lock: "SELECT deviceId FROM device_table WHERE deviceId = ANY ($1) ORDER BY deviceId FOR UPDATE",
             write: "UPDATE device_table d SET deviceSecret = v.anew FROM unnest($1, $2, $3) AS v (id, stored, anew) \
                     WHERE d.deviceId = v.id AND d.deviceSecret = v.stored",
             count: "SELECT CASE WHEN deviceSecret LIKE 'sealed %' THEN substr(deviceSecret, 10, 8) ELSE 'clear' \
@@ -46,6 +53,7 @@ fn statements(column: SecretColumn) -> Statements {
         SecretColumn::Psk => Statements {
             read: "SELECT pskIdentity, deviceId, psk FROM device_key WHERE pskIdentity > $1 \
                    AND left(psk, length($3)) <> $3 ORDER BY pskIdentity LIMIT $2",
+            lock: LOCK_KEYS,
             write: "UPDATE device_key k SET psk = v.anew FROM unnest($1, $2, $3) AS v (id, stored, anew) \
                     WHERE k.pskIdentity = v.id AND k.psk = v.stored",
             count: "SELECT CASE WHEN psk LIKE 'sealed %' THEN substr(psk, 10, 8) ELSE 'clear' END, \
@@ -54,6 +62,7 @@ fn statements(column: SecretColumn) -> Statements {
         SecretColumn::PskNext => Statements {
             read: "SELECT pskIdentity, deviceId, pskNext FROM device_key WHERE pskIdentity > $1 \
                    AND pskNext IS NOT NULL AND left(pskNext, length($3)) <> $3 ORDER BY pskIdentity LIMIT $2",
+            lock: LOCK_KEYS,
             write: "UPDATE device_key k SET pskNext = v.anew FROM unnest($1, $2, $3) AS v (id, stored, anew) \
                     WHERE k.pskIdentity = v.id AND k.pskNext = v.stored",
             count: "SELECT CASE WHEN pskNext LIKE 'sealed %' THEN substr(pskNext, 10, 8) ELSE 'clear' END, \
@@ -144,7 +153,17 @@ impl StoredSecrets for Postgres {
             let ids: Vec<&str> = secrets.iter().map(|(stored, _)| stored.primary.as_str()).collect();
             let stored: Vec<&str> = secrets.iter().map(|(stored, _)| stored.value.expose()).collect();
             let anew: Vec<&str> = secrets.iter().map(|(_, anew)| anew.expose()).collect();
-            session.execute(statements(column).write, values![ids, stored, anew]).await.map(drop)
+            let Statements { lock, write, .. } = statements(column);
+            session.rows(lock, values![ids]).await?;
+            let is_counted = column == SecretColumn::DeviceSecret;
+            if is_counted {
+                counts::take(session, &ids).await?;
+            }
+            session.execute(write, values![ids, stored, anew]).await?;
+            if is_counted {
+                counts::give(session, &ids).await?;
+            }
+            Ok(())
         })
     }
 
@@ -164,6 +183,11 @@ impl StoredSecrets for Postgres {
         let (key, by, clock) = (key.to_owned(), by.clone(), self.clock.clone());
         let kept = self.engine.transact_now(async move |session: &Session| {
             session.rows(LOCK, &[]).await?;
+            // Former keys of its devices may be under another key, and come back if it is cut off.
+            if session.exists("SELECT 1 FROM import_unfinished", &[]).await? {
+                let reason = format!("{database}: an import is unfinished; run this again when it has ended");
+                return Err(StoreError::Busy(reason).into());
+            }
             let left = UnderKey::others(&count(session).await?, &key);
             if left > 0 {
                 return Err(StoreError::Failed(format!(

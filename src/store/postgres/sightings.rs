@@ -5,7 +5,7 @@ use std::ops::Range;
 use tokio_postgres::Row;
 
 use super::{
-    Postgres,
+    Postgres, counts,
     failure::Failure,
     read,
     session::{Session, column, values},
@@ -53,7 +53,7 @@ impl Sightings for Postgres {
         const SQL: &str = concat!(
             "SELECT ",
             columns!(),
-            ", deviceSecret IS NOT NULL FROM device_table WHERE deviceId > $1 ORDER BY deviceId LIMIT $2"
+            ", deviceSecret IS NOT NULL FROM device_shown WHERE deviceId > $1 ORDER BY deviceId LIMIT $2"
         );
         let after = after.map_or("", DeviceId::as_str).to_owned();
         self.engine.read(async move |session: &Session| {
@@ -79,7 +79,7 @@ impl Sightings for Postgres {
         const SQL: &str = concat!(
             "SELECT ",
             columns!(),
-            " FROM device_table WHERE firstIssued IS NOT NULL AND activateTime IS NULL \
+            " FROM device_shown WHERE firstIssued IS NOT NULL AND activateTime IS NULL \
              AND cloudState IS DISTINCT FROM 'deleted' AND deviceSecret IS NOT NULL \
              AND firstIssued >= $1 AND (firstIssued, deviceId) < ($2, $3) \
              ORDER BY firstIssued DESC, deviceId DESC LIMIT $4"
@@ -100,8 +100,13 @@ impl Sightings for Postgres {
                              registerTime = coalesce($4, registerTime), cloudState = $3 \
                              WHERE deviceId = $1 AND deviceSecret IS NOT NULL AND productKey = $5 \
                              AND deviceName = $6 AND registerTime IS NOT DISTINCT FROM $7";
+        const LOCK: &str =
+            "SELECT deviceId FROM device_table WHERE deviceId = ANY ($1) ORDER BY deviceId FOR UPDATE";
         sightings.sort_by(|(one, _), (other, _)| one.id.cmp(&other.id));
-        self.engine.transact(async move |session: &Session| {
+        self.write(async move |session: &Session| {
+            let devices: Vec<&str> = sightings.iter().map(|(seen, _)| seen.id.as_str()).collect();
+            session.rows(LOCK, values![devices]).await?;
+            counts::take(session, &devices).await?;
             for (seen, Sighting { registered, activated, state }) in &sightings {
                 let state = state.map(|state| match state {
                     CloudState::Disabled => "disabled",
@@ -113,7 +118,7 @@ impl Sightings for Postgres {
                     values![id, *activated, state, *registered, product_key, device_name, *seen_registered];
                 session.execute(STORE, values).await?;
             }
-            Ok(())
+            counts::give(session, &devices).await
         })
     }
 }

@@ -1,10 +1,10 @@
 //! Places of an enrollment, and devices that wait to be admitted. A write that depends on such a number
 //! locks the enrollment's row in `enrollment_turn`, so that two servers do not take the last place both.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use super::{
-    Postgres, audit,
+    Postgres, audit, counts,
     engine::Transactions,
     failure::Failure,
     read,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     device::DeviceId,
     store::{
-        StoreFuture, UnixSeconds,
+        StoreError, StoreFuture, UnixSeconds,
         place::{CountsPlaces, MaxPlaces, Places},
         waiting::{
             Admission, Admits, MOST, MOST_OF_ADDRESS, MOST_OF_ENROLLMENT, NewDevice, Note, Waiting,
@@ -38,13 +38,16 @@ async fn lock(session: &Session, enrollment: &str) -> Result<(), Failure> {
 
 /// Counts the places that are taken, as SQLite does.
 async fn places(session: &Session, enrollment: &str) -> Result<Places, Failure> {
-    const SQL: &str = "SELECT (SELECT count(*) FROM device_table WHERE enrollment = $1 AND deviceSecret IS NOT NULL), \
-                       (SELECT count(*) FROM registration_claim WHERE enrollment = $1) \
-                       + (SELECT count(*) FROM kept_place k JOIN device_table d ON d.deviceId = k.deviceId \
-                       WHERE k.enrollment = $1 AND d.enrollment = $1 AND d.deviceSecret IS NULL \
-                       AND NOT EXISTS (SELECT 1 FROM registration_claim c \
-                       WHERE c.deviceId = k.deviceId AND c.enrollment = $1))";
-    let row = session.one(SQL, values![enrollment]).await?;
+    let sql = format!(
+        "SELECT (SELECT greatest(coalesce(sum(registered), 0), 0)::int8 FROM {} \
+         WHERE enrollment = $1), (SELECT count(*) FROM registration_claim WHERE enrollment = $1) \
+         + (SELECT count(*) FROM kept_place k JOIN device_table d ON d.deviceId = k.deviceId \
+         WHERE k.enrollment = $1 AND d.enrollment = $1 AND d.deviceSecret IS NULL \
+         AND NOT EXISTS (SELECT 1 FROM registration_claim c \
+         WHERE c.deviceId = k.deviceId AND c.enrollment = $1))",
+        counts::KEPT
+    );
+    let row = session.one(&sql, values![enrollment]).await?;
     Ok(Places { registered: number(&row, 0)?, claimed: number(&row, 1)? })
 }
 
@@ -178,18 +181,15 @@ async fn obstacle(
     new: &NewDevice,
     max_rows: Option<u64>,
 ) -> Result<Option<Admission>, Failure> {
-    const ROWS: &str =
-        "SELECT count(*) FROM (SELECT 1 FROM device_table WHERE enrollment = $1 LIMIT $2) AS few";
     let NewDevice { device, enrollment, product_key } = new;
     let known_in = enrollment_of(session, device).await?;
     if known_in.as_ref() == Some(enrollment) {
         return Ok(Some(Admission::Known));
     }
-    if let Some(max) = max_rows {
-        let most = i64::try_from(max).unwrap_or(i64::MAX);
-        if number(&session.one(ROWS, values![enrollment, most]).await?, 0)? >= max {
-            return Ok(Some(Admission::Full));
-        }
+    if let Some(max) = max_rows
+        && counts::devices_of(session, enrollment).await? >= max
+    {
+        return Ok(Some(Admission::Full));
     }
     if known_in.is_some() {
         return Ok(Some(Admission::Elsewhere));
@@ -210,7 +210,15 @@ async fn admit(
     if by.max_rows().is_some() {
         lock(session, enrollment).await?;
     }
+    if is_hidden(session, device).await? {
+        return later(device, by);
+    }
     if let Some(obstacle) = obstacle(session, new, by.max_rows()).await? {
+        if let Admission::NameTaken(holder) = &obstacle
+            && read::is_hidden(session, holder).await?
+        {
+            return later(device, by);
+        }
         if matches!(obstacle, Admission::Known | Admission::Elsewhere) {
             forget(session, device).await?;
         }
@@ -218,10 +226,34 @@ async fn admit(
     }
     let (id, name) = (device.as_str(), device.device_name());
     session.execute(ADD, values![id, product_key, enrollment, name, read::spelled_mac(device)]).await?;
+    counts::give(session, &[id]).await?;
     forget(session, device).await?;
     audit::forget_refusals(session, device).await?;
     audit::append(session, &by.entry(new, now)).await?;
     Ok(Admission::Added)
+}
+
+/// Returns whether an unfinished import adds a device, in whichever spelling of a MAC address.
+async fn is_hidden(session: &Session, device: &DeviceId) -> Result<bool, Failure> {
+    const SPELLED: &str = "SELECT 1 FROM device_table d JOIN import_unfinished u ON u.importId = d.addedBy \
+                           WHERE d.deviceId = $1 OR d.spelledMac = $1";
+    if !session.exists("SELECT 1 FROM import_unfinished", &[]).await? {
+        return Ok(false);
+    }
+    session.exists(SPELLED, values![device.as_str()]).await
+}
+
+/// Returns the result for a device that can be admitted only after an import has ended. Only then is it
+/// known whether the device or its name is in the table.
+fn later(device: &DeviceId, by: &Admits) -> Result<Admission, Failure> {
+    match by {
+        Admits::Operator(_) => Ok(Admission::Later),
+        Admits::Configuration { .. } => Err(StoreError::Busy(format!(
+            "an unfinished import adds device {device} or another device that has its name; it is admitted when that \
+             has ended"
+        ))
+        .into()),
+    }
 }
 
 /// Removes rows of `device_waiting` by this SQL condition, and returns their number.
@@ -278,7 +310,7 @@ impl WaitingList for Postgres {
                             WHERE ($2::text IS NULL OR enrollment = $2) AND deviceId IN (\
                             SELECT DISTINCT deviceId FROM device_waiting w \
                             WHERE deviceId > $1 AND ($2::text IS NULL OR enrollment = $2) \
-                            AND NOT EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = w.deviceId) \
+                            AND NOT EXISTS (SELECT 1 FROM device_shown d WHERE d.deviceId = w.deviceId) \
                             ORDER BY deviceId LIMIT $3) ORDER BY deviceId, enrollment";
         let after = after.map_or("", DeviceId::as_str).to_owned();
         let enrollment = enrollment.map(str::to_owned);
@@ -311,11 +343,14 @@ impl WaitingList for Postgres {
     fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>> {
         let clock = self.clock.clone();
         self.write(async move |session: &Session| {
-            let mut admissions = Vec::with_capacity(devices.len());
-            for device in &devices {
-                admissions.push(admit(session, device, &by, clock.now()).await?);
+            // Rows are locked in one order, so that servers do not wait for each other in a circle.
+            let mut sorted: Vec<(usize, &NewDevice)> = devices.iter().enumerate().collect();
+            sorted.sort_by(|(_, one), (_, other)| one.device.cmp(&other.device));
+            let mut admissions = BTreeMap::new();
+            for (at, device) in sorted {
+                admissions.insert(at, admit(session, device, &by, clock.now()).await?);
             }
-            Ok(admissions)
+            Ok(admissions.into_values().collect())
         })
     }
 
@@ -356,7 +391,7 @@ impl Postgres {
     fn prune_step(&self, before: UnixSeconds) -> StoreFuture<'static, u64> {
         const SQL: &str = remove!(
             "(deviceId, enrollment) IN (SELECT deviceId, enrollment FROM device_waiting e WHERE last < $1 \
-             OR EXISTS (SELECT 1 FROM device_table d WHERE d.deviceId = e.deviceId) LIMIT $2)"
+             OR EXISTS (SELECT 1 FROM device_shown d WHERE d.deviceId = e.deviceId) LIMIT $2)"
         );
         self.engine.transact(async move |session: &Session| {
             removed(&session.rows(SQL, values![before, STEP]).await?)

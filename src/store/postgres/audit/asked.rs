@@ -16,6 +16,7 @@ use crate::store::{
     Clock, Metrics, StoreError,
     audit::{Asked, AuditEntry, AuditEvent, reason},
     postgres::{
+        counts,
         engine::{Engine, Transactions},
         failure::Failure,
         session::{Session, number, values},
@@ -151,7 +152,8 @@ impl Chainer {
     }
 }
 
-/// Writes entries about requests, each into its class, and moves pending entries into the chain.
+/// Writes entries about requests, each into its class, moves pending entries into the chain, and adds
+/// changes of the numbers of devices to them.
 async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) -> Result<(), Failure> {
     let mut chain = LockedChain::extend(session).await?;
     let mut records: Vec<AuditEntry> = Vec::new();
@@ -166,7 +168,9 @@ async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) 
     if let Some(about) = about {
         put(session, &mut chain, about).await?;
     }
-    repeats::put(session, &records).await
+    repeats::put(session, &records).await?;
+    // Further changes of the numbers are moved with the next entries.
+    counts::fold(session).await.map(drop)
 }
 
 async fn put(session: &Session, chain: &mut LockedChain, entry: &AuditEntry) -> Result<(), Failure> {

@@ -7,13 +7,14 @@ use super::{cancel, keep_from_undo, locked, log, of, remove};
 use crate::{
     device::DeviceId,
     store::{
-        Actor, DeviceRow, RegisteredDevice, UnixSeconds,
+        Actor, DeviceRow, RegisteredDevice, StoreError, UnixSeconds,
         audit::AuditEvent,
         claim::ClaimTime,
         order::{Begun, BegunClaim, Former, Move, Moved, Moving, Order, OrderKind, Placed, ROW_CHANGED},
         postgres::{
             audit::forget_refusals,
             claims::end_claim,
+            counts,
             failure::Failure,
             read::{self, holder_of_iot_id, holder_of_name},
             secrets,
@@ -129,7 +130,9 @@ async fn here(
     if let Some(holder) = holder_of_name(session, &row.id, &to.product_key, &row.name()).await? {
         return Ok(Placed::NameTaken(holder));
     }
+    counts::take(session, &[row.id.as_str()]).await?;
     session.execute(MOVE, values![row.id.as_str(), to.target, to.product_key]).await?;
+    counts::give(session, &[row.id.as_str()]).await?;
     forget_refusals(session, &row.id).await?;
     let mut detail = to.detail_in_table(row);
     if let Some(claim) = &claim {
@@ -173,17 +176,29 @@ pub(super) async fn store(
         return Ok(Moved::RowChanged);
     }
     let RegisteredDevice { certificate, iot_id, registered } = registered;
-    if let Some(holder) =
-        holder_of_name(session, device, &certificate.product_key, &certificate.device_name).await?
-    {
+    let named =
+        holder_of_name(session, device, &certificate.product_key, &certificate.device_name).await?;
+    let identified = match iot_id {
+        Some(iot_id) => holder_of_iot_id(session, device, iot_id).await?,
+        None => None,
+    };
+    for holder in named.iter().chain(&identified) {
+        if read::is_hidden(session, holder).await? {
+            return Err(StoreError::Busy(format!(
+                "an unfinished import adds device {holder}, which has the name or the IotId of device {device}; the \
+                 move goes on when that has ended"
+            ))
+            .into());
+        }
+    }
+    if let Some(holder) = named {
         return Ok(Moved::NameTaken(holder));
     }
-    if let Some(iot_id) = iot_id
-        && let Some(holder) = holder_of_iot_id(session, device, iot_id).await?
-    {
+    if let Some(holder) = identified {
         return Ok(Moved::IotIdTaken(holder));
     }
     secrets::note(session, certificate.device_secret.expose()).await?;
+    counts::take(session, &[device.as_str()]).await?;
     session
         .execute(
             STORE,
@@ -198,6 +213,7 @@ pub(super) async fn store(
             ],
         )
         .await?;
+    counts::give(session, &[device.as_str()]).await?;
     forget_refusals(session, device).await?;
     log(session, (AuditEvent::Moved, now), device, &order.by, moving.detail(&order)).await?;
     match order.ends_when_stored() {
