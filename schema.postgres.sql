@@ -16,6 +16,14 @@ CREATE TABLE certdist_schema (
 );
 INSERT INTO certdist_schema VALUES (0, 1);
 
+-- Number of the last transaction of each connection. If the answer to a commit is lost, the number tells
+-- whether the transaction was committed.
+CREATE TABLE write_note (
+    id           int8 PRIMARY KEY,
+    number       int8 NOT NULL,
+    at           int8 NOT NULL
+);
+
 -- One row for each device that may ask for a certificate.
 CREATE TABLE device_table (
     deviceId     text COLLATE "C" NOT NULL PRIMARY KEY,

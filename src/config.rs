@@ -96,8 +96,9 @@ pub struct Config {
     pub limits: Limits,
     /// Files from which the configuration takes keys and credentials.
     pub secret_files: Vec<PathBuf>,
-    /// Set if the configuration file itself contains the key of an enrollment (`hex:`).
-    pub has_inline_keys: bool,
+    /// Set if the configuration file itself contains the key of an enrollment (`hex:`), or the password
+    /// of the database.
+    pub has_inline_secrets: bool,
 }
 
 /// CoAP without DTLS. Any client that reaches the address is treated as a device of the enrollment.
@@ -280,7 +281,10 @@ impl Config {
         if let Some(section) = &admin {
             secret_files.extend(section.values.tls_key.as_ref().map(|path| folder.join(path)));
         }
-        let has_inline_keys = sources.iter().any(|source| source.starts_with("hex:"));
+        let is_from_variable =
+            variables.iter().any(|(name, value)| name == "CERTDIST_DATABASE" && !value.is_empty());
+        let has_inline_secrets = sources.iter().any(|source| source.starts_with("hex:"))
+            || (!is_from_variable && has_password(&root.values.database));
         let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
         let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
@@ -302,7 +306,7 @@ impl Config {
             tell_host,
             limits,
             secret_files,
-            has_inline_keys,
+            has_inline_secrets,
         })
     }
 
@@ -403,6 +407,14 @@ impl std::fmt::Debug for DatabaseUrl {
         let (kind, _) = self.split_once(':').unwrap_or_default();
         write!(f, "DatabaseUrl({kind}:…)")
     }
+}
+
+/// Returns whether the URL of a database contains a password.
+fn has_password(database: &str) -> bool {
+    let Some((_, rest)) = database.split_once("://") else { return false };
+    let (server, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    server.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+        || parameters.split('&').any(|parameter| parameter.starts_with("password="))
 }
 
 /// Resolves the path in `sqlite:PATH` relative to the configuration's folder. Refuses forms that

@@ -30,7 +30,7 @@ pub(super) fn of_configuration(config: &Config, path: &Path) -> Vec<String> {
         concerns
             .push("secrets in the database are not sealed; set database_key in the configuration".to_owned());
     }
-    let own = config.has_inline_keys.then_some(path);
+    let own = config.has_inline_secrets.then_some(path);
     let files = config.secret_files.iter().map(|file| &**file).chain(own);
     for file in files {
         let (mode, file) = (mode_of(file), file.display());

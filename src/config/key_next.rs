@@ -178,8 +178,8 @@ mod tests {
         };
         let config = read("file:own.key", "file:next.key");
         assert!(config.secret_files.contains(&folder.path().join("next.key")), "{:?}", config.secret_files);
-        assert!(!config.has_inline_keys);
-        assert!(read("file:own.key", &format!("hex:{OTHER}")).has_inline_keys);
+        assert!(!config.has_inline_secrets);
+        assert!(read("file:own.key", &format!("hex:{OTHER}")).has_inline_secrets);
         // A running server applies the change.
         assert_eq!(config.needs_restart(&read("file:next.key", "file:own.key")), [] as [&str; 0]);
     }

@@ -384,6 +384,24 @@ fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config> {
 }
 
 #[test]
+fn a_password_in_the_url_of_the_database_is_a_secret_of_the_file() {
+    let with = |database: &str, variables: &[(&str, &str)]| {
+        let text = MINIMAL.replace("sqlite:certdist.db", database);
+        let text = text.replace("kind = \"derived\"", "kind = \"individual\"");
+        let text = text.replace("key = \"hex:000102030405060708090a0b0c0d0e0f\"", "");
+        assert!(text.contains(database), "{text}");
+        with_variables(&text, variables).unwrap().has_inline_secrets
+    };
+    assert!(with("postgres://certdist:s3cret@db1,db2/certdist", &[]));
+    assert!(with("postgres://db1/certdist?user=certdist&password=s3cret", &[]));
+    assert!(!with("postgres://certdist@db1:5432/certdist", &[]));
+    assert!(!with("sqlite:data:old@1.db", &[]));
+    // The variable is no part of the file.
+    let variable = [("CERTDIST_DATABASE", "postgres://certdist:s3cret@db1/certdist")];
+    assert!(!with("sqlite:data.db", &variable));
+}
+
+#[test]
 fn variables_replace_keys_before_anything_is_checked() {
     let wrong = MINIMAL.replace("127.0.0.1:5684", "localhost");
     let config = with_variables(

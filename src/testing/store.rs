@@ -5,6 +5,7 @@ mod bulk;
 mod claims;
 mod key_use;
 mod orders;
+mod process;
 mod roll;
 mod sightings;
 mod waiting;
@@ -19,6 +20,7 @@ use std::{
     },
 };
 
+pub(crate) use self::process::InProcess;
 use arc_swap::ArcSwap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::Instant};

@@ -39,13 +39,13 @@ impl Bulk for Postgres {
     }
 
     fn import_activity(&self) -> Result<ImportActivity, StoreError> {
-        // An import or an undo shows its changes all at once, so none is ever seen unfinished.
-        const SQL: &str = "SELECT (SELECT coalesce(max(number), 0) FROM import), \
+        // An undo shows its changes all at once, so it is never seen unfinished.
+        const SQL: &str = "SELECT EXISTS (SELECT 1 FROM import_unfinished), (SELECT coalesce(max(number), 0) FROM import), \
                            (SELECT count(*) FROM import WHERE undone IS NOT NULL)";
         self.engine.read_now(async |session: &Session| {
             let row = session.one(SQL, &[]).await?;
-            let (imports, undone) = (number(&row, 0)?, number(&row, 1)?);
-            Ok(ImportActivity { is_unfinished: false, imports, undone })
+            let (imports, undone) = (number(&row, 1)?, number(&row, 2)?);
+            Ok(ImportActivity { is_unfinished: column(&row, 0)?, imports, undone })
         })
     }
 

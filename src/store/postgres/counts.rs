@@ -19,6 +19,7 @@ use crate::{
     store::{
         CountCheck, Miscount, StoreError, Totals,
         filter::{Filter, Held, State},
+        merge::Columns,
     },
 };
 
@@ -139,6 +140,53 @@ pub(super) async fn changing<T>(
     let changed = change.await?;
     give(session, &devices).await?;
     Ok(changed)
+}
+
+/// Devices that an import has added and that are hidden until it ends, by enrollment and product.
+#[derive(Default)]
+pub(super) struct Added(BTreeMap<(String, String), Of>);
+
+#[derive(Default, Clone, Copy)]
+struct Of {
+    devices: i64,
+    registered: i64,
+    clear: i64,
+}
+
+impl Added {
+    /// Counts a device with these columns.
+    pub(super) fn add(&mut self, columns: &Columns<'_>) {
+        let group = (columns.enrollment.to_owned(), columns.product_key.to_owned());
+        let of = self.0.entry(group).or_default();
+        of.devices += 1;
+        if let Some(secret) = columns.device_secret {
+            of.registered += 1;
+            of.clear += i64::from(!secret.expose().starts_with("sealed "));
+        }
+    }
+
+    /// Adds the devices of another one.
+    pub(super) fn append(&mut self, other: &Self) {
+        for (group, more) in &other.0 {
+            let of = self.0.entry(group.clone()).or_default();
+            of.devices += more.devices;
+            of.registered += more.registered;
+            of.clear += more.clear;
+        }
+    }
+
+    /// Counts the devices, in the transaction in which they appear.
+    pub(super) async fn give(&self, session: &Session) -> Result<(), Failure> {
+        const SQL: &str = concat!(
+            "INSERT INTO count_change (enrollment, productKey, refusal, ",
+            columns!(),
+            ") SELECT $1, $2, '', $3, $4, $4, 0, 0, 0, $3 - $4, 0, 0, $5"
+        );
+        for ((enrollment, product_key), Of { devices, registered, clear }) in &self.0 {
+            session.execute(SQL, values![enrollment, product_key, *devices, *registered, *clear]).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Moves some of the changes into the numbers. Several processes may do so at the same time. Returns

@@ -21,7 +21,14 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{Access, address::Address, failure::Failure, pool::Pool, schema, session::Session};
+use super::{
+    Access,
+    address::Address,
+    failure::Failure,
+    pool::Pool,
+    schema,
+    session::{Note, Session},
+};
 use crate::store::{Metrics, StoreError, StoreFuture};
 
 /// Maximum number of pieces of work that wait or run. Further ones fail, and their devices are asked
@@ -31,7 +38,7 @@ const QUEUE: usize = 16_384;
 /// Maximum number of connections for transactions and reads, and for callers that block, such as an
 /// import.
 const CONNECTIONS: usize = 8;
-const BLOCKING_CONNECTIONS: usize = 4;
+const BLOCKING_CONNECTIONS: usize = 8;
 
 /// Maximum time of a piece of work, with all its attempts. After it, the devices that wait are asked
 /// to retry.
@@ -43,7 +50,7 @@ const BLOCKING_WAIT: Duration = Duration::from_secs(60);
 
 /// Maximum number of attempts of a transaction, and the pause before the second one. Each further
 /// pause is twice as long, and a random part of it is left out.
-const ATTEMPTS: u32 = 8;
+pub(super) const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Maximum time for which an ending process waits for its last work.
@@ -52,7 +59,7 @@ const LAST_WAIT: Duration = Duration::from_secs(6);
 /// Begins a transaction. The server's own limits end a transaction whose client is gone, or that waits
 /// for another one for too long. They hold for this transaction alone, so that a pooler can give the
 /// connection to another client afterwards.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '5s'; \
+pub(super) const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '5s'; \
                      SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
 /// Begins the transaction of a caller that blocks, such as an import.
@@ -94,6 +101,16 @@ impl Transactions {
         work: &impl AsyncFn(&Session) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         read(&self.0, work).await
+    }
+
+    /// Opens a connection for a transaction that lasts longer than the task's other ones.
+    pub(super) async fn hold(&self) -> Result<Session, StoreError> {
+        self.0.blocking.session(Instant::now() + WAIT).await
+    }
+
+    /// Returns the error for a failure outside [`run`](Self::run).
+    pub(super) fn failed(&self, failure: Failure) -> StoreError {
+        failure.into_store_error(self.0.work.database())
     }
 
     /// Waits for this time, or until the engine ends.
@@ -205,6 +222,14 @@ impl Engine {
         self.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_ok())
     }
 
+    /// Runs a task that runs transactions, and blocks until it is done.
+    pub(super) fn task_now<T: Send + 'static>(
+        &self,
+        task: impl AsyncFnOnce(Transactions) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        wait(self.hand_over(move |pools| async move { task(Transactions(pools)).await }))
+    }
+
     /// Hands work to the thread. The future is ready when the work is done.
     fn hand_over<T, W, F>(&self, work: W) -> StoreFuture<'static, T>
     where
@@ -244,6 +269,29 @@ impl Engine {
         W: AsyncFn(&Session) -> Result<T, Failure> + Send + 'static,
     {
         wait(self.transact(work))
+    }
+
+    /// Runs the transaction that creates the tables, and blocks until it is done. It may run several times.
+    pub(super) fn create_now<T, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: AsyncFn(&Session) -> Result<T, Failure> + Send + 'static,
+    {
+        self.may_write()?;
+        wait(self.hand_over(move |pools| async move {
+            let (pool, deadline) = (&pools.work, Instant::now() + WAIT);
+            let mut attempt = 1;
+            loop {
+                let failure = match attempt_plain(pool, &work).await {
+                    Ok(value) => return Ok(value),
+                    Err(failure) => failure,
+                };
+                if !failure.is_temporary() || attempt == ATTEMPTS || !pause(attempt, deadline).await {
+                    return Err(failure.into_store_error(pool.database()));
+                }
+                attempt += 1;
+            }
+        }))
     }
 
     /// Runs a read, and blocks until it is done.
@@ -295,7 +343,8 @@ async fn run(mut queue: mpsc::Receiver<Work>, address: Arc<Address>, access: Acc
     while let Ok(Some(_)) = timeout_at(deadline, running.join_next()).await {}
 }
 
-/// Runs a transaction, and repeats it as long as another one is in its way.
+/// Runs a transaction, and repeats it as long as another one is in its way. If the answer to a commit is
+/// lost, finds out whether it was committed.
 async fn transact<T>(
     pool: &Pool,
     work: &impl AsyncFn(&Session) -> Result<T, Failure>,
@@ -303,54 +352,87 @@ async fn transact<T>(
     let deadline = Instant::now() + WAIT;
     let mut attempt = 1;
     loop {
-        let commits = Cell::new(false);
-        let failure = match timeout_at(deadline, attempt_once(pool, deadline, work, &commits)).await {
+        let committing = Cell::new(None);
+        let failure = match timeout_at(deadline, attempt_once(pool, deadline, work, &committing)).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
-            Err(_) if commits.get() => return Err(unknown(pool)),
+            Err(_) if committing.take().is_some() => return Err(unknown(pool)),
             Err(_) => return Err(no_answer(pool)),
         };
-        if commits.get() && !failure.is_rolled_back() {
-            return Err(unknown(pool));
-        }
-        if !failure.is_temporary() || attempt == ATTEMPTS || !pause(attempt, deadline).await {
+        let was_committing = committing.take().filter(|_| !failure.is_rolled_back());
+        let is_temporary = match was_committing {
+            None => failure.is_temporary(),
+            Some((value, note)) => {
+                match timeout_at(deadline, was_committed(pool, deadline, note)).await {
+                    Ok(Some(true)) => return Ok(value),
+                    Ok(Some(false)) => true,
+                    Ok(None) | Err(_) => return Err(unknown(pool)),
+                }
+            }
+        };
+        if !is_temporary || attempt == ATTEMPTS || !pause(attempt, deadline).await {
             return Err(failure.into_store_error(pool.database()));
         }
         attempt += 1;
     }
 }
 
-/// Runs a transaction once. Sets `commits` before it sends the commit, whose outcome is not known if
-/// the connection then ends.
+/// Returns whether a transaction was committed, or `None` if the database does not tell.
+async fn was_committed(pool: &Pool, deadline: Instant, note: Note) -> Option<bool> {
+    for attempt in 1..=ATTEMPTS {
+        let asked = async { pool.session(deadline).await?.was_committed(note).await };
+        match asked.await {
+            Ok(was_committed) => return Some(was_committed),
+            Err(_) if pause(attempt, deadline).await => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Runs a transaction once. Before it sends the commit, whose outcome is not known if the connection then
+/// ends, puts the result and the number of the transaction into `committing`.
 async fn attempt_once<T>(
     pool: &Pool,
     deadline: Instant,
     work: &impl AsyncFn(&Session) -> Result<T, Failure>,
-    commits: &Cell<bool>,
+    committing: &Cell<Option<(T, Note)>>,
 ) -> Result<T, Failure> {
-    let session = pool.session(deadline).await?;
+    let mut session = pool.session(deadline).await?;
     let done = async {
-        session.run(BEGIN).await?;
+        let note = session.begin_noted(BEGIN).await?;
         let value = work(&session).await?;
-        commits.set(true);
-        session.run("COMMIT").await?;
-        Ok(value)
+        committing.set(Some((value, note)));
+        session.run("COMMIT").await
     };
-    match done.await {
-        Ok(value) => {
+    let failure = match done.await {
+        Ok(()) => {
             pool.put_back(session);
-            Ok(value)
+            let committed = committing.take().map(|(value, _)| value);
+            return committed.ok_or_else(|| Failure::unexpected("a transaction has no result"));
         }
-        Err(failure) => {
-            let failure: Failure = failure;
-            if !failure.leaves_connection() {
-                pool.clear();
-            } else if session.run("ROLLBACK").await.is_ok() {
-                pool.put_back(session);
-            }
-            Err(failure)
-        }
+        Err(failure) => failure,
+    };
+    if !failure.leaves_connection() {
+        pool.clear();
+    } else if session.run("ROLLBACK").await.is_ok() {
+        pool.put_back(session);
     }
+    Err(failure)
+}
+
+/// Runs statements in a transaction of their own, once. They must not do harm if they are done and the
+/// answer is lost.
+async fn attempt_plain<T>(
+    pool: &Pool,
+    work: &impl AsyncFn(&Session) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let session = pool.session(Instant::now() + WAIT).await?;
+    session.run(BEGIN).await?;
+    let value = work(&session).await?;
+    session.run("COMMIT").await?;
+    pool.put_back(session);
+    Ok(value)
 }
 
 async fn read<T>(
@@ -409,6 +491,11 @@ async fn pause(attempt: u32, deadline: Instant) -> bool {
     true
 }
 
+/// Returns the pause of a caller that blocks before its next attempt.
+pub(super) fn blocking_pause(attempt: u32) -> Duration {
+    (PAUSE * 2_u32.pow(attempt - 1)).mul_f64(rand::rng().random_range(0.5..1.0))
+}
+
 fn no_answer(pool: &Pool) -> StoreError {
     StoreError::Busy(format!("{}: the database did not answer in time; try again", pool.database()))
 }
@@ -431,6 +518,11 @@ impl Blocking {
         F: Future<Output = Result<T, Failure>> + 's,
     {
         wait(work(&self.session)).map_err(|failure| failure.into_store_error(&self.database))
+    }
+
+    /// Returns the connection.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Commits. If the connection ends meanwhile, the outcome is not known.
@@ -456,7 +548,7 @@ impl Wake for Unpark {
 
 /// Waits for a future that the engine's thread drives. May be called in any thread, even in one that
 /// runs other futures.
-pub(super) fn wait<F: Future>(future: F) -> F::Output {
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);

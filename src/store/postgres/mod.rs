@@ -26,6 +26,7 @@ mod sightings;
 mod tls;
 mod turns;
 mod undo;
+mod unfinished;
 mod waiting;
 
 #[cfg(all(test, feature = "simulation"))]
@@ -39,6 +40,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 
+#[cfg(all(test, feature = "simulation"))]
+pub(crate) use self::engine::wait;
 use self::{
     address::Address,
     audit::Chainer,
@@ -105,7 +108,7 @@ impl Postgres {
         let engine = Engine::start(Address::parse(url)?, Access::Full)?;
         let database = engine.database().to_owned();
         let create = async move |session: &Session| schema::create_or_check(session, &database).await;
-        engine.transact_now(create)?;
+        engine.create_now(create)?;
         Self::accepted(engine, accepts)
     }
 
@@ -154,6 +157,18 @@ impl Postgres {
         let store = Self::new(engine);
         // The servers of one database have one clock, unless the cloud's clock is known.
         store.clock.set_ahead(database_now - unix_now());
+        if store.engine.access() == Access::Full {
+            // Connections that are a day old and have had no transaction since.
+            const FORGET: &str = "DELETE FROM write_note WHERE at < $1";
+            store.engine.transact_now(async move |session: &Session| {
+                session.execute(FORGET, values![database_now - 86_400]).await.map(drop)
+            })?;
+            let clock = Arc::clone(&store.clock);
+            // If there is too much work already, another process looks.
+            store
+                .engine
+                .spawn(async move |transactions: Transactions| unfinished::recover(transactions, clock).await);
+        }
         Ok(store)
     }
 

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use super::{
     address::Address,
     failure::{self, Failure},
-    session::Session,
+    session::{Note, Session},
 };
 use crate::store::StoreError;
 
@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Pool {
     address: Arc<Address>,
     permits: Arc<Semaphore>,
-    idle: Mutex<Vec<Client>>,
+    idle: Mutex<Vec<(Client, Note)>>,
     failed: Mutex<Option<Failed>>,
 }
 
@@ -67,18 +67,20 @@ impl Pool {
         loop {
             let idle = lock(&self.idle).pop();
             match idle {
-                Some(client) if client.is_closed() => {}
-                Some(client) => return Ok(Session::new(client, permit)),
-                None => return Ok(Session::new(self.connect(deadline).await?, permit)),
+                Some((client, _)) if client.is_closed() => {}
+                Some((client, note)) => return Ok(Session::new(client, note, permit)),
+                None => {
+                    return Ok(Session::new(self.connect(deadline).await?, Note::new_connection(), permit));
+                }
             }
         }
     }
 
     /// Takes a connection back that has no open transaction.
     pub(super) fn put_back(&self, session: Session) {
-        let client = session.into_client();
+        let (client, note) = session.into_client();
         if !client.is_closed() {
-            lock(&self.idle).push(client);
+            lock(&self.idle).push((client, note));
         }
     }
 

@@ -2,6 +2,7 @@
 //! statement is sent without a name, in one round trip, so that a pooler such as PgBouncer may give
 //! each transaction another connection. This module knows no table.
 
+use rand::RngExt;
 use tokio_postgres::{
     Client, Row,
     types::{FromSql, ToSql, Type},
@@ -36,6 +37,7 @@ typed! {
     bool => BOOL,
     [u8] => BYTEA,
     Vec<u8> => BYTEA,
+    Vec<bool> => BOOL_ARRAY,
     Vec<i64> => INT8_ARRAY,
     Vec<Option<i64>> => INT8_ARRAY,
     Vec<String> => TEXT_ARRAY,
@@ -69,21 +71,61 @@ pub(super) fn number(row: &Row, index: usize) -> Result<u64, Failure> {
     Ok(column::<i64>(row, index)?.unsigned_abs())
 }
 
+/// A transaction: the random number of its connection, and its own number among the transactions there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Note {
+    id: i64,
+    number: i64,
+}
+
+impl Note {
+    /// Returns the beginning of a new connection.
+    pub(super) fn new_connection() -> Self {
+        Self { id: rand::rng().random(), number: 0 }
+    }
+}
+
 /// A connection that one piece of work uses. It is closed when it is dropped, unless the pool takes
 /// it back.
 pub(super) struct Session {
     client: Client,
+    /// Random number of the connection, and number of its last transaction.
+    note: Note,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 impl Session {
-    pub(super) fn new(client: Client, permit: tokio::sync::OwnedSemaphorePermit) -> Self {
-        Self { client, _permit: permit }
+    pub(super) fn new(client: Client, note: Note, permit: tokio::sync::OwnedSemaphorePermit) -> Self {
+        Self { client, note, _permit: permit }
     }
 
     /// Returns the connection, for other work.
-    pub(super) fn into_client(self) -> Client {
-        self.client
+    pub(super) fn into_client(self) -> (Client, Note) {
+        (self.client, self.note)
+    }
+
+    /// Begins a transaction that can be found again if the answer to its commit is lost. `begin` is the
+    /// statements that begin it.
+    pub(super) async fn begin_noted(&mut self, begin: &str) -> Result<Note, Failure> {
+        self.note.number += 1;
+        let Note { id, number } = self.note;
+        self.run(&format!(
+            "{begin}; INSERT INTO write_note (id, number, at) \
+             VALUES ({id}, {number}, extract(epoch FROM clock_timestamp())::int8) \
+             ON CONFLICT (id) DO UPDATE SET number = excluded.number, at = excluded.at"
+        ))
+        .await?;
+        Ok(self.note)
+    }
+
+    /// Returns whether a transaction of another connection was committed. Waits for its end.
+    pub(super) async fn was_committed(&self, note: Note) -> Result<bool, Failure> {
+        // A transaction that has not ended holds the row. One that was rolled back has left the number
+        // before its own.
+        const SQL: &str = "INSERT INTO write_note AS w (id, number, at) VALUES ($1, 0, 0) \
+                           ON CONFLICT (id) DO UPDATE SET number = w.number RETURNING number";
+        let row = self.one(SQL, values![note.id]).await?;
+        Ok(column::<i64>(&row, 0)? == note.number)
     }
 
     /// Runs statements without values, and ignores their rows.

@@ -25,6 +25,10 @@ use crate::{
     testing::postgres,
 };
 
+mod importing;
+mod lost_answers;
+mod order_of_locks;
+
 const NOW: ClaimTime = ClaimTime { at: 1000, cloud_offset: None };
 
 fn id(number: u64) -> DeviceId {

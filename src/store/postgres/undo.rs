@@ -5,11 +5,12 @@
 use tokio_postgres::Row;
 
 use super::{
-    Postgres, audit,
+    Postgres, audit, counts,
     engine::{BEGIN_BULK, SNAPSHOT},
     failure::Failure,
-    import, read,
+    read,
     session::{Session, column, number, values},
+    unfinished::Turn,
 };
 use crate::{
     device::DeviceId,
@@ -117,6 +118,8 @@ pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> 
     if !how.dry_run {
         store.engine.may_write()?;
     }
+    // Also takes back an import that was cut off, before the undo looks at the table.
+    let _turn = if how.dry_run { None } else { Some(Turn::take(store)?) };
     let session = store.engine.blocking()?;
     let id = i64::from(how.id.0);
     session.run(async |session| {
@@ -124,7 +127,6 @@ pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> 
             return session.run(SNAPSHOT).await;
         }
         session.run(BEGIN_BULK).await?;
-        import::take_turn(session).await?;
         session.rows(LOCK, values![id]).await?;
         session.rows(LOCK_KEYS, values![id]).await.map(drop)
     })?;
@@ -221,14 +223,19 @@ async fn conflict(session: &Session, id: i64) -> Result<Option<NotUndone>, Failu
 /// devices had before.
 async fn remove_added(session: &Session, id: i64) -> Result<(u64, u64), Failure> {
     const SQL: &str = concat!(
-        "WITH gone AS (DELETE FROM device_table d WHERE ",
+        "SELECT deviceId, deviceSecret IS NOT NULL FROM device_table d WHERE ",
         is_untouched!("d"),
-        " AND NOT EXISTS (SELECT 1 FROM import_before b WHERE b.importId = $1 AND b.deviceId = d.deviceId) \
-         RETURNING deviceSecret IS NOT NULL AS hadSecret) \
-         SELECT count(*), count(*) FILTER (WHERE hadSecret) FROM gone"
+        " AND NOT EXISTS (SELECT 1 FROM import_before b WHERE b.importId = $1 AND b.deviceId = d.deviceId)"
     );
-    let row = session.one(SQL, values![id]).await?;
-    Ok((number(&row, 0)?, number(&row, 1)?))
+    const REMOVE: &str = "DELETE FROM device_table WHERE deviceId = ANY ($1)";
+    let rows = session.rows(SQL, values![id]).await?;
+    let devices: Vec<&str> = rows.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
+    let mut certificates = 0;
+    for row in &rows {
+        certificates += u64::from(column::<bool>(row, 1)?);
+    }
+    counts::take(session, &devices).await?;
+    Ok((session.execute(REMOVE, values![devices]).await?, certificates))
 }
 
 /// Gives the changed devices their former values, in the reverse of the order in which the import has
@@ -253,10 +260,13 @@ async fn restore_changed(session: &Session, id: i64) -> Result<u64, Failure> {
     const FORGET: &str = "DELETE FROM import_before WHERE importId = $1 AND deviceId = ANY ($2)";
     let changed = session.rows(CHANGED, values![id]).await?;
     let changed: Vec<String> = changed.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
+    let devices: Vec<&str> = changed.iter().map(String::as_str).collect();
+    counts::take(session, &devices).await?;
     session.execute(DROP_KEYS, values![id, changed]).await?;
     session.execute(DROP_NEXT, values![id, changed]).await?;
     for device in &changed {
         session.execute(RESTORE, values![id, device]).await?;
     }
+    counts::give(session, &devices).await?;
     session.execute(FORGET, values![id, changed]).await
 }
