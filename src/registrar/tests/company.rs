@@ -114,9 +114,8 @@ impl Company {
                 }
             }
             Shared::Postgres(url) => {
-                let rows = (0..devices).map(|number| {
-                    ImportRow::new(id(&name(number)), "lamp", &product_of(number, products))
-                });
+                let rows = (0..devices)
+                    .map(|number| ImportRow::new(id(&name(number)), "lamp", &product_of(number, products)));
                 testing::store::import(&Postgres::open(url).unwrap(), rows);
             }
         }

@@ -13,7 +13,8 @@ use super::{
 use crate::{
     device::{AskedId, DeviceId},
     store::{
-        Bulk, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows, StoreError, Totals,
+        Bulk, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows,
+        StoreError, Totals,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
     },

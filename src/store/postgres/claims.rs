@@ -21,7 +21,6 @@ use crate::{
             Beat, ClaimTime, ClaimView, Claimed, Claims, IOT_ID_IS_TAKEN, Owner, OwnerId, Settlement,
             TakenBatch, difference,
         },
-        lease::Leases,
     },
     target,
 };
@@ -38,6 +37,7 @@ macro_rules! abandoned {
         )
     };
 }
+pub(super) use abandoned;
 
 /// Values of `registration_claim.asked`, which schema.sql explains.
 const NOT_ASKED: i64 = 0;
@@ -49,7 +49,7 @@ const ASKED_IN_BATCH: i64 = 3;
 /// the owner's row, the count of beats begins again at a random number. If the count began at a fixed
 /// number, it could reach the number that another process saw last, and that process would take the
 /// owner for dead.
-async fn note_owner(session: &Session, owner: &Owner, now: UnixSeconds) -> Result<(), Failure> {
+pub(super) async fn note_owner(session: &Session, owner: &Owner, now: UnixSeconds) -> Result<(), Failure> {
     const SQL: &str = "INSERT INTO registration_owner AS o (ownerId, name, beats, lastBeat) \
                        VALUES ($1, $2, floor(random() * 1000000000000)::int8, $3) \
                        ON CONFLICT (ownerId) DO UPDATE SET beats = o.beats + 1, lastBeat = excluded.lastBeat";
@@ -399,8 +399,7 @@ async fn take_batches(
         abandoned!("b.owner"),
         " RETURNING batchId"
     );
-    const LOCK: &str =
-        "SELECT batchId FROM registration_batch WHERE target = $1 ORDER BY batchId FOR UPDATE";
+    const LOCK: &str = "SELECT batchId FROM registration_batch WHERE target = $1 ORDER BY batchId FOR UPDATE";
     const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = ANY ($1)";
     const TAKE: &str = concat!(
         "UPDATE registration_batch b SET owner = $1 WHERE target = $2 AND (owner = $1 OR ",
@@ -450,7 +449,7 @@ async fn take_batches(
 
 impl Postgres {
     /// Runs a transaction that is committed even if its result is an error.
-    fn settled<W>(&self, work: W) -> StoreFuture<'static, ()>
+    pub(super) fn settled<W>(&self, work: W) -> StoreFuture<'static, ()>
     where
         W: AsyncFn(&Session) -> Result<Settled, Failure> + Send + 'static,
     {
@@ -663,40 +662,6 @@ impl Claims for Postgres {
                 Ok(OpenEntry { entry, since: column(row, 4)?, batch: column(row, 5)? })
             };
             rows.iter().map(open).collect()
-        })
-    }
-}
-
-impl Leases for Postgres {
-    fn take_lease<'a>(&'a self, owner: &'a Owner, name: &'a str) -> StoreFuture<'a, Option<String>> {
-        const SQL: &str = concat!(
-            "INSERT INTO lease AS l (name, owner, cursor) VALUES ($1, $2, '') \
-             ON CONFLICT (name) DO UPDATE SET owner = excluded.owner WHERE l.owner = excluded.owner OR ",
-            abandoned!("l.owner"),
-            " RETURNING cursor"
-        );
-        let (owner, name, now) = (owner.clone(), name.to_owned(), self.clock.now());
-        self.engine.transact(async move |session: &Session| {
-            let taken = session.row(SQL, values![name, owner.id]).await?;
-            note_owner(session, &owner, now).await?;
-            taken.map(|row| column(&row, 0)).transpose()
-        })
-    }
-
-    fn set_cursor<'a>(&'a self, owner: OwnerId, name: &'a str, cursor: &'a str) -> StoreFuture<'a, ()> {
-        const SQL: &str = "UPDATE lease SET cursor = $3 WHERE name = $1 AND owner = $2";
-        let (name, cursor) = (name.to_owned(), cursor.to_owned());
-        self.settled(async move |session: &Session| {
-            let changed = session.execute(SQL, values![name, owner, cursor]).await?;
-            Ok(if changed > 0 { Ok(()) } else { Err(StoreError::Fenced) })
-        })
-    }
-
-    fn give_lease_up<'a>(&'a self, owner: OwnerId, name: &'a str) -> StoreFuture<'a, ()> {
-        const SQL: &str = "UPDATE lease SET owner = NULL WHERE name = $1 AND owner = $2";
-        let name = name.to_owned();
-        self.engine.transact(async move |session: &Session| {
-            session.execute(SQL, values![name, owner]).await.map(drop)
         })
     }
 }

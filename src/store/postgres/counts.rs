@@ -194,8 +194,8 @@ impl Added {
 pub(super) async fn fold(session: &Session) -> Result<bool, Failure> {
     // The numbers are locked in one order, so that no two processes wait for each other in a circle.
     const FOLD: &str = concat!(
-        "WITH some AS (SELECT number FROM count_change ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED), \
-         gone AS (DELETE FROM count_change c USING some s WHERE c.number = s.number \
+        "WITH oldest AS (SELECT number FROM count_change ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED), \
+         gone AS (DELETE FROM count_change c USING oldest o WHERE c.number = o.number \
          RETURNING c.enrollment, c.productKey, c.refusal, c.devices, c.registered, c.unissued, c.issued, \
          c.activated, c.disabled, c.unregistered, c.cloudDisabled, c.cloudDeleted, c.clear), \
          added AS (INSERT INTO device_count AS k (enrollment, productKey, refusal, ",
@@ -209,7 +209,7 @@ pub(super) async fn fold(session: &Session) -> Result<bool, Failure> {
          disabled = k.disabled + excluded.disabled, unregistered = k.unregistered + excluded.unregistered, \
          cloudDisabled = k.cloudDisabled + excluded.cloudDisabled, \
          cloudDeleted = k.cloudDeleted + excluded.cloudDeleted, clear = k.clear + excluded.clear) \
-         SELECT count(*) FROM some"
+         SELECT count(*) FROM oldest"
     );
     const CLEAN: &str = "DELETE FROM device_count WHERE devices = 0 AND registered = 0 AND unissued = 0 AND issued = 0 \
                          AND activated = 0 AND disabled = 0 AND unregistered = 0 AND cloudDisabled = 0 \
@@ -402,8 +402,7 @@ async fn correct(session: &Session, groups: &BTreeMap<Group, Both>) -> Result<()
     let sql = format!("{PUT}$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13");
     for ([enrollment, product_key, refusal], Both { kept, counted }) in groups {
         if kept != counted {
-            let missing: Vec<i64> =
-                counted.iter().zip(kept).map(|(counted, kept)| counted - kept).collect();
+            let missing: Vec<i64> = counted.iter().zip(kept).map(|(counted, kept)| counted - kept).collect();
             let mut all = values![enrollment, product_key, refusal].to_vec();
             all.extend(missing.iter().map(super::session::value));
             session.execute(&sql, &all).await?;
@@ -447,8 +446,7 @@ impl Postgres {
     /// Implements [`Bulk::recount`](crate::store::Bulk::recount). The differences are found in one
     /// snapshot. What others change since then is in changes of their own, and is kept.
     pub(super) fn correct_counts(&self) -> Result<CountCheck, StoreError> {
-        const BEGIN: &str =
-            "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '60s'";
+        const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '60s'";
         // Fails if another process has corrected the numbers since the snapshot, or does so now.
         const ONCE: &str = "UPDATE count_correction SET times = times + 1 WHERE id = 0";
         self.engine.may_write()?;

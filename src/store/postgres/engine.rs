@@ -362,13 +362,11 @@ async fn transact<T>(
         let was_committing = committing.take().filter(|_| !failure.is_rolled_back());
         let is_temporary = match was_committing {
             None => failure.is_temporary(),
-            Some((value, note)) => {
-                match timeout_at(deadline, was_committed(pool, deadline, note)).await {
-                    Ok(Some(true)) => return Ok(value),
-                    Ok(Some(false)) => true,
-                    Ok(None) | Err(_) => return Err(unknown(pool)),
-                }
-            }
+            Some((value, note)) => match timeout_at(deadline, was_committed(pool, deadline, note)).await {
+                Ok(Some(true)) => return Ok(value),
+                Ok(Some(false)) => true,
+                Ok(None) | Err(_) => return Err(unknown(pool)),
+            },
         };
         if !is_temporary || attempt == ATTEMPTS || !pause(attempt, deadline).await {
             return Err(failure.into_store_error(pool.database()));

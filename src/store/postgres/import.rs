@@ -314,7 +314,9 @@ impl Slices<'_> {
             self.merging.write(session, rows, changes).await.map(Some)
         })?;
         let Some(written) = written else {
-            return Err(StoreError::Failed("a slice of an import was written by another process".into()).into());
+            return Err(
+                StoreError::Failed("a slice of an import was written by another process".into()).into()
+            );
         };
         if rows.len() >= FEWEST {
             let fitting = rows.len() as f64 * SLICE.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-6);

@@ -15,6 +15,7 @@ mod gather;
 mod import;
 mod issue;
 mod key_use;
+mod leases;
 mod orders;
 mod pool;
 mod read;
@@ -165,9 +166,9 @@ impl Postgres {
             })?;
             let clock = Arc::clone(&store.clock);
             // If there is too much work already, another process looks.
-            store
-                .engine
-                .spawn(async move |transactions: Transactions| unfinished::recover(transactions, clock).await);
+            store.engine.spawn(async move |transactions: Transactions| {
+                unfinished::recover(transactions, clock).await
+            });
         }
         Ok(store)
     }

@@ -7,8 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Postgres, audit,
-    counts,
+    Postgres, audit, counts,
     engine::{Blocking, Transactions},
     failure::Failure,
     import::take_turn,
@@ -171,7 +170,9 @@ async fn remove_added(transactions: &Transactions, id: i64) -> Result<bool, Stor
         }
         for some in added.chunks(ROWS as usize) {
             let some = some.to_vec();
-            transactions.run(&async |session: &Session| session.execute(REMOVE, values![id, some]).await).await?;
+            transactions
+                .run(&async |session: &Session| session.execute(REMOVE, values![id, some]).await)
+                .await?;
             if transactions.is_ending() {
                 return Ok(false);
             }
@@ -326,7 +327,8 @@ async fn clean(transactions: &Transactions) -> Result<(), StoreError> {
                         WHERE (importId, deviceId) IN (SELECT importId, deviceId FROM import_before \
                         WHERE formerPsk IS NOT NULL AND importId NOT IN (SELECT importId FROM import_unfinished) \
                         LIMIT $1)";
-    const SLICES: &str = "DELETE FROM import_slice WHERE importId NOT IN (SELECT importId FROM import_unfinished)";
+    const SLICES: &str =
+        "DELETE FROM import_slice WHERE importId NOT IN (SELECT importId FROM import_unfinished)";
     // The numbers of imports with former values, without reading all of these.
     const NEXT: &str = "SELECT min(importId) FROM import_before WHERE importId > $1";
     const IS_KNOWN: &str = "SELECT 1 FROM import WHERE importId = $1 \

@@ -199,7 +199,8 @@ impl Merging<'_> {
         if let Some(Change { columns, .. }) = &change {
             let name = merge::name_of(&row.device, columns);
             let key = (columns.product_key.to_owned(), name.clone());
-            let other = |holder: Option<&Option<DeviceId>>| holder.cloned().flatten().filter(|id| *id != row.device);
+            let other =
+                |holder: Option<&Option<DeviceId>>| holder.cloned().flatten().filter(|id| *id != row.device);
             merge::unique_name(other(expected.names.get(&key)), &name)?;
             if let Some(iot_id) = columns.iot_id {
                 merge::unique_iot_id(other(expected.iot_ids.get(iot_id)))?;
@@ -329,8 +330,7 @@ impl Merging<'_> {
                 KeyChange::Lost => Some("lost"),
             })
             .collect();
-        let added_next: Vec<bool> =
-            changed.iter().map(|known| known.key == KeyChange::NextAdded).collect();
+        let added_next: Vec<bool> = changed.iter().map(|known| known.key == KeyChange::NextAdded).collect();
         let id = i64::from(id.0);
         session
             .execute(BEFORE, values![id, devices, numbers, keys, added_next, self.is_in_slices])
@@ -361,7 +361,8 @@ async fn lock(session: &Session, rows: &[(u64, ImportRow)]) -> Result<Expected, 
         device_columns!(),
         " FROM device_table d WHERE d.deviceId = ANY ($1) ORDER BY d.deviceId FOR UPDATE"
     );
-    const KEYS: &str = "SELECT deviceId FROM device_key WHERE deviceId = ANY ($1) ORDER BY deviceId FOR UPDATE";
+    const KEYS: &str =
+        "SELECT deviceId FROM device_key WHERE deviceId = ANY ($1) ORDER BY deviceId FOR UPDATE";
     let ids: Vec<&str> = rows.iter().map(|(_, row)| row.device.as_str()).collect();
     session.rows(DEVICES, values![ids]).await?;
     session.rows(KEYS, values![ids]).await?;

@@ -176,8 +176,7 @@ pub(super) async fn store(
         return Ok(Moved::RowChanged);
     }
     let RegisteredDevice { certificate, iot_id, registered } = registered;
-    let named =
-        holder_of_name(session, device, &certificate.product_key, &certificate.device_name).await?;
+    let named = holder_of_name(session, device, &certificate.product_key, &certificate.device_name).await?;
     let identified = match iot_id {
         Some(iot_id) => holder_of_iot_id(session, device, iot_id).await?,
         None => None,

@@ -108,11 +108,8 @@ fn an_import_that_was_killed_is_hidden_and_taken_back_by_any_server() {
     // Each former name and identity belongs to another device afterwards, or to a new one.
     let moved = ImportRow::new(id(6), "plugs", "a1plug");
     let taken = ImportRow { device_name: Some("name-4".into()), ..new(0) };
-    let keyed = ImportRow {
-        individual: true,
-        key: Some(("id-2".into(), Secret::new("44bb".into()))),
-        ..new(1)
-    };
+    let keyed =
+        ImportRow { individual: true, key: Some(("id-2".into(), Secret::new("44bb".into()))), ..new(1) };
     let mut rows = vec![
         with_key(1, "id-9", "33cc"),
         with_key(2, "id-1", "55aa"),
@@ -138,11 +135,8 @@ fn an_import_that_was_killed_is_hidden_and_taken_back_by_any_server() {
         assert!(!wait(other.delete(&new(5).device, &by)).unwrap());
         let hidden = JournalEntry { device: new(5).device, device_name: "new-0005".into(), ..entry(5) };
         assert_eq!(wait(other.claim(&owner(1), &hidden, NOW)).unwrap(), Claimed::Held);
-        let device = NewDevice {
-            device: new(5).device,
-            enrollment: "lamps".into(),
-            product_key: "a1lamp".into(),
-        };
+        let device =
+            NewDevice { device: new(5).device, enrollment: "lamps".into(), product_key: "a1lamp".into() };
         let admitted = wait(other.admit(vec![device], Admits::Operator(by.clone()))).unwrap();
         assert_eq!(admitted, [Admission::Later]);
         // A device that has changed since stays as it is.
@@ -156,7 +150,9 @@ fn an_import_that_was_killed_is_hidden_and_taken_back_by_any_server() {
     assert_eq!((after[4].state, after[4].name().as_str()), (DeviceState::Disabled, "name-8"));
     assert_eq!(after[5], before[5]);
     assert_eq!((stores[1].count().unwrap(), differences(&stores[1])), (6, 0));
-    for (identity, psk) in [("id-1", Some("00ff")), ("id-2", Some("11ee")), ("id-6", Some("22dd")), ("id-9", None)] {
+    for (identity, psk) in
+        [("id-1", Some("00ff")), ("id-2", Some("11ee")), ("id-6", Some("22dd")), ("id-9", None)]
+    {
         let found = wait(stores[1].individual_key(identity)).unwrap().found;
         assert_eq!(found.as_ref().map(|key| key.psk.expose()), psk, "{identity}");
     }
@@ -165,7 +161,8 @@ fn an_import_that_was_killed_is_hidden_and_taken_back_by_any_server() {
     let job = ImportJob { id: Some(ImportId(7)), ..ImportJob::new(&by, "file.csv") };
     let report = stores[0].import(job, &mut (0..NEW).map(new).map(Ok), &mut |_, _| ()).unwrap();
     assert_eq!(report.added, NEW);
-    let undone = stores[1].undo_import(Undo { id: ImportId(7), by: &by, dry_run: false, rest: false }).unwrap();
+    let undone =
+        stores[1].undo_import(Undo { id: ImportId(7), by: &by, dry_run: false, rest: false }).unwrap();
     assert_eq!((undone.removed, undone.left), (NEW, 0));
     assert_eq!(differences(&stores[1]), 0);
 }

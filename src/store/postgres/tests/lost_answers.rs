@@ -137,10 +137,9 @@ fn a_registration_whose_answers_are_lost_is_made_once() {
     let claimed = proxy.losing(|| wait(lossy.claim(&owner(1), &entry(0), NOW)).unwrap());
     assert!(matches!(claimed, Claimed::Yours(_)), "{claimed:?}");
     assert!(wait(direct.claim_of(&id(0))).unwrap().is_some());
-    let batch =
-        OpenBatch { id: 9, product_key: "a1lamp".into(), apply_id: None, target: "default".into() };
-    let claimed = proxy
-        .losing(|| wait(lossy.claim_batch(&owner(1), &batch, &[entry(1), entry(2)], NOW)).unwrap());
+    let batch = OpenBatch { id: 9, product_key: "a1lamp".into(), apply_id: None, target: "default".into() };
+    let claimed =
+        proxy.losing(|| wait(lossy.claim_batch(&owner(1), &batch, &[entry(1), entry(2)], NOW)).unwrap());
     assert!(claimed.iter().all(|claimed| matches!(claimed, Claimed::Yours(_))), "{claimed:?}");
     assert_eq!(wait(direct.open_batches()).unwrap().len(), 1);
     proxy.losing(|| wait(lossy.settle(1, &entry(0), &registered(0))).unwrap());
@@ -179,8 +178,7 @@ fn an_operators_change_whose_answer_is_lost_is_made_and_logged_once() {
     assert_eq!(logged.iter().filter(|event| **event == AuditEvent::Ordered).count(), 1, "{logged:?}");
     let ended = proxy.losing(|| wait(lossy.end_order(order.number, "no longer wanted", &by)).unwrap());
     assert!(ended, "a second end would find no order");
-    let device =
-        NewDevice { device: id(5), enrollment: "lamps".into(), product_key: "a1lamp".into() };
+    let device = NewDevice { device: id(5), enrollment: "lamps".into(), product_key: "a1lamp".into() };
     let admitted = proxy.losing(|| wait(lossy.admit(vec![device], Admits::Operator(by.clone()))).unwrap());
     assert_eq!(admitted, [Admission::Added]);
     assert!(proxy.losing(|| wait(lossy.delete(&id(5), &by)).unwrap()), "a second one would find no device");
@@ -225,7 +223,8 @@ fn an_import_whose_answers_are_lost_is_made_once() {
         let job =
             ImportJob { id: Some(ImportId(number)), progress: &progress, ..ImportJob::new(&by, "file.csv") };
         let rows = &mut rows(range.clone()).map(name).map(Ok);
-        let report = proxy.losing(|| lossy.import(job, rows, &mut |at, why| panic!("{at}: {why:?}")).unwrap());
+        let report =
+            proxy.losing(|| lossy.import(job, rows, &mut |at, why| panic!("{at}: {why:?}")).unwrap());
         let count = range.end - range.start;
         let expected = if number == 9 { (0, count) } else { (count, 0) };
         assert_eq!((report.added, report.changed), expected);
