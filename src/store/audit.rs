@@ -231,6 +231,8 @@ pub enum AuditEvent {
     Sealed,
     /// The operator restored the database from a backup.
     Restored,
+    /// The database is a copy of another one, which the operator has made.
+    Copied,
     /// A job of the console began: one action on many devices.
     Began,
     /// A job of the console ended.
@@ -244,7 +246,7 @@ pub enum AuditEvent {
 
 impl AuditEvent {
     /// All events.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Issued,
         Self::Reissued,
         Self::Refused,
@@ -263,6 +265,7 @@ impl AuditEvent {
         Self::Undone,
         Self::Sealed,
         Self::Restored,
+        Self::Copied,
         Self::Began,
         Self::Ended,
         Self::Pruned,
@@ -290,6 +293,7 @@ impl AuditEvent {
             Self::Undone => "undone",
             Self::Sealed => "sealed",
             Self::Restored => "restored",
+            Self::Copied => "copied",
             Self::Began => "began",
             Self::Ended => "ended",
             Self::Pruned => "pruned",

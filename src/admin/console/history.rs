@@ -128,6 +128,7 @@ pub(super) fn name_of(event: AuditEvent) -> &'static str {
         AuditEvent::Undone => "event-undone",
         AuditEvent::Sealed => "event-sealed",
         AuditEvent::Restored => "event-restored",
+        AuditEvent::Copied => "event-copied",
         AuditEvent::Began => "event-began",
         AuditEvent::Ended => "event-ended",
         AuditEvent::Pruned => "event-pruned",

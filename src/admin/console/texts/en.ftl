@@ -413,6 +413,7 @@ event-admitted = admitted
 event-undone = import undone
 event-sealed = secrets sealed
 event-restored = restored from a backup
+event-copied = copied from another database
 event-began = job began
 event-ended = job ended
 event-pruned = log pruned

@@ -374,6 +374,7 @@ event-admitted = 承認
 event-undone = インポートの取り消し
 event-sealed = 秘密の封印
 event-restored = バックアップから復元
+event-copied = 別のデータベースからコピー
 event-began = ジョブ開始
 event-ended = ジョブ終了
 event-pruned = ログの削除

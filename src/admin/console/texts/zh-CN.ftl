@@ -374,6 +374,7 @@ event-admitted = 已准入
 event-undone = 撤销导入
 event-sealed = 密钥已加密
 event-restored = 从备份恢复
+event-copied = 从另一个数据库复制
 event-began = 任务开始
 event-ended = 任务结束
 event-pruned = 日志已清理
