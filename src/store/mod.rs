@@ -30,6 +30,7 @@ pub(crate) mod check;
 pub mod claim;
 #[cfg(all(test, feature = "simulation"))]
 mod contract;
+pub mod copy;
 pub mod filter;
 pub mod key_use;
 pub mod lease;
@@ -65,7 +66,7 @@ pub use self::{
         ImportStage, Miscount, Reject, Rejection, Rows, SameSecret, Totals, Unreadable,
     },
     opening::{
-        Condition, check_keys, clear_secrets, devices_by_enrollment, examine, file_of,
+        Condition, Copying, check_keys, clear_secrets, copy_between, devices_by_enrollment, examine, file_of,
         has_devices_without_target, is_there, look, open, preview, remove_unused, shared_names, shown,
         targets,
     },

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Bulk, SharedName, StoreError, Table,
+    Actor, Bulk, SharedName, StoreError, Table, copy,
     postgres::Postgres,
     sealed::{self, Sealed, StoredSecrets},
     sqlite::Sqlite,
@@ -201,6 +201,65 @@ pub fn open(url: &str, keys: Keyring) -> Result<Arc<dyn Table>, StoreError> {
             Ok(Arc::new(opened(store, keys)))
         }
     }
+}
+
+/// Options of [`copy_between`].
+pub struct Copying<'a> {
+    /// URL of the store that is copied.
+    pub from: &'a str,
+    /// URL of the store that receives the copy.
+    pub to: &'a str,
+    /// Database keys, if there are any. They must open all secrets of `from`, and the first one seals
+    /// those of `to`.
+    pub keys: Option<&'a Keyring>,
+    /// The operator.
+    pub by: &'a Actor,
+    /// Set if connections to a database on a server do not count as processes that use it.
+    pub anyway: bool,
+}
+
+/// Copies the store at one URL to the store at another one. Fails before anything is written if the
+/// stores are the same, if `from` is in use or its secrets cannot be opened, or if `to` has content other
+/// than a part of the same copy.
+pub fn copy_between(how: &Copying<'_>, progress: copy::Progress<'_>) -> Result<copy::Report, StoreError> {
+    let (from, to) = (place_of(how.from)?, place_of(how.to)?);
+    let same = || {
+        let from = shown(how.from);
+        StoreError::Unusable(format!("{from}: this database would be copied to itself; name another one"))
+    };
+    match (&from, &to) {
+        (Place::File(from), Place::File(to)) if Sqlite::is_same_file(from, to) || from == to => {
+            return Err(same());
+        }
+        (Place::Server(from), Place::Server(to)) if from == to => return Err(same()),
+        (Place::File(path), Place::Server(_)) => {
+            // An index of PostgreSQL keeps such names out.
+            if let Some(shared) = Sqlite::shared_names(path, 1)?.first() {
+                return Err(StoreError::Unusable(format!(
+                    "{}: {} devices of product {} have the name {}, the first of them {}; give each a deviceName of its \
+                     own first",
+                    shown(how.from),
+                    shared.devices,
+                    shared.product_key,
+                    shared.device_name,
+                    shared.device
+                )));
+            }
+        }
+        _ => {}
+    }
+    let none = Keyring::default();
+    let keys = how.keys.unwrap_or(&none);
+    let accepts = |in_use: &[String]| sealed::check(keys, in_use);
+    let source: Box<dyn copy::Source> = match from {
+        Place::File(path) => Box::new(Sqlite::copy_source(path, accepts)?),
+        Place::Server(url) => Box::new(Postgres::copy_source(url, accepts, how.anyway)?),
+    };
+    let target: Box<dyn copy::Target> = match to {
+        Place::File(path) => Box::new(Sqlite::copy_target(path)?),
+        Place::Server(url) => Box::new(Postgres::copy_target(url)?),
+    };
+    copy::run(&*source, &*target, keys, how.by, progress)
 }
 
 fn opened<S: StoredSecrets>(store: S, keys: Keyring) -> Sealed<S> {

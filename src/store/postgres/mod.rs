@@ -8,6 +8,7 @@ mod audit;
 mod bulk;
 mod claims;
 mod counts;
+pub mod copy;
 mod engine;
 mod failure;
 mod find;
@@ -171,6 +172,11 @@ impl Postgres {
             });
         }
         Ok(store)
+    }
+
+    /// Returns the engine of a store that was opened only to be read.
+    fn into_engine(self) -> Engine {
+        self.engine
     }
 
     fn new(engine: Engine) -> Self {

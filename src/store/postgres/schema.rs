@@ -5,12 +5,15 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     failure::Failure,
-    session::{Session, column, number},
+    session::{Session, column, number, values},
 };
 use crate::store::StoreError;
 
 /// The version of the tables that this program reads and writes.
 const VERSION: i64 = 1;
+
+/// The version of tables with a part of a copy.
+const PART_OF_COPY: i64 = 0;
 
 /// The statements that create the tables.
 pub(super) const CREATE: &str = include_str!("../../../schema.postgres.sql");
@@ -24,6 +27,10 @@ pub(super) async fn create_or_check(session: &Session, database: &str) -> Result
     if is_current(session, database).await? {
         return Ok(());
     }
+    create(session, database).await
+}
+
+async fn create(session: &Session, database: &str) -> Result<(), Failure> {
     match session.run(CREATE).await {
         Err(Failure::Database(error))
             if error.code().is_some_and(|code| {
@@ -39,6 +46,30 @@ pub(super) async fn create_or_check(session: &Session, database: &str) -> Result
         }
         outcome => outcome,
     }
+}
+
+/// Creates the tables for a copy, in the caller's transaction, with a version that no program accepts.
+pub(super) async fn create_for_copy(session: &Session, database: &str) -> Result<(), Failure> {
+    create(session, database).await?;
+    session.run("CREATE TABLE certdist_copy (id text NOT NULL, source text NOT NULL)").await?;
+    set_version(session, PART_OF_COPY).await
+}
+
+/// Returns whether the database has a part of a copy.
+pub(super) async fn has_part_of_copy(session: &Session) -> Result<bool, Failure> {
+    const SQL: &str = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = current_schema() \
+                       AND tablename = 'certdist_copy'";
+    session.exists(SQL, &[]).await
+}
+
+/// Sets the version of a database into which everything was copied.
+pub(super) async fn end_copy(session: &Session) -> Result<(), Failure> {
+    session.run("DROP TABLE certdist_copy").await?;
+    set_version(session, VERSION).await
+}
+
+async fn set_version(session: &Session, version: i64) -> Result<(), Failure> {
+    session.execute("UPDATE certdist_schema SET version = $1", values![version]).await.map(drop)
 }
 
 /// Returns whether the database has the tables of this version, and false if it has no tables at all.
@@ -65,6 +96,9 @@ pub(super) async fn is_current(session: &Session, database: &str) -> Result<bool
             "its tables have version {newer}, and this certdist knows version {VERSION}; install the version of \
              certdist that the other servers have"
         ))),
+        PART_OF_COPY => Err(unusable(
+            "a copy into it is not complete; run the same `certdist copy` again, or remove its tables".into(),
+        )),
         odd => Err(unusable(format!("its tables have version {odd}, which no certdist has written"))),
     }
 }

@@ -25,7 +25,7 @@ use crate::store::{Condition, SharedName, StoreError};
 const APPLICATION_ID: i64 = 0x6365_7274;
 
 /// SQL statements that create a database of the current version in an empty file.
-const SCHEMA: &str = include_str!("../../../schema.sql");
+pub(super) const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// Migration steps. The step at `index` migrates a database from version `index + 1` to version
 /// `index + 2`. Each change of `schema.sql` must add a step at the end.
@@ -52,7 +52,7 @@ struct Upgrade {
 const MAX_SHARED: usize = 20;
 
 /// The version of `schema.sql`.
-const VERSION: usize = UPGRADES.len() + 1;
+pub(super) const VERSION: usize = UPGRADES.len() + 1;
 
 /// The first version with the table `database_key`. Older databases have no sealed secrets.
 const FIRST_WITH_KEYS: usize = 3;
@@ -165,6 +165,18 @@ pub(super) fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Opens a file that receives a copy, and creates it if necessary. `cache` is in KiB.
+pub(super) fn open_for_copy(path: &Path, cache: i64) -> Result<Connection, StoreError> {
+    create_private(path)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, READER_WAIT)?;
+    let set_up = || {
+        set_up_writer(&connection)?;
+        connection.pragma_update(None, "cache_size", -cache)
+    };
+    set_up().map_err(|error| store_error(path, error))?;
+    Ok(connection)
+}
+
 /// Examines whether a server can open the file, or create it. Creates and changes nothing.
 pub(super) fn condition(path: &Path) -> Result<Condition, StoreError> {
     let path = &*super::absolute(path)?;
@@ -250,6 +262,8 @@ pub(super) enum Found {
     Version(usize),
     /// A database of certdist, of a version that this program does not know.
     Newer(i64),
+    /// A database of certdist with a part of a copy.
+    PartOfCopy,
     /// A database of another program.
     Foreign,
 }
@@ -260,6 +274,7 @@ fn examine(connection: &Connection) -> rusqlite::Result<Found> {
     let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
     Ok(match (application, usize::try_from(version)) {
         (0, Ok(0)) if objects == 0 => Found::Version(0),
+        (APPLICATION_ID, Ok(0)) => Found::PartOfCopy,
         (APPLICATION_ID, Ok(1..)) if version > VERSION as i64 => Found::Newer(version),
         (APPLICATION_ID, Ok(known @ 1..)) => Found::Version(known),
         _ => Found::Foreign,
@@ -457,6 +472,9 @@ fn refusal(path: &Path, found: &Found) -> StoreError {
             "{path}: the database has schema version {version}, this certdist knows versions up to {}; \
              use a newer certdist",
             VERSION
+        ),
+        Found::PartOfCopy => format!(
+            "{path}: a copy into it is not complete; run the same `certdist copy` again, or remove the file"
         ),
         Found::Foreign | Found::Version(_) => {
             format!("{path}: this is the database of another program; it was left as it is")

@@ -133,7 +133,7 @@ impl Lock {
             Ok(Some(lock)) if lock.has_lost_database() => Err(lost(database, &lock.path)),
             Ok(Some(lock)) => Ok(Ok(lock)),
             Ok(None) => Err(StoreError::Busy(format!(
-                "{}: it is being restored; try again later",
+                "{}: it is being restored or copied; try again later",
                 database.display()
             ))),
             Err(error) => Ok(Err(error)),
@@ -193,10 +193,15 @@ impl Lock {
     /// Takes the lock exclusively. Fails if another process has the database open, even if the open
     /// file has been moved or replaced.
     pub fn alone(database: &Path) -> Result<Self, StoreError> {
-        let in_use = |who: &str| {
-            let stop = "stop the server first, for example with `systemctl stop certdist`";
-            look::unusable(database, &format!("it is in use by {who}; {stop}; --force does not change this"))
-        };
+        let advice =
+            "stop the server first, for example with `systemctl stop certdist`; --force does not change this";
+        Self::exclusive(database, advice)
+    }
+
+    /// Takes the lock like [`alone`](Self::alone). `advice` says what to do if another process has the
+    /// database open.
+    pub(super) fn exclusive(database: &Path, advice: &str) -> Result<Self, StoreError> {
+        let in_use = |who: &str| look::unusable(database, &format!("it is in use by {who}; {advice}"));
         let failed =
             |error: io::Error| StoreError::Failed(format!("{}: {error}", path_of(database).display()));
         match Self::attempt(database, FlockOperation::NonBlockingLockExclusive).map_err(failed)? {

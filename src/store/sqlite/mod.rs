@@ -7,6 +7,7 @@ pub mod backup;
 mod bulk;
 mod claims;
 mod connection;
+pub mod copy;
 mod counts;
 mod files;
 mod find;

@@ -362,6 +362,11 @@ impl Drop for Recovery {
     }
 }
 
+/// Does the work of [`Recovery`] at once, and waits for its end.
+pub(super) fn recover_now(path: &Path, wait: Duration) -> Result<(), StoreError> {
+    recover(path, wait, &AtomicBool::new(false))
+}
+
 /// Takes back imports and completes undos that were cut off, and removes former keys, unless an import
 /// is running.
 fn recover(path: &Path, wait: Duration, is_stopped: &AtomicBool) -> Result<(), StoreError> {

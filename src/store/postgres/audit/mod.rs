@@ -12,8 +12,8 @@ use std::{
 
 use tokio_postgres::Row;
 
-pub(super) use self::asked::Chainer;
 use self::repeats::Pages;
+pub(super) use self::{asked::Chainer, repeats::kind_of};
 use super::{
     Access,
     engine::{Engine, SNAPSHOT},
@@ -58,7 +58,7 @@ pub(super) struct LockedChain {
     head: Head,
 }
 
-fn hash(row: &Row, index: usize) -> Result<Link, Failure> {
+pub(super) fn hash(row: &Row, index: usize) -> Result<Link, Failure> {
     let bytes: &[u8] = column(row, index)?;
     bytes.try_into().map_err(|_| Failure::unexpected("a hash of the audit log does not have 32 bytes"))
 }
@@ -120,6 +120,23 @@ impl LockedChain {
         session.execute(PUT, values![seqs, devices, times, events, lines, hashes]).await?;
         session.execute(SET_HEAD, values![self.head.0.cast_signed(), &self.head.1[..]]).await.map(drop)
     }
+}
+
+/// Adds entries as JSON to the end of the chain.
+pub(super) async fn put_lines(session: &Session, lines: &[&str]) -> Result<(), Failure> {
+    let parse = |line: &&str| serde_json::from_str::<AuditEntry>(line).map_err(Failure::unexpected);
+    let entries = lines.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let lines: Vec<Line<'_>> = entries
+        .iter()
+        .zip(lines)
+        .map(|(entry, line)| Line {
+            device: entry.device.as_ref().map(DeviceId::as_str),
+            at: entry.at,
+            event: entry.event.name(),
+            line,
+        })
+        .collect();
+    LockedChain::extend(session).await?.put(session, &lines).await
 }
 
 /// An entry as a row has it.

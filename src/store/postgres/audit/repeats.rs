@@ -27,11 +27,16 @@ const COLUMNS: &str =
 /// the day. Each text is preceded by its length, so that no two lists of texts have the same hash.
 fn kind(record: &AuditEntry) -> Vec<u8> {
     let AuditEntry { event, enrollment, who, detail, .. } = record;
-    let mut hash = Sha256::new().chain_update(event.name());
-    for text in [enrollment, who, detail] {
-        let length = text.as_ref().map_or(u64::MAX, |text| text.len() as u64);
+    kind_of(event.name(), [enrollment, who, detail].map(Option::as_deref))
+}
+
+/// Returns the hash of [`kind`] from the name of the event, and enrollment, who and detail.
+pub(in crate::store::postgres) fn kind_of(event: &str, texts: [Option<&str>; 3]) -> Vec<u8> {
+    let mut hash = Sha256::new().chain_update(event);
+    for text in texts {
+        let length = text.map_or(u64::MAX, |text| text.len() as u64);
         hash.update(length.to_be_bytes());
-        hash.update(text.as_deref().unwrap_or_default());
+        hash.update(text.unwrap_or_default());
     }
     hash.finalize().to_vec()
 }

@@ -52,8 +52,8 @@ pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> rusqlite::R
     put(connection, &[entry.line()])
 }
 
-/// Appends entries as one block.
-fn put(connection: &Connection, lines: &[impl AsRef<str>]) -> rusqlite::Result<()> {
+/// Appends entries as one block, in the transaction that is open.
+pub(super) fn put(connection: &Connection, lines: &[impl AsRef<str>]) -> rusqlite::Result<()> {
     const HEAD: &str = "SELECT headSeq, headHash FROM audit_chain";
     let (before, previous): Head = connection
         .prepare_cached(HEAD)?
@@ -322,6 +322,51 @@ pub(super) fn entries_after(
         }
     }
     Ok(())
+}
+
+/// Calls `each` with the number and the text of each entry, oldest first, without the first `skip` ones.
+pub(super) fn read_lines(
+    connection: &Connection,
+    path: &Path,
+    skip: u64,
+    each: &mut dyn FnMut(u64, &str) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let failed = |error| store_error(path, error);
+    let after = pruned(connection).map_err(failed)? + skip;
+    let mut statement = connection.prepare_cached(BLOCKS).map_err(failed)?;
+    let mut rows = statement.query([(after + 1).cast_signed(), i64::MAX]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        for (seq, line) in Block::read(row).map_err(failed)?.lines().filter(|(seq, _)| *seq > after) {
+            each(seq, line)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether a killed process has left entries that are not in the log.
+pub(super) fn has_waiting(connection: &Connection, path: &Path) -> Result<bool, StoreError> {
+    let mut has_any = false;
+    let mut note = |_| {
+        has_any = true;
+        ControlFlow::Break(())
+    };
+    let read = Waiting::find(connection, path)?.read(&mut note);
+    read.map_err(|error| {
+        StoreError::Failed(format!("{}: the outbox of the audit log: {error}", path.display()))
+    })?;
+    Ok(has_any)
+}
+
+/// Adds all parts of the indexes for which there are enough entries.
+pub(super) fn index_all(connection: &Connection) -> rusqlite::Result<()> {
+    loop {
+        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        let is_behind = index::add_part(&transaction)? | repeats::add_part(&transaction)?;
+        transaction.commit()?;
+        if !is_behind {
+            return Ok(());
+        }
+    }
 }
 
 /// Returns the number of the last entry that was pruned.
