@@ -11,6 +11,7 @@ mod audit;
 mod backup;
 mod check_config;
 mod concerns;
+mod copy;
 mod core_dumps;
 mod database;
 #[cfg(feature = "simulation")]
@@ -92,6 +93,7 @@ enum Command {
     Audit(audit::Args),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
+    Copy(copy::Args),
     CheckConfig(check_config::Args),
     Completion(man::CompletionArgs),
     #[command(hide = true)]
@@ -178,6 +180,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::run(&args),
         Command::Backup(args) => backup::back_up(&args),
         Command::Restore(args) => backup::restore(&args),
+        Command::Copy(args) => copy::run(&args),
         Command::CheckConfig(args) => runtime().and_then(|runtime| runtime.block_on(check_config::run(args))),
         Command::Completion(args) => man::completion(&args),
         Command::Man(args) => man::run(&args),

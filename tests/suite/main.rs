@@ -14,6 +14,7 @@ mod console_devices;
 mod console_import;
 mod console_orders;
 mod console_sign_in;
+mod copying;
 mod demo;
 mod everywhere;
 mod exporting;
