@@ -1,6 +1,6 @@
 //! Work on the whole table: exports, counts and searches. Imports and undos are in modules of their own.
 
-use std::{collections::HashSet, ops::ControlFlow, time::Duration};
+use std::{collections::HashSet, ops::ControlFlow, path::Path, time::Duration};
 
 use super::{
     Postgres,
@@ -15,6 +15,7 @@ use crate::{
     store::{
         Bulk, CountCheck, Each, ImportActivity, ImportError, ImportJob, ImportReport, Reject, Rows,
         StoreError, Totals,
+        backup::Contents,
         filter::{Cursor, Filter, Found, Held, Listed, Tally},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
     },
@@ -173,6 +174,16 @@ impl Bulk for Postgres {
 
     fn are_rolling(&self) -> Result<bool, StoreError> {
         self.engine.read_now(read::are_rolling)
+    }
+
+    /// Fails, and names the tools of the database.
+    fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
+        Err(StoreError::Unusable(format!(
+            "{}: a database on a server is backed up with its own tools: `pg_dump --format=custom --no-owner \
+             --file=FILE URL`; `pg_restore --exit-on-error --single-transaction --no-owner --dbname=URL FILE` restores \
+             the file into an empty database (docs/operations.md, \"Back up PostgreSQL\")",
+            self.engine.database()
+        )))
     }
 
     fn products(&self) -> Result<Vec<String>, StoreError> {
