@@ -4,7 +4,11 @@
 #[path = "../../src/testing/postgres.rs"]
 mod server;
 
-use crate::support::{Process, SHARED_IDENTITY, SHARED_KEY, Site, http_get, stderr, stdout};
+use std::{fs, path::Path, process::Command};
+
+use crate::support::{
+    CERTDIST, Process, SHARED_IDENTITY, SHARED_KEY, Site, document::blocks_of, http_get, stderr, stdout,
+};
 
 /// Number of devices.
 const DEVICES: usize = 24;
@@ -186,4 +190,88 @@ fn a_device_that_one_machine_moves_has_its_new_certificate_at_each_server() {
     assert!(fetch(&one, &servers[1], "PLUG-2").contains("\"a1plug2\""));
     one.succeeds(&["audit", "verify"]);
     one.succeeds(&["database", "check"]);
+}
+
+/// Returns the block of commands on a page that has this text, with other URLs.
+fn commands(page: &str, with: &str, urls: &[(&str, &str)]) -> String {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("a page");
+    let block = blocks_of(&page, "sh").into_iter().find(|block| block.contains(with)).expect("a block");
+    let mut commands = block.to_owned();
+    for (shown, url) in urls {
+        let export = format!("={shown}\n");
+        assert!(commands.contains(&export), "{shown}: {block}");
+        commands = commands.replace(&export, &format!("='{url}'\n"));
+    }
+    commands
+}
+
+/// Runs commands in a shell, up to the first one that fails, and returns their output.
+fn run_all(site: &Site, commands: &str) -> String {
+    let folder = Path::new(CERTDIST).parent().expect("a folder").display();
+    let path = std::env::var("PATH").expect("a path");
+    let mut shell = Command::new("sh");
+    shell.args(["-e", "-c", commands]).current_dir(site.path("")).env_remove("RUST_LOG");
+    let output = shell.env("PATH", format!("{folder}:{path}")).output().expect("sh");
+    assert!(output.status.success(), "{commands}\n{}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn a_database_is_copied_with_the_commands_of_the_page() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let file = site("sqlite:certdist.db", &simulator);
+    file.import("deviceId\nPLUG-1\nPLUG-2\n");
+    let server = file.serve();
+    let certificate = fetch(&file, &server, "PLUG-1");
+    let url = server::empty().replace('?', "?application_name=copied&");
+    let shown = "postgres://certdist@db.example.com/certdist";
+    let commands = commands("docs/migrate.md", "certdist copy", &[(shown, &url)]);
+    let refused = file.run(&["copy", "--from", "sqlite:certdist.db", "--to", &url]);
+    assert!(stderr(&refused).contains("stop the server first"), "{}", stderr(&refused));
+    assert_eq!(server.stop(), Some(0));
+    let said = run_all(&file, &commands);
+    assert!(said.contains("2 devices, 0 psks") && said.contains("compared"), "{said}");
+    let json = said.lines().find(|line| line.starts_with('{')).expect("a line of JSON");
+    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    assert_eq!((&json["records"]["devices"], &json["resumedAt"]), (&2.into(), &0.into()), "{json}");
+    for database in [&*url, "sqlite:back.db"] {
+        let copied = site(database, &simulator);
+        if database.starts_with("sqlite") {
+            fs::copy(file.path("back.db"), copied.path("back.db")).expect("the copy");
+        }
+        let server = copied.serve();
+        assert_eq!(fetch(&copied, &server, "PLUG-1"), certificate);
+        assert_eq!(server.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_database_is_backed_up_and_restored_with_the_commands_of_the_page() {
+    let cloud = Site::new();
+    let simulator = cloud.simulator(&[]);
+    let there = server::empty();
+    let (there, _) = there.split_once('?').expect("parameters");
+    server::run(there, "CREATE DATABASE dumped");
+    let url = |name: &str| there.replace("/postgres", &format!("/{name}"));
+    let (dumped, restored) = (url("dumped"), url("restored"));
+    let original = site(&dumped, &simulator);
+    original.import("deviceId\nPLUG-1\nPLUG-2\n");
+    let server = original.serve();
+    let certificate = fetch(&original, &server, "PLUG-1");
+    let refused = original.run(&["backup", "copy.db"]);
+    assert!(stderr(&refused).contains("pg_dump --format=custom"), "{}", stderr(&refused));
+    let urls = [
+        ("postgres://certdist@db.example.com/certdist", &*dumped),
+        ("postgres://certdist@db.example.com/restored", &restored),
+    ];
+    // The server runs meanwhile.
+    let said = run_all(&original, &commands("docs/operations.md", "pg_dump", &urls));
+    assert!(said.contains("entries"), "{said}");
+    assert_eq!(server.stop(), Some(0));
+    let other = site(&restored, &simulator);
+    let server = other.serve();
+    assert_eq!(fetch(&other, &server, "PLUG-1"), certificate);
+    assert!(fetch(&other, &server, "PLUG-2").contains("PLUG-2"));
+    other.succeeds(&["audit", "verify"]);
 }
