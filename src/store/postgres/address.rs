@@ -1,11 +1,17 @@
 //! Address of the database, and the way certdist signs in: the URL in `database`. The password in it is
 //! never shown.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
+use rand::RngExt;
+use tokio::time::timeout;
 use tokio_postgres::{
     Client, Config,
-    config::{Host, SslMode},
+    config::{Host, LoadBalanceHosts, SslMode},
 };
 
 use super::{failure::Failure, tls::Tls};
@@ -16,9 +22,15 @@ use crate::store::StoreError;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
+/// Minimum time for one of several hosts to accept a connection.
+const LEAST_SHARE: Duration = Duration::from_secs(1);
+
 /// The address of a database.
 pub(super) struct Address {
-    config: Config,
+    /// One configuration for each host; at least one.
+    hosts: Vec<Config>,
+    /// Index of the host that accepted the last connection.
+    last: AtomicUsize,
     shown: String,
     tls: Tls,
 }
@@ -54,6 +66,13 @@ impl Address {
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(failed("no host is named"));
         }
+        let (named, addresses) = (config.get_hosts().len(), config.get_hostaddrs().len());
+        let count = named.max(addresses);
+        if named != 0 && addresses != 0 && named != addresses
+            || ![0, 1, count].contains(&config.get_ports().len())
+        {
+            return Err(failed("the numbers of hosts, addresses and ports differ"));
+        }
         if config.get_application_name().is_none() {
             config.application_name("certdist");
         }
@@ -68,7 +87,8 @@ impl Address {
             }
             _ => Tls::new(root.as_deref().map(AsRef::as_ref))?,
         };
-        Ok(Self { shown: shown(&config), config, tls })
+        let hosts = (0..count).map(|index| only(&config, index)).collect();
+        Ok(Self { shown: shown(&config), hosts, last: AtomicUsize::new(0), tls })
     }
 
     /// Returns the database as `postgres://USER@HOST,…/DATABASE`, without the password.
@@ -76,18 +96,90 @@ impl Address {
         &self.shown
     }
 
-    /// Opens a connection to the first host that accepts it. The connection is driven by the runtime
-    /// of the calling task.
-    pub(super) async fn connect(&self) -> Result<Client, Failure> {
-        let (client, connection) = self.config.connect(self.tls.clone()).await?;
-        tokio::spawn(async move {
-            // Whoever uses the connection gets the error, too.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the database has ended");
+    /// Opens a connection to the first host that accepts it, beginning with the one that accepted the
+    /// last connection, or with `load_balance_hosts=random`, with any of them. Each host has an equal
+    /// share of `limit`, so that one that accepts connections and says nothing, such as a former primary
+    /// that hangs, does not hide the others. The connection is driven by the runtime of the calling task.
+    pub(super) async fn connect(&self, limit: Duration) -> Result<Client, Failure> {
+        let count = self.hosts.len();
+        let first = match self.hosts[0].get_load_balance_hosts() {
+            LoadBalanceHosts::Random => rand::rng().random_range(0..count),
+            _ => self.last.load(Ordering::Relaxed),
+        };
+        let share = (limit / u32::try_from(count).unwrap_or(u32::MAX)).max(LEAST_SHARE);
+        let mut failed = None;
+        for index in (0..count).map(|step| (first + step) % count) {
+            match timeout(share, self.hosts[index].connect(self.tls.clone())).await {
+                Ok(Ok((client, connection))) => {
+                    self.last.store(index, Ordering::Relaxed);
+                    tokio::spawn(async move {
+                        // Whoever uses the connection gets the error, too.
+                        if let Err(error) = connection.await {
+                            tracing::debug!(%error, "a connection to the database has ended");
+                        }
+                    });
+                    return Ok(client);
+                }
+                Ok(Err(error)) => failed = Some(error.into()),
+                Err(_) => {}
             }
-        });
-        Ok(client)
+        }
+        Err(failed.unwrap_or_else(|| {
+            StoreError::Busy(format!("{}: the server did not answer in time; try again", self.shown)).into()
+        }))
     }
+}
+
+/// Returns the configuration of one of the hosts.
+fn only(config: &Config, index: usize) -> Config {
+    let mut one = Config::new();
+    match config.get_hosts().get(index) {
+        Some(Host::Tcp(name)) => drop(one.host(name)),
+        #[cfg(unix)]
+        Some(Host::Unix(path)) => drop(one.host_path(path)),
+        None => {}
+    }
+    if let Some(address) = config.get_hostaddrs().get(index) {
+        one.hostaddr(*address);
+    }
+    if let Some(port) = config.get_ports().get(index).or_else(|| config.get_ports().first()) {
+        one.port(*port);
+    }
+    if let Some(user) = config.get_user() {
+        one.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        one.password(password);
+    }
+    if let Some(name) = config.get_dbname() {
+        one.dbname(name);
+    }
+    if let Some(options) = config.get_options() {
+        one.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        one.application_name(name);
+    }
+    if let Some(time) = config.get_connect_timeout() {
+        one.connect_timeout(*time);
+    }
+    if let Some(time) = config.get_tcp_user_timeout() {
+        one.tcp_user_timeout(*time);
+    }
+    if let Some(time) = config.get_keepalives_interval() {
+        one.keepalives_interval(time);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        one.keepalives_retries(retries);
+    }
+    one.ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .target_session_attrs(config.get_target_session_attrs())
+        .channel_binding(config.get_channel_binding())
+        .load_balance_hosts(config.get_load_balance_hosts());
+    one
 }
 
 fn shown(config: &Config) -> String {
@@ -145,6 +237,23 @@ mod tests {
     fn a_database_on_a_socket_needs_no_tls() {
         let address = Address::parse("postgres://anna@%2Frun%2Fpostgresql/certdist?sslmode=disable").unwrap();
         assert_eq!(address.shown(), "postgres://anna@/run/postgresql/certdist");
+    }
+
+    #[test]
+    fn each_host_has_the_whole_configuration() {
+        let url = "postgres://anna:s3cret@db1:5433,db2/certdist?target_session_attrs=read-write&sslmode=disable\
+                   &connect_timeout=3&tcp_user_timeout=7&keepalives=1&keepalives_idle=9&keepalives_interval=4\
+                   &keepalives_retries=2&options=-c%20geqo%3Doff&application_name=x&channel_binding=disable\
+                   &load_balance_hosts=random";
+        let address = Address::parse(url).unwrap();
+        let [first, second] = &address.hosts[..] else { panic!("two hosts") };
+        let expected = |host: &str| {
+            let mut config = Config::from_str(&url.replace("db1:5433,db2", host)).unwrap();
+            config.keepalives_idle(KEEPALIVE).tcp_user_timeout(UNACKNOWLEDGED);
+            config
+        };
+        assert_eq!(*first, expected("db1:5433"));
+        assert_eq!(*second, expected("db2:5432"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl Failure {
             None => error.is_closed() || is_io(error),
             Some(code) => {
                 is_conflict(code)
+                    || is_lost(code)
                     || [
                         SqlState::ADMIN_SHUTDOWN,
                         SqlState::CRASH_SHUTDOWN,
@@ -54,7 +55,9 @@ impl Failure {
             Self::Store(_) => true,
             // A server that is, or has become, a standby is left for the primary.
             Self::Database(error) => error.code().is_some_and(|code| {
-                *code != SqlState::READ_ONLY_SQL_TRANSACTION && !code.code().starts_with("57P")
+                *code != SqlState::READ_ONLY_SQL_TRANSACTION
+                    && !code.code().starts_with("57P")
+                    && !is_lost(code)
             }),
         }
     }
@@ -96,6 +99,12 @@ fn is_conflict(code: &SqlState) -> bool {
     .contains(code)
 }
 
+/// Returns whether an error says that a connection is of no more use. A pooler reports so that it cannot
+/// reach the server behind it.
+fn is_lost(code: &SqlState) -> bool {
+    code.code().starts_with("08")
+}
+
 /// Converts an error of the server or the connection. The server's sentence has no values of rows:
 /// those are only in the detail of an error, which is left out.
 pub(super) fn store_error(error: &tokio_postgres::Error, database: &str) -> StoreError {
@@ -119,7 +128,7 @@ pub(super) fn store_error(error: &tokio_postgres::Error, database: &str) -> Stor
             "{database}: the server is a standby and takes no writes ({said}); name the primary as well, or add \
              target_session_attrs=read-write to the URL"
         )),
-        code if code.code().starts_with("53") || code.code().starts_with("57") => {
+        code if is_lost(code) || code.code().starts_with("53") || code.code().starts_with("57") => {
             StoreError::Busy(format!("{database}: the server does not serve now ({said}); try again"))
         }
         code if code.code().starts_with("28") => StoreError::Unusable(format!(

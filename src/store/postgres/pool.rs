@@ -94,7 +94,7 @@ impl Pool {
         if let Some(failed) = last.as_ref().filter(|failed| failed.until > Instant::now()) {
             return Err(failed.error.clone());
         }
-        let opened = timeout_at(deadline, timeout(CONNECT, self.address.connect())).await;
+        let opened = timeout_at(deadline, timeout(CONNECT, self.address.connect(CONNECT))).await;
         let error = match opened {
             Ok(Ok(Ok(client))) => {
                 *lock(&self.failed) = None;

@@ -162,6 +162,17 @@ fn a_server_that_is_not_there_is_an_error_of_the_moment() {
 
 #[test]
 #[ignore = "needs PostgreSQL"]
+fn a_host_that_hangs_does_not_hide_the_others() {
+    let url = postgres::empty();
+    // The system accepts connections to this host, and no one reads from them.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = url.replacen('@', &format!("@{},", hangs.local_addr().unwrap()), 1) + "&sslmode=disable";
+    import(&Postgres::open(&both).unwrap(), 0..2);
+    assert_eq!(Postgres::open(&url).unwrap().count().unwrap(), 2);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
 fn a_handle_that_only_reads_writes_nothing() {
     let url = postgres::empty();
     let error = Postgres::look(&url, |_| Ok(())).err().unwrap();
