@@ -101,7 +101,7 @@ impl Pool {
                 return Ok(client);
             }
             Ok(Ok(Err(Failure::Database(error)))) => match failure::store_error(&error, self.database()) {
-                StoreError::Unusable(reason) => StoreError::Unusable(reason),
+                error @ (StoreError::Unusable(_) | StoreError::Busy(_)) => error,
                 other => StoreError::Busy(other.to_string()),
             },
             Ok(Ok(Err(Failure::Store(error)))) => error,

@@ -157,6 +157,7 @@ fn a_server_that_is_not_there_is_an_error_of_the_moment() {
     let url = "postgres://anna:s3cret@%2Fno%2Fsuch%2Ffolder/certdist";
     let error = Postgres::open(url).err().unwrap();
     assert!(matches!(&error, StoreError::Busy(reason) if !reason.contains("s3cret")), "{error:?}");
+    assert_eq!(error.to_string().matches("not available now").count(), 1, "{error}");
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
