@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Script that starts the server, and ends it at the end of its standard input.
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-postgres");
+pub(crate) const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-postgres");
 
 struct Server {
     url: String,

@@ -2,6 +2,7 @@
 //! in parallel.
 
 mod boards;
+mod database_tls;
 mod durability;
 mod exchange;
 mod firmware;
