@@ -2,6 +2,7 @@
 //! in parallel.
 
 mod boards;
+mod cluster;
 mod database_tls;
 mod durability;
 mod exchange;
