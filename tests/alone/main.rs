@@ -13,6 +13,7 @@ mod memory;
 mod newcomer;
 mod nights;
 mod package;
+mod scale;
 #[path = "../support/mod.rs"]
 mod support;
 
