@@ -68,6 +68,12 @@ fn the_unit_exposes_little() {
     assert_eq!(stderr(&output), "", "what it does not know");
     let drain: u64 = 10;
     let unit = read("packaging/certdist.service");
+    // It fits both stores: it waits for the network, gives no start up, and needs no other service.
+    let has = |line: &str| unit.lines().any(|known| known == line);
+    assert!(
+        has("After=network-online.target") && has("Restart=on-failure") && has("StartLimitIntervalSec=0")
+    );
+    assert!(!unit.contains("postgresql") && !unit.lines().any(|line| line.starts_with("Requires=")));
     let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok());
     assert!(stop > Some(drain) && read("certdist.example.toml").contains(&format!("#drain = {drain}\n")));
 
@@ -205,10 +211,9 @@ fn named<'y>(documents: &'y [Yaml], kind: &str) -> &'y Yaml {
     documents.iter().find(|document| document["kind"].as_str() == Some(kind)).expect(kind)
 }
 
-#[test]
-fn the_clusters_manifests_hold_together() {
-    let _alone = alone();
-    let documents = YamlLoader::load_from_str(&read("packaging/kubernetes/certdist.yaml")).expect("YAML");
+/// Checks that the manifests of a file refer to each other, and returns them with their configuration.
+fn checked_manifests(file: &str, kind: &str, mounted: &[&str]) -> (Vec<Yaml>, Config) {
+    let documents = YamlLoader::load_from_str(&read(file)).expect("YAML");
     for document in &documents {
         assert!(document["apiVersion"].as_str().is_some() && document["metadata"]["name"].as_str().is_some());
     }
@@ -216,23 +221,25 @@ fn the_clusters_manifests_hold_together() {
     let container = &pod["containers"][0];
 
     // certdist must accept the configuration, with the keys at their mount points.
-    let configuration = named(&documents, "ConfigMap")["data"]["certdist.toml"].as_str().expect("a text");
+    let data = if kind == "Secret" { "stringData" } else { "data" };
+    let configuration = named(&documents, kind)[data]["certdist.toml"].as_str().expect("a text");
     let mounts: Vec<&str> = container["volumeMounts"]
         .as_vec()
         .expect("mounts")
         .iter()
         .filter_map(|mount| mount["mountPath"].as_str())
         .collect();
-    // The root is read-only, so temporary files need a place of their own.
-    assert_eq!(mounts, ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist", "/tmp"]);
+    assert_eq!(mounts, mounted);
     assert!(configuration.contains("file:/etc/certdist-keys/lamp-2026.key"));
     let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("lamp-2026.key"), "00".repeat(32)).expect("a key");
+    for key in ["lamp-2026.key", "database.key"] {
+        fs::write(folder.path().join(key), "00".repeat(32)).expect("a key");
+    }
     let local = configuration
-        .replace("/etc/certdist-keys/", "")
+        .replace("credentials = ", "#credentials = ")
+        .replace("file:/etc/certdist-keys/", "file:")
         .replace("region = ", "credentials = \"ecs-role\"\nregion = ");
     let config = Config::parse(&local, folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(&*config.database, "sqlite:/var/lib/certdist/certdist.db");
 
     // Ports, probes and the service must refer to the same ports.
     let ports = container["ports"].as_vec().expect("ports");
@@ -251,11 +258,56 @@ fn the_clusters_manifests_hold_together() {
     assert!(grace > config.limits.drain.as_secs() as i64, "the pod is killed while it drains");
     let service = &named(&documents, "Service")["spec"];
     assert_eq!(service["ports"][0]["targetPort"].as_str(), Some("coaps"));
+    assert_eq!(service["ports"][0]["protocol"].as_str(), Some("UDP"));
     let labels = &named(&documents, "Deployment")["spec"]["template"]["metadata"]["labels"];
     assert_eq!(service["selector"], *labels);
 
     assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
+    (documents, config)
+}
+
+#[test]
+fn the_clusters_manifests_hold_together() {
+    let _alone = alone();
+    // The root is read-only, so temporary files need a place of their own.
+    let mounts = ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist", "/tmp"];
+    let (_, config) = checked_manifests("packaging/kubernetes/certdist.yaml", "ConfigMap", &mounts);
+    assert_eq!(&*config.database, "sqlite:/var/lib/certdist/certdist.db");
+}
+
+#[test]
+fn the_manifests_of_three_servers_hold_together() {
+    let _alone = alone();
+    let mounts = ["/etc/certdist", "/etc/certdist-keys", "/tmp"];
+    let (documents, config) =
+        checked_manifests("packaging/kubernetes/certdist-postgres.yaml", "Secret", &mounts);
+    assert!(config.database.starts_with("postgres://certdist:PASSWORD@"));
+    for parameter in
+        ["target_session_attrs=read-write", "sslmode=verify-full", "sslrootcert=/etc/certdist-keys/"]
+    {
+        assert!(config.database.contains(parameter), "{parameter}");
+    }
+    let deployment = &named(&documents, "Deployment")["spec"];
+    let replicas = deployment["replicas"].as_i64().expect("a number");
+    let budget = &named(&documents, "PodDisruptionBudget")["spec"];
+    assert!(budget["minAvailable"].as_i64().expect("a number") < replicas, "a node could never be drained");
+    let labels = &deployment["template"]["metadata"]["labels"];
+    assert_eq!(budget["selector"]["matchLabels"], *labels);
+    assert_eq!(deployment["selector"]["matchLabels"], *labels);
+    // No secret is in a variable or an argument, and each comes from a secret of the cluster.
+    let pod = &deployment["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert!(container["env"].is_badvalue() && container["envFrom"].is_badvalue());
+    for volume in pod["volumes"].as_vec().expect("volumes") {
+        assert!(volume["secret"].is_hash() || volume["emptyDir"].is_hash(), "{volume:?}");
+    }
+    // A session is with one server.
+    let service = &named(&documents, "Service")["spec"];
+    assert_eq!(service["sessionAffinity"].as_str(), Some("ClientIP"));
+    let affinity = service["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].as_i64();
+    assert!(affinity > Some(config.limits.dtls.session_idle.as_secs() as i64));
+    assert_eq!(service["externalTrafficPolicy"].as_str(), Some("Local"));
 }
 
 /// Sends the manifest's probes like a kubelet: from another address, to the pod's address, without
