@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, DnType, IsCa, KeyPair};
 
 use crate::support::{MASTER, Site, stderr};
 
@@ -19,9 +19,10 @@ mod server;
 struct Authority(CertifiedKey);
 
 impl Authority {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let key_pair = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let cert = params.self_signed(&key_pair).expect("a certificate");
         Self(CertifiedKey { cert, key_pair })
@@ -97,9 +98,10 @@ fn import(site: &Site, url: &str) -> String {
 #[test]
 fn a_database_is_used_over_tls_only_if_its_certificate_is_that_of_the_host() {
     let site = Site::new();
-    let [authority, other] = [Authority::new(), Authority::new()];
+    let [authority, other, namesake] = ["one", "other", "one"].map(Authority::new);
     site.write("root.pem", &authority.0.cert.pem());
     site.write("other.pem", &other.0.cert.pem());
+    site.write("namesake.pem", &namesake.0.cert.pem());
     let database = Encrypted::start(&site, &authority.certify("localhost"));
     let port = database.port;
     let root = |file: &str| site.path(file).display().to_string().replace('/', "%2F");
@@ -122,6 +124,9 @@ fn a_database_is_used_over_tls_only_if_its_certificate_is_that_of_the_host() {
         let said = import(&site, &url("anna:s3cret", "localhost", &wrong));
         assert!(said.contains("UnknownIssuer"), "{mode}: {said}");
     }
+    let namesake = format!("sslmode=verify-full&sslrootcert={}", root("namesake.pem"));
+    let said = import(&site, &url("anna:s3cret", "localhost", &namesake));
+    assert!(said.contains("BadSignature"), "{said}");
     // A certificate of the right authority for another host.
     let said = import(&site, &url("anna:s3cret", "db.example", &good));
     assert!(said.contains("not valid for name"), "{said}");
