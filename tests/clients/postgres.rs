@@ -7,7 +7,7 @@ mod server;
 use std::{fs, path::Path, process::Command};
 
 use crate::support::{
-    CERTDIST, Process, SHARED_IDENTITY, SHARED_KEY, Site, document::blocks_of, http_get, stderr, stdout,
+    self, CERTDIST, Process, SHARED_IDENTITY, SHARED_KEY, Site, document::blocks_of, http_get, stderr, stdout,
 };
 
 /// Number of devices.
@@ -94,6 +94,28 @@ fn secrets_are_sealed_in_the_database() {
     site.write("certdist.toml", &configuration);
     let refused = site.run(&["device", "show", "PLUG-1"]);
     assert!(stderr(&refused).contains("sealed under key"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_long_backlog_of_the_audit_log_is_caught_up() {
+    const BACKLOG: u64 = 2500;
+    let url = server::empty();
+    let cloud = Site::new();
+    let site = site(&url, &cloud.simulator(&[]));
+    site.import("deviceId,deviceName,deviceSecret\nPLUG-1,plug-1,secretofplug10000000000000000000\n");
+    let schema = url.rsplit_once("%3D").expect("a schema").1;
+    server::run(
+        &url,
+        &format!(
+            "INSERT INTO {schema}.audit_pending (deviceId, at, event, line) SELECT 'PLUG-1', 5, 'enabled', \
+             '{{\"at\":5,\"event\":\"enabled\",\"deviceId\":\"PLUG-1\"}}' FROM generate_series(1, {BACKLOG})"
+        ),
+    );
+    let server = site.serve();
+    // The entry about this device is written after those that wait, by several transactions.
+    fetch(&site, &server, "PLUG-1");
+    let whole = format!("{} entries, complete; 0 pruned", BACKLOG + 2);
+    support::until("the backlog is in the chain", || site.succeeds(&["audit", "verify"]).starts_with(&whole));
 }
 
 #[test]

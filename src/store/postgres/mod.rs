@@ -309,6 +309,7 @@ impl Store for Postgres {
                 .read(async move |session: &Session| audit::history(session, &id, limit).await);
         }
         self.engine.transact(async move |session: &Session| {
+            // If very many entries are pending, the newest may still be missing.
             audit::LockedChain::extend(session).await?;
             audit::history(session, &id, limit).await
         })

@@ -139,22 +139,23 @@ impl Chainer {
                 ..AuditEntry::new(AuditEvent::Dropped, now)
             });
             let work = async |session: &Session| write(session, &lines, about.as_ref()).await;
-            if let Err(error) = transactions.run(&work).await {
-                let mut waiting = self.waiting();
-                waiting.dropped += dropped;
-                lines.into_iter().rev().for_each(|line| waiting.lines.push_front(line));
-                return Err(error);
-            }
-            if lines.len() < AT_ONCE {
-                return Ok(());
+            match transactions.run(&work).await {
+                Ok(false) if lines.len() < AT_ONCE => return Ok(()),
+                Ok(_) => {}
+                Err(error) => {
+                    let mut waiting = self.waiting();
+                    waiting.dropped += dropped;
+                    lines.into_iter().rev().for_each(|line| waiting.lines.push_front(line));
+                    return Err(error);
+                }
             }
         }
     }
 }
 
 /// Writes entries about requests, each into its class, moves pending entries into the chain, and adds
-/// changes of the numbers of devices to them.
-async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) -> Result<(), Failure> {
+/// changes of the numbers of devices to them. Returns whether entries may still be pending.
+async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) -> Result<bool, Failure> {
     let mut chain = LockedChain::extend(session).await?;
     let mut records: Vec<AuditEntry> = Vec::new();
     for line in lines {
@@ -170,7 +171,8 @@ async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) 
     }
     repeats::put(session, &records).await?;
     // Further changes of the numbers are moved with the next entries.
-    counts::fold(session).await.map(drop)
+    counts::fold(session).await?;
+    Ok(chain.is_behind())
 }
 
 async fn put(session: &Session, chain: &mut LockedChain, entry: &AuditEntry) -> Result<(), Failure> {

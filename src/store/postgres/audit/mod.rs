@@ -56,6 +56,8 @@ pub(super) async fn forget_refusals(session: &Session, id: &DeviceId) -> Result<
 pub(super) struct LockedChain {
     anchor: Head,
     head: Head,
+    /// Set if entries may still be pending.
+    is_behind: bool,
 }
 
 pub(super) fn hash(row: &Row, index: usize) -> Result<Link, Failure> {
@@ -68,8 +70,9 @@ fn two_heads(row: &Row) -> Result<(Head, Head), Failure> {
 }
 
 impl LockedChain {
-    /// Locks the chain until the end of the transaction, and moves all entries into it that are
-    /// pending now.
+    /// Locks the chain until the end of the transaction, and moves pending entries into it. A transaction
+    /// moves a limited number of them: it has a limited time, and one that never has enough of it would
+    /// begin again and again while more entries come.
     pub(super) async fn extend(session: &Session) -> Result<Self, Failure> {
         const LOCK: &str =
             "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain WHERE id = 0 FOR UPDATE";
@@ -77,25 +80,29 @@ impl LockedChain {
             "SELECT number, deviceId, at, event, line FROM audit_pending ORDER BY number LIMIT $1";
         const MOVED: &str = "DELETE FROM audit_pending WHERE number = ANY ($1)";
         let (anchor, head) = two_heads(&session.one(LOCK, &[]).await?)?;
-        let mut chain = Self { anchor, head };
-        loop {
-            let pending = session.rows(PENDING, values![AT_ONCE]).await?;
-            let numbers: Vec<i64> = pending.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
-            let mut entries = Vec::with_capacity(pending.len());
-            for row in &pending {
-                entries.push(Line {
-                    device: column(row, 1)?,
-                    at: column(row, 2)?,
-                    event: column(row, 3)?,
-                    line: column(row, 4)?,
-                });
-            }
-            if entries.is_empty() {
-                return Ok(chain);
-            }
-            chain.put(session, &entries).await?;
-            session.execute(MOVED, values![numbers]).await?;
+        let mut chain = Self { anchor, head, is_behind: false };
+        let pending = session.rows(PENDING, values![AT_ONCE]).await?;
+        let numbers: Vec<i64> = pending.iter().map(|row| column(row, 0)).collect::<Result<_, _>>()?;
+        let mut entries = Vec::with_capacity(pending.len());
+        for row in &pending {
+            entries.push(Line {
+                device: column(row, 1)?,
+                at: column(row, 2)?,
+                event: column(row, 3)?,
+                line: column(row, 4)?,
+            });
         }
+        if !entries.is_empty() {
+            chain.put(session, &entries).await?;
+            session.execute(MOVED, values![&numbers]).await?;
+        }
+        chain.is_behind = i64::try_from(numbers.len()).is_ok_and(|moved| moved == AT_ONCE);
+        Ok(chain)
+    }
+
+    /// Returns whether entries may still be pending, which another transaction moves.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Adds entries to the end of the chain.
@@ -171,7 +178,10 @@ fn catch_up(engine: &Engine) -> Result<(), StoreError> {
     if engine.access() != Access::Full {
         return Ok(());
     }
-    engine.transact_now(async |session: &Session| LockedChain::extend(session).await.map(drop))
+    while engine
+        .transact_now(async |session: &Session| Ok(LockedChain::extend(session).await?.is_behind()))?
+    {}
+    Ok(())
 }
 
 /// Returns the entries and the records of repeats about a device, newest first. Pending entries are
