@@ -332,6 +332,28 @@ CREATE TABLE lease (
     cursor       text NOT NULL
 );
 
+-- Processes that use the table: each `serve`, and each `register` while it runs. A process beats in
+-- its row about every 10 s, and removes the row when it ends. A row without a beat for a day is removed.
+CREATE TABLE server_table (
+    serverId     int8 PRIMARY KEY,
+    name         text COLLATE "C" NOT NULL,
+    command      text NOT NULL,
+    version      text NOT NULL,
+    schemaVersion int8 NOT NULL,
+    host         text NOT NULL,
+    process      int8 NOT NULL,
+    listen       text NOT NULL,
+    owners       text NOT NULL,
+    enrollments  text NOT NULL,
+    keyHash      text NOT NULL,
+    sealKey      text,
+    perMinute    int8 NOT NULL,
+    registrations int8 NOT NULL,
+    startedAt    int8 NOT NULL,
+    lastBeat     int8 NOT NULL,
+    clockAhead   int8 NOT NULL
+);
+
 -- Keys under which values may be sealed; `clear`: the database may contain unsealed values.
 CREATE TABLE database_key (
     keyId        text COLLATE "C" NOT NULL PRIMARY KEY,

@@ -527,6 +527,39 @@ CREATE TABLE lease (
     cursor       TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Processes that use the table: each `serve`, and each `register` while it runs. A process beats in
+-- its row about every 10 s, and removes the row when it ends. A row without a beat for a day is removed.
+CREATE TABLE server_table (
+    -- Random number of the process.
+    serverId     INTEGER PRIMARY KEY,
+    -- server_name of the configuration, or else the name of the machine and the port.
+    name         TEXT NOT NULL,
+    -- `serve` or `register`.
+    command      TEXT NOT NULL,
+    -- Version of certdist, and of the schema that it reads and writes.
+    version      TEXT NOT NULL,
+    schemaVersion INTEGER NOT NULL,
+    host         TEXT NOT NULL,
+    process      INTEGER NOT NULL,
+    -- Addresses on which it listens for devices, separated by commas.
+    listen       TEXT NOT NULL,
+    -- Its numbers in registration_owner, separated by commas.
+    owners       TEXT NOT NULL,
+    -- Hash of the names, kinds, products and targets of its enrollments, hash of the IDs of their keys,
+    -- and ID of the database key that seals its new secrets (NULL: it seals none).
+    enrollments  TEXT NOT NULL,
+    keyHash      TEXT NOT NULL,
+    sealKey      TEXT,
+    -- Requests answered per minute before the last beat, and registrations that wait or are in progress.
+    perMinute    INTEGER NOT NULL,
+    registrations INTEGER NOT NULL,
+    -- Times of the first and the last beat, by the clock of the database.
+    startedAt    INTEGER NOT NULL,
+    lastBeat     INTEGER NOT NULL,
+    -- Milliseconds by which its clock was ahead of the database's at the last beat.
+    clockAhead   INTEGER NOT NULL
+) STRICT;
+
 -- Keys under which values may be sealed. All of them must be configured.
 CREATE TABLE database_key (
     -- First 4 bytes of a hash of the key, as lower-case hex. `clear`: the database may

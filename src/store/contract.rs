@@ -15,6 +15,7 @@ mod moves;
 mod orders;
 mod roll;
 mod sealing;
+mod servers;
 mod sightings;
 mod targets;
 mod waiting;

@@ -43,6 +43,7 @@ pub mod retention;
 pub mod roll;
 pub mod seal_step;
 pub mod sealed;
+pub mod server;
 pub mod sighting;
 pub mod sqlite;
 mod staging;
@@ -81,6 +82,7 @@ use self::{
     place::CountsPlaces,
     roll::Rolls,
     sealed::Keys,
+    server::Servers,
     sighting::Sightings,
     turn::Turns,
     waiting::WaitingList,
@@ -401,7 +403,7 @@ pub struct Metrics {
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
 pub trait Store:
-    Claims + CountsPlaces + KeyUses + Leases + Orders + Rolls + Turns + Sightings + WaitingList
+    Claims + CountsPlaces + KeyUses + Leases + Orders + Rolls + Servers + Turns + Sightings + WaitingList
 {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;

@@ -7,6 +7,7 @@ mod key_use;
 mod orders;
 mod process;
 mod roll;
+mod servers;
 mod sightings;
 mod waiting;
 
@@ -41,6 +42,7 @@ use crate::{
         order::{Order, OrderNumber, PlainChange},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+        server::{ServerId, ServerView},
         undo::{ImportId, ImportRecord},
         unix_now,
     },
@@ -65,6 +67,7 @@ struct Tables {
     issues: HashMap<DeviceId, i64>,
     /// Uses of pre-shared keys, by enrollment.
     key_uses: BTreeMap<String, Vec<KeyUse>>,
+    servers: BTreeMap<ServerId, ServerView>,
     /// Number of steps that have stored sightings.
     sighting_steps: usize,
     audit: Vec<AuditEntry>,

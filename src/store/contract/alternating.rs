@@ -28,6 +28,7 @@ use crate::{
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
+        server::{Server, ServerId, ServerView, Servers, WallClock},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -204,6 +205,16 @@ impl<S: KeyUses> KeyUses for Alternating<S> {
 
     fn note_key_uses(&self, uses: Vec<NewUses>) -> StoreFuture<'_, ()> {
         self.next().note_key_uses(uses)
+    }
+}
+
+impl<S: Servers> Servers for Alternating<S> {
+    pass_on! {
+        self to self.next();
+        fn beat_server(server: &'a Server, clock: WallClock) -> ();
+        fn remove_server(id: ServerId) -> ();
+        fn remove_silent_servers(silent: Duration, most: usize) -> u64;
+        fn servers() -> Vec<ServerView>;
     }
 }
 

@@ -23,6 +23,7 @@ mod read;
 mod roll;
 mod schema;
 mod secrets;
+mod servers;
 mod session;
 mod sightings;
 mod tls;

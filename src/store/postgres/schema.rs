@@ -10,7 +10,7 @@ use super::{
 use crate::store::StoreError;
 
 /// The version of the tables that this program reads and writes.
-const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 1;
 
 /// The version of tables with a part of a copy.
 const PART_OF_COPY: i64 = 0;

@@ -13,6 +13,7 @@ use crate::{
         lease::Leases,
         place::{CountsPlaces, MaxPlaces, Places},
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
+        server::{Server, ServerId, ServerView, Servers, WallClock},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
@@ -119,5 +120,15 @@ impl<S: WaitingList> WaitingList for Sealed<S> {
         fn not_admitted(new: &'a NewDevice, max_rows: Option<u64>) -> Option<Admission>;
         fn dismiss(enrollment: &'a str, devices: &'a [DeviceId]) -> u64;
         fn prune_waiting(before: UnixSeconds) -> u64;
+    }
+}
+
+impl<S: Servers> Servers for Sealed<S> {
+    pass_on! {
+        self to self.inner;
+        fn beat_server(server: &'a Server, clock: WallClock) -> ();
+        fn remove_server(id: ServerId) -> ();
+        fn remove_silent_servers(silent: Duration, most: usize) -> u64;
+        fn servers() -> Vec<ServerView>;
     }
 }

@@ -24,6 +24,7 @@ mod read;
 mod reversal;
 mod roll;
 mod secrets;
+mod servers;
 mod sightings;
 mod since_backup;
 mod turns;

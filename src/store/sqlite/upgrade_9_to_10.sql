@@ -54,3 +54,24 @@ INSERT INTO sqlite_sequence (name, seq)
 UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'cloud_order_9')
     WHERE name = 'cloud_order';
 DROP TABLE cloud_order_9;
+
+-- Servers of the table.
+CREATE TABLE server_table (
+    serverId     INTEGER PRIMARY KEY,
+    name         TEXT NOT NULL,
+    command      TEXT NOT NULL,
+    version      TEXT NOT NULL,
+    schemaVersion INTEGER NOT NULL,
+    host         TEXT NOT NULL,
+    process      INTEGER NOT NULL,
+    listen       TEXT NOT NULL,
+    owners       TEXT NOT NULL,
+    enrollments  TEXT NOT NULL,
+    keyHash      TEXT NOT NULL,
+    sealKey      TEXT,
+    perMinute    INTEGER NOT NULL,
+    registrations INTEGER NOT NULL,
+    startedAt    INTEGER NOT NULL,
+    lastBeat     INTEGER NOT NULL,
+    clockAhead   INTEGER NOT NULL
+) STRICT;

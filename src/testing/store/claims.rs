@@ -67,6 +67,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// Returns the leases that living owners have, each with its owner.
+    pub(super) fn leases_held(&self) -> Vec<(String, OwnerId)> {
+        let held =
+            |(name, (owner, _)): (&String, &(Option<OwnerId>, String))| Some((name.clone(), (*owner)?));
+        self.leases.iter().filter_map(held).filter(|(_, owner)| self.owners.contains_key(owner)).collect()
+    }
+
     pub(super) fn is_claimed(&self, device: &DeviceId) -> bool {
         self.claims.contains_key(device)
     }
