@@ -17,13 +17,14 @@ use tokio::{
 };
 
 use crate::{
-    admin,
+    admin, company,
     config::{self, Config, MqttSettings},
     iot_platform::{
         IotPlatform, NoCloud,
         calls::{Calls, Recorded},
         client::Client,
     },
+    presence::{self, Presence},
     provision::{Hosts, Provisioner},
     psk::{
         Enrollments,
@@ -93,6 +94,7 @@ pub struct App {
     /// Tasks of plain CoAP, which end when the set is dropped.
     _plain: Option<JoinSet<()>>,
     _pruning: JoinSet<()>,
+    presence: Presence,
 }
 
 impl App {
@@ -123,6 +125,7 @@ impl App {
                     store: table.clone(),
                     started: unix_now(),
                     database: crate::store::shown(&config.database),
+                    name: presence::name(config, server.addresses()),
                 };
                 let admin = admin::start(section, sources, &config.enrollments).await?;
                 tracing::info!(url = admin.url(), "serving health, metrics and the console");
@@ -147,6 +150,14 @@ impl App {
         noting.spawn(note_key_uses(key_uses.clone(), services.store.clone(), reloaded.clone()));
         let mut watching = JoinSet::new();
         watching.spawn(database_lost(table.clone()));
+        let presence = Presence::start(
+            config,
+            company::SERVE,
+            server.addresses(),
+            server.metrics(),
+            targets.clone(),
+            services.store.clone(),
+        )?;
         Ok(Self {
             server,
             services,
@@ -159,6 +170,7 @@ impl App {
             reloaded,
             _noting: noting,
             _pruning: pruning,
+            presence,
             store: table,
             watching,
         })
@@ -238,6 +250,7 @@ impl App {
             admin.reload(config.admin.as_ref(), &config.enrollments);
         }
         self.keep.send_replace(kept(config.audit));
+        self.presence.reload(config);
         let service = self.services.service.with_limits(config.limits.requests.clone());
         self.server.reload(&Services {
             enrollments: Arc::new(Enrollments::counted(config.enrollments.iter().cloned(), &self.key_uses)),
@@ -268,6 +281,7 @@ impl App {
         if let Err(error) = key_uses.note(&*store).await {
             tracing::warn!(%error, "could not store the last uses of keys");
         }
+        self.presence.leave().await;
     }
 }
 

@@ -52,6 +52,9 @@ pub const SYSTEM_PATH: &str = "/etc/certdist/certdist.toml";
 /// Maximum number of addresses to listen on. Each worker has a socket for each address.
 const MAX_LISTEN: usize = 16;
 
+/// Maximum length of a server's name, in characters.
+const MAX_SERVER_NAME: usize = 64;
+
 /// Legal lengths of a PSK identity, in bytes.
 const IDENTITY: RangeInclusive<usize> = 1..=128;
 
@@ -72,6 +75,9 @@ pub struct Config {
     /// Database keys, which seal the database's secrets. Without a database key, the secrets are
     /// stored in clear text.
     pub database_keys: Keyring,
+    /// Name of this server among those of the table, 1 to 64 characters; `None`: the name of the machine
+    /// and the port.
+    pub server_name: Option<String>,
     /// Limits of the audit log.
     pub audit: Audit,
     /// Clouds in which devices are registered, beginning with the cloud of `[iot_platform]`. If
@@ -286,6 +292,8 @@ impl Config {
         let has_inline_secrets = sources.iter().any(|source| source.starts_with("hex:"))
             || (!is_from_variable && has_password(&root.values.database));
         let database_keys = root.checked(all, &["database_key", "database_key_previous"], database_keys);
+        let server_name = root.values.server_name.as_deref().map(read_server_name).transpose();
+        let server_name = root.checked(all, &["server_name"], server_name);
         let plain_coap = plain_coap.map(|section| read_plain_coap(section, &names, &enrollments, all));
         let admin = admin.map(|section| admin::read(section, (folder, secrets), all));
         problems.check()?;
@@ -295,6 +303,7 @@ impl Config {
             listen: listen.unwrap_or_default(),
             database: DatabaseUrl::new(database.unwrap_or_default()),
             database_keys: database_keys.unwrap_or_default(),
+            server_name: server_name.flatten(),
             audit: audit.map_or_else(Audit::default, |section| read_audit(&section.values)),
             targets: targets.all,
             names_targets: targets.are_named,
@@ -346,6 +355,19 @@ fn read_listen(file::Listen(addresses): &file::Listen) -> Result<Vec<SocketAddr>
         bail!("listen: {twice} is there twice; expected different addresses");
     }
     Ok(addresses.clone())
+}
+
+/// Checks the name of a server.
+fn read_server_name(name: &str) -> Result<String> {
+    let is_legal = (1..=MAX_SERVER_NAME).contains(&name.chars().count())
+        && name.trim() == name
+        && !name.chars().any(char::is_control);
+    if !is_legal {
+        bail!(
+            "server_name: expected 1 to {MAX_SERVER_NAME} characters on one line, without spaces at its ends"
+        );
+    }
+    Ok(name.to_owned())
 }
 
 /// Reads the limits of the audit log; 0 days mean no limit.

@@ -9,12 +9,13 @@ use std::{
 };
 
 /// The modules of the crate, from the highest to the lowest, each with the modules that it may use.
-const MAY_USE: [(&str, &[&str]); 37] = [
+const MAY_USE: [(&str, &[&str]); 39] = [
     (
         "cli",
         &[
             "admin",
             "app",
+            "company",
             "config",
             "device",
             "device_view",
@@ -27,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
             "ordering",
             "password",
             "policy",
+            "presence",
             "psk",
             "registrar",
             "server",
@@ -42,9 +44,11 @@ const MAY_USE: [(&str, &[&str]); 37] = [
         &[
             "admin",
             "resource",
+            "company",
             "config",
             "device",
             "iot_platform",
+            "presence",
             "provision",
             "psk",
             "random",
@@ -59,6 +63,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
         &[
             "resource",
             "coap",
+            "company",
             "config",
             "device",
             "device_view",
@@ -81,6 +86,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
             "table_file",
         ],
     ),
+    ("presence", &["company", "config", "registrar", "server", "store", "target"]),
     (
         "config",
         &[
@@ -119,6 +125,7 @@ const MAY_USE: [(&str, &[&str]); 37] = [
     ("ordering", &["device", "policy", "psk", "registrar", "store"]),
     ("provision", &["device", "guards", "log_limit", "rate_limit", "policy", "psk", "registrar", "store"]),
     ("registrar", &["device", "guards", "histogram", "iot_platform", "log_limit", "store", "target"]),
+    ("company", &["store"]),
     ("device_view", &["policy", "psk", "store"]),
     ("table_file", &["device", "psk", "store", "target"]),
     ("obstacles", &["guards", "policy", "psk", "store"]),

@@ -11,7 +11,10 @@ use std::{
 use tokio::sync::watch;
 
 use super::blocking;
-use crate::store::{StoreError, Table, Totals, UnixSeconds, filter::Held, unix_now};
+use crate::{
+    company::{self, Difference},
+    store::{StoreError, Table, Totals, UnixSeconds, filter::Held, server::ServerView, unix_now},
+};
 
 /// Maximum age in seconds of a reading that is shown. A reading becomes older than this only if the
 /// database does not answer.
@@ -33,6 +36,8 @@ pub(super) struct Census {
     pub(super) held: Vec<Held>,
     /// Numbers of devices that wait to be admitted, by enrollment.
     pub(super) waiting: HashMap<String, u64>,
+    /// Differences between the servers of the table.
+    pub(super) differences: Vec<Difference>,
     /// Number of secrets that are stored in clear text.
     pub(super) unsealed: u64,
     /// Products of the devices, in order.
@@ -44,7 +49,11 @@ pub(super) struct Census {
 }
 
 impl Census {
-    fn take(store: &dyn Table, waiting: Vec<(String, u64)>) -> Result<Self, StoreError> {
+    fn take(
+        store: &dyn Table,
+        waiting: Vec<(String, u64)>,
+        servers: &[ServerView],
+    ) -> Result<Self, StoreError> {
         let totals = store.totals()?;
         let imports = store.imports()?;
         let changed = imports.iter().map(|import| import.undone.unwrap_or(import.at).max(import.at));
@@ -54,6 +63,7 @@ impl Census {
             totals,
             held: store.held(GROUPS)?,
             waiting: waiting.into_iter().collect(),
+            differences: company::differences(servers),
             unsealed: store.clear_count()?,
             products: store.products()?,
             targets: store.targets()?,
@@ -107,10 +117,11 @@ impl Reader {
         last.reading = Some(receiver.clone());
         let (store, shared) = (store.clone(), self.0.clone());
         tokio::spawn(async move {
-            let result = match store.waiting_counts().await {
-                Ok(waiting) => blocking(move || Census::take(&*store, waiting)).await,
-                Err(error) => Err(error),
+            let read = async {
+                let (waiting, servers) = (store.waiting_counts().await?, store.servers().await?);
+                blocking(move || Census::take(&*store, waiting, &servers)).await
             };
+            let result = read.await;
             let mut last = lock(&shared);
             last.reading = None;
             last.result = Some(result.map(Arc::new));

@@ -84,6 +84,9 @@ pub(super) fn exposition(
 fn process(page: &mut Page, sources: &Sources) {
     let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     page.metric("certdist_build_info", "gauge", "Version of certdist; always 1.", [(version, 1)]);
+    let labels = format!("{{name=\"{}\",version=\"{}\"}}", escaped(&sources.name), env!("CARGO_PKG_VERSION"));
+    let help = "Name of this server among those of the table, and its version; always 1.";
+    page.metric("certdist_server_info", "gauge", help, [(labels, 1)]);
     let help = "Start time of the process as a Unix timestamp, in seconds.";
     page.one("process_start_time_seconds", "gauge", help, sources.started);
     if let Some(bytes) = resident_memory() {

@@ -51,7 +51,7 @@ use crate::{
     psk::{Enrollment, EnrollmentOutline, uses::UseCounters},
     registrar::Targets,
     resource::{failures::Failures, throttle::Counters},
-    server::{Metrics, Pulse, bind_failure},
+    server::{Metrics, Pulse, bind_failure, machine_name},
     store::{StoreError, Table, UnixSeconds, unix_now},
 };
 
@@ -77,6 +77,8 @@ pub struct Sources {
     pub store: Arc<dyn Table>,
     /// Start time of the process.
     pub started: UnixSeconds,
+    /// Name of this server among those of the table.
+    pub name: String,
     /// Location of the device table, as the console shows it; without credentials.
     pub database: String,
 }
@@ -91,8 +93,6 @@ struct Shared {
     gate: Gate,
     connections: Arc<Connections>,
     hosts: ArcSwap<Hosts>,
-    /// Name of this machine.
-    host: String,
     health: Health,
     ring: std::sync::Mutex<Ring>,
     census: census::Reader,
@@ -158,10 +158,6 @@ impl Admin {
     }
 }
 
-fn machine_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
 fn known_hosts(address: SocketAddr, configured: &[String]) -> Hosts {
     Hosts::new(address.ip(), &machine_name(), configured)
 }
@@ -179,7 +175,6 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
         enrollments: ArcSwap::default(),
         gate: Gate::new(section.users.clone(), section.tokens.clone()),
         hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
-        host: machine_name(),
         connections: connections.clone(),
         health: Health::default(),
         ring: std::sync::Mutex::default(),

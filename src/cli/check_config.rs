@@ -73,6 +73,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     for concern in concerns::of_configuration(&config, &args.config.path())
         .into_iter()
         .chain(concerns::of_table(&config))
+        .chain(concerns::of_servers(&config).await)
     {
         remark(&format!("warning: {concern}\n"));
     }

@@ -4,10 +4,12 @@
 use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use crate::{
+    company,
     config::Config,
     device_view::time,
     guards::{Phase, is_wrong_clock},
-    store::{self, Condition, UnixSeconds, unix_now},
+    presence,
+    store::{self, Condition, UnixSeconds, server::Facts, unix_now},
     target,
 };
 
@@ -139,6 +141,37 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
     concerns.extend(of_targets(config));
     concerns.extend(of_default_target(config));
     concerns.extend(of_clear_secrets(config));
+    concerns
+}
+
+/// Returns the differences between the servers of the table, and those of this configuration from
+/// theirs. Returns no concerns if the database fails, because that failure is reported elsewhere.
+pub(super) async fn of_servers(config: &Config) -> Vec<String> {
+    if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
+        return Vec::new();
+    }
+    let Ok(store) = store::look(&config.database, config.database_keys.clone()) else { return Vec::new() };
+    let servers = store.servers().await.unwrap_or_default();
+    let mut concerns: Vec<String> =
+        company::differences(&servers).iter().take(NAMED).map(ToString::to_string).collect();
+    // The server of this configuration may run already, with a former configuration.
+    let (own, facts) = (presence::name(config, &config.listen), presence::facts(config));
+    let others = servers
+        .iter()
+        .filter(|view| !view.is_gone() && view.server.command == company::SERVE && view.server.name != own);
+    for view in others.take(NAMED) {
+        let Facts { enrollments, keys, database_key } = &view.server.facts;
+        let what = match () {
+            () if *enrollments != facts.enrollments => "other enrollments",
+            () if *keys != facts.keys => "other keys for the same enrollments",
+            () if *database_key != facts.database_key => "another database key for new secrets",
+            () => continue,
+        };
+        concerns.push(format!(
+            "the server {} of this table has {what} than this configuration; servers of one table need the same",
+            view.server.name.escape_debug()
+        ));
+    }
     concerns
 }
 

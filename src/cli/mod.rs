@@ -27,6 +27,7 @@ mod man;
 mod progress;
 mod register;
 pub mod serve;
+mod servers;
 #[cfg(feature = "simulation")]
 pub mod simulator;
 mod spool;
@@ -87,6 +88,7 @@ enum Command {
     Device(device::Args),
     Enrollment(enrollment::Args),
     Stats(stats::Args),
+    Servers(servers::Args),
     Key(key::Args),
     Admin(admin::Args),
     Database(database::Args),
@@ -174,6 +176,7 @@ pub fn main() -> ExitCode {
         Command::Device(args) => runtime().and_then(|runtime| runtime.block_on(device::run(args))),
         Command::Enrollment(args) => runtime().and_then(|runtime| runtime.block_on(enrollment::run(args))),
         Command::Stats(args) => runtime().and_then(|runtime| runtime.block_on(stats::run(args))),
+        Command::Servers(args) => runtime().and_then(|runtime| runtime.block_on(servers::run(args))),
         Command::Key(args) => key::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Database(args) => database::run(&args),

@@ -24,6 +24,7 @@ use crate::{
     config::{Config, QPS},
     guards::Guards,
     policy::{self, Verdict},
+    presence::Presence,
     psk::{self, Reissue, Terms},
     registrar::{self, Targets},
     store::{DeviceRow, Store, UnixSeconds, place::Places},
@@ -146,6 +147,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
         ..limits
     };
     let targets = app::targets(&config, &table, "register", adapt).map_err(Failure::Usage)?;
+    let presence = Presence::start(&config, "register", &[], Vec::new(), targets.clone(), table.clone())?;
     let total = store.count_unregistered(args.enrollment.as_deref())?;
     let bar = ProgressBar::new(total).with_style(
         ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left")
@@ -170,6 +172,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     // continues unfinished registrations.
     targets.drain(DRAIN).await;
     while tasks.join_next().await.is_some() {}
+    presence.leave().await;
     drop(shown);
     report(&tally, interrupted, targets.are_named())
 }

@@ -52,6 +52,7 @@ pub(super) struct Root {
     pub(super) database_key: Option<String>,
     #[serde(default)]
     pub(super) database_key_previous: Vec<String>,
+    pub(super) server_name: Option<String>,
 }
 
 impl Section for Root {

@@ -18,6 +18,7 @@ impl Config {
         };
         compare("listen", self.listen == other.listen);
         compare("database", self.database == other.database);
+        compare("server_name", self.server_name == other.server_name);
         match [self, other].map(|config| config.targets.iter().find(|target| target.name == target::DEFAULT))
         {
             [Some(own), Some(other)] if !own.is_named && !other.is_named => {

@@ -236,7 +236,7 @@ fn parse_example(text: &str) -> Result<Config> {
 fn the_example_is_valid_and_shows_the_defaults() {
     let as_it_is = parse_example(EXAMPLE).unwrap();
     let mut whole = parse_example(&whole_example()).unwrap();
-    // For second keys, guards, `[admin]`, `[plain_coap]` and `workers`, the values in the file are
+    // For second keys, guards, `[admin]`, `[plain_coap]`, `server_name` and `workers`, the values in the file are
     // not the defaults but examples, as the file's comments say.
     for enrollment in &mut whole.enrollments {
         assert!(enrollment.next.take().is_some());
@@ -246,6 +246,7 @@ fn the_example_is_valid_and_shows_the_defaults() {
     assert_eq!(as_it_is.enrollments, whole.enrollments);
     assert_eq!(as_it_is.limits.requests, whole.limits.requests);
     assert!(whole.admin.take().is_some() && whole.plain_coap.take().is_some());
+    assert_eq!(whole.server_name.take().as_deref(), Some("shanghai-1"));
     assert_eq!(whole.targets.pop().map(|target| target.name).as_deref(), Some("tokyo"));
     assert_eq!(as_it_is.target_of, whole.target_of);
     whole.limits.workers = as_it_is.limits.workers;
@@ -521,6 +522,7 @@ fn changes_that_need_a_restart_are_reported_by_their_keys() {
         ("127.0.0.1:1\"\n[limits]", "127.0.0.1:2\"\n[limits]", "[admin] listen"),
         ("127.0.0.1:5683", "127.0.0.1:5682", "[plain_coap] listen"),
         (plain, "", "[plain_coap]"),
+        ("database = ", "server_name = \"east\"\ndatabase = ", "server_name"),
         ("[limits]", "[limits]\nworkers = 99", "[limits] workers"),
         ("[limits]", "[limits]\nmax_sessions = 9", "[limits] max_sessions"),
         ("[limits]", "[limits]\nsessions_per_device = 9", "[limits] sessions_per_device"),
@@ -588,6 +590,19 @@ fn database_keys_are_read_from_files_and_errors_do_not_repeat_the_key() {
     ] {
         let error = format!("{:#}", with(&lines).expect_err(&lines));
         assert!(error.contains(expected) && !error.contains(&key[..8]), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn the_name_of_a_server_is_one_short_line() {
+    let named = |name: &str| parse(&format!("server_name = \"{name}\"\n{MINIMAL}"));
+    for good in ["a", "shanghai-1:5684", &"東".repeat(64)] {
+        assert_eq!(named(good).unwrap().server_name.as_deref(), Some(good));
+    }
+    assert_eq!(parse(MINIMAL).unwrap().server_name, None);
+    for bad in ["", " a", "a ", "a\\nb", &"a".repeat(65)] {
+        let error = format!("{:#}", named(bad).expect_err(bad));
+        assert!(error.contains("server_name: expected 1 to 64 characters"), "{bad}: {error}");
     }
 }
 

@@ -172,6 +172,11 @@ impl Enrollment {
         Some([current?, next?])
     }
 
+    /// Returns the IDs of all keys of the enrollment.
+    pub fn ids_of_keys(&self) -> Vec<PskId> {
+        WhichKey::ALL.iter().filter_map(|which| Some(self.key_id(self.key(*which)?.as_bytes()))).collect()
+    }
+
     fn key_id(&self, key: &[u8]) -> PskId {
         PskId::new(hex::encode(self.digest(key)))
     }

@@ -51,7 +51,10 @@ use crate::{
     histogram::{Distribution, Histogram},
     iot_platform::{Action, ApiError, ErrorClass, IotPlatform, QPS, SWEEP_PAUSE},
     log_limit::LogLimit,
-    store::{JournalEntry, Store, StoreError, claim::Owner},
+    store::{
+        JournalEntry, Store, StoreError,
+        claim::{Owner, OwnerId},
+    },
     target,
 };
 use breaker::{Breakers, Scope};
@@ -322,6 +325,11 @@ impl Registrar {
             Err(_) if self.is_called(&device) && !wait.is_zero() => Outcome::TimedOut,
             Err(_) => Outcome::Later(self.spread(self.expected_turn(&product_key))),
         }
+    }
+
+    /// Returns the number of this process as the owner of its claims and leases.
+    pub fn owner_id(&self) -> OwnerId {
+        self.owner.id
     }
 
     /// Stops accepting registrations and carrying out orders, asks the devices in the queue to retry

@@ -323,6 +323,11 @@ fn socket(address: SocketAddr, only_v6: bool, reuse_port: bool) -> io::Result<Ud
     Ok(socket.into())
 }
 
+/// Returns the name of this machine.
+pub fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// Returns a sentence that says why a port could not be opened, and what to do.
 pub fn bind_failure(error: &io::Error, listen: SocketAddr) -> String {
     let port = listen.port();

@@ -30,6 +30,7 @@ mod register;
 mod restoring;
 mod rolling;
 mod sealing;
+mod servers;
 mod sign_in;
 mod store;
 #[path = "../support/mod.rs"]

@@ -541,6 +541,15 @@ fn of_table(situation: &Situation<'_>, all: &mut Vec<Concern>) {
         let concern = Concern::of(Subject::TargetUnconfigured);
         all.push(Concern { names, counted: Some(census.at), ..concern });
     }
+    all.extend(census.differences.iter().take(MAX_NAMES).map(|difference| {
+        let servers: BTreeSet<String> = difference.groups.iter().flatten().cloned().collect();
+        Concern {
+            names: servers.into_iter().take(MAX_NAMES + 1).collect(),
+            said: Some(difference.to_string()),
+            counted: Some(census.at),
+            ..Concern::of(Subject::ServersDiffer)
+        }
+    }));
     if census.unsealed > 0 {
         all.push(Concern {
             times: census.unsealed,

@@ -145,7 +145,7 @@ impl Frame {
                         ("now", moment(unix_now()).into()),
                         ("version", env!("CARGO_PKG_VERSION").into()),
                         ("started", moment(sources.started).into()),
-                        ("host", (&self.shared.host).into()),
+                        ("host", (&sources.name).into()),
                         ("database", (&sources.database).into()),
                     ])) }
                 }

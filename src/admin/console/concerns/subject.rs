@@ -60,6 +60,8 @@ pub(in crate::admin::console) enum Subject {
     Clock,
     /// There are devices to register, and no IoT Platform is configured.
     NoCloud,
+    /// The servers of the table differ in a way that they should not.
+    ServersDiffer,
     /// Secrets are stored in clear text.
     Unsealed,
     /// A rate limit refuses requests.
@@ -115,6 +117,7 @@ impl Subject {
             }
             Self::Clock => ["clock", "clock-cause", "clock-remedy"],
             Self::NoCloud => ["no-cloud", "no-cloud-cause", "no-cloud-remedy"],
+            Self::ServersDiffer => ["servers-differ", "servers-differ-cause", "servers-differ-remedy"],
             Self::Unsealed => ["unsealed", "unsealed-cause", "unsealed-remedy"],
             Self::TooMany => ["too-many", "too-many-cause", "too-many-remedy"],
             Self::Queue => ["queue", "queue-cause", "queue-remedy"],
@@ -155,6 +158,7 @@ impl Subject {
             | Self::OtherHandshakes
             | Self::Clock
             | Self::NoCloud
+            | Self::ServersDiffer
             | Self::Unsealed => Tone::Warning,
             Self::NotOpenAsk
             | Self::TooMany

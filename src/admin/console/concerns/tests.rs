@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     admin::console::unserved::Row,
+    company::{self, Difference},
     device::DeviceId,
     dtls,
     iot_platform::{Action, ApiError},
@@ -356,6 +357,11 @@ fn the_rows_of_the_table_are_concerns() {
         totals: all,
         sum,
         held: vec![Held { enrollment: "lamp".into(), refusal: Some("odd".into()), devices: 2 }],
+        differences: vec![Difference {
+            kind: company::Kind::Clock,
+            groups: vec![vec!["east".into()]],
+            seconds: 9,
+        }],
         unsealed: 6,
         ..Census::default()
     };
@@ -369,12 +375,15 @@ fn the_rows_of_the_table_are_concerns() {
             (Subject::Unconfigured, Some(10)),
             (Subject::DeletedAtCloud, Some(4)),
             (Subject::NoCloud, Some(17)),
+            (Subject::ServersDiffer, None),
             (Subject::Unsealed, None),
             (Subject::DisabledAtCloud, Some(5)),
         ]
     );
     assert_eq!((all[0].said.as_deref(), &all[1].names[..]), (Some("odd"), &["lost".to_owned()][..]));
     assert_eq!((all[0].counted, all[0].last), (Some(NOW - 10), None));
+    assert!(all[4].said.as_deref().unwrap().contains("the clock of east is 9 s ahead"), "{:?}", all[4]);
+    assert_eq!(all[4].names, ["east"]);
     let failed = Situation { census: Some(Err("no such disk".into())), ..quiet() };
     assert_eq!(subjects(&failed), [Subject::DatabaseUnreadable]);
 }

@@ -784,6 +784,9 @@ no-cloud = {$devices ->
 }
 no-cloud-cause = The configuration has no [iot_platform], so devices without a certificate in the table are answered with 5.02.
 no-cloud-remedy = Configure [iot_platform], or import the certificates.
+servers-differ = The servers of this table differ: {$names}
+servers-differ-cause = Several servers share this table, and their names, configurations, clocks or versions do not agree as they should.
+servers-differ-remedy = Do as the sentence above says. The command certdist servers lists the servers (docs/operations.md).
 unsealed = { $times ->
     [one] {$times} secret in the database is in clear text
    *[other] {$times} secrets in the database are in clear text
