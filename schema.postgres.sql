@@ -354,6 +354,17 @@ CREATE TABLE server_table (
     clockAhead   int8 NOT NULL
 );
 
+-- Small things that the console keeps between requests, for all servers: sessions, previews, uploaded
+-- files, and the key of its forms. Each kind has a maximum number and a maximum age.
+CREATE TABLE console_item (
+    kind         text COLLATE "C" NOT NULL,
+    itemId       bytea NOT NULL,
+    value        bytea NOT NULL,
+    beganAt      int8 NOT NULL,
+    usedAt       int8 NOT NULL,
+    PRIMARY KEY (kind, itemId)
+);
+
 -- Keys under which values may be sealed; `clear`: the database may contain unsealed values.
 CREATE TABLE database_key (
     keyId        text COLLATE "C" NOT NULL PRIMARY KEY,

@@ -560,6 +560,20 @@ CREATE TABLE server_table (
     clockAhead   INTEGER NOT NULL
 ) STRICT;
 
+-- Small things that the console keeps between requests, for all servers: sessions, previews, uploaded
+-- files, and the key of its forms. Each kind has a maximum number and a maximum age.
+CREATE TABLE console_item (
+    kind         TEXT NOT NULL,
+    -- SHA-256 of the token by which the item is found.
+    itemId       BLOB NOT NULL,
+    -- A file is encrypted under a key that is only in the form that confirms it.
+    value        BLOB NOT NULL,
+    -- Times of the beginning and of the last use, in milliseconds since 1970, by the clock of the database.
+    beganAt      INTEGER NOT NULL,
+    usedAt       INTEGER NOT NULL,
+    PRIMARY KEY (kind, itemId)
+) STRICT;
+
 -- Keys under which values may be sealed. All of them must be configured.
 CREATE TABLE database_key (
     -- First 4 bytes of a hash of the key, as lower-case hex. `clear`: the database may

@@ -16,6 +16,7 @@ mod orders;
 mod roll;
 mod sealing;
 mod servers;
+mod shelf;
 mod sightings;
 mod targets;
 mod waiting;

@@ -44,6 +44,7 @@ pub mod roll;
 pub mod seal_step;
 pub mod sealed;
 pub mod server;
+pub mod shelf;
 pub mod sighting;
 pub mod sqlite;
 mod staging;
@@ -83,6 +84,7 @@ use self::{
     roll::Rolls,
     sealed::Keys,
     server::Servers,
+    shelf::Shelf,
     sighting::Sightings,
     turn::Turns,
     waiting::WaitingList,
@@ -403,7 +405,7 @@ pub struct Metrics {
 /// poll. The write continues even if its future is dropped. `store/contract.rs` tests each
 /// statement in the documentation of this trait.
 pub trait Store:
-    Claims + CountsPlaces + KeyUses + Leases + Orders + Rolls + Servers + Turns + Sightings + WaitingList
+    Claims + CountsPlaces + KeyUses + Leases + Orders + Rolls + Servers + Shelf + Turns + Sightings + WaitingList
 {
     /// Returns the row of a device.
     fn device<'a>(&'a self, id: &'a DeviceId) -> StoreFuture<'a, Option<DeviceRow>>;

@@ -8,6 +8,7 @@ mod orders;
 mod process;
 mod roll;
 mod servers;
+mod shelf;
 mod sightings;
 mod waiting;
 
@@ -43,6 +44,7 @@ use crate::{
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         server::{ServerId, ServerView},
+        shelf::{ItemKey, ItemKind},
         undo::{ImportId, ImportRecord},
         unix_now,
     },
@@ -68,6 +70,7 @@ struct Tables {
     /// Uses of pre-shared keys, by enrollment.
     key_uses: BTreeMap<String, Vec<KeyUse>>,
     servers: BTreeMap<ServerId, ServerView>,
+    shelf: BTreeMap<(ItemKind, ItemKey), shelf::Kept>,
     /// Number of steps that have stored sightings.
     sighting_steps: usize,
     audit: Vec<AuditEntry>,

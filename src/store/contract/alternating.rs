@@ -29,6 +29,7 @@ use crate::{
         seal_step::SealStep,
         sealed::{SecretColumn, StoredSecret, StoredSecrets, UnderKey},
         server::{Server, ServerId, ServerView, Servers, WallClock},
+        shelf::{Item, ItemKey, ItemKind, Shelf, ShelfLimits},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         undo::{ImportId, ImportRecord, Left, Undo, UndoError, Undone},
@@ -392,5 +393,39 @@ impl<S: StoredSecrets> StoredSecrets for Alternating<S> {
         progress: &mut dyn FnMut(SealStep),
     ) -> Result<(), StoreError> {
         self.next().keep_only_key(key, sealed, by, progress)
+    }
+}
+
+impl<S: Shelf> Shelf for Alternating<S> {
+    fn shelve(
+        &self,
+        kind: ItemKind,
+        key: ItemKey,
+        value: Vec<u8>,
+        limits: ShelfLimits,
+    ) -> StoreFuture<'_, Vec<u8>> {
+        self.next().shelve(kind, key, value, limits)
+    }
+
+    fn shelved(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, Option<Item>> {
+        self.next().shelved(kind, key)
+    }
+
+    fn touch_item(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, ()> {
+        self.next().touch_item(kind, key)
+    }
+
+    fn replace_item(
+        &self,
+        kind: ItemKind,
+        key: ItemKey,
+        known: Vec<u8>,
+        value: Vec<u8>,
+    ) -> StoreFuture<'_, bool> {
+        self.next().replace_item(kind, key, known, value)
+    }
+
+    fn take_item(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, Option<Item>> {
+        self.next().take_item(kind, key)
     }
 }

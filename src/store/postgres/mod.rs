@@ -25,6 +25,7 @@ mod schema;
 mod secrets;
 mod servers;
 mod session;
+mod shelf;
 mod sightings;
 mod tls;
 mod turns;

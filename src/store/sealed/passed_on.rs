@@ -14,6 +14,7 @@ use crate::{
         place::{CountsPlaces, MaxPlaces, Places},
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
         server::{Server, ServerId, ServerView, Servers, WallClock},
+        shelf::{Item, ItemKey, ItemKind, Shelf, ShelfLimits},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
@@ -130,5 +131,39 @@ impl<S: Servers> Servers for Sealed<S> {
         fn remove_server(id: ServerId) -> ();
         fn remove_silent_servers(silent: Duration, most: usize) -> u64;
         fn servers() -> Vec<ServerView>;
+    }
+}
+
+impl<S: Shelf> Shelf for Sealed<S> {
+    fn shelve(
+        &self,
+        kind: ItemKind,
+        key: ItemKey,
+        value: Vec<u8>,
+        limits: ShelfLimits,
+    ) -> StoreFuture<'_, Vec<u8>> {
+        self.inner.shelve(kind, key, value, limits)
+    }
+
+    fn shelved(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, Option<Item>> {
+        self.inner.shelved(kind, key)
+    }
+
+    fn touch_item(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, ()> {
+        self.inner.touch_item(kind, key)
+    }
+
+    fn replace_item(
+        &self,
+        kind: ItemKind,
+        key: ItemKey,
+        known: Vec<u8>,
+        value: Vec<u8>,
+    ) -> StoreFuture<'_, bool> {
+        self.inner.replace_item(kind, key, known, value)
+    }
+
+    fn take_item(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, Option<Item>> {
+        self.inner.take_item(kind, key)
     }
 }

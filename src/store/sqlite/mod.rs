@@ -25,6 +25,7 @@ mod reversal;
 mod roll;
 mod secrets;
 mod servers;
+mod shelf;
 mod sightings;
 mod since_backup;
 mod turns;

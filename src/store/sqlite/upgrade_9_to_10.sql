@@ -75,3 +75,13 @@ CREATE TABLE server_table (
     lastBeat     INTEGER NOT NULL,
     clockAhead   INTEGER NOT NULL
 ) STRICT;
+
+-- Items of the console.
+CREATE TABLE console_item (
+    kind         TEXT NOT NULL,
+    itemId       BLOB NOT NULL,
+    value        BLOB NOT NULL,
+    beganAt      INTEGER NOT NULL,
+    usedAt       INTEGER NOT NULL,
+    PRIMARY KEY (kind, itemId)
+) STRICT;
