@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,14 +13,15 @@ use tokio::sync::Semaphore;
 
 use super::{
     browsers::{self, Browser},
-    session::{self, Session, SessionKey, Sessions},
+    session::{self, SessionKey},
+    sessions::{SharedSessions, Signed},
 };
 use crate::{
     device::Secret,
     operators::{Role, Token, User},
     password,
     rate_limit::{Buckets, Network, Origin, Rate, Source},
-    store::unix_now,
+    store::{Table, unix_now},
 };
 
 /// Maximum number of concurrent password checks for strangers. Each check takes 19 MiB and a core.
@@ -103,16 +104,16 @@ impl Checks {
     }
 }
 
-/// Accounts and their sessions; the user of each session is one of `users`.
+/// The accounts of the configuration.
 struct Accounts {
     users: Vec<User>,
     tokens: Vec<Token>,
-    sessions: Sessions,
 }
 
 /// Checks names, passwords, tokens and cookies.
 pub(super) struct Gate {
     accounts: Mutex<Accounts>,
+    sessions: SharedSessions,
     attempts: Mutex<Buckets>,
     rates: Rates,
     strangers: Checks,
@@ -120,9 +121,10 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(users: Vec<User>, tokens: Vec<Token>) -> Self {
+    pub(super) fn new(users: Vec<User>, tokens: Vec<Token>, store: Arc<dyn Table>) -> Self {
         Self {
-            accounts: Mutex::new(Accounts { users, tokens, sessions: Sessions::default() }),
+            accounts: Mutex::new(Accounts { users, tokens }),
+            sessions: SharedSessions::new(store),
             attempts: Mutex::new(Buckets::new(Instant::now())),
             rates: Rates {
                 // An address may make 20 attempts at once, and then one every 10 s, because a whole
@@ -151,7 +153,7 @@ impl Gate {
         let mut accounts = lock(&self.accounts);
         let unchanged: Vec<User> =
             users.iter().filter(|user| accounts.users.contains(user)).cloned().collect();
-        let ended = accounts.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
+        let ended = self.sessions.keep(|name| unchanged.iter().any(|user| user.name == name));
         (accounts.users, accounts.tokens) = (users, tokens);
         if ended > 0 {
             tracing::info!(
@@ -243,33 +245,43 @@ impl Gate {
             tracing::warn!(peer = %address, user = name, "could not sign in to the console: wrong name or password");
             return Err(Denied::Wrong);
         };
-        let (session, csrf) = Self::begin(&user, browser).map_err(|error| {
+        let session = Self::begin(&user, browser).map_err(|error| {
             tracing::error!(%error, "could not sign in to the console: the system gives no random numbers");
             Denied::Wrong
         })?;
-        let mut accounts = lock(&self.accounts);
         // The configuration may have changed while the password was checked.
-        if !accounts.users.contains(&user) {
+        if !lock(&self.accounts).users.contains(&user) {
             return Err(Denied::Wrong);
         }
-        accounts.sessions.begin(Instant::now(), &session.id, csrf, &user.name, user.role);
+        self.sessions.begin(&session.id, &user.name, session::mark(&session.id, &user)).await;
         tracing::info!(peer = %address, user = user.name, role = %user.role, "signed in to the console");
         Ok(session)
     }
 
-    /// Makes the cookies and the CSRF token of a new session.
-    fn begin(user: &User, browser: Option<Browser>) -> anyhow::Result<(NewSession, String)> {
+    /// Makes the cookies of a new session.
+    fn begin(user: &User, browser: Option<Browser>) -> anyhow::Result<NewSession> {
         let browser = browser.map_or_else(browsers::new_browser, Ok)?;
         let browser = browsers::cookie(user, browser, unix_now());
-        Ok((NewSession { id: session::token()?, browser }, session::token()?))
+        Ok(NewSession { id: session::token()?, browser })
     }
 
     /// Returns the visitor to whom a session cookie belongs, if the session permits this kind of
     /// request.
-    pub(super) fn by_cookie(&self, address: IpAddr, id: &str, request: session::Request) -> Option<Visitor> {
-        let (key, Session { user, role, csrf, .. }) =
-            lock(&self.accounts).sessions.find(Instant::now(), id, request)?;
-        Some(Visitor { name: user, role, address, session: Some((key, csrf)) })
+    pub(super) async fn by_cookie(
+        &self,
+        address: IpAddr,
+        id: &str,
+        request: session::Request,
+    ) -> Option<Visitor> {
+        let Signed { key, user, mark } = self.sessions.find(id, request).await?;
+        let accounts = lock(&self.accounts);
+        let user = accounts.users.iter().find(|known| known.name == user)?;
+        // A user whose password or role has changed must sign in again.
+        if !bool::from(session::mark(id, user).ct_eq(&mark)) {
+            return None;
+        }
+        let session = Some((key, session::csrf(id)));
+        Some(Visitor { name: user.name.clone(), role: user.role, address, session })
     }
 
     /// Returns the visitor to whom a token belongs. Compares the token with all configured tokens,
@@ -294,9 +306,9 @@ impl Gate {
     }
 
     /// Ends the visitor's session, if there is one.
-    pub(super) fn sign_out(&self, visitor: &Visitor) {
+    pub(super) async fn sign_out(&self, visitor: &Visitor) {
         if let Some((key, _)) = &visitor.session {
-            lock(&self.accounts).sessions.end(key);
+            self.sessions.end(key).await;
         }
     }
 }
@@ -310,20 +322,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "simulation"))]
 mod tests {
     use super::*;
+    use crate::{seal::Keyring, store::sealed::Sealed, testing::store::Memory};
 
     const PASSWORD: &str = "correct horse battery";
 
     fn gate() -> Gate {
         let password_hash = password::hash(&Secret::new(PASSWORD.into())).unwrap();
         let user = User { name: "lead".into(), password_hash, role: Role::Operator };
-        Gate::new(vec![user], Vec::new())
+        let store = Sealed::new(Memory::default(), Keyring::default());
+        Gate::new(vec![user], Vec::new(), Arc::new(store))
     }
 
     fn try_in(gate: &Gate, address: [u8; 4], name: &str, password: &str) -> Option<Denied> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(gate.sign_in(address.into(), name, Secret::new(password.into()), None)).err()
     }
 
@@ -405,7 +419,7 @@ mod tests {
     #[test]
     fn a_known_browser_signs_in_while_its_address_and_its_name_are_exhausted() {
         let gate = gate();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let sign_in = |known: Option<&str>| {
             let password = Secret::new(PASSWORD.into());
             runtime.block_on(gate.sign_in([10, 0, 0, 1].into(), "lead", password, known))
@@ -423,7 +437,7 @@ mod tests {
     #[test]
     fn strangers_who_wait_for_a_check_are_few_and_hold_up_neither_this_machine_nor_known_browsers() {
         let gate = gate();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let _busy = gate.strangers.running.acquire_many(CHECKS as u32).await.unwrap();
             let _waiting = gate.strangers.waiting.acquire_many(MOST_WAITING as u32).await.unwrap();
@@ -441,7 +455,7 @@ mod tests {
     #[test]
     fn a_user_who_changes_during_the_password_check_is_not_signed_in() {
         let gate = gate();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let came_in = |meanwhile: fn(&Gate)| {
             runtime.block_on(async {
                 let busy = gate.strangers.running.acquire_many(CHECKS as u32).await.unwrap();
@@ -456,5 +470,26 @@ mod tests {
         };
         assert!(came_in(|_| ()));
         assert!(!came_in(|gate| gate.reload(Vec::new(), Vec::new())));
+    }
+    #[test]
+    fn a_user_who_has_changed_must_sign_in_again_at_each_server() {
+        let gate = gate();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let address = [10, 0, 0, 1].into();
+            let session =
+                gate.sign_in(address, "lead", Secret::new(PASSWORD.into()), None).await.ok().unwrap();
+            let is_in =
+                async || gate.by_cookie(address, &session.id, session::Request::Action).await.is_some();
+            assert!(is_in().await);
+            let lead = user(&gate);
+            // The table still has the session, as it would after a reload of another server.
+            lock(&gate.accounts).users = vec![User { role: Role::Viewer, ..lead.clone() }];
+            assert!(!is_in().await);
+            lock(&gate.accounts).users = vec![lead];
+            assert!(is_in().await);
+            gate.reload(Vec::new(), Vec::new());
+            assert!(!is_in().await);
+        });
     }
 }

@@ -23,8 +23,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::previews::{Previews, Use};
-use super::{blocking, session};
+pub(super) use self::previews::Seen;
+use super::blocking;
 use crate::{
     device::DeviceId,
     policy::{self, Verdict},
@@ -256,7 +256,6 @@ struct All {
     /// Number of jobs that have begun since the start.
     last: u64,
     jobs: VecDeque<Arc<Job>>,
-    previews: Previews,
 }
 
 /// Job to which a link leads.
@@ -300,37 +299,35 @@ impl Jobs {
         Self { seed, all: Mutex::default() }
     }
 
-    /// Returns the token of a new preview. The token can begin only one job.
-    pub(super) fn preview(&self) -> anyhow::Result<String> {
-        let token = session::token()?;
-        let mut all = lock(&self.all);
-        let jobs = all.last;
-        all.previews.add(token.clone(), jobs);
-        Ok(token)
+    /// Returns a number that distinguishes this server from others.
+    fn number(&self) -> String {
+        hex::encode(&Sha256::digest(self.seed)[..8])
     }
 
-    /// Begins a job in a task of the current runtime. `preview` is the token of the confirmed
-    /// preview; `None` for a script, to which no preview was shown.
+    /// Returns the number of jobs that have begun since the start.
+    fn begun(&self) -> u64 {
+        lock(&self.all).last
+    }
+
+    /// Begins a job in a task of the current runtime. `seen` are the jobs that the confirmed preview
+    /// showed; `None` for a script, to which no preview was shown.
     pub(super) fn begin(
         &self,
         order: Order,
-        preview: Option<&str>,
+        seen: Option<Seen>,
         store: Arc<dyn Table>,
         targets: Arc<Targets>,
         enrollments: Arc<Vec<EnrollmentOutline>>,
     ) -> Result<Arc<Job>, NotBegun> {
         let mut all = lock(&self.all);
-        let All { last, jobs, previews } = &mut *all;
-        match preview.map(|token| previews.used(token)) {
-            Some(Use::Begun(id)) => return Err(NotBegun::Again(id)),
-            Some(Use::Unknown) => return Err(NotBegun::NotPreviewed),
-            Some(Use::New(seen)) => {
-                let newer = usize::try_from(last.saturating_sub(seen)).unwrap_or(usize::MAX);
-                if let Some(job) = jobs.iter().rev().take(newer).find(|job| job.is_running()) {
-                    return Err(NotBegun::Meanwhile(job.id.clone()));
-                }
-            }
-            None => {}
+        let All { last, jobs } = &mut *all;
+        let newer = match seen {
+            Some(Seen::First(seen)) => usize::try_from(last.saturating_sub(seen)).unwrap_or(usize::MAX),
+            Some(Seen::Before(shown)) => jobs.iter().rev().take_while(|job| job.began >= shown).count(),
+            None => 0,
+        };
+        if let Some(job) = jobs.iter().rev().take(newer).find(|job| job.is_running()) {
+            return Err(NotBegun::Meanwhile(job.id.clone()));
         }
         if jobs.iter().filter(|job| job.is_running()).count() >= MOST_RUNNING {
             return Err(NotBegun::Busy);
@@ -342,9 +339,6 @@ impl Jobs {
         let job = Arc::new(Job::new(id, order, began, Progress::default()));
         // The entry is on the disk before the job changes anything.
         store.audit(Asked::of(&record::beginning(&job))).map_err(NotBegun::Unrecorded)?;
-        if let Some(token) = preview {
-            previews.began(token, &job.id);
-        }
         if jobs.len() == REMEMBERED
             && let Some(oldest) = jobs.iter().position(|job| !job.is_running())
         {

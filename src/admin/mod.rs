@@ -7,6 +7,7 @@ mod browsers;
 mod census;
 mod connections;
 mod console;
+mod files;
 mod health;
 mod hosts;
 mod jobs;
@@ -15,6 +16,7 @@ mod past;
 mod places;
 mod ring;
 mod session;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -169,11 +171,12 @@ pub async fn start(section: &config::Admin, sources: Sources, enrollments: &[Enr
     })?;
     let address = listener.local_addr()?;
     let connections = Arc::<Connections>::default();
-    let pages = console::PageState::new()?;
+    let pages = console::PageState::new(&*sources.store).await?;
+    let store = sources.store.clone();
     let shared = Arc::new(Shared {
         sources,
         enrollments: ArcSwap::default(),
-        gate: Gate::new(section.users.clone(), section.tokens.clone()),
+        gate: Gate::new(section.users.clone(), section.tokens.clone(), store),
         hosts: ArcSwap::from_pointee(known_hosts(address, &section.hosts)),
         connections: connections.clone(),
         health: Health::default(),

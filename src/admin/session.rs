@@ -1,6 +1,7 @@
-//! Keeps the console's sessions in memory, and limits their number and lifetime. Stores only a hash
-//! of each session's cookie. This module performs no I/O, takes the time as an argument, and does
-//! not depend on HTTP.
+//! The console's sessions as this server knows them, and the limits of their number and lifetime. The
+//! sessions of all servers are in the table (`sessions.rs`); those here are used while it does not
+//! answer. Stores only a hash of each session's cookie. This module performs no I/O, takes the time as an
+//! argument, and does not depend on HTTP.
 
 use std::{
     collections::HashMap,
@@ -8,10 +9,11 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::{operators::Role, random::random};
+use crate::{operators::User, random::random};
 
 /// Time after a person's last request at which a session becomes idle. In an idle session, an open
 /// page can still update itself; for anything else, the user must sign in again.
@@ -20,7 +22,7 @@ pub(super) const IDLE: Duration = Duration::from_secs(30 * 60);
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
 /// Maximum number of sessions. At the maximum, a new session ends the session that has been idle
 /// longest.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Hash of a session's cookie. Identifies the session without revealing the cookie.
 pub(super) type SessionKey = [u8; 32];
@@ -30,12 +32,41 @@ pub(super) type SessionKey = [u8; 32];
 pub(super) struct Session {
     /// The user's name in the configuration.
     pub(super) user: String,
-    /// The user's role.
-    pub(super) role: Role,
-    /// CSRF token that each form must carry.
-    pub(super) csrf: String,
+    /// Mark of the user as the configuration was when the session began.
+    pub(super) mark: Mark,
+    /// Set if the table has the session.
+    pub(super) is_shared: bool,
     began: Instant,
     last: Instant,
+}
+
+/// Mark of a user in a session. If the user's password or role changes, so does the mark.
+pub(super) type Mark = [u8; 32];
+
+/// Returns the mark of a user in the session with this cookie. It reveals nothing without the cookie.
+pub(super) fn mark(id: &str, user: &User) -> Mark {
+    let role = user.role.to_string();
+    derived(
+        id,
+        &[b"certdist session 1", role.as_bytes(), user.name.as_bytes(), user.password_hash.as_bytes()],
+    )
+}
+
+/// Returns the CSRF token that each form of the session with this cookie must carry.
+pub(super) fn csrf(id: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(derived(id, &[b"certdist csrf 1"]))
+}
+
+/// Derives 32 bytes from a cookie, which cannot be calculated without it.
+fn derived(id: &str, parts: &[&[u8]]) -> [u8; 32] {
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(id.as_bytes()) else {
+        unreachable!("HMAC takes any key")
+    };
+    for part in parts {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
 }
 
 impl Session {
@@ -63,17 +94,39 @@ pub(super) enum Request {
 pub(super) struct Sessions(HashMap<SessionKey, Session>);
 
 impl Sessions {
-    /// Begins a session. `id` and `csrf` are new random tokens; `id` is the value of the
-    /// cookie.
-    pub(super) fn begin(&mut self, now: Instant, id: &str, csrf: String, user: &str, role: Role) {
+    /// Begins a session. `id` is a new random token, the value of the cookie.
+    pub(super) fn begin(&mut self, now: Instant, id: &str, user: &str, mark: Mark, is_shared: bool) {
         self.0.retain(|_, session| !session.is_over(now));
         if self.0.len() >= MOST
             && let Some(idle) = self.0.iter().min_by_key(|(_, session)| session.last).map(|(key, _)| *key)
         {
             self.0.remove(&idle);
         }
-        let session = Session { user: user.to_owned(), role, csrf, began: now, last: now };
+        let session = Session { user: user.to_owned(), mark, is_shared, began: now, last: now };
         self.0.insert(key_of(id), session);
+    }
+
+    /// Notes a session as the table has it: how long ago it began, and was last used.
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        id: &str,
+        (user, mark): (&str, Mark),
+        (age, idle): (Duration, Duration),
+    ) {
+        self.begin(now, id, user, mark, true);
+        let before = |time| now.checked_sub(time).unwrap_or(now);
+        if let Some(session) = self.0.get_mut(&key_of(id)) {
+            (session.began, session.last) = (before(age), before(idle));
+        }
+    }
+
+    /// Ends a session that the table does not have any more, unless it is only here.
+    pub(super) fn end_if_shared(&mut self, id: &str) {
+        let key = key_of(id);
+        if self.0.get(&key).is_some_and(|session| session.is_shared) {
+            self.0.remove(&key);
+        }
     }
 
     /// Finds the session of a cookie, if the session permits this kind of request.
@@ -128,7 +181,7 @@ mod tests {
     use super::*;
 
     fn begin(sessions: &mut Sessions, now: Instant, id: &str) {
-        sessions.begin(now, id, "csrf".into(), "lead", Role::Viewer);
+        sessions.begin(now, id, "lead", [7; 32], true);
     }
 
     #[test]
@@ -182,9 +235,29 @@ mod tests {
         begin(&mut sessions, now, "one");
         assert!(sessions.find(now, "", Request::Action).is_none());
         let (key, session) = sessions.find(now, "one", Request::Action).unwrap();
-        assert!(same(&session.csrf, "csrf") && !same(&session.csrf, ""));
+        assert_eq!((session.user.as_str(), session.mark), ("lead", [7; 32]));
         sessions.end(&key);
         assert!(sessions.find(now, "one", Request::Action).is_none());
         assert_ne!(token().unwrap(), token().unwrap());
+    }
+    #[test]
+    fn a_mark_changes_with_the_user_and_reveals_no_csrf_token() {
+        use crate::operators::Role;
+        let user =
+            |name: &str, hash: &str, role| User { name: name.into(), password_hash: hash.into(), role };
+        let lead = user("lead", "$argon2id$1", Role::Operator);
+        let own = mark("cookie", &lead);
+        assert_eq!(mark("cookie", &lead.clone()), own);
+        for other in [
+            user("lead", "$argon2id$2", Role::Operator),
+            user("lead", "$argon2id$1", Role::Viewer),
+            user("lea", "d$argon2id$1", Role::Operator),
+        ] {
+            assert_ne!(mark("cookie", &other), own);
+        }
+        assert_ne!(mark("other", &lead), own);
+        assert_eq!(csrf("cookie"), csrf("cookie"));
+        assert_ne!(csrf("cookie"), csrf("other"));
+        assert_ne!(csrf("cookie"), BASE64_URL_SAFE_NO_PAD.encode(own));
     }
 }

@@ -174,7 +174,7 @@ pub(super) async fn preview(
     let Found { devices: samples, .. } = found;
     let path = "/devices/bulk";
     let preview = Preview { action, count, removed, path, fields: &fields, which: &which };
-    preview.show(&shared, &frame, &visitor, &samples)
+    preview.show(&shared, &frame, &visitor, &samples).await
 }
 
 fn read(action: &str, conditions: &Conditions) -> Result<(Action, Filter), Unreadable> {
@@ -208,10 +208,11 @@ struct Preview<'p> {
 }
 
 impl Preview<'_> {
-    fn show(&self, shared: &Shared, frame: &Frame, visitor: &Visitor, samples: &[Listed]) -> Response {
+    async fn show(&self, shared: &Shared, frame: &Frame, visitor: &Visitor, samples: &[Listed]) -> Response {
         let (t, Self { action, count, .. }) = (frame.texts, self);
-        let Ok(token) = shared.pages.jobs.preview() else {
-            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        let token = match shared.pages.jobs.preview(&*shared.sources.store).await {
+            Ok(token) => token,
+            Err(error) => return frame.store_failed(visitor, &error),
         };
         let name = t.say(name_of(*action));
         let class = if matches!(action, Action::Disable | Action::Delete) { "danger" } else { "" };
@@ -264,14 +265,14 @@ pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent
     match read(&fields.action, &fields.conditions) {
         Ok((action, filter)) => {
             let order = (action, Target::Filter(filter));
-            begin(&shared, &frame, &visitor, order, &fields)
+            begin(&shared, &frame, &visitor, order, &fields).await
         }
         Err(reason) => unreadable(&frame, &visitor, reason),
     }
 }
 
 /// Begins a confirmed job, and redirects to the job's page.
-fn begin(
+async fn begin(
     shared: &Shared,
     frame: &Frame,
     visitor: &Visitor,
@@ -288,7 +289,12 @@ fn begin(
     let (store, targets) = (shared.sources.store.clone(), shared.sources.targets.clone());
     // A script sends no token of a preview, because no page was shown to it.
     let preview = (!visitor.is_script() || !fields.preview.is_empty()).then_some(fields.preview.as_str());
-    match shared.pages.jobs.begin(order, preview, store, targets, shared.enrollments()) {
+    let (all, enrollments) = (&shared.pages.jobs, shared.enrollments());
+    let begun = match preview {
+        Some(preview) => all.confirm(order, preview, store, targets, enrollments).await,
+        None => all.begin(order, None, store, targets, enrollments),
+    };
+    match begun {
         Ok(job) => Redirect::to(&jobs::link(&job.id)).into_response(),
         Err(NotBegun::Again(id)) => Redirect::to(&jobs::link(&id)).into_response(),
         Err(NotBegun::NotPreviewed) => unreadable(frame, visitor, Unreadable("bulk-not-confirmed")),
@@ -455,7 +461,7 @@ pub(super) async fn submitted_list(
     };
     if !fields.expected.is_empty() {
         let target = Target::List(resolved.ids.into());
-        return begin(&shared, &frame, &visitor, (action, target), &fields);
+        return begin(&shared, &frame, &visitor, (action, target), &fields).await;
     }
     // All rows are read, because a list has at most 10,000 devices.
     let all = match listed(&shared, &resolved.ids).await {
@@ -475,7 +481,7 @@ pub(super) async fn submitted_list(
     all.iter().for_each(|device| removed.add(device, action));
     let path = "/devices/list";
     let preview = Preview { action, count, removed, path, fields: &fields, which: &which };
-    preview.show(&shared, &frame, &visitor, &all[..all.len().min(SAMPLES)])
+    preview.show(&shared, &frame, &visitor, &all[..all.len().min(SAMPLES)]).await
 }
 
 fn hidden_list(ids: &[DeviceId]) -> Markup {

@@ -1,5 +1,5 @@
 //! Imports a table file in two steps: first a preview of the changes, then, after the operator
-//! confirms, the import. Between the steps, the file stays in memory (`uploads`).
+//! confirms, the import. Between the steps, the file is in the table (`uploads`).
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::{
     language::Texts,
     page::{self, Frame, Tone, encoded, english, moment},
     plain,
-    uploads::{ErrorList, Upload},
+    uploads::{self, ErrorList, Upload},
 };
 use crate::{
     admin::{Shared, session},
@@ -215,7 +215,9 @@ pub(super) async fn upload(
             };
             let result = preview(&frame, &visitor, &file, &imported, &token);
             let enrollment = file.enrollment.clone();
-            shared.pages.uploads.keep(token, *owner, file);
+            if let Err(error) = uploads::keep(&*shared.sources.store, &token, owner, file).await {
+                return frame.store_failed(&visitor, &error);
+            }
             let notice = html! {};
             show(&shared, &frame, &visitor, StatusCode::OK, (&notice, &result), &enrollment).await
         }
@@ -225,8 +227,14 @@ pub(super) async fn upload(
 
 pub(super) async fn confirm(State(shared): State<Arc<Shared>>, OperatorForm(sent): OperatorForm) -> Response {
     let (frame, visitor) = (sent.frame, sent.visitor);
-    let file =
-        visitor.session.as_ref().and_then(|(owner, _)| shared.pages.uploads.take(&sent.fields.upload, owner));
+    let file = match &visitor.session {
+        Some((owner, _)) => uploads::take(&*shared.sources.store, &sent.fields.upload, owner).await,
+        None => Ok(None),
+    };
+    let file = match file {
+        Ok(file) => file,
+        Err(error) => return frame.store_failed(&visitor, &error),
+    };
     let Some(file) = file else {
         let sentence = frame.texts.say("import-gone");
         return complain(&shared, &frame, &visitor, "", &sentence).await;
@@ -267,16 +275,20 @@ pub(super) async fn errors(
     visitor: Visitor,
     Query(List { list }): Query<List>,
 ) -> Response {
-    let owner = visitor.session.as_ref().map(|(owner, _)| owner);
-    match owner.and_then(|owner| shared.pages.uploads.errors(&list, owner)) {
-        Some(csv) => {
+    let csv = match &visitor.session {
+        Some((owner, _)) => uploads::errors(&*shared.sources.store, &list, owner).await,
+        None => Ok(None),
+    };
+    match csv {
+        Err(error) => frame.store_failed(&visitor, &error),
+        Ok(Some(csv)) => {
             let headers = [
                 (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
                 (header::CONTENT_DISPOSITION, "attachment; filename=\"bad-lines.csv\""),
             ];
             (headers, csv).into_response()
         }
-        None => {
+        Ok(None) => {
             let sentence = frame.texts.say("import-errors-gone");
             complain(&shared, &frame, &visitor, "", &sentence).await
         }
@@ -514,7 +526,9 @@ async fn refused(
     let count = t.rich("bad-lines-count", [("file", (&file.name).into()), ("count", lines.count().into())]);
     let result = page::message(Tone::Bad, &t.say("nothing-imported"), &html! { p { (count) } });
     let notice = bad_lines(t, lines, &token);
-    shared.pages.uploads.keep_errors(token, *owner, errors);
+    if let Err(error) = uploads::keep_errors(&*shared.sources.store, &token, owner, errors).await {
+        return frame.store_failed(visitor, &error);
+    }
     show(shared, frame, visitor, status, (&notice, &result), &file.enrollment).await
 }
 

@@ -48,7 +48,11 @@ use super::{
     jobs::Jobs,
     session, unauthorised,
 };
-use crate::{operators::Role, random::random, store::Actor};
+use crate::{
+    operators::Role,
+    random::random,
+    store::{Actor, Table},
+};
 
 /// State that the pages keep between requests.
 pub(super) struct PageState {
@@ -59,9 +63,9 @@ pub(super) struct PageState {
 }
 
 impl PageState {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(super) async fn new(store: &dyn Table) -> anyhow::Result<Self> {
         Ok(Self {
-            sign_in: sign_in::Forms::new()?,
+            sign_in: sign_in::Forms::new(store).await?,
             rates: enrollments::Rates::default(),
             jobs: Jobs::new(random()?),
             uploads: uploads::Uploads::default(),
@@ -166,15 +170,16 @@ fn is_renewal(parts: &Parts) -> bool {
     parts.method == Method::GET && parts.headers.contains_key(RENEWAL) && parts.uri.path().ends_with(LIVE)
 }
 
-fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
+async fn visitor(shared: &Shared, parts: &Parts) -> Result<Option<Visitor>, Denied> {
     let Some(Peer { address, .. }) = parts.extensions.get() else { return Err(Denied::Wrong) };
     let (address, headers) = (address.ip(), &parts.headers);
     let request = if is_renewal(parts) { session::Request::Renewal } else { session::Request::Action };
     let visitor = match bearer(headers) {
         Some(token) => Some(shared.gate.by_token(address, token)?),
-        None => {
-            cookie(headers, cookie_name(shared)).and_then(|id| shared.gate.by_cookie(address, id, request))
-        }
+        None => match cookie(headers, cookie_name(shared)) {
+            Some(id) => shared.gate.by_cookie(address, id, request).await,
+            None => None,
+        },
     };
     if let (Some(_), Some(place)) = (&visitor, parts.extensions.get::<Place>()) {
         place.authenticate();
@@ -186,7 +191,7 @@ impl FromRequestParts<Arc<Shared>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
-        match visitor(shared, parts) {
+        match visitor(shared, parts).await {
             Ok(Some(visitor)) => Ok(visitor),
             Ok(None) if wants_json(&parts.headers) || is_renewal(parts) => Err(unauthorised(Denied::Wrong)),
             Ok(None) if parts.method == Method::GET => {
@@ -206,7 +211,7 @@ impl OptionalFromRequestParts<Arc<Shared>> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Option<Self>, Response> {
-        Ok(visitor(shared, parts).unwrap_or_default())
+        Ok(visitor(shared, parts).await.unwrap_or_default())
     }
 }
 
@@ -298,8 +303,8 @@ impl FromRequest<Arc<Shared>> for SubmittedForm {
         let shared = shared.clone();
         async move {
             let (parts, body) = request.into_parts();
-            let (frame, visitor) = (Frame::of(&parts, &shared), visitor(&shared, &parts));
-            let visitor = visitor.map_err(unauthorised)?;
+            let frame = Frame::of(&parts, &shared);
+            let visitor = visitor(&shared, &parts).await.map_err(unauthorised)?;
             if visitor.is_none() && wants_json(&parts.headers) {
                 return Err(unauthorised(Denied::Wrong));
             }

@@ -26,6 +26,10 @@ use crate::{
     },
     device::Secret,
     random::random,
+    store::{
+        Table,
+        shelf::{ItemKind, ShelfLimits},
+    },
 };
 
 /// Cookie that ties the sign-in form to a browser that has no session yet.
@@ -33,14 +37,26 @@ const FORM_COOKIE: &str = "certdist-form";
 /// Lifetime of a sign-in form, in seconds.
 const FORM_AGE: u64 = 3600;
 
-/// Verifies that a sign-in form was made by this server, for the browser that sends it.
+/// Verifies that a sign-in form was made by a server of the table, for the browser that sends it.
 pub(super) struct Forms {
     key: [u8; 32],
 }
 
 impl Forms {
-    pub(super) fn new() -> anyhow::Result<Self> {
-        Ok(Self { key: random()? })
+    /// Creates the forms of a server. The servers of the table have the same key, which the first of
+    /// them chooses.
+    pub(super) async fn new(store: &dyn Table) -> anyhow::Result<Self> {
+        const LIMITS: ShelfLimits = ShelfLimits { most: 1, kept: None };
+        let own: [u8; 32] = random()?;
+        let place = session::key_of("sign-in");
+        let key = match store.shelve(ItemKind::FormKey, place, own.to_vec(), LIMITS).await {
+            Ok(shared) => shared.try_into().unwrap_or(own),
+            Err(error) => {
+                tracing::warn!(%error, "the key of the sign-in forms could not be read, so this server has one of its own");
+                own
+            }
+        };
+        Ok(Self { key })
     }
 
     /// Returns the form's token for the browser that has this cookie.
@@ -175,6 +191,6 @@ pub(super) async fn out(
         }
         Err(refusal) => return refusal,
     };
-    shared.gate.sign_out(&visitor);
+    shared.gate.sign_out(&visitor).await;
     ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
 }

@@ -1,29 +1,22 @@
-//! Keeps uploaded files in memory between the preview and the import, and the bad lines of files
-//! that were refused. Only the uploader can get a file or its bad lines. Their number, their sizes
-//! and the time for which they are kept are limited.
+//! Keeps uploaded files between the preview and the import, and the bad lines of files that were
+//! refused. They are in the table, so that any server of the table can answer the next request. Only
+//! the uploader can get a file or its bad lines. Their number, their sizes and the time for which they
+//! are kept are limited.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, path::Path};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::session::{self, SessionKey},
+    admin::{files::Shelf, session::SessionKey},
+    store::{StoreError, Table},
     table_file::LineError,
 };
 
-/// Maximum number of files that are kept. A new file replaces the oldest.
-const MOST: usize = 4;
 /// Maximum number of files that are received or imported at once. Each of them is in memory.
 const MOST_AT_ONCE: usize = 4;
-/// Time for which a file is kept.
-const KEPT: Duration = Duration::from_secs(600);
 /// Maximum size of the list of a file's bad lines, in bytes.
 const MAX_ERRORS: usize = 4 << 20;
 
@@ -74,74 +67,22 @@ impl ErrorList {
     }
 }
 
-struct Kept<T> {
-    token: String,
-    owner: SessionKey,
-    at: Instant,
-    value: T,
-}
-
-/// Values that belong to one session each, and are found by a random token.
-struct Shelf<T>(Mutex<VecDeque<Kept<T>>>);
-
-impl<T> Default for Shelf<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T> Shelf<T> {
-    fn fresh(&self, now: Instant) -> MutexGuard<'_, VecDeque<Kept<T>>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|kept| now < kept.at + KEPT);
-        all
-    }
-
-    fn keep(&self, now: Instant, token: String, owner: SessionKey, value: T) {
-        let mut all = self.fresh(now);
-        if all.len() == MOST {
-            all.pop_front();
-        }
-        all.push_back(Kept { token, owner, at: now, value });
-    }
-
-    fn take(&self, now: Instant, token: &str, owner: &SessionKey) -> Option<T> {
-        let mut all = self.fresh(now);
-        let is_wanted = |kept: &Kept<T>| kept.owner == *owner && session::same(&kept.token, token);
-        let index = all.iter().position(is_wanted)?;
-        all.remove(index).map(|kept| kept.value)
-    }
-
-    fn with<R>(
-        &self,
-        now: Instant,
-        token: &str,
-        owner: &SessionKey,
-        read: impl FnOnce(&T) -> R,
-    ) -> Option<R> {
-        let all = self.fresh(now);
-        let kept = all.iter().find(|kept| kept.owner == *owner && session::same(&kept.token, token))?;
-        Some(read(&kept.value))
-    }
-}
-
-/// Files that wait for confirmation, bad lines that can be downloaded, and permits for files that
-/// are being received.
+/// Permits for files that are being received. The files themselves are in the table.
 pub(super) struct Uploads {
-    previewed: Shelf<Upload>,
-    /// The lists of bad lines, as CSV.
-    errors: Shelf<String>,
     receiving: Semaphore,
 }
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self {
-            previewed: Shelf::default(),
-            errors: Shelf::default(),
-            receiving: Semaphore::new(MOST_AT_ONCE),
-        }
+        Self { receiving: Semaphore::new(MOST_AT_ONCE) }
     }
+}
+
+/// Describes an upload, before its bytes in the table.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    name: String,
+    enrollment: String,
 }
 
 impl Uploads {
@@ -149,54 +90,61 @@ impl Uploads {
     pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
         self.receiving.try_acquire().ok()
     }
+}
 
-    /// Keeps a file until it is confirmed.
-    pub(super) fn keep(&self, token: String, owner: SessionKey, file: Upload) {
-        self.previewed.keep(Instant::now(), token, owner, file);
-    }
+/// Keeps a file until it is confirmed.
+pub(super) async fn keep(
+    store: &dyn Table,
+    token: &str,
+    owner: &SessionKey,
+    file: Upload,
+) -> Result<(), StoreError> {
+    let Upload { name, bytes, enrollment } = file;
+    let head = serde_json::to_vec(&Head { name, enrollment });
+    let mut text = Zeroizing::new(head.map_err(|error| StoreError::Failed(error.to_string()))?);
+    text.reserve_exact(1 + bytes.len());
+    text.push(b'\n');
+    text.extend_from_slice(&bytes);
+    Shelf::UPLOADS.keep(store, token, owner, &text).await
+}
 
-    /// Returns a file that its uploader has confirmed, and removes it, so that it can be confirmed
-    /// only once.
-    pub(super) fn take(&self, token: &str, owner: &SessionKey) -> Option<Upload> {
-        self.previewed.take(Instant::now(), token, owner)
-    }
+/// Returns a file that its uploader has confirmed, and removes it, so that it can be confirmed only
+/// once.
+pub(super) async fn take(
+    store: &dyn Table,
+    token: &str,
+    owner: &SessionKey,
+) -> Result<Option<Upload>, StoreError> {
+    let Some(text) = Shelf::UPLOADS.take(store, token, owner).await? else { return Ok(None) };
+    // JSON has no line break here.
+    let Some(end) = text.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
+    let Ok(Head { name, enrollment }) = serde_json::from_slice(&text[..end]) else { return Ok(None) };
+    Ok(Some(Upload { name, bytes: Zeroizing::new(text[end + 1..].to_vec()), enrollment }))
+}
 
-    /// Keeps the bad lines of a file.
-    pub(super) fn keep_errors(&self, token: String, owner: SessionKey, errors: ErrorList) {
-        self.errors.keep(Instant::now(), token, owner, errors.into_csv());
-    }
+/// Keeps the bad lines of a file.
+pub(super) async fn keep_errors(
+    store: &dyn Table,
+    token: &str,
+    owner: &SessionKey,
+    errors: ErrorList,
+) -> Result<(), StoreError> {
+    Shelf::BAD_LINES.keep(store, token, owner, errors.into_csv().as_bytes()).await
+}
 
-    /// Returns the bad lines of a file as CSV to its uploader.
-    pub(super) fn errors(&self, token: &str, owner: &SessionKey) -> Option<String> {
-        self.errors.with(Instant::now(), token, owner, String::clone)
-    }
+/// Returns the bad lines of a file as CSV to its uploader.
+pub(super) async fn errors(
+    store: &dyn Table,
+    token: &str,
+    owner: &SessionKey,
+) -> Result<Option<String>, StoreError> {
+    let list = Shelf::BAD_LINES.read(store, token, owner).await?;
+    Ok(list.map(|list| String::from_utf8_lossy(&list).into_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const OWNER: SessionKey = [1; 32];
-
-    #[test]
-    fn only_the_uploader_gets_a_file_and_only_once_and_in_time() {
-        let (shelf, now) = (Shelf::default(), Instant::now());
-        shelf.keep(now, "one".into(), OWNER, 1);
-        assert_eq!(shelf.take(now, "one", &[2; 32]), None);
-        assert_eq!(shelf.take(now, "two", &OWNER), None);
-        assert_eq!(shelf.take(now, "one", &OWNER), Some(1));
-        assert_eq!(shelf.take(now, "one", &OWNER), None);
-        shelf.keep(now, "two".into(), OWNER, 2);
-        assert_eq!(shelf.take(now + KEPT, "two", &OWNER), None);
-    }
-
-    #[test]
-    fn a_new_file_replaces_the_oldest() {
-        let (shelf, now) = (Shelf::default(), Instant::now());
-        (0..=MOST).for_each(|number| shelf.keep(now, number.to_string(), OWNER, number));
-        assert_eq!(shelf.take(now, "0", &OWNER), None);
-        assert_eq!(shelf.with(now, "1", &OWNER, |number| *number), Some(1));
-    }
 
     #[test]
     fn the_list_of_bad_lines_is_bounded_and_says_what_it_leaves_out() {

@@ -1,58 +1,124 @@
-//! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins
-//! only one job. If a confirmation arrives twice, the second one leads to the job that the first
-//! one began.
+//! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins only
+//! one job. If a confirmation arrives twice, the second one leads to the job that the first one began.
+//! The previews are in the table, so that any server of the table can take the confirmation.
 
-use std::collections::VecDeque;
+use std::{sync::Arc, time::Duration};
 
-/// Maximum number of previews that are remembered. The oldest is forgotten first.
-const REMEMBERED: usize = 1000;
+use super::{Job, Jobs, NotBegun, Order};
+use crate::{
+    admin::session,
+    psk::EnrollmentOutline,
+    registrar::Targets,
+    store::{
+        StoreError, Table, UnixSeconds,
+        shelf::{ItemKind, ShelfLimits},
+        unix_now,
+    },
+};
 
-/// A preview that an operator has seen.
-struct Preview {
-    token: String,
-    /// Number of jobs that had begun when the preview was shown.
-    jobs: u64,
-    /// ID of the job that the preview's confirmation began.
-    job: Option<String>,
-}
+/// Limits of the previews that are remembered.
+const LIMITS: ShelfLimits = ShelfLimits { most: 1000, kept: Some(session::LONGEST) };
 
-/// Previews of this server.
-#[derive(Default)]
-pub(super) struct Previews(VecDeque<Preview>);
+/// Number of times that a confirmation looks whether another one of the same preview has begun the job,
+/// and the pause between two looks.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// Use of a preview.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Use {
-    /// The preview was not confirmed yet. It was shown when this many jobs had begun.
-    New(u64),
-    /// The preview was confirmed, and began the job with this ID.
+/// Use of a preview, as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Use {
+    /// The preview was not confirmed yet. It was shown by the server of this number when this many jobs
+    /// had begun there.
+    New { server: String, jobs: u64 },
+    /// A server is about to begin the job.
+    Beginning,
+    /// The preview has begun the job with this ID.
     Begun(String),
-    /// The server has forgotten the preview, or never showed it.
-    Unknown,
 }
 
-impl Previews {
-    /// Adds a preview that is shown when `jobs` jobs have begun.
-    pub(super) fn add(&mut self, token: String, jobs: u64) {
-        if self.0.len() == REMEMBERED {
-            self.0.pop_front();
+impl Use {
+    fn text(&self) -> Vec<u8> {
+        match self {
+            Self::New { server, jobs } => format!("new {server} {jobs}"),
+            Self::Beginning => "beginning".to_owned(),
+            Self::Begun(id) => format!("begun {id}"),
         }
-        self.0.push_back(Preview { token, jobs, job: None });
+        .into_bytes()
     }
 
-    pub(super) fn used(&self, token: &str) -> Use {
-        match self.0.iter().find(|preview| preview.token == token) {
-            Some(Preview { job: Some(job), .. }) => Use::Begun(job.clone()),
-            Some(preview) => Use::New(preview.jobs),
-            None => Use::Unknown,
-        }
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let mut words = text.split(' ');
+        Some(match (words.next()?, words.next(), words.next()) {
+            ("new", Some(server), Some(jobs)) => {
+                Self::New { server: server.to_owned(), jobs: jobs.parse().ok()? }
+            }
+            ("beginning", None, None) => Self::Beginning,
+            ("begun", Some(id), None) => Self::Begun(id.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+/// Jobs that an operator knew when a preview was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::admin) enum Seen {
+    /// The first jobs of this server, in this number.
+    First(u64),
+    /// The jobs that began before this time.
+    Before(UnixSeconds),
+}
+
+impl Jobs {
+    /// Returns the token of a new preview. The token can begin only one job.
+    pub(in crate::admin) async fn preview(&self, store: &dyn Table) -> Result<String, StoreError> {
+        let token = session::token().map_err(|error| StoreError::Failed(error.to_string()))?;
+        let new = Use::New { server: self.number(), jobs: self.begun() };
+        store.shelve(ItemKind::Preview, session::key_of(&token), new.text(), LIMITS).await?;
+        Ok(token)
     }
 
-    /// Notes the job that the confirmation of a preview has begun.
-    pub(super) fn began(&mut self, token: &str, job: &str) {
-        if let Some(preview) = self.0.iter_mut().find(|preview| preview.token == token) {
-            preview.job = Some(job.to_owned());
+    /// Begins the job of a confirmed preview, in a task of the current runtime.
+    pub(in crate::admin) async fn confirm(
+        &self,
+        order: Order,
+        preview: &str,
+        store: Arc<dyn Table>,
+        targets: Arc<Targets>,
+        enrollments: Arc<Vec<EnrollmentOutline>>,
+    ) -> Result<Arc<Job>, NotBegun> {
+        let key = session::key_of(preview);
+        for _ in 0..LOOKS {
+            let item = store.shelved(ItemKind::Preview, key).await.map_err(NotBegun::Unrecorded)?;
+            let known = item.as_ref().and_then(|item| Some((Use::parse(&item.value)?, item.age)));
+            let (new, seen) = match known {
+                Some((Use::Begun(id), _)) => return Err(NotBegun::Again(id)),
+                Some((Use::Beginning, _)) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Some((Use::New { server, jobs }, _)) if server == self.number() => {
+                    (Use::New { server, jobs }, Seen::First(jobs))
+                }
+                Some((new @ Use::New { .. }, age)) => {
+                    let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+                    (new, Seen::Before(unix_now().saturating_sub(age)))
+                }
+                None => return Err(NotBegun::NotPreviewed),
+            };
+            let replace =
+                |from: &Use, to: &Use| store.replace_item(ItemKind::Preview, key, from.text(), to.text());
+            if !replace(&new, &Use::Beginning).await.map_err(NotBegun::Unrecorded)? {
+                continue;
+            }
+            let begun = self.begin(order, Some(seen), store.clone(), targets, enrollments);
+            let after = begun.as_ref().map_or(new, |job| Use::Begun(job.id.clone()));
+            if let Err(error) = replace(&Use::Beginning, &after).await {
+                tracing::warn!(%error, "could not note that a preview was confirmed; show it again to confirm it again");
+            }
+            return begun;
         }
+        Err(NotBegun::NotPreviewed)
     }
 }
 
@@ -61,13 +127,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_preview_begins_one_job_and_is_forgotten_after_many_others() {
-        let mut previews = Previews::default();
-        previews.add("one".into(), 3);
-        assert_eq!((previews.used("one"), previews.used("two")), (Use::New(3), Use::Unknown));
-        previews.began("one", "7-1");
-        assert_eq!(previews.used("one"), Use::Begun("7-1".into()));
-        (0..REMEMBERED).for_each(|number| previews.add(number.to_string(), 4));
-        assert_eq!((previews.used("one"), previews.used("0")), (Use::Unknown, Use::New(4)));
+    fn each_use_is_read_as_it_was_written() {
+        for one in [
+            Use::New { server: "0011".into(), jobs: 7 },
+            Use::Beginning,
+            Use::Begun("1700000000-0011aabb".into()),
+        ] {
+            assert_eq!(Use::parse(&one.text()), Some(one));
+        }
+        for odd in ["", "new", "new a", "new a b", "begun", "beginning now", "other"] {
+            assert_eq!(Use::parse(odd.as_bytes()), None, "{odd}");
+        }
     }
 }

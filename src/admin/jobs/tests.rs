@@ -308,21 +308,22 @@ async fn a_confirmation_that_comes_twice_begins_one_job() {
     let bench = Bench::new(3);
     let by = Actor { name: "console:anna".into(), address: None };
     let order = Order { action: Action::Disable, target: all(), expected: 3, by };
-    let token = bench.jobs.preview().unwrap();
-    let begin = |token: &str| {
-        bench.jobs.begin(
+    let token = bench.jobs.preview(&*bench.store).await.unwrap();
+    let begin = async |token: &str| {
+        let confirmed = bench.jobs.confirm(
             order.clone(),
-            Some(token),
+            token,
             bench.store.clone(),
             Targets::only(bench.registrar.clone()),
             Arc::default(),
-        )
+        );
+        confirmed.await
     };
-    let job = begin(&token).unwrap();
-    assert!(matches!(begin(&token).err(), Some(NotBegun::Again(id)) if id == job.id));
+    let job = begin(&token).await.unwrap();
+    assert!(matches!(begin(&token).await.err(), Some(NotBegun::Again(id)) if id == job.id));
     bench.end_of(&job).await;
-    assert!(matches!(begin(&token).err(), Some(NotBegun::Again(id)) if id == job.id));
-    assert!(matches!(begin("").err(), Some(NotBegun::NotPreviewed)));
+    assert!(matches!(begin(&token).await.err(), Some(NotBegun::Again(id)) if id == job.id));
+    assert!(matches!(begin("").await.err(), Some(NotBegun::NotPreviewed)));
     assert_eq!(bench.jobs.all().len(), 1);
 }
 
@@ -331,25 +332,51 @@ async fn a_job_that_has_begun_since_the_preview_must_be_seen_first() {
     let bench = Bench::new(300);
     let by = Actor { name: "console:anna".into(), address: None };
     let order = |action| Order { action, target: all(), expected: 300, by: by.clone() };
-    let [first, second] = [bench.jobs.preview().unwrap(), bench.jobs.preview().unwrap()];
-    let begin = |action, token: &str| {
-        bench.jobs.begin(
+    let preview = async || bench.jobs.preview(&*bench.store).await.unwrap();
+    let [first, second] = [preview().await, preview().await];
+    let begin = async |action, token: &str| {
+        let confirmed = bench.jobs.confirm(
             order(action),
-            Some(token),
+            token,
             bench.store.clone(),
             Targets::only(bench.registrar.clone()),
             Arc::default(),
-        )
+        );
+        confirmed.await
     };
-    let job = begin(Action::Disable, &first).unwrap();
-    assert!(matches!(begin(Action::Enable, &second).err(), Some(NotBegun::Meanwhile(id)) if id == job.id));
+    let job = begin(Action::Disable, &first).await.unwrap();
+    assert!(
+        matches!(begin(Action::Enable, &second).await.err(), Some(NotBegun::Meanwhile(id)) if id == job.id)
+    );
     // A preview that is shown after a job has begun names that job, so it can be confirmed.
-    let third = bench.jobs.preview().unwrap();
-    begin(Action::Enable, &third).unwrap();
-    let fourth = bench.jobs.preview().unwrap();
+    let third = preview().await;
+    begin(Action::Enable, &third).await.unwrap();
+    let fourth = preview().await;
     bench.end_of(&job).await;
     bench.end_of(&bench.jobs.all()[0]).await;
-    begin(Action::Enable, &fourth).unwrap();
+    begin(Action::Enable, &fourth).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_is_confirmed_once_also_at_another_server() {
+    let bench = Bench::new(300);
+    let other = Jobs::new([8; 32]);
+    let by = Actor { name: "console:anna".into(), address: None };
+    let order = Order { action: Action::Disable, target: all(), expected: 300, by };
+    let confirm = async |jobs: &Jobs, token: &str| {
+        let targets = Targets::only(bench.registrar.clone());
+        jobs.confirm(order.clone(), token, bench.store.clone(), targets, Arc::default()).await
+    };
+    let token = bench.jobs.preview(&*bench.store).await.unwrap();
+    let late = bench.jobs.preview(&*bench.store).await.unwrap();
+    let job = confirm(&other, &token).await.unwrap();
+    let again = confirm(&bench.jobs, &token).await.err();
+    assert!(matches!(again, Some(NotBegun::Again(id)) if id == job.id));
+    // The preview that the first server has shown does not name the job that the other one has begun.
+    let meanwhile = confirm(&other, &late).await.err();
+    assert!(matches!(meanwhile, Some(NotBegun::Meanwhile(id)) if id == job.id));
+    bench.end_of(&job).await;
+    confirm(&other, &late).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
