@@ -98,6 +98,7 @@ impl Sessions {
     pub(super) fn begin(&mut self, now: Instant, id: &str, user: &str, mark: Mark, is_shared: bool) {
         self.0.retain(|_, session| !session.is_over(now));
         if self.0.len() >= MOST
+            && !self.0.contains_key(&key_of(id))
             && let Some(idle) = self.0.iter().min_by_key(|(_, session)| session.last).map(|(key, _)| *key)
         {
             self.0.remove(&idle);

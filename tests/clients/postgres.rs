@@ -7,7 +7,10 @@ mod server;
 use std::{fs, path::Path, process::Command};
 
 use crate::support::{
-    self, CERTDIST, Process, SHARED_IDENTITY, SHARED_KEY, Site, document::blocks_of, http_get, stderr, stdout,
+    self, CERTDIST, Process, SHARED_IDENTITY, SHARED_KEY, Site,
+    console::{admin, free_address, use_alternately},
+    document::blocks_of,
+    http_get, stderr, stdout, until,
 };
 
 /// Number of devices.
@@ -296,4 +299,33 @@ fn a_database_is_backed_up_and_restored_with_the_commands_of_the_page() {
     assert_eq!(fetch(&other, &server, "PLUG-1"), certificate);
     assert!(fetch(&other, &server, "PLUG-2").contains("PLUG-2"));
     other.succeeds(&["audit", "verify"]);
+}
+
+#[test]
+fn servers_are_listed_and_their_consoles_take_each_others_requests() {
+    let url = server::empty();
+    let machine = |name: &str| {
+        let address = free_address();
+        let site = Site::configured(&format!(
+            "server_name = \"{name}\"\nlisten = \"127.0.0.1:0\"\ndatabase = \"{url}\"\n{}\
+             [[enrollment]]\nname = \"lamp\"\nproduct_key = \"a1lamp\"\nkind = \"derived\"\n\
+             key = \"hex:000102030405060708090a0b0c0d0e0f\"\n",
+            admin(address, "")
+        ));
+        (site, address)
+    };
+    let [(one, first), (other, second)] = [machine("east"), machine("west")];
+    one.import("deviceId\nSN-1\n");
+    let servers = [one.serve(), other.serve()];
+    use_alternately([first, second]);
+    let mut listed = String::new();
+    until("both servers are listed", || {
+        listed = one.succeeds(&["servers"]);
+        listed.contains("east") && listed.contains("west")
+    });
+    assert!(listed.contains("serve") && !listed.contains("gone"), "{listed}");
+    for server in servers {
+        assert_eq!(server.stop(), Some(0));
+    }
+    assert!(!one.succeeds(&["servers"]).contains("west"));
 }

@@ -13,6 +13,7 @@ mod console;
 mod console_devices;
 mod console_import;
 mod console_orders;
+mod console_shared;
 mod console_sign_in;
 mod copying;
 mod demo;

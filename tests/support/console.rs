@@ -132,3 +132,64 @@ pub fn sign_in_from(
     let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
     http::exchange(connect(), "POST", "/sign-in", &[("Cookie", &cookie), FORM], &http::form(&fields))
 }
+
+/// Uses the consoles of two servers of one table alternately, as a load balancer without stickiness
+/// would. The table has the device `SN-1` and the enrollment `lamp`.
+pub fn use_alternately(servers: [SocketAddr; 2]) {
+    let [one, other] = servers;
+    // The form comes from one server, and the other one takes it.
+    let form =
+        http::exchange(http::connect_from(Ipv4Addr::LOCALHOST.into(), one), "GET", "/sign-in", &[], b"");
+    let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
+    let fields = [("csrf", form.field("csrf")), ("name", "lead".into()), ("password", PASSWORD.into())];
+    let fields = fields.each_ref().map(|(name, value): &(&str, String)| (*name, value.as_str()));
+    let signed = http::send(other, "POST", "/sign-in", &[("Cookie", &cookie), FORM], &http::form(&fields));
+    assert_eq!(signed.status, 303, "{}", signed.body);
+    let cookie = format!("certdist={}", signed.cookie("certdist").expect("a session"));
+    let mut visitor = Visitor { address: one, cookie, csrf: String::new() };
+    visitor.csrf = visitor.get("/").field("csrf");
+    visitor.address = other;
+    assert_eq!(visitor.get("/").field("csrf"), visitor.csrf);
+
+    // A change to a device.
+    let seen = visitor.get("/device?id=SN-1").field("seen");
+    visitor.address = one;
+    let changed = visitor.post("/device/disable", &[("id", "SN-1"), ("seen", &seen)]);
+    assert_eq!(changed.status, 303, "{}", changed.body);
+
+    // An import: previewed at one server, confirmed at the other, and only once.
+    let preview = visitor.upload("new.csv", b"deviceId\nSN-2\nSN-3\n", "lamp");
+    let token = preview.field("upload");
+    visitor.address = other;
+    let imported = visitor.post("/import/confirm", &[("upload", &token)]);
+    assert_eq!(imported.status, 303, "{}", imported.body);
+    assert!(imported.header("location").starts_with("/import?done="), "{}", imported.header("location"));
+    visitor.address = one;
+    assert_ne!(visitor.post("/import/confirm", &[("upload", &token)]).status, 303, "it was imported already");
+
+    // The bad lines of a file are downloaded from the other server.
+    let refused = visitor.upload("bad.csv", b"deviceId\nSN 4 \x01\n", "lamp");
+    let (_, list) = refused.body.split_once("/import/errors.csv?list=").expect("a link");
+    let list = list.split('"').next().expect("a token");
+    visitor.address = other;
+    let lines = visitor.get(&format!("/import/errors.csv?list={list}"));
+    assert!(lines.status == 200 && lines.body.starts_with("file,line,column,reason\n"), "{}", lines.body);
+
+    // An action on many devices: previewed at one server, confirmed twice, at each of them.
+    let preview = visitor.get("/devices/bulk?action=disable&enrollment=lamp");
+    let (token, expected) = (preview.field("preview"), preview.field("expected"));
+    let fields =
+        [("preview", &*token), ("expected", &expected), ("action", "disable"), ("enrollment", "lamp")];
+    visitor.address = one;
+    let begun = visitor.post("/devices/bulk", &fields);
+    assert!(begun.status == 303 && begun.header("location").starts_with("/jobs?"), "{}", begun.body);
+    visitor.address = other;
+    let again = visitor.post("/devices/bulk", &fields);
+    assert_eq!((again.status, again.header("location")), (303, begun.header("location")), "{}", again.body);
+
+    // Signed out at one server is signed out at each.
+    assert_eq!(visitor.post("/sign-out", &[]).status, 303);
+    visitor.address = one;
+    let gone = visitor.get("/");
+    assert!(gone.status == 303 && gone.header("location").starts_with("/sign-in"), "{}", gone.body);
+}
