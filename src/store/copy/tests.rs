@@ -237,13 +237,30 @@ fn a_copy_to_postgres_and_back_has_every_record() {
     copy_between(&how, &mut |_, _, _| ()).unwrap();
     assert_eq!(records(&*sqlite_source(&folder.path("c.db")), &keys, true), there);
     serves(&Sqlite::open(&folder.path("c.db")).unwrap());
-    serves(&Postgres::open(&url).unwrap());
+    let copied = Postgres::open(&url).unwrap();
+    serves(&copied);
+    let counted = copied.check_counts().unwrap();
+    assert!(counted.devices > 0 && counted.different == 0, "{counted:?}");
+    drop(copied);
     // New rows get numbers that no copied row has.
     postgres::run(
         &url,
         "INSERT INTO cloud_order (deviceId, work, productKey, deviceName, orderedAt, who, target) \
                          VALUES ('SN-3', 'disable', 'p', 'n', 1, 'w', 't')",
     );
+}
+
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn devices_that_an_unfinished_import_hides_are_not_copied() {
+    let url = empty_schema();
+    drop(Postgres::open(&url).unwrap());
+    postgres::run(
+        &url,
+        "INSERT INTO import_unfinished (id, importId, at, who, file) VALUES (0, 7, 1, 'anna', 'devices.csv')",
+    );
+    let refused = Postgres::copy_source(&url, |_| Ok(()), true).err().expect("an import was cut off");
+    assert!(refused.to_string().contains("an import was cut off"), "{refused}");
 }
 
 /// A target that fails at a step, before or after it, as a process that is killed, or that changes a

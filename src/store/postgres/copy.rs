@@ -9,7 +9,7 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use super::{
     Access, Postgres,
     address::Address,
-    audit,
+    audit, counts,
     engine::{BEGIN_BULK, Blocking, Engine, SNAPSHOT},
     failure::Failure,
     read, schema, secrets,
@@ -34,6 +34,9 @@ const LOOKS: u32 = 3;
 
 /// Keeps the server from ending the snapshot while the other database is written or read.
 const PATIENCE: &str = "SET LOCAL idle_in_transaction_session_timeout = '3600s'";
+
+/// Finds an import whose devices are hidden. In a copy, they would be shown.
+const UNFINISHED: &str = "SELECT 1 FROM import_unfinished";
 
 /// The entries, those that are pending included.
 const ENTRIES: &str = "SELECT seq, line FROM audit_entry UNION ALL \
@@ -86,12 +89,18 @@ impl Postgres {
             }
         }
         let snapshot = engine.blocking()?;
-        snapshot.run(async |session| {
+        let is_unfinished = snapshot.run(async |session| {
             session.run(SNAPSHOT).await?;
             session.run(PATIENCE).await?;
             // The first statement that reads takes the snapshot.
-            owners(session).await
+            session.exists(UNFINISHED, &[]).await
         })?;
+        if is_unfinished {
+            return Err(StoreError::Unusable(format!(
+                "{}: an import was cut off; start and stop `certdist serve` on it once, which takes its changes back",
+                engine.database()
+            )));
+        }
         Ok(CopySource { snapshot, engine: store.into_engine() })
     }
 
@@ -437,6 +446,7 @@ impl Target for CopyTarget {
                 session.run(&format!("ALTER TABLE {table} ALTER COLUMN number RESTART WITH {next}")).await?;
             }
             session.execute(WAITING, &[]).await?;
+            counts::count_anew(session).await?;
             audit::append(session, entry).await?;
             schema::end_copy(session).await
         })?;

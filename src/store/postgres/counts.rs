@@ -411,6 +411,11 @@ async fn correct(session: &Session, groups: &BTreeMap<Group, Both>) -> Result<()
     Ok(())
 }
 
+/// Sets the numbers to those of the rows, in a transaction of which no other process sees anything yet.
+pub(super) async fn count_anew(session: &Session) -> Result<(), Failure> {
+    correct(session, &both(session).await?).await
+}
+
 impl Postgres {
     /// Implements [`Bulk::count`](crate::store::Bulk::count).
     pub(super) fn count_devices(&self) -> Result<u64, StoreError> {

@@ -147,7 +147,8 @@ impl Standing for View<'_> {
 
 /// Returns the stored keys of a device.
 async fn keys_of(session: &Session, device: &DeviceId) -> Result<Option<DeviceKeys>, Failure> {
-    const SQL: &str = "SELECT pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key WHERE deviceId = $1";
+    const SQL: &str =
+        "SELECT pskIdentity, psk, pskNext, pskUsed, pskNextUsed FROM device_key WHERE deviceId = $1";
     session.row(SQL, values![device.as_str()]).await?.map(|row| read::keys(&row, 0)).transpose()
 }
 
