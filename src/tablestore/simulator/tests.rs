@@ -316,6 +316,42 @@ async fn sizes_and_forms_beyond_the_limits_are_refused() {
     }
 }
 
+#[test]
+fn a_batch_with_a_table_twice_a_row_twice_or_no_row_is_refused_as_a_whole() {
+    let mut tables = Tables::default();
+    let mut call = |operation, body: Vec<u8>| {
+        let mut call = Call { now: 0, used: Capacity::default(), fail_row: false };
+        tables.call(operation, &body, &mut call).err().map(|refusal| refusal.code)
+    };
+    let schema = Schema::new(TABLE, &[("deviceId", KeyType::Text)]);
+    assert_eq!(call(Operation::CreateTable, schema.to_message().encode_to_vec()), None);
+    let wrong = Some("OTSParameterInvalid");
+    for (lists, expected) in [
+        (vec![vec!["a", "b"]], None),
+        (vec![vec!["a"], vec!["b"]], wrong),
+        (vec![vec!["a", "a"]], wrong),
+        (vec![Vec::new()], wrong),
+        (Vec::new(), wrong),
+    ] {
+        let write = |id: &&str| set(id, "n", 1).to_batch_message();
+        let writes = lists.iter().map(|ids| message::TableOfBatchWrite {
+            table_name: TABLE.into(),
+            rows: ids.iter().map(write).collect(),
+        });
+        let writes =
+            message::BatchWriteRowRequest { tables: writes.collect(), transaction_id: None, is_atomic: None };
+        assert_eq!(call(Operation::BatchWriteRow, writes.encode_to_vec()), expected, "{lists:?}");
+        let reads = lists.iter().map(|ids| message::TableOfBatchGet {
+            table_name: TABLE.into(),
+            primary_key: ids.iter().map(|id| request::key_buffer(&key(id))).collect(),
+            max_versions: Some(1),
+            ..message::TableOfBatchGet::default()
+        });
+        let reads = message::BatchGetRowRequest { tables: reads.collect() };
+        assert_eq!(call(Operation::BatchGetRow, reads.encode_to_vec()), expected, "{lists:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_new_table_is_not_ready_at_once() {
     let hour = Duration::from_secs(3600);
