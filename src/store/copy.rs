@@ -18,6 +18,7 @@ pub use self::parts::{Column, Kind, Part};
 use super::{
     Actor, StoreError,
     audit::{AuditEntry, AuditEvent, Chain, Link},
+    unix_now,
 };
 use crate::{
     device::Secret,
@@ -234,7 +235,7 @@ pub fn run(
         )));
     }
     let detail = format!("from {shown}, up to {}, hash {}", chain.last, hex::encode(chain.hash));
-    target.complete(&AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Copied) })?;
+    target.complete(&AuditEntry { detail: Some(detail), ..by.entry(AuditEvent::Copied, unix_now()) })?;
     Ok(Report { id, records, resumed_at, source_head: (chain.last, chain.hash) })
 }
 

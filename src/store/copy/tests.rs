@@ -13,7 +13,7 @@ use crate::{
     device::DeviceId,
     seal::{DatabaseKey, KEY_SIZE},
     store::{
-        Condition, Copying, DeviceState, Store,
+        Bulk, Condition, Copying, DeviceState, Store,
         audit::{Asked, AuditLog},
         copy_between, examine,
         postgres::Postgres,

@@ -213,9 +213,10 @@ impl Import<'_> {
         checked: &Checked,
         report: ImportReport,
     ) -> Result<(), Failure> {
-        audit::append(session, &checked.entry(self.job, report)).await?;
+        let now = self.store.clock.now();
+        audit::append(session, &checked.entry(self.job, report, now)).await?;
         match self.job.id {
-            Some(id) => record(session, id, self.job, report, self.store.clock.now()).await,
+            Some(id) => record(session, id, self.job, report, now).await,
             None => Ok(()),
         }
     }

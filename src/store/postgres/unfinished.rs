@@ -315,8 +315,8 @@ async fn note_taken_back(session: &Session, mark: &Mark, now: UnixSeconds) -> Re
         ));
     }
     tracing::warn!(%import, file = mark.file, left = kept, "an import was cut off; its changes were taken back");
-    let entry = Actor::system_user().entry(AuditEvent::Undone);
-    audit::append(session, &AuditEntry { at: now, detail: Some(detail), ..entry }).await
+    let entry = Actor::system_user().entry(AuditEvent::Undone, now);
+    audit::append(session, &AuditEntry { detail: Some(detail), ..entry }).await
 }
 
 /// Removes former keys and slices of imports that have ended, and the former values of rows whose import

@@ -21,10 +21,14 @@ use crate::{
         claim::{Beat, ClaimTime, ClaimView, Claimed, Claims, Owner, OwnerId, Settlement, TakenBatch},
         key_use::{KeyUse, KeyUses, NewUses},
         lease::Leases,
-        order::{Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed},
+        order::{
+            Begun, Carrier, Completed, Move, Moved, Order, OrderKind, OrderNote, OrderNumber, Orders, Placed,
+        },
         place::{CountsPlaces, MaxPlaces, Places},
         postgres::wait,
         roll::{Ended, Ending, OwnUse, Roll, RollCount, Rolls},
+        server::{Server, ServerId, ServerView, Servers, WallClock},
+        shelf::{Item, ItemKey, ItemKind, Shelf, ShelfLimits},
         sighting::{Examined, IssuePlace, Sighting, Sightings, Watched},
         turn::{Turn, Turns},
         waiting::{Admission, Admits, NewDevice, Note, Waiting, WaitingList},
@@ -174,13 +178,33 @@ impl Leases for InProcess {
 impl Orders for InProcess {
     in_process! {
         fn place_order(device: &'a DeviceId, kind: OrderKind, by: &'a Actor) -> Placed;
-        fn place_move(device: &'a DeviceId, to: &'a Move, by: &'a Actor) -> Placed;
+        fn place_move(device: &'a DeviceId, to: &'a Move, begun: Begun, by: &'a Actor) -> Placed;
         fn store_move(order: &'a Order, registered: &'a RegisteredDevice) -> Moved;
         fn orders_after(target: Option<&'a str>, after: OrderNumber, limit: usize) -> Vec<Order>;
         fn order_of(device: &'a DeviceId) -> Option<Order>;
         fn note_order(number: OrderNumber, note: OrderNote) -> bool;
         fn complete_order(order: &'a Order, now: ClaimTime) -> Completed;
         fn end_order(number: OrderNumber, reason: &'a str, by: &'a Actor) -> bool;
+        fn give_order_up(seen: &'a Order, carrier: &'a Carrier, reason: &'a str, by: &'a Actor) -> Option<Order>;
+    }
+}
+
+impl Servers for InProcess {
+    in_process! {
+        fn beat_server(server: &'a Server, clock: WallClock) -> ();
+        fn remove_server(id: ServerId) -> ();
+        fn remove_silent_servers(silent: Duration, most: usize) -> u64;
+        fn servers() -> Vec<ServerView>;
+    }
+}
+
+impl Shelf for InProcess {
+    in_process! {
+        fn shelve(kind: ItemKind, key: ItemKey, value: Vec<u8>, limits: ShelfLimits) -> Vec<u8>;
+        fn shelved(kind: ItemKind, key: ItemKey) -> Option<Item>;
+        fn touch_item(kind: ItemKind, key: ItemKey) -> ();
+        fn replace_item(kind: ItemKind, key: ItemKey, known: Vec<u8>, value: Vec<u8>) -> bool;
+        fn take_item(kind: ItemKind, key: ItemKey) -> Option<Item>;
     }
 }
 
