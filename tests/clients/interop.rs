@@ -38,7 +38,7 @@ const WAITING_AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Maximum time that a device keeps trying in columns in which an answer comes immediately or
 /// never.
-const SHORT_PATIENCE: Duration = Duration::from_secs(20);
+const SHORT_PATIENCE: Duration = Duration::from_secs(60);
 /// First retransmission time-out of RFC 7925 §11.
 const RFC7925_TIMER: Duration = Duration::from_secs(9);
 /// Length of an outage. A device with the timers of RFC 7925 loses three flights in it: the flights
