@@ -10,10 +10,10 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, DnType, IsCa, KeyPair};
 
-use crate::support::{MASTER, Site, stderr};
-
-#[path = "../../src/testing/postgres.rs"]
-mod server;
+use crate::{
+    postgres::server,
+    support::{MASTER, Site, stderr},
+};
 
 /// An authority that signs the certificates of servers.
 struct Authority(CertifiedKey);

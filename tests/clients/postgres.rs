@@ -2,7 +2,7 @@
 #![cfg(feature = "simulation")]
 
 #[path = "../../src/testing/postgres.rs"]
-mod server;
+pub(crate) mod server;
 
 use std::{fs, path::Path, process::Command};
 
