@@ -177,7 +177,7 @@ impl Seal {
     }
 }
 
-#[cfg(all(test, feature = "simulation"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{seal::Keyring, store::sealed::Sealed, testing::store::Memory};

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 pub(super) use self::previews::Seen;
+use self::previews::Unshared;
 use super::blocking;
 use crate::{
     device::DeviceId,
@@ -256,6 +257,7 @@ struct All {
     /// Number of jobs that have begun since the start.
     last: u64,
     jobs: VecDeque<Arc<Job>>,
+    unshared: Unshared,
 }
 
 /// Job to which a link leads.
@@ -320,7 +322,7 @@ impl Jobs {
         enrollments: Arc<Vec<EnrollmentOutline>>,
     ) -> Result<Arc<Job>, NotBegun> {
         let mut all = lock(&self.all);
-        let All { last, jobs } = &mut *all;
+        let All { last, jobs, .. } = &mut *all;
         let newer = match seen {
             Some(Seen::First(seen)) => usize::try_from(last.saturating_sub(seen)).unwrap_or(usize::MAX),
             Some(Seen::Before(shown)) => jobs.iter().rev().take_while(|job| job.began >= shown).count(),

@@ -115,7 +115,7 @@ impl SharedSessions {
     }
 }
 
-#[cfg(all(test, feature = "simulation"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{seal::Keyring, store::sealed::Sealed, testing::store::Memory};

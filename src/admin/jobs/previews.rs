@@ -1,10 +1,11 @@
 //! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins only
 //! one job. If a confirmation arrives twice, the second one leads to the job that the first one began.
-//! The previews are in the table, so that any server of the table can take the confirmation.
+//! The previews are in the table, so that any server of the table can take the confirmation. While the
+//! table takes no write, a server keeps those that it shows to itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use super::{Job, Jobs, NotBegun, Order};
+use super::{Job, Jobs, NotBegun, Order, lock};
 use crate::{
     admin::session,
     psk::EnrollmentOutline,
@@ -69,12 +70,37 @@ pub(in crate::admin) enum Seen {
     Before(UnixSeconds),
 }
 
+/// Previews that only this server knows. Each has the number of jobs that had begun when it was shown,
+/// and the job that it has begun.
+#[derive(Default)]
+pub(super) struct Unshared(VecDeque<(String, (u64, Option<String>))>);
+
+impl Unshared {
+    fn add(&mut self, token: String, known: (u64, Option<String>)) {
+        if self.0.len() >= LIMITS.most {
+            self.0.pop_front();
+        }
+        self.0.push_back((token, known));
+    }
+
+    /// Removes a preview and returns it, so that of several confirmations only one has it.
+    fn take(&mut self, token: &str) -> Option<(u64, Option<String>)> {
+        let at = self.0.iter().position(|(known, _)| known == token)?;
+        self.0.remove(at).map(|(_, known)| known)
+    }
+}
+
 impl Jobs {
     /// Returns the token of a new preview. The token can begin only one job.
     pub(in crate::admin) async fn preview(&self, store: &dyn Table) -> Result<String, StoreError> {
         let token = session::token().map_err(|error| StoreError::Failed(error.to_string()))?;
         let new = Use::New { server: self.number(), jobs: self.begun() };
-        store.shelve(ItemKind::Preview, session::key_of(&token), new.text(), LIMITS).await?;
+        let shelved = store.shelve(ItemKind::Preview, session::key_of(&token), new.text(), LIMITS).await;
+        if shelved.is_err() {
+            let mut all = lock(&self.all);
+            let jobs = all.last;
+            all.unshared.add(token.clone(), (jobs, None));
+        }
         Ok(token)
     }
 
@@ -87,6 +113,20 @@ impl Jobs {
         targets: Arc<Targets>,
         enrollments: Arc<Vec<EnrollmentOutline>>,
     ) -> Result<Arc<Job>, NotBegun> {
+        let unshared = lock(&self.all).unshared.take(preview);
+        if let Some((jobs, job)) = unshared {
+            let begun = match job {
+                Some(id) => Err(NotBegun::Again(id)),
+                None => self.begin(order, Some(Seen::First(jobs)), store, targets, enrollments),
+            };
+            let id = match &begun {
+                Ok(job) => Some(job.id.clone()),
+                Err(NotBegun::Again(id)) => Some(id.clone()),
+                Err(_) => None,
+            };
+            lock(&self.all).unshared.add(preview.to_owned(), (jobs, id));
+            return begun;
+        }
         let key = session::key_of(preview);
         for _ in 0..LOOKS {
             let item = store.shelved(ItemKind::Preview, key).await.map_err(NotBegun::Unrecorded)?;
