@@ -246,7 +246,11 @@ fn a_copy_to_postgres_and_back_has_every_record() {
     postgres::run(
         &url,
         "INSERT INTO cloud_order (deviceId, work, productKey, deviceName, orderedAt, who, target) \
-                         VALUES ('SN-3', 'disable', 'p', 'n', 1, 'w', 't')",
+         VALUES ('SN-3', 'disable', 'p', 'n', 1, 'w', 't'); \
+         INSERT INTO audit_repeat (deviceId, day, kind, event, count, first, last) \
+         VALUES ('SN-3', 9, 'kind', 'refused', 1, 1, 1); \
+         DO $$ BEGIN IF (SELECT number FROM cloud_order WHERE deviceId = 'SN-3') <> 10 \
+         THEN RAISE EXCEPTION 'an order has a former number'; END IF; END $$",
     );
 }
 
@@ -603,9 +607,9 @@ fn a_copy_from_postgres_is_refused_while_a_server_is_alive() {
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
-        let refused = anyway(&to).unwrap_err().to_string();
+        let refused = anyway(&to);
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
-        refused
+        refused.unwrap_err().to_string()
     });
     assert!(error.contains("in use by serve 12"), "{error}");
     assert!(!folder.path("b.db").exists());
