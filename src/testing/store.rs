@@ -5,7 +5,6 @@ mod bulk;
 mod claims;
 mod key_use;
 mod orders;
-mod process;
 mod roll;
 mod servers;
 mod shelf;
@@ -22,7 +21,6 @@ use std::{
     },
 };
 
-pub(crate) use self::process::InProcess;
 use arc_swap::ArcSwap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::Instant};

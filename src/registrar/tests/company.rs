@@ -17,14 +17,10 @@ use crate::{
         DeviceState, Store,
         audit::{AuditEntry, AuditEvent},
         claim::NAME_IS_TAKEN,
-        order::{Begun, Former, Move, OrderKind, Placed},
-        postgres::Postgres,
+        order::{Begun, Former, Move, OrderKind, Orders, Placed},
     },
     target,
-    testing::{
-        self,
-        store::{Fuse, InProcess, Memory},
-    },
+    testing::store::{Fuse, Memory},
 };
 
 const TOKYO: &str = "tokyo";
@@ -39,48 +35,9 @@ const MAX_SINGLE: usize = 29;
 /// `0..500`.
 const SEEDS: Range<u64> = 0..40;
 
-/// The same on PostgreSQL, where a run takes longer.
-const POSTGRES_SEEDS: Range<u64> = 0..4;
-
-/// The table of a company.
-enum Shared {
-    /// In memory.
-    Memory(Memory),
-    /// In the PostgreSQL database at this URL.
-    Postgres(String),
-}
-
-impl Shared {
-    /// Returns the table as one more process sees it. `lossy` is the seed of the answers that are lost.
-    fn in_process(&self, fuse: &Arc<Fuse>, ahead: i64, lossy: Option<u64>) -> Arc<dyn Store> {
-        const LOST: u32 = 30;
-        match self {
-            Self::Memory(table) => {
-                let mut store = table.in_process(fuse.clone());
-                if let Some(seed) = lossy {
-                    store.lose_answers(seed, LOST);
-                }
-                store.clock().set_ahead(ahead);
-                Arc::new(store)
-            }
-            Self::Postgres(url) => {
-                let store = Postgres::open(url).unwrap();
-                store.clock().set_ahead(ahead);
-                let store = InProcess::new(Arc::new(store), fuse.clone());
-                Arc::new(match lossy {
-                    Some(seed) => store.losing_answers(seed, LOST),
-                    None => store,
-                })
-            }
-        }
-    }
-}
-
 /// State of one run: its table, its cloud, and the source of its random choices.
 struct Company {
-    /// The table, as the operator and the test see it.
-    table: Arc<dyn Store>,
-    shared: Shared,
+    store: Memory,
     cloud: Arc<Cloud>,
     /// The cloud of a second target, to which devices are moved.
     tokyo: Arc<Cloud>,
@@ -98,7 +55,7 @@ struct Company {
 }
 
 impl Company {
-    fn new(seed: u64, shared: Shared) -> Self {
+    fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         // A small number of devices is registered one by one, a large number in batches.
         let devices = if random.random_bool(0.5) {
@@ -106,20 +63,11 @@ impl Company {
         } else {
             random.random_range(60..300)
         };
+        let store = Memory::default();
         let products = if random.random_bool(0.5) { 1 } else { 10 };
-        match &shared {
-            Shared::Memory(store) => {
-                for number in 0..devices {
-                    store.insert(row(&name(number), "lamp", &product_of(number, products)));
-                }
-            }
-            Shared::Postgres(url) => {
-                let rows = (0..devices)
-                    .map(|number| ImportRow::new(id(&name(number)), "lamp", &product_of(number, products)));
-                testing::store::import(&Postgres::open(url).unwrap(), rows);
-            }
+        for number in 0..devices {
+            store.insert(row(&name(number), "lamp", &product_of(number, products)));
         }
-        let table = shared.in_process(&Arc::new(Fuse::new(usize::MAX)), 0, None);
         let refuse_existing =
             if random.random_bool(0.5) { ["lamp".to_owned()].into() } else { HashSet::new() };
         let gather = Duration::from_millis(300);
@@ -134,8 +82,7 @@ impl Company {
         let has_orders = random.random_bool(0.5);
         let (operator, fencing) = (None, StdRng::seed_from_u64(!seed));
         Self {
-            table,
-            shared,
+            store,
             cloud,
             tokyo,
             devices,
@@ -152,9 +99,13 @@ impl Company {
     /// Starts a process, which dies when the steps of its fuse are used up. A `register` run also
     /// ends when all its devices are registered.
     fn start(&mut self, fuse: &Arc<Fuse>, is_last: bool) -> tokio::task::JoinHandle<()> {
-        let lossy = self.is_lossy.then(|| self.random.random());
+        let mut store = self.store.in_process(fuse.clone());
+        if self.is_lossy {
+            store.lose_answers(self.random.random(), 30);
+        }
         let ahead = [-7200, 0, 7200][self.random.random_range(0..3)];
-        let store = self.shared.in_process(fuse, ahead, lossy);
+        store.clock().set_ahead(ahead);
+        let store = Arc::new(store);
         let clouds = [(target::DEFAULT, self.cloud.clone()), (TOKYO, self.tokyo.clone())];
         let all = clouds.map(|(name, cloud)| {
             let line = Arc::new(Line { cloud, fuse: fuse.clone() });
@@ -215,7 +166,7 @@ impl Company {
 
     /// Starts a task that repeatedly disables a random device for a while, and perhaps places orders.
     fn start_operator(&mut self) {
-        let (store, devices, products) = (self.table.clone(), self.devices, self.products);
+        let (store, devices, products) = (self.store.clone(), self.devices, self.products);
         let mut random = StdRng::seed_from_u64(self.random.random());
         let orders = if self.has_orders { 30 } else { 0 };
         self.operator = Some(tokio::spawn(async move {
@@ -277,12 +228,12 @@ impl Company {
                 processes.push(self.fused(false, true));
             }
             if start.elapsed() > END {
-                let rows = self.table.rows_after(None, usize::MAX).await.unwrap();
+                let rows = self.store.rows_after(None, usize::MAX).await.unwrap();
                 let left: Vec<_> = rows.into_iter().filter(|row| row.certificate.is_none()).collect();
                 panic!(
                     "{left:?} {:?} {:?}",
-                    self.table.open_entries().await,
-                    self.table.open_batches().await
+                    self.store.open_entries().await,
+                    self.store.open_batches().await
                 );
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -304,9 +255,9 @@ impl Company {
         if self.devices > MAX_SINGLE {
             return;
         }
-        for beat in self.table.beats(None).await.unwrap() {
+        for beat in self.store.beats(None).await.unwrap() {
             if self.fencing.random_bool(0.01) {
-                self.table.fence(beat).await.unwrap();
+                self.store.fence(beat).await.unwrap();
             }
         }
     }
@@ -325,11 +276,11 @@ impl Company {
         if self.operator.as_ref().is_some_and(|operator| !operator.is_finished()) {
             return false;
         }
-        let rows = self.table.rows_after(None, usize::MAX).await.unwrap();
+        let rows = self.store.rows_after(None, usize::MAX).await.unwrap();
         rows.iter().all(|row| row.certificate.is_some())
-            && self.table.open_entries().await.unwrap().is_empty()
-            && self.table.open_batches().await.unwrap().is_empty()
-            && self.table.orders_after(None, 0, 1).await.unwrap().is_empty()
+            && self.store.open_entries().await.unwrap().is_empty()
+            && self.store.open_batches().await.unwrap().is_empty()
+            && self.store.orders_after(None, 0, 1).await.unwrap().is_empty()
     }
 
     async fn check(&self) {
@@ -338,7 +289,7 @@ impl Company {
             assert_eq!(self.tokyo.devices(), 0);
         }
         for number in 0..self.devices {
-            let row = self.table.device(&id(&name(number))).await.unwrap().unwrap();
+            let row = self.store.row(&id(&name(number))).unwrap();
             let target = row.target().expect("a target").to_owned();
             let cloud = if target == TOKYO { &self.tokyo } else { &self.cloud };
             let stored = row.certificate.expect("a certificate");
@@ -347,7 +298,7 @@ impl Company {
                 cloud.secret(&product_at(&target, number, self.products), &name(number)).as_deref()
             );
             assert_eq!(row.refusal, None, "a certificate and a refusal");
-            let history = self.table.history(&row.id, 1000).await.unwrap();
+            let history = self.store.history(&row.id, 1000).await.unwrap();
             let count = |event| history.iter().filter(|entry| entry.event == event).count();
             assert_eq!(
                 count(AuditEvent::Registered),
@@ -366,10 +317,6 @@ impl Company {
                 "{} was taken for another",
                 row.id
             );
-        }
-        // The turns of PostgreSQL go by its own clock, which knows nothing of the virtual time.
-        if matches!(self.shared, Shared::Postgres(_)) {
-            return;
         }
         for cloud in [&self.cloud, &self.tokyo] {
             for action in Action::ALL {
@@ -391,36 +338,20 @@ fn product_of(number: usize, products: usize) -> String {
     format!("a{}", number % products)
 }
 
-fn seeds(usual: Range<u64>) -> Range<u64> {
-    let Ok(given) = std::env::var("CERTDIST_SEEDS") else { return usual };
+fn seeds() -> Range<u64> {
+    let Ok(given) = std::env::var("CERTDIST_SEEDS") else { return SEEDS };
     let (first, end) = given.split_once("..").expect("FIRST..END");
     first.parse().expect("a number")..end.parse().expect("a number")
 }
 
 #[test]
 fn processes_that_share_a_table_register_each_device_once() {
-    for seed in seeds(SEEDS) {
+    for seed in seeds() {
         println!(
             "repeat with: CERTDIST_SEEDS={seed}..{} cargo test --lib registrar::tests::company",
             seed + 1
         );
-        run(seed, Shared::Memory(Memory::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(Company::new(seed).run());
     }
-}
-
-#[test]
-#[ignore = "needs PostgreSQL"]
-fn processes_that_share_a_table_in_postgres_register_each_device_once() {
-    for seed in seeds(POSTGRES_SEEDS) {
-        println!(
-            "repeat with: CERTDIST_SEEDS={seed}..{} cargo test --lib table_in_postgres -- --ignored",
-            seed + 1
-        );
-        run(seed, Shared::Postgres(testing::postgres::empty()));
-    }
-}
-
-fn run(seed: u64, shared: Shared) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.unwrap().block_on(async { Company::new(seed, shared).run().await });
 }

@@ -546,7 +546,7 @@ impl Wake for Unpark {
 
 /// Waits for a future that the engine's thread drives. May be called in any thread, even in one that
 /// runs other futures.
-pub(crate) fn wait<F: Future>(future: F) -> F::Output {
+pub(super) fn wait<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);

@@ -44,8 +44,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-#[cfg(all(test, feature = "simulation"))]
-pub(crate) use self::engine::wait;
 use self::{
     address::Address,
     audit::Chainer,

@@ -26,9 +26,8 @@ use crate::{
 const STEP: i64 = 500;
 
 /// Maximum number of requests of waiting devices that one transaction notes. They lock the row of their
-/// enrollment, so a crowd that noted each by itself would wait in a line. A transaction of them must end
-/// in time on a slow server, too.
-const NOTED_TOGETHER: usize = 16;
+/// enrollment, so a crowd that noted each by itself would wait in a line.
+const NOTED_TOGETHER: usize = 64;
 
 /// Locks the row of an enrollment until the end of the transaction.
 async fn lock(session: &Session, enrollment: &str) -> Result<(), Failure> {

@@ -50,40 +50,6 @@ fn in_opposite_orders(stores: &[Postgres; 2], work: impl Fn(&Postgres, i64, &[u6
 
 #[test]
 #[ignore = "needs PostgreSQL"]
-fn first_issues_are_locked_in_one_order() {
-    let stores = servers();
-    import_rows(&stores[0], (0..DEVICES).map(with_certificate));
-    let certificate = |number| Certificate {
-        product_key: "a1lamp".into(),
-        device_name: id(number).device_name(),
-        device_secret: Secret::new("s3cret".into()),
-    };
-    in_opposite_orders(&stores, |store, round, devices| {
-        let asker = Asker { enrollment: "lamps".into(), ..Asker::default() };
-        let all: Vec<(DeviceId, Certificate)> =
-            devices.iter().map(|number| (id(*number), certificate(*number))).collect();
-        let issues: Vec<_> = all
-            .iter()
-            .map(|(device, certificate)| store.record_issue(device, certificate, round + 1, asker.clone()))
-            .collect();
-        for issue in issues {
-            match wait(issue) {
-                // The other server may have reset the device meanwhile.
-                Ok(_) | Err(StoreError::Conflict(_)) => {}
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-        if round % 2 == 0 {
-            for number in devices.iter().rev() {
-                wait(store.reset(&id(*number), &by())).unwrap();
-            }
-        }
-    });
-    assert_eq!(stores[0].check_counts().unwrap().different, 0);
-}
-
-#[test]
-#[ignore = "needs PostgreSQL"]
 fn sightings_and_sealed_values_are_locked_in_one_order() {
     let stores = servers();
     import_rows(&stores[0], (0..DEVICES).map(with_certificate));
