@@ -256,7 +256,7 @@ fn a_copy_to_postgres_and_back_has_every_record() {
 
 #[test]
 #[ignore = "needs PostgreSQL"]
-fn devices_that_an_unfinished_import_hides_are_not_copied() {
+fn devices_that_an_import_hides_in_postgres_are_not_copied() {
     let url = empty_schema();
     drop(Postgres::open(&url).unwrap());
     postgres::run(
