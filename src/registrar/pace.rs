@@ -82,7 +82,12 @@ impl Pace {
     fn new(name: String, rate: f64, shared: f64, limit: f64) -> Self {
         let [rate, shared] = [rate, shared].map(|rate| rate.max(MIN_RATE));
         let interval = Duration::from_secs_f64(1.0 / shared);
-        let credit = if shared <= limit * CREDIT_UP_TO { interval } else { Duration::ZERO };
+        // The most calls within a second: evenly spaced ones, and one more that is made up for.
+        let most = shared.ceil() + 1.0;
+        let credit = match shared <= limit * CREDIT_UP_TO && most <= limit {
+            true => interval,
+            false => Duration::ZERO,
+        };
         let state = Mutex::new(State { full: rate, rate, changed: None, next: None });
         Self {
             name,
@@ -193,6 +198,28 @@ mod tests {
         let credit = |rate| Paces::new("me", rate, 25.0).of(Action::RegisterDevice).turn().credit;
         assert_eq!(credit(25.0), Duration::from_millis(40));
         assert_eq!(credit(30.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_crowd_after_a_pause_keeps_to_each_limit() {
+        const SECOND: i64 = 1_000_000;
+        let paces = Paces::new("me", 25.0, 25.0);
+        for action in Action::ALL {
+            let turn = paces.of(action).turn();
+            let (mut next, mut now, mut calls) = (Some(SECOND), 100 * SECOND, Vec::new());
+            while now < 103 * SECOND {
+                match turn.take(next, now) {
+                    Ok(following) => {
+                        calls.push(now);
+                        next = Some(following);
+                    }
+                    Err(wait) => now += i64::try_from(wait.as_micros()).unwrap(),
+                }
+            }
+            let within = |from: &i64| calls.iter().filter(|at| (*from..from + SECOND).contains(at)).count();
+            let most = calls.iter().map(within).max().unwrap();
+            assert!(most <= action.calls_per_second() as usize, "{} {most} times", action.name());
+        }
     }
 
     #[tokio::test(start_paused = true)]
