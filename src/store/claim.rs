@@ -163,6 +163,9 @@ pub trait Claims: Send + Sync + 'static {
     /// called, because the caller calls it next. The next process that claims the device then knows
     /// that the device may exist at IoT Platform. The answer distinguishes earlier calls of the
     /// caller from calls of an earlier owner.
+    ///
+    /// If the existing entry belongs to a batch of another owner that has no `ApplyId`, the batch ends,
+    /// so that its process, if it was only suspended, begins nothing for the device.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,

@@ -28,9 +28,6 @@ const TOKYO: &str = "tokyo";
 /// Time within which every device must have its certificate.
 const END: Duration = Duration::from_secs(4 * 3600);
 
-/// Maximum number of devices that are registered one by one.
-const MAX_SINGLE: usize = 29;
-
 /// Range of seeds that the test uses by default. `CERTDIST_SEEDS` selects another range, such as
 /// `0..500`.
 const SEEDS: Range<u64> = 0..40;
@@ -58,11 +55,8 @@ impl Company {
     fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         // A small number of devices is registered one by one, a large number in batches.
-        let devices = if random.random_bool(0.5) {
-            random.random_range(1..=MAX_SINGLE)
-        } else {
-            random.random_range(60..300)
-        };
+        let devices =
+            if random.random_bool(0.5) { random.random_range(1..30) } else { random.random_range(60..300) };
         let store = Memory::default();
         let products = if random.random_bool(0.5) { 1 } else { 10 };
         for number in 0..devices {
@@ -250,11 +244,7 @@ impl Company {
     }
 
     /// Fences each process with a small probability, although it lives, like one that was suspended.
-    /// Does so only where devices are registered one by one.
     async fn fence_some(&mut self) {
-        if self.devices > MAX_SINGLE {
-            return;
-        }
         for beat in self.store.beats(None).await.unwrap() {
             if self.fencing.random_bool(0.01) {
                 self.store.fence(beat).await.unwrap();

@@ -463,6 +463,24 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.take_batches(&owner(4), target::DEFAULT)).unwrap(), [], "its new owner lives");
 }
 
+/// A claim that is taken over ends its batch if the batch has no `ApplyId`: a process that was only
+/// suspended must not begin it any more. A batch with one may be begun already, and stays.
+fn a_claim_that_is_taken_over_ends_a_batch_without_apply_id(store: &(impl Store + Bulk)) {
+    import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
+    now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), NOW)).unwrap();
+    now(store.claim_batch(&owner(1), &batch(78), &["SN-3", "SN-4"].map(entry), NOW)).unwrap();
+    now(store.set_apply_id(1, 78, 5)).unwrap();
+    now(store.retire(1)).unwrap();
+    assert_eq!(yours(claim(store, 2, "SN-1")).asked_by, AskedBy::Nobody);
+    assert_eq!(yours(claim(store, 2, "SN-3")).asked_by, AskedBy::Other);
+    assert!(matches!(now(store.set_apply_id(1, 77, 6)), Err(StoreError::Fenced)));
+    assert_eq!(now(store.open_batches()).unwrap(), [OpenBatch { apply_id: Some(5), ..batch(78) }]);
+    let open = now(store.open_entries()).unwrap();
+    let in_batch: Vec<_> = open.iter().filter(|open| open.batch.is_some()).collect();
+    assert_eq!(in_batch.iter().map(|open| open.entry.device.as_str()).collect::<Vec<_>>(), ["SN-4"]);
+    assert_eq!(now(store.abandoned(target::DEFAULT, 9)).unwrap(), [entry("SN-2")]);
+}
+
 /// A lease has one owner at a time, and the next owner gets the cursor of the lease.
 fn a_lease_has_one_owner_and_a_cursor(store: &(impl Store + Bulk)) {
     let take = |by| now(store.take_lease(&owner(by), "sweep")).unwrap();
@@ -580,6 +598,7 @@ contract! {
     one_that_takes_nothing_owns_nothing
     what_a_disabled_device_has_begun_is_not_resumed
     an_abandoned_batch_is_taken_over
+    a_claim_that_is_taken_over_ends_a_batch_without_apply_id
     a_lease_has_one_owner_and_a_cursor
     turns_are_shared
 }

@@ -64,6 +64,7 @@ struct Known {
     owner: Option<OwnerId>,
     asked: i64,
     enrollment: String,
+    batch: Option<BatchId>,
 }
 
 /// The journal as a new claim finds it.
@@ -82,7 +83,7 @@ impl Before {
         const SQL: &str = "SELECT c.deviceId, c.productKey, c.deviceName, c.target, c.openedAt, c.cloudOffset, \
                            c.owner, c.asked, c.enrollment, o.ownerId IS NOT NULL, \
                            EXISTS (SELECT 1 FROM cloud_order r WHERE r.deviceId = asked.deviceId), \
-                           (SELECT k.enrollment FROM kept_place k WHERE k.deviceId = asked.deviceId) \
+                           (SELECT k.enrollment FROM kept_place k WHERE k.deviceId = asked.deviceId), c.batchId \
                            FROM (VALUES ($1)) AS asked (deviceId) \
                            LEFT JOIN registration_claim c ON c.deviceId = asked.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner";
@@ -96,6 +97,7 @@ impl Before {
                 owner: column(&row, 6)?,
                 asked: column(&row, 7)?,
                 enrollment: column(&row, 8)?,
+                batch: column(&row, 12)?,
             }),
         };
         Ok(Self {
@@ -183,6 +185,11 @@ async fn claim(
     if let Some(Known { entry: former, .. }) = other {
         let JournalEntry { product_key, device_name, target, .. } = former;
         tracing::warn!(%device, product_key, device_name, former_target = target, "a device was given another name or target while its registration was unfinished; if its former name exists there at IoT Platform, delete it there");
+    }
+    if let Some(Known { batch: Some(batch), .. }) =
+        before.known.as_ref().filter(|known| known.owner != Some(owner.id))
+    {
+        end_unchecked(session, *batch).await?;
     }
     let asked = match same {
         None | Some(Known { asked: NOT_ASKED, .. }) => None,
@@ -386,6 +393,18 @@ async fn lock_claims_in(session: &Session, batches: &[i64]) -> Result<(), Failur
         return Ok(());
     }
     session.rows(SQL, values![batches.to_vec()]).await.map(drop)
+}
+
+/// Ends the batch of an owner that is gone, if it has no `ApplyId`. If its process was only suspended,
+/// it then begins nothing for devices that others have claimed.
+async fn end_unchecked(session: &Session, batch: BatchId) -> Result<(), Failure> {
+    const END: &str = "DELETE FROM registration_batch WHERE batchId = $1 AND applyId IS NULL";
+    const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = $1";
+    if session.execute(END, values![batch]).await? > 0 {
+        lock_claims_in(session, &[batch]).await?;
+        session.execute(SINGLE, values![batch]).await?;
+    }
+    Ok(())
 }
 
 async fn take_batches(

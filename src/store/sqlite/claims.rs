@@ -81,6 +81,8 @@ struct Before {
     /// enrollment since it took its place.
     has_place: bool,
     enrollment: String,
+    /// Batch of another owner to which an existing entry belongs.
+    other_batch: Option<BatchId>,
 }
 
 impl Before {
@@ -93,7 +95,8 @@ impl Before {
                            c.asked, c.owner IS ?2, d.target, c.target, d.enrollment, \
                            c.enrollment IS d.enrollment \
                            OR EXISTS (SELECT 1 FROM kept_place k \
-                           WHERE k.deviceId = d.deviceId AND k.enrollment = d.enrollment) \
+                           WHERE k.deviceId = d.deviceId AND k.enrollment = d.enrollment), \
+                           iif(c.owner IS ?2, NULL, c.batchId) \
                            FROM device_table d \
                            LEFT JOIN registration_claim c ON c.deviceId = d.deviceId \
                            LEFT JOIN registration_owner o ON o.ownerId = c.owner \
@@ -143,6 +146,7 @@ impl Before {
                     held: row.get(8)?,
                     enrollment: row.get(13)?,
                     has_place: row.get(14)?,
+                    other_batch: row.get(15)?,
                 })
             })
             .optional()?;
@@ -204,6 +208,9 @@ fn claim(
             tracing::warn!(%device, product_key, device_name, former_target = target, "a device was given another target while its registration was unfinished; if its name exists at the former target, delete it there");
         }
     }
+    if let Some(batch) = before.other_batch {
+        end_unchecked(connection, batch)?;
+    }
     let (asked_by, since, cloud_offset) = before.asked.unwrap_or((AskedBy::Nobody, now.at, now.cloud_offset));
     connection.prepare_cached(CLAIM)?.execute(params![
         device.as_str(),
@@ -224,6 +231,17 @@ fn claim(
         target
     ])?;
     Ok(Claimed::Yours(Claim { since, cloud_offset, asked_by }))
+}
+
+/// Ends the batch of an owner that is gone, if it has no `ApplyId`. If its process was only suspended,
+/// it then begins nothing for devices that others have claimed.
+fn end_unchecked(connection: &Connection, batch: BatchId) -> rusqlite::Result<()> {
+    const END: &str = "DELETE FROM registration_batch WHERE batchId = ?1 AND applyId IS NULL";
+    const SINGLE: &str = "UPDATE registration_claim SET batchId = NULL WHERE batchId = ?1";
+    if connection.prepare_cached(END)?.execute([batch])? > 0 {
+        connection.prepare_cached(SINGLE)?.execute([batch])?;
+    }
+    Ok(())
 }
 
 pub(super) fn end_claim(connection: &Connection, device: &DeviceId) -> rusqlite::Result<()> {

@@ -122,6 +122,17 @@ impl Journal {
     fn is_abandoned(&self, owner: Option<OwnerId>) -> bool {
         owner.is_none_or(|owner| !self.owners.contains_key(&owner))
     }
+
+    /// Ends a batch without an `ApplyId`. Its process, if it is only suspended, then begins nothing.
+    fn end_unchecked(&mut self, batch: Option<BatchId>) {
+        if let Some(id) = batch
+            && self.batches.get(&id).is_some_and(|(batch, _)| batch.apply_id.is_none())
+        {
+            self.batches.remove(&id);
+            let of_it = self.claims.values_mut().filter(|held| held.open.batch == Some(id));
+            of_it.for_each(|held| held.open.batch = None);
+        }
+    }
 }
 
 impl Tables {
@@ -204,6 +215,9 @@ impl Tables {
         }
         if !self.has_room(device, &enrollment, max) {
             return Claimed::NoPlace;
+        }
+        if let Some(known) = known.as_ref().filter(|known| known.owner != Some(owner.id)) {
+            self.journal.end_unchecked(known.open.batch);
         }
         let same = known.filter(|known| known.open.entry == *entry && known.asked != By::Nobody);
         let asked_by = match &same {
@@ -448,9 +462,7 @@ impl Claims for Memory {
                     continue;
                 }
                 if by != Some(owner.id) && batch.apply_id.is_none() {
-                    journal.batches.remove(&id);
-                    let of_it = journal.claims.values_mut().filter(|held| held.open.batch == Some(id));
-                    of_it.for_each(|held| held.open.batch = None);
+                    journal.end_unchecked(Some(id));
                     continue;
                 }
                 let living = journal.owners.clone();
