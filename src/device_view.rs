@@ -98,8 +98,8 @@ pub fn not_yet(order: &Order, waits_for: Option<String>) -> Option<String> {
     waits_for.or_else(|| order.failure.clone())
 }
 
-/// Formats an order that is not carried out yet, with the reason as `failure`, or null; `waits_for` is
-/// that of [`order`].
+/// Formats an order that is not carried out yet. `failure` is the reason why it is not, or null.
+/// `waits_for` is the same as for [`order`].
 pub fn order_as_json(order: &Order, waits_for: Option<String>) -> Value {
     json!({
         "number": order.number,

@@ -363,6 +363,26 @@ fn the_documents_name_only_files_and_modules_that_exist() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// Every file of `src/` that is not a test has a row in a table of docs/architecture.md, which says what
+/// the file decides.
+#[test]
+fn the_page_about_the_structure_has_a_row_for_each_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).expect("UTF-8");
+    let mut found = Vec::new();
+    paths(&root.join("src"), &mut found);
+    let files = found.iter().filter_map(|path| path.split_once("/src/").map(|(_, file)| file));
+    let files = files.filter(|file| {
+        let is_test = file
+            .split('/')
+            .any(|part| matches!(part, "tests" | "tests.rs" | "contract" | "contract.rs" | "testing"));
+        file.ends_with(".rs") && !is_test
+    });
+    let has_row = |file: &str| page.lines().any(|line| line.starts_with(&format!("| `{file}`")));
+    let missing: Vec<&str> = files.filter(|file| !has_row(file)).collect();
+    assert!(missing.is_empty(), "no row for {missing:#?}");
+}
+
 #[test]
 fn a_name_that_no_file_or_module_has_is_found() {
     let paths = ["/src/resource/", "/src/resource/body.rs", "/src/resource.rs", "/tests/clients/operator.rs"]

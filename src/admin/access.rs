@@ -484,7 +484,8 @@ mod tests {
                 async || gate.by_cookie(address, &session.id, session::Request::Action).await.is_some();
             assert!(is_in().await);
             let lead = user(&gate);
-            // The table still has the session, as it would after a reload of another server.
+            // The user changes at this server alone. The table keeps the session, as if another server had
+            // created it.
             lock(&gate.accounts).users = vec![User { role: Role::Viewer, ..lead.clone() }];
             assert!(!is_in().await);
             lock(&gate.accounts).users = vec![lead];

@@ -184,7 +184,8 @@ impl Peer {
         }
     }
 
-    /// Ends the work on a request, and keeps only the given part of it.
+    /// Ends the work on a request. Of the exchange, `kept` says whether the answer, the acknowledgement or
+    /// nothing is kept.
     pub(super) fn end(&mut self, clock: Clock, serial: u32, kept: Kept) {
         let Some(index) = self.exchanges.iter().position(|found| found.serial == serial) else { return };
         let exchange = &mut self.exchanges[index];

@@ -41,9 +41,9 @@ pub trait Bulk: Send + Sync {
     /// to another device is also a conflict.
     ///
     /// If the device already has a key, a row with a second key must repeat the device's first key.
-    /// While a device has two keys, a row without a second key changes nothing if its key is the
-    /// first one, and ends the roll if its key is the second one; any other key is a conflict. A row that
-    /// would remove the key that the device has used last during its roll is a conflict, too.
+    /// For a device that has two keys, a row with one key means: the first key changes nothing; the
+    /// second key ends the roll; any other key is a conflict. A row that would remove the key that
+    /// the device has used last during its roll is a conflict, too.
     fn import(
         &self,
         job: ImportJob<'_>,

@@ -276,8 +276,8 @@ impl Staging {
             group.cloned().unwrap_or_default();
         let open = |place: Place<'_>, stored: String| {
             let mut value = Secret::new(stored);
-            // A value that was sealed before it was added here stays sealed: its database key is
-            // not in `keys`.
+            // Only the values that this file has sealed are opened. A value that came sealed stays as it
+            // came.
             if key_of(value.expose()) == self.keys.first().map(|key| key.to_string()).as_deref() {
                 self.keys.open_in_place(place, &mut value).map_err(unsealed)?;
             }

@@ -247,6 +247,7 @@ pub(super) fn give_to_owner(file: &File, of: &Path) {
 /// damaged. No connection of this process may have the file open, because closing the file here
 /// would end that connection's locks.
 pub(super) fn is_marked_by_another(path: &Path) -> bool {
+    // The header of a database has the ID of its program in bytes 68 to 71:
     // https://www.sqlite.org/fileformat.html#the_database_header
     let mut header = [0; 72];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));

@@ -137,7 +137,7 @@ fn conflict(state: &Connection, id: ImportId) -> rusqlite::Result<Option<NotUndo
     Ok(None)
 }
 
-/// Values of a device before the import that no two devices may share.
+/// Names and `IotId` that a device had before the import. No two devices may share any of them.
 struct Former {
     product_key: String,
     name: String,
