@@ -231,7 +231,7 @@ pub enum AuditEvent {
     Sealed,
     /// The operator restored the database from a backup.
     Restored,
-    /// The database is a copy of another one, which the operator has made.
+    /// An operator has copied another database into this one.
     Copied,
     /// A job of the console began: one action on many devices.
     Began,

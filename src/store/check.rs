@@ -20,13 +20,13 @@ use crate::{
 /// Number of rows after which the check reports its progress.
 const PROGRESS_EVERY: usize = 1000;
 
-/// Number of rows that are announced to the table at once.
+/// Number of rows that the check announces to the table at a time.
 const TOGETHER: usize = 500;
 
 /// Maximum number of enrollments that an audit entry names.
 const NAMED: usize = 20;
 
-/// The table, as the check of an import reads it.
+/// View of the table for the check of an import.
 pub trait Standing {
     /// Announces the rows that are checked next, so that a store behind a network can read what it has
     /// about all of them at once.

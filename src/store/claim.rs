@@ -164,8 +164,8 @@ pub trait Claims: Send + Sync + 'static {
     /// that the device may exist at IoT Platform. The answer distinguishes earlier calls of the
     /// caller from calls of an earlier owner.
     ///
-    /// If the existing entry belongs to a batch of another owner that has no `ApplyId`, the batch ends,
-    /// so that its process, if it was only suspended, begins nothing for the device.
+    /// If the existing entry belongs to another owner's batch that has no `ApplyId`, the batch ends. If
+    /// the process of that owner was only suspended, it then begins nothing for the device.
     fn claim<'a>(
         &'a self,
         owner: &'a Owner,

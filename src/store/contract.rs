@@ -607,7 +607,7 @@ macro_rules! contract {
             $(#[test] #[ignore = "needs PostgreSQL"] fn $sentence() {
                 let fresh = $fresh;
                 super::$sentence(&fresh.store);
-                // Whatever has changed, the kept numbers are those of the rows.
+                // After all changes, the kept numbers equal the numbers of the rows.
                 let check = crate::store::Bulk::check_counts(&fresh.store).unwrap();
                 assert_eq!(check.different, 0, "{check:?}");
             })*

@@ -1,11 +1,11 @@
 //! Copies the whole content of one store into another one, of the same kind or of a different one, and
-//! verifies the copy. A store gives and takes each part of its content as records of portable values, so
-//! a further kind of store joins by implementing [`Source`] and [`Target`]. This module knows the parts
-//! and their order, and how secrets are sealed, but no SQL.
+//! verifies the copy. A store reads and writes each part of its content as records of portable values,
+//! so a new kind of store only has to implement [`Source`] and [`Target`]. This module knows the parts,
+//! their order and the sealing of secrets, but no SQL.
 //!
-//! A copy that was cut off is continued: the target has the ID of the copy, which stands for the state of
-//! the source, and each part is written in its order, so the number of records in the target says where
-//! to continue.
+//! An interrupted copy can be continued. The target stores the ID of the copy, which identifies the
+//! state of the source. Each part is written in its order, so the number of records in the target shows
+//! where to continue.
 
 mod parts;
 
@@ -26,7 +26,7 @@ use crate::{
     seal::{self, Keyring, Place},
 };
 
-/// Number of records that one transaction writes, and that are in memory at a time.
+/// Number of records in one transaction. The copy keeps no more records in memory at a time.
 pub const BATCH: usize = 5000;
 
 /// Value of a column. A text may be a secret, so values have no `Debug`.
@@ -102,8 +102,8 @@ impl Contents {
 
 /// Store whose records can be read. All methods block.
 pub trait Readable {
-    /// Calls `each` with the records of a part, in the order of the part, without the first `skip`
-    /// records. Secrets are as they are stored. Needs a bounded amount of memory.
+    /// Calls `each` with the records of a part, in the order of the part, except the first `skip`
+    /// records. Secrets are not opened. Needs a bounded amount of memory.
     fn read(&self, part: Part, skip: u64, each: EachRecord<'_>) -> Result<(), StoreError>;
 
     /// Verifies the chain of the audit log.
@@ -115,7 +115,7 @@ pub trait Source: Readable {
     /// Returns the state that [`Readable::read`] reads.
     fn contents(&self) -> Result<Contents, StoreError>;
 
-    /// Returns the newest state.
+    /// Returns the present state, which differs from the read state if the store was changed meanwhile.
     fn newest(&self) -> Result<Contents, StoreError>;
 
     /// Returns the name of the store for messages, without a password.
@@ -132,9 +132,9 @@ pub trait Target: Readable {
     /// Returns the number of records of a part.
     fn count(&self, part: Part) -> Result<u64, StoreError>;
 
-    /// Adds records to a part that has the first `done` ones, all in one durable step. Notes the
-    /// database key of the secrets among them, all of which are sealed under the same key or not at
-    /// all. Each audit entry is linked to the one before it.
+    /// Adds records to a part that already has the first `done` records, in one durable step. Also
+    /// notes the database key of the secrets in the new records: either all of them are sealed under
+    /// one key, or none is sealed. Links each audit entry to the entry before it.
     fn write(&self, part: Part, done: u64, records: &[Record]) -> Result<(), StoreError>;
 
     /// Ends the copy in one durable step: adds the audit entry, and lets other processes open the store.
@@ -150,7 +150,8 @@ pub enum Stage {
     Verifying,
 }
 
-/// Receives the stage of a copy, the number of records that are done in it, and the number of all.
+/// Receives the stage of a copy, the number of records that are done in this stage, and the number of
+/// all records.
 pub type Progress<'p> = &'p mut dyn FnMut(Stage, u64, u64);
 
 /// Result of a copy.
@@ -160,7 +161,7 @@ pub struct Report {
     pub id: String,
     /// Number of records of each part, in the order of [`Part::ALL`].
     pub records: Vec<(Part, u64)>,
-    /// Number of records that an earlier run had written, which was cut off.
+    /// Number of records that an earlier, interrupted run had written.
     pub resumed_at: u64,
     /// Number and hash of the last audit entry in the chain of the source. Entries that were not in the
     /// chain yet are copied, too.
@@ -201,8 +202,8 @@ pub fn run(
     }
     let mut compared = 0;
     let mut records = Vec::with_capacity(Part::ALL.len());
-    // A hash of a short secret would allow guesses. With random bytes before it, it is of no use to
-    // anyone, and it is compared only here.
+    // A hash of a short secret would allow an attacker to guess it. A random salt prevents this. The
+    // salt need not be kept, because the hashes are compared only here.
     let salt = random::random().map_err(|error| StoreError::Failed(error.to_string()))?;
     for part in Part::ALL {
         let mut more = || {
@@ -239,8 +240,8 @@ pub fn run(
     Ok(Report { id, records, resumed_at, source_head: (chain.last, chain.hash) })
 }
 
-/// Copies a part, of which the target has the first `written` records. `more` receives the number of
-/// records after each step.
+/// Copies the rest of a part. The target already has the first `written` records. After each step,
+/// calls `more` with the number of records of the step.
 fn copy_part(
     source: &dyn Source,
     target: &dyn Target,
@@ -283,7 +284,7 @@ fn place(part: Part, column: usize, record: &[Value]) -> Option<Place<'_>> {
 }
 
 /// Seals each secret of a record under the first key, unless it is sealed under that key already. Opens
-/// every secret, so that a value that no key opens is found before it is copied.
+/// every secret, so that a value that cannot be opened with any key is found before it is copied.
 fn reseal(keys: &Keyring, part: Part, record: &mut Record) -> Result<(), StoreError> {
     let first = keys.first().map(|key| key.to_string());
     for column in 0..record.len() {

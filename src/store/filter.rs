@@ -336,7 +336,8 @@ pub struct Found {
 }
 
 impl Found {
-    /// Returns where a search forward continues after these devices; `None` if it is complete.
+    /// Returns the cursor at which a forward search continues after these devices; `None` if the search
+    /// is complete.
     pub fn rest(&self) -> Option<Cursor> {
         match (&self.end, self.devices.last()) {
             (End::TimeUp(last), _) => Some(Cursor::After(last.clone())),

@@ -195,13 +195,13 @@ pub fn without_key(row: &ImportRow, has_key: bool) -> Result<(), Conflict> {
     Err(Conflict { column: "pskIdentity", reason })
 }
 
-/// Returns how a row changes the keys of its device, which are `stored` now. If they change, the
-/// device has the row's keys afterwards. The row's identity must not belong to another device. The
-/// outer error is a failure of `same_secret`.
+/// Returns the change that a row makes to the keys of its device. `stored` are the present keys. If
+/// they change, the device has the row's keys afterwards. The row's identity must not belong to another
+/// device. The outer error is a failure of `same_secret`.
 ///
 /// While a device has two keys, a row without a second key must have one of them. Otherwise, a list
 /// that was made before the roll would remove a key, or restore a former key. No row removes the key
-/// that the device has used last since it has had two, because it may know no other.
+/// that the device has used last since it has had two keys, because the device may know no other key.
 pub fn key_change(
     stored: Option<&DeviceKeys>,
     row: &ImportRow,

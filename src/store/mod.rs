@@ -247,7 +247,7 @@ pub struct IndividualKey {
     pub psk: Secret,
     /// Second key, which the device may have as well.
     pub next: Option<Secret>,
-    /// Time at which the device was given its second key. It tells this roll from a later one.
+    /// Time at which the device was given its second key. It distinguishes this roll from a later one.
     pub next_since: Option<UnixSeconds>,
 }
 

@@ -233,7 +233,7 @@ pub fn copy_between(how: &Copying<'_>, progress: copy::Progress<'_>) -> Result<c
         }
         (Place::Server(from), Place::Server(to)) if from == to => return Err(same()),
         (Place::File(path), Place::Server(_)) => {
-            // An index of PostgreSQL keeps such names out.
+            // In PostgreSQL, a unique index forbids two devices of one product to have the same name.
             if let Some(shared) = Sqlite::shared_names(path, 1)?.first() {
                 return Err(StoreError::Unusable(format!(
                     "{}: {} devices of product {} have the name {}, the first of them {}; give each a deviceName of its \

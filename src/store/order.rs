@@ -445,7 +445,7 @@ pub enum OrderNote {
     /// the order already has such a time, it keeps that one.
     Asked(ClaimTime, Carrier),
     /// No call can have registered the device at the new target of a move. Only the carrier whose
-    /// [`Asked`](Self::Asked) was noted may say so.
+    /// [`Asked`](Self::Asked) was noted may note this.
     NotAsked(Carrier),
 }
 
@@ -473,7 +473,7 @@ pub enum Begun {
     Abandon,
 }
 
-/// Claim on a device without a certificate that is to be moved.
+/// Claim on a device that has no certificate and is to be moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BegunClaim {
     /// Target, product and name of the registration.
@@ -616,8 +616,8 @@ pub trait Orders: Send + Sync + 'static {
 
     /// Ends an order that cannot be carried out, as [`end_order`](Self::end_order) does, and returns it
     /// as it was at its end. Does nothing and returns `None` if the carrier has lost its lease, if the
-    /// order has ended, or if its next step is not the same as that of `seen`: then another process
-    /// carries it out, and may know better.
+    /// order has ended, or if its next step differs from the next step of `seen`. In the last case,
+    /// another process is carrying it out and may have newer information.
     fn give_order_up<'a>(
         &'a self,
         seen: &'a Order,

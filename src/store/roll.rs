@@ -63,8 +63,8 @@ impl Roll {
         last_key(self.used)
     }
 
-    /// Returns whether the device has used its second key last. It may no longer know its former key
-    /// then, so that it is lost without the second one.
+    /// Returns whether the device has used its second key last. The device may then know only this key,
+    /// and could not make a handshake without it.
     pub fn uses_next(&self) -> bool {
         self.last_key() == Some(WhichKey::Next)
     }
@@ -159,7 +159,8 @@ impl Ending {
 pub enum Ended {
     /// The device has one key.
     Ended,
-    /// The device still has two keys, because the one that would go may be the only one that it knows.
+    /// The device still has two keys, because the key to be removed may be the only one that the device
+    /// knows.
     NotDue,
     /// The device had no second key, or is not in the table.
     NoRoll,
@@ -167,12 +168,11 @@ pub enum Ended {
 
 /// The part of a store that keeps rolls.
 pub trait Rolls: Send + Sync + 'static {
-    /// Notes uses of devices' keys, in one step. For each key, the later time counts, unless the stored
-    /// one is in the future: such a time comes from a wrong clock, and a new use of either key removes
-    /// it, so that it does not hide that use. Leaves out a
-    /// device that has one key, a roll that has ended since the keys were looked up, even if another one
-    /// has begun, and times before the device was given its second key, unless that seems to be in the
-    /// future.
+    /// Notes uses of devices' keys, in one step. For each key, the later time counts. A stored time in
+    /// the future comes from a wrong clock; a new use of either key removes it, so that it does not
+    /// hide that use. Leaves out devices with one key, and uses in a roll that has ended since the keys
+    /// were looked up, even if another roll has begun. Also leaves out times before the device was
+    /// given its second key, unless the stored beginning of the roll seems to be in the future.
     fn note_own_uses(&self, uses: Vec<OwnUse>) -> StoreFuture<'_, ()>;
 
     /// Returns the roll of a device; `None` if the device has no second key.

@@ -1,5 +1,5 @@
-//! Servers of a table. Each process that serves devices, or registers them for long, has a row, in
-//! which it beats. The rows show an operator which processes share the table, and how their
+//! Servers of a table. Each process that serves devices, or registers them for a long time, has a row,
+//! and beats by updating it. The rows show an operator which processes share the table, and how their
 //! configurations and clocks differ. No other rule depends on them: claims and leases have owners of
 //! their own, see `claim.rs`.
 
@@ -65,7 +65,7 @@ pub struct Facts {
 /// Load of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Requests of devices answered per minute, since the beat before.
+    /// Requests of devices answered per minute, since the previous beat.
     pub requests_per_minute: u64,
     /// Registrations that wait or are in progress.
     pub registrations: u64,
@@ -91,7 +91,7 @@ pub struct ServerView {
 }
 
 impl ServerView {
-    /// Returns whether the server has died, or was stopped without its own doing.
+    /// Returns whether the server has been silent for so long that it counts as gone.
     pub fn is_gone(&self) -> bool {
         self.silent_for >= GONE_AFTER
     }
@@ -102,7 +102,8 @@ pub fn new_server_id() -> Result<ServerId, StoreError> {
     new_id()
 }
 
-/// A reading of a process's clock, which stays right while a write waits for its turn.
+/// A process's clock, read once. The time that passes afterwards is added, so the reading stays right
+/// while a write waits for its turn.
 #[derive(Debug, Clone, Copy)]
 pub struct WallClock {
     at: i64,

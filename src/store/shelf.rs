@@ -1,7 +1,7 @@
 //! Small things that the console keeps between requests, such as sessions and previews. They are in the
 //! table, so that any server of the table can answer any request. A store does not interpret them. It
-//! keeps no secret here: an item is found by the hash of a token, and a value that is secret was
-//! encrypted by the caller.
+//! stores no readable secret: an item is found by the hash of a token, and the caller encrypts a value
+//! that is secret.
 
 use std::time::Duration;
 
@@ -78,17 +78,17 @@ pub struct Item {
     pub idle: Duration,
 }
 
-/// Returns the time between two times of a database's clock, in milliseconds. A clock that was set back
-/// makes no item younger than new.
+/// Returns the time between two times of a database's clock, in milliseconds. Returns zero if the clock
+/// was set back between them.
 pub(crate) fn between(since: i64, now: i64) -> Duration {
     Duration::from_millis(now.saturating_sub(since).max(0).unsigned_abs())
 }
 
 /// The part of a store that keeps the console's items.
 pub trait Shelf: Send + Sync + 'static {
-    /// Adds an item, unless one of this kind and key is there. Removes the items of the kind whose time
-    /// is over, and those above the maximum. Returns the value that is there then. Fails for a value
-    /// larger than [`MAX_VALUE`].
+    /// Adds an item, unless an item of this kind and key exists. Removes the expired items of the kind,
+    /// and those above the maximum. Returns the value that the store then has. Fails for a value larger
+    /// than [`MAX_VALUE`].
     fn shelve(
         &self,
         kind: ItemKind,
@@ -97,13 +97,13 @@ pub trait Shelf: Send + Sync + 'static {
         limits: ShelfLimits,
     ) -> StoreFuture<'_, Vec<u8>>;
 
-    /// Returns an item, even if its time is over.
+    /// Returns an item, even if it has expired.
     fn shelved(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, Option<Item>>;
 
     /// Notes that an item is used now.
     fn touch_item(&self, kind: ItemKind, key: ItemKey) -> StoreFuture<'_, ()>;
 
-    /// Replaces the value of an item if it is still `known`. Returns whether it was.
+    /// Replaces the value of an item if the value is still `known`. Returns whether it was replaced.
     fn replace_item(
         &self,
         kind: ItemKind,

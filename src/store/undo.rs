@@ -137,8 +137,8 @@ pub enum NotUndone {
     /// The import was already undone.
     #[error("import {0} was undone already")]
     Again(ImportId),
-    /// Devices have changed since the import, or have used the second key from it last, so that they
-    /// may be lost without it.
+    /// Devices have changed since the import, or have used the second key from it last, and may not be
+    /// able to make a handshake without it.
     #[error(
         "{count} of the {all} devices of import {id} were registered, issued, disabled, enabled, deleted, or changed by \
          another import since, are being registered, or have used their second key from it last; to undo the rest, \
@@ -185,8 +185,9 @@ pub enum UndoError {
 }
 
 /// Checks whether an import may be undone. `untouched` is the number of its devices that have not
-/// changed since the import and need no second key from it. `lost_keys` is the number of its devices whose key the import replaced
-/// or removed. Returns the number of devices that stay as they are.
+/// changed since the import and need no second key from it. `lost_keys` is the number of its devices
+/// whose key the import replaced or removed. Returns the number of devices that the undo does not
+/// change.
 pub fn may_undo(
     record: &ImportRecord,
     how: Undo<'_>,

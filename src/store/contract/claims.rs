@@ -134,8 +134,8 @@ fn a_registration_is_stored_as_a_whole(store: &(impl Store + Bulk)) {
     assert_eq!(history[0].detail.as_deref(), Some("a1lamp/SN-1"));
 }
 
-/// `settle` stores the cloud's `IotId`, even if an import has given the device another one. Without one
-/// from the cloud, the device keeps that of the import.
+/// `settle` stores the cloud's `IotId`, even if an import has given the device another one. If the
+/// cloud gives no `IotId`, the device keeps the imported one.
 fn the_iot_id_of_the_cloud_replaces_an_imported_one(store: &(impl Store + Bulk)) {
     let with_iot_id = |device: &str| ImportRow { iot_id: Some(format!("imported-{device}")), ..row(device) };
     import(store, [with_iot_id("SN-1"), with_iot_id("SN-2")]);
@@ -463,8 +463,8 @@ fn an_abandoned_batch_is_taken_over(store: &(impl Store + Bulk)) {
     assert_eq!(now(store.take_batches(&owner(4), target::DEFAULT)).unwrap(), [], "its new owner lives");
 }
 
-/// A claim that is taken over ends its batch if the batch has no `ApplyId`: a process that was only
-/// suspended must not begin it any more. A batch with one may be begun already, and stays.
+/// Taking over a claim ends the claim's batch if the batch has no `ApplyId`: a process that was only
+/// suspended must not begin it any more. A batch with an `ApplyId` may have begun already, so it stays.
 fn a_claim_that_is_taken_over_ends_a_batch_without_apply_id(store: &(impl Store + Bulk)) {
     import(store, ["SN-1", "SN-2", "SN-3", "SN-4"].map(row));
     now(store.claim_batch(&owner(1), &batch(77), &["SN-1", "SN-2"].map(entry), NOW)).unwrap();

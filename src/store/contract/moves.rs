@@ -53,7 +53,7 @@ fn carrier(store: &impl Leases, number: i64) -> Carrier {
     Carrier { owner: owner(number).id, lease }
 }
 
-/// Ends a process for the others, although it may go on.
+/// Fences a process, which may nevertheless continue.
 fn fence(store: &impl Claims, number: i64) {
     now(store.retire(owner(number).id)).unwrap();
 }
@@ -172,17 +172,17 @@ fn the_former_device_is_confirmed_first_and_changed_last(store: &(impl Store + B
     assert!(note(store, &order, OrderNote::FormerIsGone));
     let order = order_of(store, "SN-2").unwrap();
     assert_eq!((order.step(), order.target.as_str()), (Step::Register, "tokyo"));
-    // The operator's command is the same as before.
+    // The same command of the operator finds the order, although the note has changed the order.
     assert_eq!(place(store, "SN-2", &to("tokyo", Former::Disable)), Placed::Yes(order.number));
     assert_eq!(place(store, "SN-2", &to("tokyo", Former::Keep)), Placed::Other(OrderKind::Move));
-    // It is not found later, by a process that is late.
+    // A late process cannot note again that the former device is gone.
     assert!(!note(store, &order, OrderNote::FormerIsGone));
     assert_eq!(store_move(store, &order), Moved::Yes);
     assert_eq!(order_of(store, "SN-2"), None);
     assert_eq!(place(store, "SN-2", &to("tokyo", Former::Disable)), Placed::There);
 }
 
-/// A former device that was found is not taken for gone, which would leave it as it is.
+/// A former device that was found does not count as gone later. Otherwise, it would not be deleted.
 fn a_former_device_that_was_found_is_not_forgotten(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let order = placed(store, "SN-1", Former::Delete);
@@ -211,8 +211,8 @@ fn the_first_call_is_noted(store: &(impl Store + Bulk)) {
     assert!(!asks(first));
 }
 
-/// A process that was suspended has lost its lease. It neither forgets the call of the process that
-/// carries its order out, nor begins one, nor ends the order.
+/// A process that was suspended has lost its lease. It can neither remove the note about the call of
+/// the process that now carries out its order, nor note a call of its own, nor end the order.
 fn a_late_process_changes_no_move(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2"].map(|name| with_certificate(name, "s3cret")));
     let [order, other] = ["SN-1", "SN-2"].map(|name| placed(store, name, Former::Delete));
@@ -223,7 +223,7 @@ fn a_late_process_changes_no_move(store: &(impl Store + Bulk + AuditLog)) {
     let seen = order_of(store, "SN-1").unwrap();
     assert!(note(store, &order, OrderNote::Asked(NOW, late.clone())));
     fence(store, 1);
-    // Until another process has the work, no other process can have made a call.
+    // A process that does not have the lease cannot note that no call was made.
     let unknown = Carrier { owner: owner(2).id, ..late.clone() };
     assert!(!note(store, &order, OrderNote::NotAsked(unknown)));
     let living = carrier(store, 2);
@@ -236,7 +236,7 @@ fn a_late_process_changes_no_move(store: &(impl Store + Bulk + AuditLog)) {
     };
     assert_eq!(give_up(&seen, &late), None);
     assert_eq!(store_move(store, &order), Moved::Yes);
-    // The next step is another one than that which has failed.
+    // The next step differs from the step that has failed.
     assert_eq!(give_up(&seen, &living), None);
     let stored = order_of(store, "SN-1").unwrap();
     assert_eq!(give_up(&stored, &living), Some(stored));
@@ -246,7 +246,8 @@ fn a_late_process_changes_no_move(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(detail, "delete the former device at default, after a move: the name exists");
 }
 
-/// A device at the new target that no row has is in the audit log, once, however its order ends.
+/// A device at the new target that is in no row is in the audit log exactly once, however its order
+/// ends.
 fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + AuditLog)) {
     let names = ["SN-1", "SN-2", "SN-3"];
     import(store, names.map(|name| with_certificate(name, "s3cret")));
@@ -269,7 +270,7 @@ fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + Audit
         );
         assert_eq!(said(store, name).last(), Some(&(AuditEvent::Cancelled, detail)));
     }
-    // A call whose answer comes after that has registered the device.
+    // The answer to a call arrives after the order has ended: the call has registered the device.
     assert_eq!(store_move(store, &cancelled), Moved::Orphaned);
     let detail = "move to tokyo, product a1tokyo: the order had ended; device a1tokyo/SN-2 is at tokyo; if no row of the \
                   table has it, delete it there";
@@ -277,8 +278,8 @@ fn a_device_without_a_row_is_in_the_audit_log(store: &(impl Store + Bulk + Audit
     assert_eq!(device(store, "SN-2").unwrap().certificate, Some(certificate("SN-2", "s3cret")));
 }
 
-/// A registration that has begun elsewhere keeps the device from a move. The operator may give it up
-/// once no process carries it out, and the audit log then names the device that may exist.
+/// A registration that has begun at another target prevents a move of the device. The operator may give
+/// it up once no process carries it out, and the audit log then names the device that may exist.
 fn a_registration_that_has_begun_is_given_up_by_the_operator_only(store: &(impl Store + Bulk + AuditLog)) {
     import(store, ["SN-1", "SN-2"].map(row));
     let tokyo = to("tokyo", Former::Keep);
@@ -295,7 +296,7 @@ fn a_registration_that_has_begun_is_given_up_by_the_operator_only(store: &(impl 
     let detail = "in the table: to tokyo (a1tokyo/SN-1); gave up the registration that had begun at default: device \
                   a1lamp/SN-1 may exist there; if no row of the table has it, delete it there";
     assert_eq!(said(store, "SN-1"), [(AuditEvent::Moved, detail.into())]);
-    // It is registered at its new target, and there only.
+    // The device can now be registered at its new target.
     let anew = JournalEntry { product_key: "a1tokyo".into(), target: "tokyo".into(), ..entry("SN-1") };
     assert!(matches!(now(store.claim(&owner(2), &anew, NOW)).unwrap(), Claimed::Yours(_)));
     // A batch that was never begun at IoT Platform has registered no device.

@@ -131,7 +131,7 @@ fn a_completed_order_changes_the_row(store: &(impl Store + Bulk + AuditLog)) {
     assert_eq!(now(store.abandoned("default", 9)).unwrap(), [entry("SN-4")]);
 }
 
-/// While a device has an order, it is not registered. After a rotation, it is registered anew.
+/// While a device has an order, it is not registered. After a rotation, it is registered again.
 fn a_device_with_an_order_is_not_registered(store: &(impl Store + Bulk)) {
     import(store, [with_certificate("SN-1", "s3cret")]);
     let deleted = Sighting { state: Some(CloudState::Deleted), ..Sighting::default() };

@@ -19,12 +19,12 @@ fn roll_of(store: &impl Store, device: &str) -> Option<Roll> {
     now(store.roll_of(&id(device))).unwrap()
 }
 
-/// Returns the beginning of the roll of the identity's keys, as a handshake finds it.
+/// Returns the beginning of the roll, as a handshake that looks up the identity's keys gets it.
 fn looked_up(store: &impl Store, identity: &str) -> Option<UnixSeconds> {
     now(store.individual_key(identity)).unwrap().found.and_then(|found| found.next_since)
 }
 
-/// Notes uses of keys that are looked up now.
+/// Notes uses of keys, with the roll of a lookup that is made now.
 fn note(store: &impl Store, identity: &str, used: Used) {
     note_since(store, identity, looked_up(store, identity), used);
 }
@@ -187,7 +187,7 @@ fn a_use_counts_in_the_roll_of_its_key(store: &(impl Store + Bulk)) {
     store.set_clock_ahead(AHEAD);
     import(store, [with_keys("SN-1", "id-1", "aa11", "bb22")]);
     let since = roll_of(store, "SN-1").unwrap().since;
-    // The device has proven aa11, which was the second key when it was looked up.
+    // The device has proven aa11, which was the second key when the keys were looked up.
     let late = |since| OwnUse { identity: "id-1".into(), since, used: [None, Some(Store::now(store))] };
     note_since(store, "id-1", former, late(former).used);
     assert_eq!(roll_of(store, "SN-1").unwrap().used, [None; 2]);
@@ -292,8 +292,8 @@ fn a_second_key_is_undone_with_its_import(store: &(impl Store + Bulk)) {
     assert_eq!(undo(store, 9), Err(NotUndone::Keys { id: ImportId(9), count: 1 }));
 }
 
-/// A second key that its device has used last is neither taken away nor undone, unless the caller takes
-/// it away regardless of uses.
+/// If a device has used its second key last, neither the end of the roll nor an undo removes this key,
+/// unless the caller removes it regardless of uses.
 fn a_second_key_that_is_used_stays(store: &(impl Store + Bulk)) {
     let rows = |next: &'static str| {
         (1..=3).map(move |number| {

@@ -32,7 +32,7 @@ fn names(store: &impl Servers) -> Vec<String> {
     all(store).into_iter().map(|view| view.server.name).collect()
 }
 
-/// `beat_server` keeps one row for each server, which `servers` returns with all that it says.
+/// `beat_server` keeps one row for each server, and `servers` returns all values of its last beat.
 fn a_server_has_one_row_that_says_what_it_last_said(store: &(impl Store + Bulk)) {
     assert_eq!(all(store), []);
     let before = system_millis() / 1000 - 1;
@@ -60,7 +60,8 @@ fn a_server_has_one_row_that_says_what_it_last_said(store: &(impl Store + Bulk))
     assert_eq!(names(store), ["west"]);
 }
 
-/// The difference of the clocks does not depend on the clock of the handle, but on the process's.
+/// The difference of the clocks is that of the process's clock, and does not depend on the clock of the
+/// store's handle.
 fn a_clock_that_is_wrong_is_seen_beside_the_databases(store: &(impl Store + Bulk)) {
     for ahead in [3600, -3600] {
         let clock = WallClock::showing(system_millis() + 1000 * ahead);
@@ -84,7 +85,8 @@ fn a_server_shows_the_leases_that_it_has(store: &(impl Store + Bulk)) {
     assert_eq!(leases("east"), [""; 0]);
 }
 
-/// `remove_silent_servers` removes those without a beat for the time, and those above the maximum.
+/// `remove_silent_servers` removes the servers that have not beaten for the given time, and those above
+/// the maximum.
 fn the_rows_of_servers_are_bounded_in_time_and_number(store: &(impl Store + Bulk)) {
     (1..=5).for_each(|id| beat(store, &server(id, &format!("server-{id}"))));
     let remove = |silent, most| now(store.remove_silent_servers(Duration::from_secs(silent), most)).unwrap();

@@ -1,6 +1,6 @@
-//! Parts of the content of a store: their columns, and the order of their records. What is not listed
-//! here is not copied: owners, leases, paces and sessions are of running processes, the counts and the
-//! indexes of a store follow from its records, and a store learns again which refusals are in the log.
+//! Parts of the content of a store: their columns, and the order of their records. Everything else is
+//! left out of a copy: owners, leases, paces and sessions belong to running processes; a store derives
+//! its counts and indexes from its records; and it learns again which refusals are in the log.
 
 use super::Value;
 
@@ -43,7 +43,8 @@ pub enum Part {
     ImportNumbers,
     /// Imports that can be undone.
     Imports,
-    /// Rows before an import changed them: by import, in the order in which it changed them.
+    /// Former values of the rows that an import has changed, ordered by import and then by the order of
+    /// the changes.
     Before,
     /// Uses of the keys of enrollments.
     KeyUses,
@@ -57,15 +58,15 @@ pub enum Part {
     Places,
     /// Orders that are not carried out yet.
     Orders,
-    /// Records of repeats, in the order in which they were added. One stands for all equal requests of a
-    /// day.
+    /// Records of repeats, in the order in which they were added. One record stands for all equal
+    /// requests of a day.
     Repeats,
     /// Entries of the audit log.
     Entries,
 }
 
 impl Part {
-    /// All parts. A part comes after those to which its records refer.
+    /// All parts. A part comes after the parts to which its records refer.
     pub const ALL: [Self; 13] = [
         Self::Devices,
         Self::Keys,
@@ -121,8 +122,9 @@ impl Part {
         }
     }
 
-    /// Returns the columns by which the records of the table are ordered, byte by byte. Those of
-    /// [`Part::Before`], [`Part::Repeats`] and [`Part::Entries`] have an order of their own in each store.
+    /// Returns the columns by which the records of the table are ordered, byte by byte. The records of
+    /// [`Part::Before`], [`Part::Repeats`] and [`Part::Entries`] have an order of their own in each
+    /// store.
     pub fn order(self) -> &'static str {
         match self {
             Self::Devices | Self::Claims | Self::Places => "deviceId",

@@ -108,7 +108,7 @@ fn every_kind(path: &Path, keys: &Keyring) {
     for _ in 0..2 {
         store.audit(refused("SN-4")).unwrap();
     }
-    // More entries than a block of the copy has.
+    // More entries than one block of the audit log of the copy has.
     for number in 0..700 {
         let state = if number % 2 == 0 { DeviceState::Disabled } else { DeviceState::Enabled };
         assert!(ready(store.set_state(&id("SN-3"), state, &by())));
@@ -184,7 +184,7 @@ fn sqlite_source(path: &Path) -> Box<dyn Source> {
 }
 
 fn postgres_source(url: &str) -> Box<dyn Source> {
-    // A connection of the process that has ended may be open for a moment.
+    // A connection of a process that has ended may stay open for a moment, so connections are ignored.
     Box::new(Postgres::copy_source(url, |_| Ok(()), true).unwrap())
 }
 
@@ -216,7 +216,7 @@ fn serves(store: &(impl Store + AuditLog)) {
     );
     assert!(ready(store.individual_key("id-1")).are_rolling);
     assert!(store.verify_audit(&mut |_, _| ()).unwrap().fault.is_none());
-    // No process owns what it had begun, so the next one continues it.
+    // In the copy, no process owns the registration that had begun, so any process can continue it.
     assert_eq!(ready(store.abandoned("cn", 10)).len(), 1);
     assert!(ready(store.set_state(&id("SN-3"), DeviceState::Disabled, &by())));
     assert!(ready(store.history(&id("SN-3"), 1000)).len() >= 700);
@@ -267,7 +267,7 @@ fn devices_that_an_import_hides_in_postgres_are_not_copied() {
     assert!(refused.to_string().contains("an import was cut off"), "{refused}");
 }
 
-/// A target that fails at a step, before or after it, as a process that is killed, or that changes a
+/// A target that fails before or after one of its steps, like a killed process, or that falsifies a
 /// record.
 struct Faulty<'t> {
     target: &'t dyn Target,
@@ -322,7 +322,7 @@ impl Target for Faulty<'_> {
     }
 }
 
-/// Changes the last number or text of a record that can be changed without another record's help.
+/// Changes one value of a record, in a column on which no other record depends.
 fn spoil(part: Part, record: &mut Record) {
     let changed = match part {
         Part::Devices => "productKey",
@@ -345,7 +345,7 @@ fn spoil(part: Part, record: &mut Record) {
     };
 }
 
-/// Opens the same target again and again.
+/// Opens the same target at each call.
 type Opens = Box<dyn Fn() -> Box<dyn Target>>;
 
 /// Runs a copy that is cut off at each step in turn, and continues it.
@@ -580,7 +580,7 @@ fn a_part_of_another_copy_is_not_continued() {
     drop(store);
     let error = refusal(&folder.url("a.db"), &folder.url("b.db"), &keys);
     assert!(error.contains("a part of another copy"), "{error}");
-    // A half-copied database is no source either.
+    // An incomplete copy cannot be a source either.
     let error = refusal(&folder.url("b.db"), &folder.url("c.db"), &keys);
     assert!(error.contains("a copy into it is not complete"), "{error}");
 }
@@ -597,7 +597,7 @@ fn a_copy_from_postgres_is_refused_while_a_server_is_alive() {
         let how = Copying { from: &url, to, keys: Some(&keys), by: &by(), anyway: true };
         copy_between(&how, &mut |_, _, _| ())
     };
-    // An owner beats, so its process is alive, whatever the connections say.
+    // An owner beats, so its process is alive, even if connections are ignored.
     postgres::run(&url, "INSERT INTO registration_owner VALUES (1, 'serve 12', 0, 0)");
     let is_over = std::sync::atomic::AtomicBool::new(false);
     let error = std::thread::scope(|scope| {

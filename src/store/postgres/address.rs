@@ -97,9 +97,10 @@ impl Address {
     }
 
     /// Opens a connection to the first host that accepts it, beginning with the one that accepted the
-    /// last connection, or with `load_balance_hosts=random`, with any of them. Each host has an equal
-    /// share of `limit`, so that one that accepts connections and says nothing, such as a former primary
-    /// that hangs, does not hide the others. The connection is driven by the runtime of the calling task.
+    /// last connection, or with a random one if the URL has `load_balance_hosts=random`. Each host has
+    /// an equal share of `limit`, so that a host that accepts connections but does not answer, such as
+    /// a former primary that hangs, leaves time for the others. A task in the runtime of the caller
+    /// drives the connection.
     pub(super) async fn connect(&self, limit: Duration) -> Result<Client, Failure> {
         let count = self.hosts.len();
         let first = match self.hosts[0].get_load_balance_hosts() {
@@ -113,7 +114,7 @@ impl Address {
                 Ok(Ok((client, connection))) => {
                     self.last.store(index, Ordering::Relaxed);
                     tokio::spawn(async move {
-                        // Whoever uses the connection gets the error, too.
+                        // The user of the connection gets the error, too.
                         if let Err(error) = connection.await {
                             tracing::debug!(%error, "a connection to the database has ended");
                         }

@@ -176,7 +176,7 @@ impl Bulk for Postgres {
         self.engine.read_now(read::are_rolling)
     }
 
-    /// Fails, and names the tools of the database.
+    /// Always fails, with a message that names the backup tools of the database.
     fn back_up(&self, _to: &Path, _progress: &mut dyn FnMut(u64, u64)) -> Result<Contents, StoreError> {
         Err(StoreError::Unusable(format!(
             "{}: a database on a server is backed up with its own tools: `pg_dump --format=custom --no-owner \

@@ -1,5 +1,5 @@
 //! Claims on registrations, and leases. Each write locks the device's row first, and the owner's row
-//! last, so that two of them do not wait for each other in a circle.
+//! last, to prevent deadlocks between them.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
-//! Gives and takes the content of a database as records ([`copy`]). A source is read in one snapshot. The
-//! tables of a target have the version 0 until the copy is complete, so that no version of certdist uses
-//! them.
+//! Reads and writes the content of a database as records ([`copy`]). A source is read in one snapshot.
+//! The tables of a target have the version 0 until the copy is complete, so that no version of certdist
+//! uses them.
 
 use std::{thread, time::Duration};
 
@@ -27,18 +27,18 @@ use crate::{
 /// Number of rows that are fetched at a time.
 const FETCHED: usize = 2000;
 
-/// Time between two looks at the owners, and the number of looks. An owner that is alive beats every
-/// 2 s.
+/// Time between two readings of the owners' beats, and the number of readings. A living owner beats
+/// every 2 s.
 const LOOK: Duration = Duration::from_millis(2500);
 const LOOKS: u32 = 3;
 
 /// Keeps the server from ending the snapshot while the other database is written or read.
 const PATIENCE: &str = "SET LOCAL idle_in_transaction_session_timeout = '3600s'";
 
-/// Finds an import whose devices are hidden. In a copy, they would be shown.
+/// Finds an import whose devices are hidden. In a copy, they would be visible.
 const UNFINISHED: &str = "SELECT 1 FROM import_unfinished";
 
-/// The entries, those that are pending included.
+/// The audit entries, including the pending ones.
 const ENTRIES: &str = "SELECT seq, line FROM audit_entry UNION ALL \
                        SELECT c.headSeq + row_number() OVER (ORDER BY p.number), p.line \
                        FROM audit_pending p, audit_chain c ORDER BY 1";
@@ -121,7 +121,7 @@ async fn owners(session: &Session) -> Result<Vec<(i64, String, i64)>, Failure> {
     session.rows(SQL, &[]).await?.iter().map(owner).collect()
 }
 
-/// Returns another connection of a certdist with the same user and name, if there is one.
+/// Describes another connection with the same database user and application name, if there is one.
 async fn other_session(session: &Session) -> Result<Option<String>, Failure> {
     const SQL: &str = "SELECT coalesce(host(client_addr), 'this machine'), pid::int8 \
                        FROM pg_catalog.pg_stat_activity WHERE datname = current_database() \
@@ -133,7 +133,8 @@ async fn other_session(session: &Session) -> Result<Option<String>, Failure> {
     Ok(Some(format!("a connection from {address}, process {pid} of the database server")))
 }
 
-/// Returns whether a database has a part of a copy, and false if it has no tables. Fails for any others.
+/// Returns whether a database has a part of a copy, and false if it has no tables. Fails if it has any
+/// other tables of certdist.
 async fn has_part_of_copy(session: &Session, database: &str) -> Result<bool, Failure> {
     if schema::has_part_of_copy(session).await? {
         return Ok(true);
@@ -292,7 +293,7 @@ impl<'r> Array<'r> {
     }
 }
 
-/// Returns the columns that follow from a record and its number in the part.
+/// Returns the columns that are derived from a record and its number in the part.
 fn derived(
     part: Part,
     done: u64,
@@ -362,7 +363,7 @@ async fn insert(session: &Session, part: Part, done: u64, records: &[Record]) ->
     session.execute(&sql, &bound).await.map(drop)
 }
 
-/// Explains why records that another kind of store can have are not possible here.
+/// Explains why this database cannot contain records that another kind of store can contain.
 fn shared(failure: Failure, database: &str, part: Part) -> Failure {
     match &failure {
         Failure::Database(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {

@@ -104,7 +104,7 @@ pub(super) const KEPT: &str = kept!();
 const PUT: &str =
     concat!("INSERT INTO count_change (enrollment, productKey, refusal, ", columns!(), ") SELECT ");
 
-/// Counts devices that were added, or that have the values now with which they were changed.
+/// Counts devices that were added, or that have their new values after a change.
 pub(super) async fn give(session: &Session, devices: &[&str]) -> Result<(), Failure> {
     const SQL: &str = concat!(
         "INSERT INTO count_change (enrollment, productKey, refusal, ",
@@ -115,8 +115,8 @@ pub(super) async fn give(session: &Session, devices: &[&str]) -> Result<(), Fail
     session.execute(SQL, values![devices.to_vec()]).await.map(drop)
 }
 
-/// Counts devices no longer that will be removed, or whose values will be changed, in the same
-/// transaction. The caller has locked their rows.
+/// Subtracts devices from the counts before they are removed or changed in the same transaction. The
+/// caller has locked their rows.
 pub(super) async fn take(session: &Session, devices: &[&str]) -> Result<(), Failure> {
     const SQL: &str = concat!(
         "INSERT INTO count_change (enrollment, productKey, refusal, ",
@@ -165,7 +165,7 @@ impl Added {
         }
     }
 
-    /// Adds the devices of another one.
+    /// Adds the devices of another `Added`.
     pub(super) fn append(&mut self, other: &Self) {
         for (group, more) in &other.0 {
             let of = self.0.entry(group.clone()).or_default();
@@ -175,7 +175,7 @@ impl Added {
         }
     }
 
-    /// Counts the devices, in the transaction in which they appear.
+    /// Counts the devices, in the transaction that makes them visible.
     pub(super) async fn give(&self, session: &Session) -> Result<(), Failure> {
         const SQL: &str = concat!(
             "INSERT INTO count_change (enrollment, productKey, refusal, ",
@@ -192,7 +192,7 @@ impl Added {
 /// Moves some of the changes into the numbers. Several processes may do so at the same time. Returns
 /// whether there may be more.
 pub(super) async fn fold(session: &Session) -> Result<bool, Failure> {
-    // The numbers are locked in one order, so that no two processes wait for each other in a circle.
+    // The numbers are locked in one order, to prevent deadlocks between processes.
     const FOLD: &str = concat!(
         "WITH oldest AS (SELECT number FROM count_change ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED), \
          gone AS (DELETE FROM count_change c USING oldest o WHERE c.number = o.number \
@@ -249,7 +249,8 @@ pub(super) async fn devices_of(session: &Session, enrollment: &str) -> Result<u6
     sum(session, "devices", Some(enrollment), None).await
 }
 
-/// Returns the number of devices that a filter admits, or `None` if the numbers do not tell.
+/// Returns the number of devices that a filter admits, or `None` if the kept numbers are not sufficient
+/// for this filter.
 pub(super) async fn number(session: &Session, filter: &Filter) -> Result<Option<u64>, Failure> {
     const OF_REFUSAL: &str = concat!(
         "SELECT coalesce(sum(devices), 0)::int8 FROM ",
@@ -411,7 +412,7 @@ async fn correct(session: &Session, groups: &BTreeMap<Group, Both>) -> Result<()
     Ok(())
 }
 
-/// Sets the numbers to those of the rows, in a transaction of which no other process sees anything yet.
+/// Sets the numbers to those of the rows. No other process may use the tables yet.
 pub(super) async fn count_anew(session: &Session) -> Result<(), Failure> {
     correct(session, &both(session).await?).await
 }
@@ -449,7 +450,7 @@ impl Postgres {
     }
 
     /// Implements [`Bulk::recount`](crate::store::Bulk::recount). The differences are found in one
-    /// snapshot. What others change since then is in changes of their own, and is kept.
+    /// snapshot. Changes that other processes have made since then are separate records, and are kept.
     pub(super) fn correct_counts(&self) -> Result<CountCheck, StoreError> {
         const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '600s'; SET LOCAL lock_timeout = '60s'";
         // Fails if another process has corrected the numbers since the snapshot, or does so now.

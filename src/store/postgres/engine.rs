@@ -343,8 +343,8 @@ async fn run(mut queue: mpsc::Receiver<Work>, address: Arc<Address>, access: Acc
     while let Ok(Some(_)) = timeout_at(deadline, running.join_next()).await {}
 }
 
-/// Runs a transaction, and repeats it as long as another one is in its way. If the answer to a commit is
-/// lost, finds out whether it was committed.
+/// Runs a transaction, and repeats it as long as another one is in its way. If the answer to a commit
+/// is lost, finds out whether the transaction was committed.
 async fn transact<T>(
     pool: &Pool,
     work: &impl AsyncFn(&Session) -> Result<T, Failure>,
@@ -375,7 +375,7 @@ async fn transact<T>(
     }
 }
 
-/// Returns whether a transaction was committed, or `None` if the database does not tell.
+/// Returns whether a transaction was committed, or `None` if the database does not answer.
 async fn was_committed(pool: &Pool, deadline: Instant, note: Note) -> Option<bool> {
     for attempt in 1..=ATTEMPTS {
         let asked = async { pool.session(deadline).await?.was_committed(note).await };
@@ -388,8 +388,9 @@ async fn was_committed(pool: &Pool, deadline: Instant, note: Note) -> Option<boo
     None
 }
 
-/// Runs a transaction once. Before it sends the commit, whose outcome is not known if the connection then
-/// ends, puts the result and the number of the transaction into `committing`.
+/// Runs a transaction once. Before it sends the commit, puts the result and the number of the
+/// transaction into `committing`, because the outcome is unknown if the connection ends during the
+/// commit.
 async fn attempt_once<T>(
     pool: &Pool,
     deadline: Instant,
@@ -419,8 +420,8 @@ async fn attempt_once<T>(
     Err(failure)
 }
 
-/// Runs statements in a transaction of their own, once. They must not do harm if they are done and the
-/// answer is lost.
+/// Runs statements in a transaction of their own, once. If the answer is lost, the caller does not know
+/// whether they were carried out. They must be harmless in both cases.
 async fn attempt_plain<T>(
     pool: &Pool,
     work: &impl AsyncFn(&Session) -> Result<T, Failure>,
@@ -489,7 +490,7 @@ async fn pause(attempt: u32, deadline: Instant) -> bool {
     true
 }
 
-/// Returns the pause of a caller that blocks before its next attempt.
+/// Returns the pause before the next attempt, for a caller that blocks.
 pub(super) fn blocking_pause(attempt: u32) -> Duration {
     (PAUSE * 2_u32.pow(attempt - 1)).mul_f64(rand::rng().random_range(0.5..1.0))
 }

@@ -99,8 +99,8 @@ fn is_conflict(code: &SqlState) -> bool {
     .contains(code)
 }
 
-/// Returns whether an error says that a connection is of no more use. A pooler reports so that it cannot
-/// reach the server behind it.
+/// Returns whether an error means that the connection can no longer be used. A pooler also reports such
+/// an error when it cannot reach its server.
 fn is_lost(code: &SqlState) -> bool {
     code.code().starts_with("08")
 }

@@ -25,7 +25,7 @@ use crate::{
 /// Number of devices at each end of the table in which a device without a target is searched.
 const LOOKED_AT: i64 = 10_000;
 
-/// Number of rows that a search examines between two looks at the clock.
+/// Number of rows that a search examines between two readings of the clock.
 const ROWS: i64 = 256;
 
 /// SQL conditions that a filter implies, and the texts in them.
@@ -173,8 +173,8 @@ impl Postgres {
         Ok(Found { devices, end: why })
     }
 
-    /// Implements [`Bulk::tally`](crate::store::Bulk::tally). If the kept numbers do not tell, the
-    /// database counts for up to half of the time, unless there is a text.
+    /// Implements [`Bulk::tally`](crate::store::Bulk::tally). If the kept numbers are not sufficient,
+    /// the database counts the rows for up to half of `time`, unless the filter has a text.
     pub(super) fn count_admitted(&self, filter: &Filter, time: Duration) -> Result<Tally, StoreError> {
         let wanted = filter.clone();
         let kept =

@@ -71,7 +71,7 @@ pub(super) fn run(
     rows: Rows<'_>,
     reject: Reject<'_>,
 ) -> Result<ImportReport, ImportError> {
-    // The rows are read before the turn is taken, because another program may write them slowly.
+    // The rows are read before the turn is taken, because they may arrive slowly from another program.
     let staged = Staged::read(rows, reject)?;
     if job.dry_run {
         let session = store.engine.blocking()?;
@@ -116,7 +116,7 @@ struct Import<'a> {
     job: &'a ImportJob<'a>,
     id: ImportId,
     turn: &'a Turn,
-    /// Connection for its transactions; `None` after it was lost.
+    /// Connection for the transactions of the import; `None` after the connection was lost.
     session: RefCell<Option<Blocking>>,
 }
 
@@ -143,7 +143,8 @@ impl Import<'_> {
             }
             let mut report = ImportReport { unchanged: checked.report.unchanged, ..ImportReport::default() };
             let mut changes = 0;
-            // Each late row needs what an earlier one gives up, so they are written one by one.
+            // Each late row needs a value that an earlier row gives up, so late rows are written one by
+            // one.
             for some in std::iter::once(&rows[..]).chain(late.chunks(1)) {
                 let written = merging.write(session, some, changes).await?;
                 changes = written.changes;
@@ -221,10 +222,11 @@ impl Import<'_> {
         }
     }
 
-    /// Runs a transaction, and repeats it as long as another one is in its way. If the answer to a
-    /// commit is lost, `work` is repeated on another connection, and then returns `None` if the
-    /// transaction was committed; the result is that of the first time. Returns `None` if `work` did so
-    /// the first time.
+    /// Runs a transaction, and repeats it as long as another one is in its way. `work` returns `None`
+    /// if its changes are already in the database. If the answer to a commit is lost, `work` is
+    /// repeated on another connection. If it then returns `None`, the first transaction was committed,
+    /// and this function returns the first result. Returns `None` if the first call of `work` returned
+    /// `None`.
     fn transact<T>(
         &self,
         work: impl AsyncFn(&Session) -> Result<Option<T>, Unwritten>,
@@ -342,7 +344,8 @@ fn add(report: &mut ImportReport, other: ImportReport) {
     report.lost_keys += other.lost_keys;
 }
 
-/// Notes the number of an import. Returns false if another import, or this one before, has had it.
+/// Notes the number of an import. Returns false if it was already noted, by another import or by an
+/// earlier attempt of this one.
 async fn note_number(session: &Session, id: ImportId) -> Result<bool, Failure> {
     const SQL: &str = "INSERT INTO import_number (importId) VALUES ($1) ON CONFLICT (importId) DO NOTHING";
     Ok(session.execute(SQL, values![i64::from(id.0)]).await? > 0)

@@ -48,7 +48,7 @@ pub(super) async fn record(
     recorded
 }
 
-/// Of several requests for one device, the database chooses one. Its number is then in the row, so that
+/// The database chooses one of several requests for one device. Its number is then in the row, so that
 /// the row says which request had the first issue. A request that is repeated only reads the row.
 async fn record_in(
     session: &Session,
@@ -66,7 +66,7 @@ async fn record_in(
          SELECT enrollment, productKey, '', 0, 0, -count(*), count(*), 0, 0, 0, 0, 0, 0 FROM issued \
          GROUP BY enrollment, productKey) \
          INSERT INTO audit_pending (deviceId, at, event, line) SELECT deviceId, $7, $8, line FROM issued";
-    // Of two servers that record issues of the same devices, neither waits for the other in a circle.
+    // Prevents deadlocks between servers that record issues of the same devices.
     const LOCK: &str = "SELECT deviceId FROM device_table WHERE deviceId = ANY ($1) AND firstIssued IS NULL \
                         ORDER BY deviceId FOR UPDATE";
     const KNOWN: &str = "SELECT deviceId, enrollment, productKey, deviceName, firstIssued, issueId FROM device_table \

@@ -160,13 +160,13 @@ impl Postgres {
         // The servers of one database have one clock, unless the cloud's clock is known.
         store.clock.set_ahead(database_now - unix_now());
         if store.engine.access() == Access::Full {
-            // Connections that are a day old and have had no transaction since.
+            // Removes the notes of connections that have had no transaction for a day.
             const FORGET: &str = "DELETE FROM write_note WHERE at < $1";
             store.engine.transact_now(async move |session: &Session| {
                 session.execute(FORGET, values![database_now - 86_400]).await.map(drop)
             })?;
             let clock = Arc::clone(&store.clock);
-            // If there is too much work already, another process looks.
+            // If the engine has too much work to start this task, another process does the work.
             store.engine.spawn(async move |transactions: Transactions| {
                 unfinished::recover(transactions, clock).await
             });
@@ -227,7 +227,7 @@ impl Postgres {
             let Some(row) = read::locked(session, &id).await? else { return Ok(false) };
             counts::take(session, &[id.as_str()]).await?;
             if !change(session, &row).await? {
-                // The row is as it was.
+                // The row was not changed, so the device is counted again with the same values.
                 counts::give(session, &[id.as_str()]).await?;
                 return Ok(false);
             }

@@ -101,8 +101,8 @@ async fn log(
     audit::append(session, &entry).await
 }
 
-/// Returns whether no other process can have taken the work of a carrier over. None can until the
-/// transaction ends, because the lease is locked.
+/// Returns whether a carrier still has its lease. Locks the lease, so that no other process can take
+/// over the work until the transaction ends.
 async fn has_lease(session: &Session, carrier: &Carrier) -> Result<bool, Failure> {
     const SQL: &str = "SELECT 1 FROM lease WHERE name = $1 AND owner = $2 FOR SHARE";
     Ok(session.row(SQL, values![carrier.lease, carrier.owner]).await?.is_some())

@@ -113,8 +113,8 @@ pub(super) async fn device(session: &Session, id: &DeviceId) -> Result<Option<De
 }
 
 /// Reads the row of a device, and locks it until the end of the transaction. Every write that depends
-/// on a row locks it first, so that of two such writes the second one sees what the first has done. A
-/// device that an unfinished import has added is not there yet.
+/// on a row locks it first, so that the second of two such writes sees the changes of the first. A
+/// device that an unfinished import has added counts as absent.
 pub(super) async fn locked(session: &Session, id: &DeviceId) -> Result<Option<DeviceRow>, Failure> {
     const SQL: &str = concat!(
         "SELECT ",

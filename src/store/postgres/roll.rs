@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Number of devices that a count reads between two looks at the clock.
+/// Number of devices that a count reads between two readings of the clock.
 const COUNTED: i64 = 500;
 
 /// Devices of the enrollment $1 after the ID $2 that have a second key, at most $3.
@@ -35,10 +35,10 @@ macro_rules! rolling {
 }
 
 async fn note(session: &Session, uses: &[OwnUse], now: UnixSeconds) -> Result<(), Failure> {
-    // An import changes devices in this order as well, so neither waits for the other in a circle.
+    // An import changes devices in the same order, which prevents deadlocks.
     const LOCK: &str = "SELECT pskIdentity FROM device_key WHERE pskIdentity = ANY ($1) AND pskNext IS NOT NULL \
                         ORDER BY deviceId FOR UPDATE";
-    // Of a NULL, each comparison is not true. If the roll seems to begin later than now ($4), the clock
+    // A comparison with NULL is never true. If the roll seems to begin later than now ($4), the clock
     // of the import was wrong, and no time is left out because of it. A stored time that is later than
     // now is removed, so that it does not hide a use of the other key.
     const NOTE: &str = "UPDATE device_key k SET pskUsed = CASE \

@@ -21,8 +21,8 @@ pub(super) const CREATE: &str = include_str!("../../../schema.postgres.sql");
 /// Creates the tables if the database has none, in the caller's transaction. Refuses the tables of
 /// another program or version, and changes nothing then.
 ///
-/// Of several servers that create them at once, one succeeds. The others fail at the first statement,
-/// when it has committed, with an error after which the transaction is repeated.
+/// If several servers create them at once, one succeeds. The others fail at the first statement, when
+/// it has committed, with an error after which the transaction is repeated.
 pub(super) async fn create_or_check(session: &Session, database: &str) -> Result<(), Failure> {
     if is_current(session, database).await? {
         return Ok(());

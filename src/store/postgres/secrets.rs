@@ -24,9 +24,8 @@ const CLEAR: &str = "clear";
 
 /// Statements for one column of secrets. `read` begins after the primary key $1, and selects the rows
 /// whose value does not begin with $3, the prefix of values under the wanted database key. `lock` locks
-/// rows in the order of their devices, so that no two writes wait for each other in a circle. `write`
-/// replaces a value unless it has changed since it was read. `count` counts the values by database
-/// key.
+/// rows in the order of their devices, to prevent deadlocks between writes. `write` replaces a value
+/// unless it has changed since it was read. `count` counts the values by database key.
 struct Statements {
     read: &'static str,
     lock: &'static str,
@@ -183,7 +182,8 @@ impl StoredSecrets for Postgres {
         let (key, by, clock) = (key.to_owned(), by.clone(), self.clock.clone());
         let kept = self.engine.transact_now(async move |session: &Session| {
             session.rows(LOCK, &[]).await?;
-            // Former keys of its devices may be under another key, and come back if it is cut off.
+            // Former keys of the devices of an unfinished import may be sealed under another database
+            // key, and are restored if the import is cut off.
             if session.exists("SELECT 1 FROM import_unfinished", &[]).await? {
                 let reason = format!("{database}: an import is unfinished; run this again when it has ended");
                 return Err(StoreError::Busy(reason).into());

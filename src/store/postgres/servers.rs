@@ -1,4 +1,4 @@
-//! Servers of the table, by the clock of the database.
+//! Stores the servers of the table, with times of the database's clock.
 
 use std::time::Duration;
 

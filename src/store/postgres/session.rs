@@ -71,7 +71,8 @@ pub(super) fn number(row: &Row, index: usize) -> Result<u64, Failure> {
     Ok(column::<i64>(row, index)?.unsigned_abs())
 }
 
-/// A transaction: the random number of its connection, and its own number among the transactions there.
+/// Identifies a transaction: the random number of its connection, and its own number in that
+/// connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Note {
     id: i64,
@@ -79,7 +80,7 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// Returns the beginning of a new connection.
+    /// Returns the note of a new connection, before its first transaction.
     pub(super) fn new_connection() -> Self {
         Self { id: rand::rng().random(), number: 0 }
     }
@@ -104,8 +105,8 @@ impl Session {
         (self.client, self.note)
     }
 
-    /// Begins a transaction that can be found again if the answer to its commit is lost. `begin` is the
-    /// statements that begin it.
+    /// Begins a transaction that can be found again if the answer to its commit is lost. `begin`
+    /// contains the statements that begin it.
     pub(super) async fn begin_noted(&mut self, begin: &str) -> Result<Note, Failure> {
         self.note.number += 1;
         let Note { id, number } = self.note;
@@ -118,10 +119,11 @@ impl Session {
         Ok(self.note)
     }
 
-    /// Returns whether a transaction of another connection was committed. Waits for its end.
+    /// Returns whether a transaction of another connection was committed. Waits until the transaction
+    /// has ended.
     pub(super) async fn was_committed(&self, note: Note) -> Result<bool, Failure> {
-        // A transaction that has not ended holds the row. One that was rolled back has left the number
-        // before its own.
+        // A transaction that has not ended has the row locked. If it was rolled back, the row has the
+        // number of the transaction before it.
         const SQL: &str = "INSERT INTO write_note AS w (id, number, at) VALUES ($1, 0, 0) \
                            ON CONFLICT (id) DO UPDATE SET number = w.number RETURNING number";
         let row = self.one(SQL, values![note.id]).await?;

@@ -1,4 +1,4 @@
-//! The console's items, by the clock of the database.
+//! Stores the console's items, with times of the database's clock.
 
 use tokio_postgres::Row;
 

@@ -165,7 +165,7 @@ fn a_server_that_is_not_there_is_an_error_of_the_moment() {
 #[ignore = "needs PostgreSQL"]
 fn a_host_that_hangs_does_not_hide_the_others() {
     let url = postgres::empty();
-    // The system accepts connections to this host, and no one reads from them.
+    // The system accepts connections to this host, but no program reads from them.
     let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let both = url.replacen('@', &format!("@{},", hangs.local_addr().unwrap()), 1) + "&sslmode=disable";
     import(&Postgres::open(&both).unwrap(), 0..2);

@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// Condition for a row of the device table (`$row`) whose device has used the second key from the
-/// import $1 last. The rule is [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
+/// Condition for a row of the device table (`$row`): the key that its device has used last is the
+/// second key from the import $1. The rule is [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
 macro_rules! uses_next {
     ($row:literal) => {
         concat!(
@@ -111,7 +111,8 @@ pub(super) async fn left_of(session: &Session, id: ImportId, limit: usize) -> Re
 pub(super) fn run(store: &Postgres, how: Undo<'_>) -> Result<Undone, UndoError> {
     // A claim that begins afterwards waits for the end of the undo.
     const LOCK: &str = "SELECT deviceId FROM device_table WHERE importId = $1 ORDER BY deviceId FOR UPDATE";
-    // So does a note about a use of a key, which locks the keys of its devices in this order as well.
+    // A write that notes uses of keys also waits for the end of the undo, and locks keys in the same
+    // order.
     const LOCK_KEYS: &str = "SELECT deviceId FROM device_key WHERE deviceId IN \
                              (SELECT deviceId FROM import_before WHERE importId = $1 AND addedNext) \
                              ORDER BY deviceId FOR UPDATE";

@@ -1,8 +1,8 @@
 //! Imports that are written in slices, and the recovery from those that were cut off. While an import is
 //! unfinished, readers see the table without the devices that it has added. If it fails or its process is
 //! killed, its changes are taken back in short transactions: by the process itself, by the next import or
-//! undo, or by any server. A process that may still write knows by the import's mark that another one
-//! takes the changes back.
+//! undo, or by any server. Before each slice, the importing process checks the import's mark, which
+//! shows whether another process is taking the changes back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,8 +27,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const ROWS: i64 = 500;
 const SEARCHED: i64 = 10_000;
 
-/// Begins the transaction that holds the turn of imports. Its limits are those of an operator who waits,
-/// and of a machine that is gone without a word.
+/// Begins the transaction that holds the turn of imports. Its time limits suit an operator who waits,
+/// and end the transaction of a machine that has disappeared.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '65s'; \
                      SET LOCAL idle_in_transaction_session_timeout = '600s'";
 
@@ -108,7 +108,7 @@ fn taken(id: ImportId) -> Failure {
     StoreError::Busy(reason).into()
 }
 
-/// The import that was cut off.
+/// Mark of an import that was cut off.
 struct Mark {
     id: i64,
     file: String,
@@ -136,7 +136,7 @@ pub(super) fn take_back_now(store: &Postgres) -> Result<(), StoreError> {
 }
 
 /// Takes back the changes of an import that was cut off, in short transactions. Several processes may do
-/// so at the same time. Stops between two transactions if the engine ends; another process continues.
+/// so at the same time. Stops between two transactions if the engine stops; another process continues.
 async fn take_back(transactions: &Transactions, clock: &Clock) -> Result<(), StoreError> {
     while let Some(mark) = transactions.run(&Mark::take).await? {
         // The added devices go first, because they may have the names and identities that the changed
@@ -227,9 +227,10 @@ async fn remove_keys(transactions: &Transactions, id: i64) -> Result<bool, Store
 }
 
 /// Gives the changed devices their former values, in the reverse of the order in which the import has
-/// changed them, so that a name that one has given up for another is free again when its turn comes.
+/// changed them, so that a name that has passed from one device to another is free again when it is
+/// given back.
 async fn restore_changed(transactions: &Transactions, id: i64) -> Result<bool, StoreError> {
-    // The lock makes another process that does the same wait, and then find the rows gone.
+    // Another process that does the same waits for this lock, and then finds no such rows.
     const CHANGED: &str = "SELECT deviceId FROM import_before WHERE importId = $1 ORDER BY number DESC LIMIT $2 \
                            FOR UPDATE";
     const KEPT: &str = "UPDATE import_unfinished SET kept = kept + $2 WHERE importId = $1";
@@ -276,7 +277,8 @@ async fn restore(session: &Session, id: i64, device: &str, is_untouched: bool) -
                            refusal = b.refusal, target = b.target, name = b.name, \
                            deviceSecret = CASE WHEN b.hadSecret THEN d.deviceSecret END \
                            FROM import_before b WHERE b.importId = $1 AND b.deviceId = $2 AND d.deviceId = $2";
-    // With the number of the import, the row would seem to come from it.
+    // Replaces the number of the import in the row. Otherwise, the row would seem to come from that
+    // import.
     const LEAVE: &str = "UPDATE device_table SET importId = (SELECT -abs(b.former) FROM import_before b \
                          WHERE b.importId = $1 AND b.deviceId = $2) WHERE deviceId = $2 AND importId = $1";
     const DROP_NEXT: &str = "UPDATE device_key k SET pskNext = NULL, nextSince = NULL, pskUsed = NULL, \

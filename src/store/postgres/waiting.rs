@@ -117,7 +117,7 @@ impl CountsPlaces for Postgres {
     }
 }
 
-/// Returns the enrollment of a device that is in the table, in whichever spelling of a MAC address.
+/// Returns the enrollment of a device that is in the table, in any spelling of its MAC address.
 async fn enrollment_of(session: &Session, device: &DeviceId) -> Result<Option<String>, Failure> {
     match read::known_as(session, &device.clone().into()).await? {
         Some(known) => read::enrollment_of(session, &known).await,
@@ -233,7 +233,7 @@ async fn admit(
     Ok(Admission::Added)
 }
 
-/// Returns whether an unfinished import adds a device, in whichever spelling of a MAC address.
+/// Returns whether an unfinished import adds a device, in any spelling of its MAC address.
 async fn is_hidden(session: &Session, device: &DeviceId) -> Result<bool, Failure> {
     const SPELLED: &str = "SELECT 1 FROM device_table d JOIN import_unfinished u ON u.importId = d.addedBy \
                            WHERE d.deviceId = $1 OR d.spelledMac = $1";
@@ -243,8 +243,8 @@ async fn is_hidden(session: &Session, device: &DeviceId) -> Result<bool, Failure
     session.exists(SPELLED, values![device.as_str()]).await
 }
 
-/// Returns the result for a device that can be admitted only after an import has ended. Only then is it
-/// known whether the device or its name is in the table.
+/// Returns the result for a device that can be admitted only after an import has ended. Before that, it
+/// is not known whether the device or its name stays in the table.
 fn later(device: &DeviceId, by: &Admits) -> Result<Admission, Failure> {
     match by {
         Admits::Operator(_) => Ok(Admission::Later),
@@ -287,7 +287,7 @@ impl WaitingList for Postgres {
         }
         let clock = self.clock.clone();
         self.notes.ask(&self.engine, asked, async move |transactions: &Transactions, mut notes: Vec<Note>| {
-            // Rows are locked in one order, so that servers do not wait for each other in a circle.
+            // Rows are locked in one order, to prevent deadlocks between servers.
             notes.sort_by(|one, other| {
                 (&one.asker.enrollment, &one.device).cmp(&(&other.asker.enrollment, &other.device))
             });
@@ -343,7 +343,7 @@ impl WaitingList for Postgres {
     fn admit(&self, devices: Vec<NewDevice>, by: Admits) -> StoreFuture<'_, Vec<Admission>> {
         let clock = self.clock.clone();
         self.write(async move |session: &Session| {
-            // Rows are locked in one order, so that servers do not wait for each other in a circle.
+            // Rows are locked in one order, to prevent deadlocks between servers.
             let mut sorted: Vec<(usize, &NewDevice)> = devices.iter().enumerate().collect();
             sorted.sort_by(|(_, one), (_, other)| one.device.cmp(&other.device));
             let mut admissions = BTreeMap::new();

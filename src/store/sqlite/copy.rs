@@ -1,6 +1,6 @@
-//! Gives and takes the content of a database as records ([`copy`]). A source is locked, so that no other
-//! process of certdist writes to it, and is read as it is. A target has the version 0 until the copy is
-//! complete, so that no version of certdist opens it.
+//! Reads and writes the content of a database as records ([`copy`]). A source is locked, so that no
+//! other process of certdist writes to it, and is read as it is. A target has the version 0 until the
+//! copy is complete, so that no version of certdist opens it.
 
 use std::{
     cell::OnceCell,
@@ -62,7 +62,8 @@ impl Sqlite {
         // The version is checked before the database is opened, because that would upgrade it.
         look::at(path, |_| Ok(()))?;
         let advice = "stop the server first, for example with `systemctl stop certdist`";
-        // The lock is taken before, too, so that no server is even touched.
+        // The lock is also taken before the database is opened, so that the copy does not disturb a
+        // running server.
         drop(Lock::exclusive(path, advice)?);
         let store = Self::open_if(path, accepts)?;
         unfinished::recover_now(path, store.bulk_wait)?;
@@ -113,7 +114,8 @@ fn statement(part: Part) -> String {
         })
         .collect();
     let order = match part {
-        // The rows that were not changed in order of their IDs came after the others.
+        // An import changes most rows in order of their IDs, and then the late ones in the order of
+        // `late`.
         Part::Before => "importId, late IS NOT NULL, late, deviceId",
         _ => part.order(),
     };
@@ -292,13 +294,13 @@ fn insert(part: Part) -> String {
             values.push(number);
         }
         Part::Repeats => {
-            // NULL says that the first request came from the same address as the last one.
+            // NULL means that the first request came from the same address as the last one.
             let [address, first] = [9, 10];
             values[first - 1] = format!("nullif(?{first}, ?{address})");
             names.push("number");
             values.push(number);
         }
-        // SQLite requires a use of each value.
+        // SQLite requires that the statement uses each value that is passed to it.
         _ => {
             return format!(
                 "INSERT INTO {} ({}) SELECT {} WHERE {number} > 0",

@@ -22,7 +22,7 @@ use crate::{
     target,
 };
 
-/// Number of rows that a search examines between two looks at the clock. Because of this, every
+/// Number of rows that a search examines between two readings of the clock. Because of this, every
 /// search examines at least this many rows, if the table has them.
 const ROWS: u64 = 128;
 

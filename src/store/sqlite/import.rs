@@ -386,8 +386,8 @@ pub(super) struct Table<'c> {
     former_keys: Statement<'c>,
     /// Set if former keys are kept, so that the import can be taken back.
     keeps_keys: bool,
-    /// The last changed device, and the number of changed devices since the first one that did not
-    /// come in order of device ID.
+    /// The last changed device, and a counter of changed devices. The counter starts at the first
+    /// device that does not come in order of device ID.
     last: Option<DeviceId>,
     late: i64,
     /// Counts of the devices that were added. They are written when the devices become visible.

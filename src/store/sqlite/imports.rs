@@ -14,8 +14,9 @@ use crate::{
     },
 };
 
-/// Condition for a row of `import_before` (`b`, which may be NULL) whose device has used the second
-/// key from the import last. The rule is [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
+/// Condition for a row of `import_before` (`b`, which may be NULL): the key that its device has used
+/// last is the second key from the import. The rule is
+/// [`Roll::uses_next`](crate::store::roll::Roll::uses_next).
 macro_rules! uses_next {
     () => {
         "(coalesce(b.addedNext, 0) AND EXISTS (SELECT 1 FROM device_key k WHERE k.deviceId = b.deviceId \

@@ -104,7 +104,7 @@ fn audit(
     audit::append(connection, &entry)
 }
 
-/// Returns whether no other process can have taken the work of a carrier over.
+/// Returns whether a carrier still has its lease. If so, no other process can have taken over its work.
 fn has_lease(connection: &Connection, carrier: &Carrier) -> rusqlite::Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT 1 FROM lease WHERE name = ?1 AND owner = ?2)";
     connection.prepare_cached(SQL)?.query_row(params![carrier.lease, carrier.owner], |row| row.get(0))

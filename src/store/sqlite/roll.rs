@@ -16,9 +16,9 @@ use crate::{
 /// Number of devices after which a count looks at the clock.
 const COUNTED: u64 = 500;
 
-/// Of a NULL, each comparison is not true. If the roll seems to begin later than now (?4), the clock
-/// of the import was wrong, and no time is left out because of it. A stored time that is later than now
-/// is removed, so that it does not hide a use of the other key.
+/// A comparison with NULL is never true. If the roll seems to begin later than now (?4), the clock of
+/// the import was wrong, and no time is left out because of it. A stored time that is later than now is
+/// removed, so that it does not hide a use of the other key.
 const NOTE: &str = "UPDATE device_key SET \
                     pskUsed = CASE WHEN ?2 IS NULL OR (?2 < nextSince AND nextSince <= ?4) \
                     THEN iif(pskUsed > ?4, NULL, pskUsed) WHEN pskUsed <= ?4 THEN max(pskUsed, ?2) ELSE ?2 END, \

@@ -224,7 +224,7 @@ impl Wipe<'_> {
         let mut pages = Pages::new(&snapshot)?;
         let notes = &notes[..notes.len().min((WRITTEN / pages.layout.page_size).max(1))];
         for note in notes {
-            // The transaction notices a page that no longer exists.
+            // Pages that no longer exist are skipped here; the transaction notices them.
             if note.number <= pages.count {
                 pages.read(note.number)?;
             }

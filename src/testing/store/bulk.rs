@@ -146,7 +146,7 @@ impl Tables {
         Ok(change)
     }
 
-    /// Returns whether a device has used the second key last that an import has added to it.
+    /// Returns whether the key that a device has used last is the second key that an import has added.
     fn needs_next(&self, before: &Before, device: &DeviceId) -> bool {
         let is_added = matches!(before.get(device), Some((.., KeyChange::NextAdded)));
         is_added && self.roll_of(device).is_some_and(|roll| roll.uses_next())

@@ -91,7 +91,8 @@ impl Journal {
         })
     }
 
-    /// Returns whether no other process can have taken the work of a carrier over.
+    /// Returns whether a carrier still has its lease. If so, no other process can have taken over its
+    /// work.
     pub(super) fn has_lease(&self, carrier: &Carrier) -> bool {
         self.leases.get(&carrier.lease).is_some_and(|(owner, _)| *owner == Some(carrier.owner))
     }
@@ -123,7 +124,8 @@ impl Journal {
         owner.is_none_or(|owner| !self.owners.contains_key(&owner))
     }
 
-    /// Ends a batch without an `ApplyId`. Its process, if it is only suspended, then begins nothing.
+    /// Ends a batch without an `ApplyId`. If the process of the batch is only suspended, it then begins
+    /// nothing.
     fn end_unchecked(&mut self, batch: Option<BatchId>) {
         if let Some(id) = batch
             && self.batches.get(&id).is_some_and(|(batch, _)| batch.apply_id.is_none())

@@ -1,4 +1,4 @@
-//! Servers of the table in the store in memory.
+//! Stores the servers of the table in memory.
 
 use std::time::Duration;
 

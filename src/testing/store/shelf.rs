@@ -1,4 +1,4 @@
-//! The console's items in the store in memory.
+//! Stores the console's items in memory.
 
 use super::Memory;
 use crate::store::{

@@ -153,8 +153,9 @@ impl Chainer {
     }
 }
 
-/// Writes entries about requests, each into its class, moves pending entries into the chain, and adds
-/// changes of the numbers of devices to them. Returns whether entries may still be pending.
+/// Writes entries about requests, each as a record of repeats or into the chain. Also moves pending
+/// entries into the chain, and changes of the numbers of devices into the numbers. Returns whether
+/// entries may still be pending.
 async fn write(session: &Session, lines: &[String], about: Option<&AuditEntry>) -> Result<bool, Failure> {
     let mut chain = LockedChain::extend(session).await?;
     let mut records: Vec<AuditEntry> = Vec::new();

@@ -70,9 +70,9 @@ fn two_heads(row: &Row) -> Result<(Head, Head), Failure> {
 }
 
 impl LockedChain {
-    /// Locks the chain until the end of the transaction, and moves pending entries into it. A transaction
-    /// moves a limited number of them: it has a limited time, and one that never has enough of it would
-    /// begin again and again while more entries come.
+    /// Locks the chain until the end of the transaction, and moves pending entries into it. A
+    /// transaction moves a limited number of them, because its time is limited. A transaction that
+    /// always ran out of time would begin again and again while more entries arrive.
     pub(super) async fn extend(session: &Session) -> Result<Self, Failure> {
         const LOCK: &str =
             "SELECT anchorSeq, anchorHash, headSeq, headHash FROM audit_chain WHERE id = 0 FOR UPDATE";
@@ -100,7 +100,7 @@ impl LockedChain {
         Ok(chain)
     }
 
-    /// Returns whether entries may still be pending, which another transaction moves.
+    /// Returns whether entries may still be pending. Another transaction moves them.
     pub(super) fn is_behind(&self) -> bool {
         self.is_behind
     }

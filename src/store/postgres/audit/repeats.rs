@@ -30,7 +30,8 @@ fn kind(record: &AuditEntry) -> Vec<u8> {
     kind_of(event.name(), [enrollment, who, detail].map(Option::as_deref))
 }
 
-/// Returns the hash of [`kind`] from the name of the event, and enrollment, who and detail.
+/// Returns the hash of [`kind`], calculated from the name of the event and from `texts`: the
+/// enrollment, `who` and the detail.
 pub(in crate::store::postgres) fn kind_of(event: &str, texts: [Option<&str>; 3]) -> Vec<u8> {
     let mut hash = Sha256::new().chain_update(event);
     for text in texts {
@@ -52,7 +53,7 @@ pub(super) async fn put(session: &Session, records: &[AuditEntry]) -> Result<(),
          address = CASE WHEN excluded.last >= r.last THEN excluded.address ELSE r.address END, \
          last = greatest(r.last, excluded.last)";
     let mut sorted: Vec<&AuditEntry> = records.iter().collect();
-    // Of two servers that count the same requests, neither waits for the other in a circle.
+    // Prevents deadlocks between servers that count the same requests.
     sorted.sort_by_key(|record| (record.device.clone(), day(record.at), kind(record)));
     for record in sorted {
         let Some(device) = &record.device else { continue };

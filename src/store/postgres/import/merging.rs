@@ -1,5 +1,5 @@
-//! Writes some rows of an import at once, in the caller's transaction. None of them depends on another
-//! one. The rules are those of [`merge`], which are applied again here, because the table may have
+//! Writes some rows of an import at once, in the caller's transaction. The rows must not depend on each
+//! other. The rules are those of [`merge`], which are applied again here, because the table may have
 //! changed since the check.
 
 use std::collections::HashSet;
@@ -353,8 +353,8 @@ impl Merging<'_> {
     }
 }
 
-/// Locks the devices of rows, and then their keys, in order of device ID. Returns what the table has
-/// about them then.
+/// Locks the devices of rows, and then their keys, in order of device ID. Returns the table's data
+/// about them after the locks were taken.
 async fn lock(session: &Session, rows: &[(u64, ImportRow)]) -> Result<Expected, Failure> {
     const DEVICES: &str = concat!(
         "SELECT ",

@@ -1,4 +1,4 @@
-//! The table as the check of an import reads it. What is stored about some hundred rows is read at once.
+//! Reads the table for the check of an import. The data about some hundred rows is read at once.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -14,7 +14,7 @@ use crate::{
     store::{DeviceRow, ImportRow, StoreError, check::Standing, merge, roll::DeviceKeys},
 };
 
-/// The table, read for the check of an import. What is stored about the expected rows is read at once.
+/// View of the table for the check of an import. The data about the expected rows is read at once.
 pub(super) struct View<'s> {
     session: &'s Blocking,
     /// Turn of the import, which must not seem idle for long.
@@ -65,8 +65,8 @@ impl Expected {
             let stored = all.devices.get(&row.device).and_then(Option::as_ref);
             let change = match stored {
                 None => Some(merge::new_device(row)),
-                // Of a row that is in conflict, no name is asked for. Whether its secret is the same
-                // does not change the name.
+                // For a row that is in conflict, no name is read. The name does not depend on the
+                // comparison of the secret, so `true` stands for its result.
                 Some(stored) => {
                     merge::known_device(stored, row, true).ok().flatten().map(|change| change.columns)
                 }

@@ -1,5 +1,5 @@
-//! Tests of imports that write in slices: no one waits for them, their devices appear all at once, and
-//! an import that was cut off is taken back.
+//! Tests of imports that write in slices: no other writer waits for them, their devices appear all at
+//! once, and an import that was cut off is taken back.
 
 use std::{cell::Cell, panic::AssertUnwindSafe};
 
@@ -9,7 +9,7 @@ use crate::store::{
     waiting::{Admission, Admits, NewDevice, WaitingList},
 };
 
-/// Number of new devices of each import: more than one transaction writes.
+/// Number of new devices of each import, which is more than one transaction writes.
 const NEW: u64 = 900;
 
 fn new(number: u64) -> ImportRow {
@@ -45,7 +45,7 @@ fn cut_off(store: &Postgres, rows: Vec<ImportRow>, before_the_end: &dyn Fn()) {
     let progress = |stage, done, _| {
         if stage == ImportStage::Writing && done == all {
             before_the_end();
-            // Drops the connections without another word.
+            // Drops the connections without ending the transactions.
             std::panic::resume_unwind(Box::new("killed"));
         }
     };

@@ -1,5 +1,5 @@
 //! Tests of commits whose answers are lost: a proxy between the store and the server ends the connection
-//! when the server has committed. Each write is then found to be done, and is not done again.
+//! when the server has committed. The store then recognizes each write as done, and does not repeat it.
 
 use std::{
     io::{Read, Write},
@@ -52,7 +52,7 @@ impl Proxy {
         url.replace(host, &self.folder.path().display().to_string().replace('/', "%2F"))
     }
 
-    /// Loses the answers to all commits of this work, and checks that there was one.
+    /// Loses the answers to all commits of this work, and checks that there was at least one.
     fn losing<T>(&self, work: impl FnOnce() -> T) -> T {
         let before = self.lost.load(Ordering::SeqCst);
         self.loses.store(true, Ordering::SeqCst);
@@ -63,8 +63,8 @@ impl Proxy {
     }
 }
 
-/// Reads a message: its type, and the message with type and length. The first message of a client has no
-/// type.
+/// Reads a message. Returns its type, and the whole message with type and length. The first message of
+/// a client has no type.
 fn message(stream: &mut UnixStream, is_first: bool) -> Option<(u8, Vec<u8>)> {
     let mut head = vec![0; if is_first { 4 } else { 5 }];
     stream.read_exact(&mut head).ok()?;
@@ -99,7 +99,7 @@ fn pass(client: UnixStream, server: PathBuf, loses: Arc<AtomicBool>, lost: Arc<A
     thread::spawn(move || {
         while let Some((kind, bytes)) = message(&mut from, false) {
             if is_losing.load(Ordering::SeqCst) {
-                // `Z`: the server has committed, and waits for the next statement.
+                // `Z` (ReadyForQuery): the server has committed, and waits for the next statement.
                 if kind == b'Z' {
                     lost.fetch_add(1, Ordering::SeqCst);
                     break;
@@ -116,7 +116,7 @@ fn pass(client: UnixStream, server: PathBuf, loses: Arc<AtomicBool>, lost: Arc<A
     });
 }
 
-/// An empty database, a handle of it through a proxy, and another one without.
+/// Opens an empty database. Returns a proxy, a handle that uses the proxy, and a handle that does not.
 fn lossy() -> (Proxy, Postgres, Postgres) {
     let url = postgres::empty();
     let direct = Postgres::open(&url).unwrap();

@@ -1,5 +1,5 @@
-//! Tests that writes of several rows lock them in one order. In these tests, the database does not look
-//! for transactions that wait for each other in a circle, so such transactions would fail in the end.
+//! Tests that writes of several rows lock them in one order. In these tests, the database does not
+//! detect deadlocks, so a deadlock makes a test fail.
 
 use super::*;
 use crate::store::{
@@ -13,7 +13,7 @@ const DEVICES: u64 = 60;
 /// Number of times that the two servers write the same rows.
 const ROUNDS: i64 = 12;
 
-/// Opens two servers on an empty database that ends no circle.
+/// Opens two servers on an empty database that does not detect deadlocks.
 fn servers() -> [Postgres; 2] {
     let url = postgres::empty();
     drop(Postgres::open(&url).unwrap());
@@ -29,8 +29,8 @@ fn with_certificate(number: u64) -> ImportRow {
     }
 }
 
-/// Runs the work of two servers at the same time, again and again. Each gets the devices in an order of
-/// its own.
+/// Runs the work of two servers at the same time, again and again. The second server gets the devices
+/// in reverse order.
 fn in_opposite_orders(stores: &[Postgres; 2], work: impl Fn(&Postgres, i64, &[u64]) + Sync) {
     thread::scope(|scope| {
         for (server, store) in stores.iter().enumerate() {
