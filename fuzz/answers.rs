@@ -14,7 +14,7 @@ use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 /// Longest input, in bytes.
 const MAX_INPUT: usize = 4096;
 
-/// Returns the bodies and the rows of the vectors.
+/// Returns the bodies and the rows in the test vectors.
 fn seeds() -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tablestore/vectors.json");
     let file: serde_json::Value =

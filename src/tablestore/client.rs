@@ -1,7 +1,7 @@
 //! The client of Tablestore's API. It signs calls, verifies answers, and limits the time and memory
 //! of each call. It repeats a call that was certainly not carried out, and a read in any case, until
 //! the deadline of the call. A write that may have been carried out fails with
-//! [`Class::Unknown`](super::Class::Unknown), and the caller reads what has happened.
+//! [`Class::Unknown`](super::Class::Unknown), and the caller reads the row to find out.
 
 mod operations;
 
@@ -138,7 +138,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// An attempt that failed, with what decides about another one.
+/// A failed attempt, with the information that decides about another attempt.
 struct Failed {
     error: Error,
     /// Credentials of the attempt, if it was sent.
@@ -188,7 +188,7 @@ impl Client {
         })
     }
 
-    /// Returns the capacity units of all answers so far.
+    /// Returns the sum of the capacity units that all answers so far have reported.
     pub fn consumed(&self) -> Capacity {
         let read = self.read_units.load(Ordering::Relaxed);
         Capacity { read, write: self.write_units.load(Ordering::Relaxed) }
@@ -353,8 +353,8 @@ fn refusal(operation: Operation, class: Class, code: &str, message: String) -> E
     Error { class, operation, code: code.into(), message, request_id: None }
 }
 
-/// Makes the error for an answer that the service will give in the same form again. It may be the
-/// answer to a write that was carried out.
+/// Makes the error for an unreadable answer. The service would give the same answer again. A write may
+/// have been carried out.
 fn unreadable(operation: Operation, message: String) -> Error {
     let class = if operation.is_read() { Class::Invalid } else { Class::Unknown };
     refusal(operation, class, super::NOT_AN_ANSWER, message)
@@ -388,7 +388,7 @@ async fn bounded_body(
     Ok(body)
 }
 
-/// Attempts and time that a call has left.
+/// Remaining attempts and time of a call.
 struct Patience {
     deadline: Instant,
     attempts: u32,

@@ -1,5 +1,5 @@
-//! Conditions of writes and filters of reads: what callers build, and its form in messages. Only the
-//! service evaluates them, or the stand-in.
+//! Conditions of writes and filters of reads: as callers build them, and as messages contain them. Only
+//! the service or the stand-in evaluates them.
 
 use prost::Message as _;
 
@@ -40,7 +40,7 @@ impl RowExpectation {
     }
 }
 
-/// Condition of a write, which is checked and carried out in one step.
+/// Condition of a write. The service checks it and carries out the write in one step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Condition {
     /// Expectation about the row.
@@ -50,7 +50,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Makes a condition without one about columns.
+    /// Makes a condition about the row only.
     pub fn row(row: RowExpectation) -> Self {
         Self { row, columns: None }
     }
@@ -103,28 +103,28 @@ pub enum Filter {
     Compare {
         /// Name of the column.
         column: String,
-        /// Comparison of the column, on the left, with the value.
+        /// Comparison, with the column on its left side and the value on its right side.
         comparator: Comparator,
         /// Value.
         value: Value,
         /// Result if the row has no such column.
         if_missing: bool,
     },
-    /// Is true if the inner one is not.
+    /// Is true if the inner condition is false.
     Not(Box<Filter>),
-    /// Is true if all are.
+    /// Is true if all inner conditions are true.
     All(Vec<Filter>),
-    /// Is true if at least one is.
+    /// Is true if at least one inner condition is true.
     Any(Vec<Filter>),
 }
 
 impl Filter {
-    /// Makes a comparison that a missing column passes.
+    /// Makes a comparison that is true if the column is missing.
     pub fn missing_or(column: impl Into<String>, comparator: Comparator, value: impl Into<Value>) -> Self {
         Self::Compare { column: column.into(), comparator, value: value.into(), if_missing: true }
     }
 
-    /// Makes a comparison that a missing column does not pass.
+    /// Makes a comparison that is false if the column is missing.
     pub fn present_and(column: impl Into<String>, comparator: Comparator, value: impl Into<Value>) -> Self {
         Self::Compare { column: column.into(), comparator, value: value.into(), if_missing: false }
     }
@@ -224,7 +224,7 @@ fn decoded<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, WrongFilter> 
 /// Reason why a condition cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WrongFilter {
-    /// The bytes are no message, or not this one.
+    /// The bytes are not a message, or not a message `Filter`.
     #[error("the filter is not a message")]
     NotAMessage,
     /// A value is malformed.

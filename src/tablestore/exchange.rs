@@ -1,5 +1,5 @@
-//! One request and one answer of Tablestore as headers and bytes: what a request carries, and when an
-//! answer counts as the service's own. Pure: the time is an argument, and nothing is sent.
+//! One request and one answer of Tablestore as headers and bytes: the headers of a request, and the
+//! checks by which an answer counts as the service's own. Performs no I/O; the time is an argument.
 
 use prost::Message;
 
@@ -15,12 +15,12 @@ pub const API_VERSION: &str = "2015-12-31";
 /// Maximum length of the body of a request, in bytes. The service refuses longer ones.
 pub const MAX_REQUEST: usize = 5 * 1024 * 1024;
 /// Maximum length of an answer with rows, in bytes. A page of `GetRange` has at most 4 MiB of names
-/// and values. Around each value of certdist's rows, `PlainBuffer` adds about as much again.
+/// and values. With certdist's rows, `PlainBuffer` about doubles this size.
 const MAX_ROWS_ANSWER: usize = 16 * 1024 * 1024;
 /// Maximum length of an answer without rows, in bytes, which may still have 200 errors.
 const MAX_SHORT_ANSWER: usize = 1024 * 1024;
-/// Difference of `x-ots-date` from the clock above which the service refuses a request, and the
-/// client an answer, in seconds.
+/// Maximum difference between `x-ots-date` and the receiver's clock, in seconds. Above it, the service
+/// refuses a request, and the client refuses an answer.
 pub const CLOCK_WINDOW: u64 = 15 * 60;
 
 /// Returns the maximum length of an operation's answer, in bytes.
@@ -91,7 +91,7 @@ impl Answer<'_> {
     ) -> Result<M, Error> {
         let is_ok = (200..300).contains(&self.status);
         let code = if is_ok { None } else { message::Error::decode(self.body).ok() };
-        // Without credentials that the service knows, it cannot sign.
+        // The service cannot sign an answer if it does not know the credentials.
         let is_unsigned = code.as_ref().is_some_and(|error| error.code == "OTSAuthFailed");
         self.verify(operation, credentials, now, is_ok, is_unsigned)
             .map_err(|what| self.not_an_answer(operation, what))?;

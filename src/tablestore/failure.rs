@@ -11,7 +11,7 @@ use super::Operation;
 pub const NO_ANSWER: &str = "NoAnswer";
 /// Code of an [`Error`] if no connection was established, so nothing was sent.
 pub const NOT_SENT: &str = "NoConnection";
-/// Code of an [`Error`] if what came was not an answer of the service.
+/// Code of an [`Error`] if the received bytes were not an answer of the service.
 pub const NOT_AN_ANSWER: &str = "NotAnAnswer";
 
 /// Pause before the first repetition. It doubles with each further one, up to [`MAX_PAUSE`].
@@ -21,7 +21,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(320);
 /// Maximum number of attempts of a call, after which its error is returned.
 pub const MAX_ATTEMPTS: u32 = 8;
 
-/// Class of an error, by which a caller decides.
+/// Class of an error. A caller decides by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// The service or the network is busy or unavailable. Nothing was changed; try again later.
@@ -44,7 +44,7 @@ pub enum Class {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{operation}: {code}: {message}{}", reference(request_id))]
 pub struct Error {
-    /// Class, by which a caller decides.
+    /// Class. A caller decides by it.
     pub class: Class,
     /// Operation.
     pub operation: Operation,
@@ -62,7 +62,7 @@ fn reference(request_id: &Option<String>) -> String {
 }
 
 impl Error {
-    /// Returns the error for a caller. Of a read, nothing can be unknown.
+    /// Returns the error for a caller. A read changes nothing, so its outcome is never unknown.
     pub(super) fn settled(mut self) -> Self {
         if self.class == Class::Unknown && self.operation.is_read() {
             self.class = Class::Busy;
@@ -95,7 +95,7 @@ pub(super) fn classify(status: u16, code: &str, message: &str) -> Class {
         | "OTSStorageServerBusy"
         | "OTSOperationThrottled"
         | "OTSOperationConflict" => Class::Busy,
-        // The same code stands for too many tables, which no repetition helps.
+        // The same code also means that there are too many tables. Then, no repetition helps.
         "OTSQuotaExhausted" if message == "Too frequent table operations." => Class::Busy,
         "OTSInternalServerError" | "OTSTimeout" | "OTSServerUnavailable" | "OTSRequestTimeout" => {
             Class::Unknown
@@ -130,7 +130,7 @@ mod tests {
         Error { class, operation, code: "OTSServerBusy".into(), message: "Busy.".into(), request_id: None }
     }
 
-    /// The table of docs/tablestore.md.
+    /// Checks the table of docs/tablestore.md.
     #[test]
     fn each_code_has_the_class_that_the_sdks_give_it() {
         for (status, code, class) in [

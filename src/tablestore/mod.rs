@@ -1,9 +1,9 @@
 //! Tablestore, Alibaba Cloud's wide-column store, as certdist uses it: a signed client, and a stand-in
 //! for the service that verifies the client's signatures. This module knows the API (version
-//! 2015-12-31), and nothing about devices or about what the tables mean.
+//! 2015-12-31), and nothing about devices or the meaning of the tables.
 //!
 //! `plain_buffer` and `message` are the bytes of the API, `exchange` is one request with its
-//! answer, and `client` makes calls. docs/tablestore.md says where each fact is from.
+//! answer, and `client` makes calls. docs/tablestore.md gives the source of each fact.
 
 pub mod client;
 pub mod condition;

@@ -2,8 +2,8 @@
 //! checksums. The client and the stand-in use it in both directions. This module knows bytes only:
 //! nothing about tables, or about the legal sizes of names and values.
 //!
-//! The grammar is that of the official SDKs, because the published one differs from what is sent
-//! (docs/tablestore.md). All integers are little-endian.
+//! The grammar is that of the official SDKs, because the published grammar differs from the bytes that
+//! the service sends (docs/tablestore.md). All integers are little-endian.
 //!
 //! ```text
 //! buffer  = 75 00 00 00 row*
@@ -48,9 +48,9 @@ const AUTO_INCREMENT: u8 = 0x0b;
 pub enum Variant {
     /// A value.
     Value(Value),
-    /// −∞, in an end of a range.
+    /// −∞, at an end of a range.
     Minimum,
-    /// +∞, in an end of a range.
+    /// +∞, at an end of a range.
     Maximum,
     /// Placeholder for a number that the service chooses.
     AutoIncrement,
@@ -88,9 +88,9 @@ impl Change {
 pub struct Cell {
     /// Name of the column.
     pub name: String,
-    /// Content, unless the cell only removes.
+    /// Content; `None` if the cell only removes versions.
     pub variant: Option<Variant>,
-    /// Change, unless the cell sets the column.
+    /// Change; `None` if the cell sets the column.
     pub change: Option<Change>,
     /// Version in milliseconds since 1970.
     pub version: Option<i64>,
@@ -117,10 +117,10 @@ pub struct WireRow {
 /// Reason why bytes are not a `PlainBuffer`. It never contains any of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// A part ends before its length.
+    /// A part is shorter than its length says.
     #[error("it is cut off")]
     Cut,
-    /// The first four bytes are others.
+    /// The first four bytes are not the header.
     #[error("its header is wrong")]
     Header,
     /// Another part was expected.
@@ -169,7 +169,7 @@ impl Checksum {
     }
 }
 
-/// Encodes rows as a buffer. No rows are an empty buffer, without the header.
+/// Encodes rows as a buffer. Without rows, the buffer is empty and has no header.
 pub fn encode(rows: &[WireRow]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 * rows.len());
     if !rows.is_empty() {
@@ -222,7 +222,7 @@ fn encode_cell(cell: &Cell, out: &mut Vec<u8>) -> u8 {
         out.extend(version.to_le_bytes());
         checksum.add(&version.to_le_bytes());
     }
-    // The change is before the version in the bytes, and after it in the checksum.
+    // In the bytes, the change comes before the version; in the checksum, it comes after the version.
     if let Some(change) = cell.change {
         checksum.add(&[change.code()]);
     }
@@ -269,7 +269,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<WireRow>, Malformed> {
         }
         rows.push(reader.row()?);
     }
-    // A header without a row is not what the service sends for "no rows".
+    // The service never sends a header without a row: for "no rows", it sends an empty buffer.
     if rows.is_empty() { Err(Malformed::Cut) } else { Ok(rows) }
 }
 
@@ -396,7 +396,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads a cell behind its tag. Returns it with its checksum.
+    /// Reads a cell, after its tag was read. Returns the cell and its checksum.
     fn cell(&mut self) -> Result<(Cell, u8), Malformed> {
         let mut checksum = Checksum::default();
         self.expect(TAG_NAME)?;

@@ -81,7 +81,7 @@ pub enum Returns {
     After(Vec<String>),
 }
 
-/// Write of one row, which is one step with its condition.
+/// Write of one row. The condition is checked in the same step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Write {
     /// Table.
@@ -220,7 +220,8 @@ pub struct Range {
     pub columns: Vec<String>,
     /// Maximum number of rows, at least 1; the service's own limits apply in any case.
     pub limit: Option<i32>,
-    /// Condition that a row must meet to be returned. It makes answers smaller, but not what is read.
+    /// Condition that a row must meet to be returned. It makes answers smaller, but the service reads
+    /// as many rows as without it.
     pub filter: Option<Filter>,
 }
 
@@ -303,7 +304,7 @@ fn end_buffer(end: &End) -> Vec<u8> {
     plain_buffer::encode(&[WireRow { key, ..WireRow::default() }])
 }
 
-/// Reads the row of an answer; `None` if the row is empty, so absent.
+/// Reads the row of an answer; `None` if the bytes are empty, which means that there is no such row.
 pub(super) fn read_row(bytes: &[u8]) -> Result<Option<Row>, Malformed> {
     let mut rows = read_rows(bytes)?;
     match rows.len() {

@@ -38,9 +38,9 @@ pub struct Options {
     pub time_to_live: i32,
     /// Number of versions that are kept of a column.
     pub max_versions: i32,
-    /// Maximum difference of a version that a writer chooses from the service's clock, in seconds.
+    /// Maximum difference between the service's clock and a version that a writer chooses, in seconds.
     pub version_deviation: i64,
-    /// Permission of `UpdateRow`; absent in a request, which then gets the service's default.
+    /// Permission to use `UpdateRow`; `None` in a request for the service's default.
     pub allow_update: Option<bool>,
 }
 

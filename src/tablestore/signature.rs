@@ -1,6 +1,6 @@
-//! Signatures of Tablestore: version 2 (HMAC-SHA1), which the client makes, and the one of answers,
-//! which it verifies. The stand-in does the reverse, and also verifies version 4 (HMAC-SHA256 under a
-//! key of the day), which newer SDKs make if they know the region. No I/O, no clock.
+//! Signatures of Tablestore. The client signs requests with version 2 (HMAC-SHA1), and verifies the
+//! signatures of answers. The stand-in does the reverse. It also verifies version 4 (HMAC-SHA256 under
+//! a key that changes every day), which newer SDKs use if they know the region. No I/O, no clock.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};

@@ -1,4 +1,4 @@
-//! Entry of the fuzzer and of tests: bytes that are read as every answer and every part of a request.
+//! Entry point of the fuzzer and of tests. It reads bytes as every answer and every part of a request.
 
 use prost::Message;
 

@@ -357,7 +357,7 @@ fn a_table_is_described_with_its_options() {
     assert_eq!(TableDescription::from_message(answer), Some(expected));
 }
 
-/// Any intermediary that changes an answer is noticed, whatever it changes.
+/// Checks that any change to an answer by an intermediary is detected.
 #[test]
 fn no_prefix_and_no_flipped_bit_of_an_answer_is_taken_for_an_answer() {
     for name in ["get_row_found", "batch_write_row", "get_range_first_page", "describe_table"] {
@@ -380,8 +380,8 @@ fn no_prefix_and_no_flipped_bit_of_an_answer_is_taken_for_an_answer() {
     }
 }
 
-/// Also without the MD5 and the signature, which the service might leave out one day, nothing worse
-/// than an error happens.
+/// Checks that a changed answer causes nothing worse than an error, even without the MD5 and the
+/// signature, which the service might leave out one day.
 #[test]
 fn any_prefix_and_any_flipped_bit_of_a_body_can_be_read_without_a_panic() {
     for vector in file()["vectors"].as_array().unwrap() {
@@ -421,7 +421,7 @@ fn requests_that_only_the_sdk_for_go_makes_are_the_same() {
     let made =
         Range::new("certdist_audit", Direction::Backward, stream(Bound::Maximum), stream(Bound::Minimum));
     let made = message::GetRangeRequest {
-        // The SDK for Go writes these defaults out.
+        // The SDK for Go sends these default values, too.
         data_block_type_hint: Some(0),
         compress_type_hint: Some(0),
         ..made.limit(1).to_message()

@@ -1,5 +1,6 @@
-//! Values, keys and rows as callers see them. Nothing here knows how they are sent. A column may
-//! hold a secret, so `Debug` shows no value of a column, and texts and blobs are wiped when dropped.
+//! Values, keys and rows as callers see them. This module does not know how they are encoded. A column
+//! may hold a secret, so `Debug` shows no value of a column, and texts and blobs are wiped when
+//! dropped.
 
 use std::fmt;
 

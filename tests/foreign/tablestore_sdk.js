@@ -3,8 +3,8 @@
 //
 //     node tablestore_sdk.js MODULES ENDPOINT INSTANCE
 //
-// MODULES is the folder with the SDK. Ends with 0 when the SDK accepts all that the simulator says,
-// and the simulator all that the SDK says.
+// MODULES is the folder with the SDK. Exits with 0 if the SDK accepts all answers of the simulator, and
+// the simulator accepts all requests of the SDK.
 'use strict';
 
 const assert = require('assert');
@@ -19,7 +19,7 @@ const client = new TableStore.Client({
   secretAccessKey: process.env.SDK_KEY_SECRET,
   endpoint: `http://${endpoint}`,
   instancename,
-  // Each call once: what is repeated would hide what was answered.
+  // Each call is made once: a retry would hide the first answer.
   maxRetries: 0,
 });
 const expectation = TableStore.RowExistenceExpectation;

@@ -181,7 +181,7 @@ def main():
     region = {"region": "cn-shanghai"} if version == "4" else {}
 
     def make(key_id=KEY_ID, secret=KEY_SECRET, instance=instance, **more):
-        # Each call once: what is repeated would hide what was answered.
+        # Each call is made once: a retry would hide the first answer.
         return OTSClient(f"http://{endpoint}", key_id, secret, instance, retry_policy=NoRetryPolicy(),
                          enable_native=False, **region, **more)
 

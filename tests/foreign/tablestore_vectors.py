@@ -296,8 +296,8 @@ def make():
             capacity_unit=pb.CapacityUnit(read=0, write=0), last_increase_time=1795680000),
         table_options=pb.TableOptions(time_to_live=-1, max_versions=1, deviation_cell_version_in_sec=86400,
                                       allow_update=True))
-    # The Go SDK's message has a field that the Python SDK's has not, and requires it:
-    # table_status = 4, 1 is ACTIVE. Unknown fields are kept out of the Python SDK's way.
+    # The Go SDK requires a field that the Python SDK does not know: table_status = 4, 1 is ACTIVE. The
+    # Python SDK ignores unknown fields.
     described = described.SerializeToString() + b"\x20\x01"
     vector("describe_table", "with field 4 (table_status, 1 = ACTIVE), which the Go SDK requires",
            lambda c: c.describe_table(TABLE), described)

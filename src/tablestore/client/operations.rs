@@ -1,4 +1,4 @@
-//! Each operation of the API: its request, and what its answer means. A batch repeats only the rows
+//! Each operation of the API: its request, and the meaning of its answer. A batch repeats only the rows
 //! that failed and may be repeated.
 
 use std::collections::HashSet;
@@ -243,7 +243,7 @@ impl Client {
         }
         let error = row.error.unwrap_or_default();
         let message = error.message.unwrap_or_default();
-        // A row has no HTTP status. A code that is not known stands for an outcome that is not known.
+        // A row has no HTTP status. An unknown code means that the outcome is unknown, too.
         let class = classify(500, &error.code, &message);
         Err(refusal(operation, class, &sanitized(&error.code, &[]), sanitized(&message, &[])))
     }

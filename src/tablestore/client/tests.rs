@@ -1,4 +1,5 @@
-//! The client against the stand-in: what is repeated, what is not, and what is noticed.
+//! Tests of the client against the stand-in: which calls it repeats, and which false answers it
+//! detects.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -67,7 +68,7 @@ async fn a_write_that_may_have_been_carried_out_is_unknown_and_not_repeated() {
         let error = client.write_row(&new(fault.name())).await.unwrap_err();
         assert_eq!(error.class, Class::Unknown, "{error}");
         assert_eq!(simulator.stats().calls["PutRow"], calls + 1, "{fault:?}");
-        // The caller reads what has happened.
+        // The caller reads the row to find out whether the write was carried out.
         let found = client.get_row(&Read::new(TABLE, key(fault.name()))).await.unwrap();
         assert_eq!(found.is_some(), is_done, "{fault:?}");
     }
@@ -237,7 +238,7 @@ async fn an_answer_that_is_too_long_is_not_read() {
         let error = client.write_row(&new("SN1")).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Unknown, super::super::NOT_AN_ANSWER));
         assert!(error.message.contains("is longer than"), "{error}");
-        // A read would have the same answer again.
+        // A repeated read would get the same answer.
         let error = client.list_tables().await.unwrap_err();
         assert_eq!(error.class, Class::Invalid, "{error}");
     }

@@ -90,7 +90,7 @@ fn an_answer_needs_all_headers_and_a_right_signature() {
     assert_eq!(another_key.read().unwrap_err().code, NOT_AN_ANSWER);
 }
 
-/// An old answer cannot be played back for longer than the clock may differ.
+/// An old answer cannot be replayed after the time by which the clocks may differ.
 #[test]
 fn an_answer_is_refused_when_its_date_is_too_far_off() {
     let window = i64::try_from(CLOCK_WINDOW).unwrap() * 1000;
@@ -153,7 +153,7 @@ fn a_date_may_have_any_number_of_fraction_digits() {
         "2026-11-26T08:30:15.000Z",
         "2026-11-26T08:30:15Z",
         "2026-11-26T08:30:15.1Z",
-        // The SDK for Go.
+        // Format of the SDK for Go.
         "2026-11-26T08:30:15.11261Z",
     ] {
         assert_eq!(parse_date(text), Some(NOW), "{text}");

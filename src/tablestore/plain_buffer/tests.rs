@@ -176,7 +176,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        // There is one form of each row only, so what is accepted is exactly what was sent.
+        // Each row has only one encoding, so accepted bytes are equal to the encoding of the rows.
         if let Ok(rows) = decode(&bytes) {
             prop_assert_eq!(encode(&rows), bytes);
         }

@@ -91,7 +91,7 @@ impl Account {
         Ok(Admitted { operation, key })
     }
 
-    /// Verifies the signature. Returns the key of the answer's signature.
+    /// Verifies the signature. Returns the key under which the answer is signed.
     fn verify<'h>(
         &self,
         operation: Operation,

@@ -3,7 +3,7 @@
 //! must be able to use it (`tests/clients/sdk.rs`).
 //!
 //! Path of a call: `gateway` admits it, `faults` may replace its answer, and `operations` carries it
-//! out on a `table`. What the stand-in does not do, it refuses.
+//! out on a `table`. The stand-in refuses everything that it does not support.
 
 mod faults;
 mod gateway;
@@ -81,7 +81,7 @@ pub struct SimulatorConfig {
     pub latency: Duration,
     /// Random faults, with the share of the calls that have each, 0.0–1.0.
     pub faults: Vec<(Fault, f64)>,
-    /// Capacity units per second, after which calls are throttled. If absent, none are.
+    /// Capacity units per second. Calls above it are throttled. If absent, no call is throttled.
     pub capacity: Option<u32>,
     /// Time for which a new table is not ready.
     pub not_ready: Duration,
@@ -154,7 +154,7 @@ impl Refusal {
         Self::new(400, "OTSParameterInvalid", message)
     }
 
-    /// Makes the refusal of what the service can do and the stand-in cannot.
+    /// Makes the refusal of a request that the service supports and the stand-in does not.
     fn not_supported(what: &str) -> Self {
         Self::invalid(format!("The simulated Tablestore does not support {what}."))
     }
@@ -177,9 +177,9 @@ pub struct Stats {
     pub read_units: u64,
     /// Write capacity units.
     pub write_units: u64,
-    /// Tables at the moment.
+    /// Number of tables at the moment.
     pub tables: usize,
-    /// Rows of all tables at the moment.
+    /// Number of rows of all tables at the moment.
     pub rows: usize,
 }
 
@@ -200,7 +200,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Returns whether a call may use capacity. It may use more than is left, and later calls wait.
+    /// Returns whether a call may use capacity. A call may use more than is left; later calls are then
+    /// throttled until the difference is made up.
     fn has_left(&mut self) -> bool {
         let now = Instant::now();
         let gained = now.duration_since(self.at).as_secs_f64() * self.per_second;
@@ -411,7 +412,7 @@ impl Shared {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the stand-in stops.
+    /// Waits until the stand-in stops.
     async fn stopped(&self) {
         // The wait cannot fail: `self` has the sender, so the channel stays open.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
@@ -441,7 +442,7 @@ impl Shared {
         };
         let mut world = self.world();
         world.requests += 1;
-        // The beginning looks like that of the service's IDs.
+        // The ID begins like those of the service.
         let id = format!("00064a7b-0000-0000-0000-{:012x}", world.requests);
         let Admitted { operation, key } = match admitted {
             Ok(admitted) => admitted,
@@ -541,8 +542,8 @@ async fn api(
         line.cut();
         StatusCode::NO_CONTENT.into_response()
     };
-    // One byte more than is allowed, so that the gateway can refuse it. What is longer still, or cut
-    // off, has no answer.
+    // One byte more than is allowed, so that the gateway can refuse it. A body that is even longer, or
+    // cut off, gets no answer.
     let Ok(body) = to_bytes(body, MAX_REQUEST + 1).await else { return end() };
     let answer = shared.answer(&parts.method, parts.uri.path(), &parts.headers, &body);
     shared.changed.notify_one();

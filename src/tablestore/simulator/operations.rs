@@ -341,7 +341,8 @@ fn failed(refusal: &Refusal, consumed: Option<message::ConsumedCapacity>) -> mes
     message::RowOfBatch { is_ok: false, error: Some(refusal.to_message()), consumed, row: None }
 }
 
-/// Refuses what the stand-in does not do, rather than doing something else.
+/// Refuses the parts of a request that the stand-in does not support, because it would give a wrong
+/// answer without them.
 fn refuse_extras(extras: &[bool], transaction: Option<&str>) -> Result<(), Refusal> {
     if transaction.is_some_and(|id| !id.is_empty()) {
         return Err(Refusal::not_supported("a local transaction"));

@@ -44,7 +44,7 @@ pub(super) struct Selection {
     /// Names of columns; all if empty.
     pub columns: BTreeSet<String>,
     pub max_versions: usize,
-    /// Versions from the first to before the second, in milliseconds.
+    /// Range of versions in milliseconds: includes the first, but not the second.
     pub times: Option<(i64, i64)>,
     pub filter: Option<Filter>,
 }
@@ -205,7 +205,7 @@ impl Table {
         Ok(scan)
     }
 
-    /// Returns what a read selects of a row; `None` if nothing is.
+    /// Returns the part of a row that a read selects; `None` if it selects nothing.
     fn selected(&self, key: &StoredKey, row: &StoredRow, selection: &Selection) -> Option<WireRow> {
         let is_named = |name: &String| selection.columns.is_empty() || selection.columns.contains(name);
         let is_timely =
@@ -404,7 +404,7 @@ impl Table {
         self.rows.iter().filter_map(move |(key, row)| self.selected(key, row, &all))
     }
 
-    /// Adds a row of the state file.
+    /// Adds a row from the state file.
     pub fn restore(&mut self, row: WireRow) -> Result<(), Refusal> {
         let key = self.key(&row.key)?;
         let mut stored = StoredRow::new();
@@ -447,8 +447,8 @@ fn is_met(filter: &Filter, row: &StoredRow) -> bool {
     }
 }
 
-/// Compares a column with a value. Values of different types are only unequal; the service's answer
-/// to this is not known (docs/tablestore.md).
+/// Compares a column with a value. Values of different types are unequal, and neither is greater; the
+/// answer of the service to such a comparison is not known (docs/tablestore.md).
 fn compares(found: &Value, comparator: Comparator, value: &Value) -> bool {
     let order = match (found, value) {
         (Value::Integer(a), Value::Integer(b)) => Some(a.cmp(b)),

@@ -1,4 +1,5 @@
-//! The stand-in through the client, and what only it decides: conditions, versions, limits and pages.
+//! Tests of the stand-in, through the client: conditions, versions, limits and pages, which only the
+//! stand-in decides.
 
 use super::*;
 use crate::tablestore::{
@@ -167,7 +168,7 @@ async fn put_replaces_and_update_changes_a_row() {
     assert_eq!(names("SN1"), Vec::<String>::new());
     let read = Read::new(TABLE, key("SN1"));
     assert_eq!(client.get_row(&read).await.unwrap().unwrap().key, key("SN1"));
-    // It reads as absent if a column is asked for, but not if the key is.
+    // A read of a column finds no row, but a read of the key finds the row.
     assert_eq!(client.get_row(&read.clone().columns(&["c"])).await.unwrap(), None);
     assert!(client.get_row(&read.columns(&["c", "deviceId"])).await.unwrap().is_some());
 }
@@ -374,7 +375,7 @@ async fn calls_are_throttled_when_the_capacity_is_used_up() {
     client.create_table(&Schema::new(TABLE, &[("deviceId", KeyType::Text)])).await.unwrap();
     let long = Write::put(TABLE, key("SN1"), [("a", Value::from("x".repeat(2_000_000)))]);
     client.write_row(&long).await.unwrap();
-    // The write was longer than the capacity of minutes.
+    // The write has used the capacity of several minutes.
     let error = client.get_row(&Read::new(TABLE, key("SN1"))).await.unwrap_err();
     assert_eq!((error.class, error.code.as_str()), (Class::Busy, "OTSNotEnoughCapacityUnit"));
 }
