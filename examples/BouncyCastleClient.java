@@ -44,8 +44,8 @@ public final class BouncyCastleClient {
     // Time that the session stays open after a separate response. If our acknowledgement is
     // lost, the response is repeated within 3 s.
     private static final int LINGER = 3_000;
-    // Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
-    // ends, so a longer wait needs another handshake.
+    // Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session
+    // that is idle for 300 s ends, so a longer wait needs another handshake.
     private static final int SESSION = 240_000;
     // RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
     private static final long DEFAULT_MAX_AGE = 60;
@@ -55,7 +55,7 @@ public final class BouncyCastleClient {
 
     /** An answer; Max-Age is in seconds. */
     private record Answer(int code, long maxAge, byte[] payload) {
-        /** Returns whether the device has to come back after Max-Age. */
+        /** Returns whether the device has to ask again after Max-Age. */
         boolean isEarly() {
             return code == 0x9d || code == 0xa3; // 4.29, 5.03
         }
@@ -110,8 +110,8 @@ public final class BouncyCastleClient {
         }
     }
 
-    /** GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. Each
-     * number gives another message ID and token. */
+    /** GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. The
+     * message ID and the token depend on `number`. */
     private static byte[] request(String sn, int number) {
         byte[] name = sn.getBytes(StandardCharsets.US_ASCII); // up to 23 characters
         byte[] request = ByteBuffer.allocate(18 + name.length)
@@ -150,7 +150,7 @@ public final class BouncyCastleClient {
         System.exit(answer.code >> 5 == 2 ? 0 : 1);
     }
 
-    /** Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts. */
+    /** Asks again after 4.29 and 5.03, until there is another answer or the session is too old. */
     private static Answer ask(DTLSTransport dtls, String sn) throws Exception {
         long giveUp = millis() + SESSION;
         int attempts = 0;
@@ -191,7 +191,8 @@ public final class BouncyCastleClient {
             int type = message[0] >> 4 & 3;
             int kind = message[1] >> 5 & 7;
             boolean sameId = message[2] == request[2] && message[3] == request[3];
-            // The answer has the request's token; one in the acknowledgement also has its message ID.
+            // An answer has the request's token. An answer in an acknowledgement also has the request's
+            // message ID.
             boolean isAnswer = (kind == 2 || kind == 4 || kind == 5) && (message[0] & 15) == 1 && length > 4
                     && message[4] == request[4] && type != RESET && (type != ACKNOWLEDGEMENT || sameId);
             Answer found = isAnswer ? read(message) : null;
@@ -215,8 +216,8 @@ public final class BouncyCastleClient {
         }
     }
 
-    /** Returns a time, or up to half as long again, so that devices that failed together do not
-     * return together. */
+    /** Returns a time plus a random part of up to half of it, so that devices that failed together
+     * do not retry together. */
     private static long jittered(long millis) {
         return millis + ThreadLocalRandom.current().nextLong(millis / 2 + 1);
     }

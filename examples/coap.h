@@ -26,8 +26,8 @@ enum { ATTEMPTS = 3 };
 /* Time that the session stays open after a separate answer. If our acknowledgement is lost, the
  * answer is repeated within 3 s. */
 enum { LINGER = 3000 };
-/* Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s ends,
- * so a longer wait needs another handshake. */
+/* Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session that
+ * is idle for 300 s ends, so a longer wait needs another handshake. */
 enum { PATIENCE = 240000 };
 /* RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds. */
 enum { DEFAULT_MAX_AGE = 60 };
@@ -49,14 +49,15 @@ static inline long exchange_now(void) {
   return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Adds up to half of a time, so that devices that failed together do not return together. */
+/* Adds a random part of up to half of a time, so that devices that failed together do not retry
+ * together. */
 static inline long exchange_jitter(long millis) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return millis + now.tv_nsec / 1000 % (millis / 2 + 1);
 }
 
-/* A new message ID, and nothing sent so far. */
+/* Begins an attempt, with a new message ID. */
 static inline void exchange_attempt(struct exchange *e) {
   e->request[3]++;
   e->wait = exchange_jitter(ACK_TIMEOUT);
@@ -95,7 +96,7 @@ static inline int exchange_goes_on(const struct exchange *e) {
 static inline int exchange_due(struct exchange *e) {
   if (e->acknowledged || e->code || exchange_now() < e->until) return 0;
   if (e->sent > MAX_RETRANSMIT) exchange_attempt(e);
-  /* A request that is not a copy has a token of its own. */
+  /* Each new request has a new token. A further attempt at the same request keeps the token. */
   if (e->sent == 0 && e->attempts == 1) e->request[4]++;
   return 1;
 }
@@ -139,7 +140,7 @@ static inline size_t exchange_options(const unsigned char *message, size_t lengt
   return at < length && ++at == length ? 0 : at;
 }
 
-/* After 4.29 and 5.03: asks again later. Returns 0 if the session does not last as long. */
+/* After 4.29 and 5.03, asks again later. Returns 0 if the session would be too old by then. */
 static inline int exchange_comes_back(struct exchange *e) {
   long left = e->give_up - exchange_now();
   if ((e->code != TOO_MANY_REQUESTS && e->code != SERVICE_UNAVAILABLE) || left < 0) return 0;
@@ -157,7 +158,8 @@ static inline int exchange_receive(struct exchange *e, const unsigned char *mess
   int waits = e->sent > 0 && !e->code, same_id = memcmp(message + 2, e->request + 2, 2) == 0;
   unsigned long max_age = DEFAULT_MAX_AGE;
   size_t payload = 0;
-  /* The answer has the request's token; one in the acknowledgement also has its message ID. */
+  /* An answer has the request's token. An answer in an acknowledgement also has the request's message
+   * ID. */
   if ((kind == 2 || kind == 4 || kind == 5) && (message[0] & 15) == 1 && length > 4 &&
       message[4] == e->request[4] && type != RESET && (type != ACKNOWLEDGEMENT || same_id))
     payload = exchange_options(message, length, &max_age);

@@ -1,6 +1,6 @@
 //! A minimal device: it powers on, fetches its certificate over PSK-DTLS and CoAP, and prints
-//! its identity at IoT Platform and the MQTT host at which it would sign in. It comes back as
-//! docs/device.md says, for a minute.
+//! its identity at IoT Platform and the MQTT host at which it would sign in. For one minute, it retries
+//! as docs/device.md describes.
 //!
 //! ```text
 //! cargo run --example device -- 127.0.0.1:5684 plug-batch-7 000102030405060708090a0b0c0d0e0f

@@ -21,8 +21,8 @@
 %% lost, the response is repeated within 3 s.
 -define(LINGER, 3000).
 -define(PATIENCE, 300000).
-%% Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
-%% ends, so a longer wait needs another handshake.
+%% Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session that is
+%% idle for 300 s ends, so a longer wait needs another handshake.
 -define(SESSION, 240000).
 %% RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
 -define(DEFAULT_MAX_AGE, 60).
@@ -78,7 +78,7 @@ ask(Socket, Sn, Suite) ->
             1
     end.
 
-%% Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+%% Asks again after 4.29 and 5.03, until there is another answer or the session is too old.
 ask(_, _, _, 0, _) -> none;
 ask(Socket, Name, Id, Attempts, GiveUp) ->
     %% GET /cert with {"sn": sn} as CBOR: a confirmable message.
@@ -97,7 +97,8 @@ ask(Socket, Name, Id, Attempts, GiveUp) ->
 
 now_millis() -> erlang:monotonic_time(millisecond).
 
-%% A time, or up to half as long again, so that devices that failed together do not return together.
+%% Returns a time plus a random part of up to half of it, so that devices that failed together do not
+%% retry together.
 jittered(Millis) -> Millis + rand:uniform(Millis div 2 + 1) - 1.
 
 %% Returns the answer to the request, piggybacked or separate: its code, its Max-Age and its payload.
@@ -124,7 +125,7 @@ received(<<1:2, 2:2, 0:4, 0, Id:16>>, #exchange{id = Id, acknowledged = false, a
     E#exchange{acknowledged = true, until = now_millis() + ?EXCHANGE_LIFETIME};
 received(<<1:2, 3:2, 0:4, 0, Id:16>>, #exchange{id = Id, answer = none} = E) ->
     E#exchange{acknowledged = true, until = now_millis()};
-%% The answer has the request's token; one in the acknowledgement also has its message ID.
+%% An answer has the request's token. An answer in an acknowledgement also has the request's message ID.
 received(<<1:2, Type:2, 1:4, Class:3, Detail:5, Id:16, Token, Rest/binary>>, #exchange{id = Own} = E)
   when Token =:= Own band 255, Class =:= 2 orelse Class =:= 4 orelse Class =:= 5,
        Type < 2 orelse (Type =:= 2 andalso Id =:= Own) ->
@@ -146,7 +147,7 @@ received(_, E) ->
     E.
 
 %% Section 4.2: each copy of a confirmable answer is acknowledged (2). Any other confirmable message,
-%% such as an empty one (a ping), is rejected (3). Returns how long copies may follow.
+%% such as an empty one (a ping), is rejected (3). Returns the time for which copies may follow.
 reply(0, Kind, Id, E) ->
     ok = ssl:send(E#exchange.socket, <<1:2, Kind:2, 0:4, 0, Id:16>>),
     ?LINGER;

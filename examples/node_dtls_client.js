@@ -19,8 +19,8 @@ const EXCHANGE_LIFETIME = 247000;
 const LINGER = 3000;
 const HANDSHAKE = 2000;
 const PATIENCE = 300000;
-// Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s ends,
-// so a longer wait needs another handshake.
+// Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session that is
+// idle for 300 s ends, so a longer wait needs another handshake.
 const SESSION = 240000;
 // RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
 const DEFAULT_MAX_AGE = 60;
@@ -28,14 +28,15 @@ const [CONFIRMABLE, ACKNOWLEDGEMENT, RESET] = [0, 2, 3];
 const [TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE] = [0x9d, 0xa3];
 
 // GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte. The serial
-// number has up to 23 characters. Each number gives another message ID and token.
+// number has up to 23 characters. The message ID and the token depend on `number`.
 function request(sn, number) {
   const head = Buffer.from("\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn", "latin1");
   head[3] = head[4] = number;
   return Buffer.concat([head, Buffer.from([0x60 | sn.length]), Buffer.from(sn)]);
 }
 
-// A time, or up to half as long again, so that devices that failed together do not return together.
+// Returns a time plus a random part of up to half of it, so that devices that failed together do not
+// retry together.
 function jittered(millis) {
   return millis * (1 + Math.random() / 2);
 }
@@ -106,7 +107,8 @@ function exchange(socket, message) {
       if (got.length < 4 || got[0] >> 6 !== 1) return;
       const kind = (got[0] >> 4) & 3;
       const sameId = got.readUInt16BE(2) === message.readUInt16BE(2);
-      // The answer has the request's token; one in the acknowledgement also has its message ID.
+      // An answer has the request's token. An answer in an acknowledgement also has the request's
+      // message ID.
       const isAnswer =
         [2, 4, 5].includes(got[1] >> 5) && (got[0] & 15) === 1 && got[4] === message[4] &&
         kind !== RESET && (kind !== ACKNOWLEDGEMENT || sameId);
@@ -133,7 +135,7 @@ function exchange(socket, message) {
   });
 }
 
-// Asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+// Asks again after 4.29 and 5.03, until there is another answer or the session is too old.
 async function ask(socket, sn) {
   const giveUp = Date.now() + SESSION;
   for (let number = 1; ; number++) {

@@ -40,8 +40,8 @@ const attempts = 3
 
 const patience = 300 * time.Second
 
-// Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
-// ends, so a longer wait needs another handshake.
+// Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session that is
+// idle for 300 s ends, so a longer wait needs another handshake.
 const session = 240 * time.Second
 
 // RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
@@ -61,7 +61,7 @@ type answer struct {
 	payload []byte
 }
 
-// isEarly returns whether the device has to come back after Max-Age.
+// isEarly returns whether the device has to ask again after Max-Age.
 func (a *answer) isEarly() bool {
 	return a.code == tooManyRequests || a.code == serviceUnavailable
 }
@@ -73,15 +73,15 @@ var suites = map[string]dtls.CipherSuiteID{
 }
 
 // request is GET /cert with {"sn": sn} as CBOR: a confirmable message with a token of one byte.
-// The serial number has up to 23 characters. Each number gives another message ID and token.
+// The serial number has up to 23 characters. The message ID and the token depend on `number`.
 func request(sn string, number byte) []byte {
 	head := []byte("\x41\x01\x12\x34\xc3\xb4cert\x11\x3c\xff\xa1\x62sn")
 	head[3], head[4] = number, number
 	return append(append(head, 0x60|byte(len(sn))), sn...)
 }
 
-// jittered returns a time, or up to half as long again, so that devices that failed together do
-// not return together.
+// jittered returns a time plus a random part of up to half of it, so that devices that failed together
+// do not retry together.
 func jittered(wait time.Duration) time.Duration {
 	return wait + time.Duration(rand.Int63n(int64(wait/2)+1))
 }
@@ -170,7 +170,8 @@ func exchange(conn net.Conn, request []byte) (*answer, error) {
 		kind, class := message[0]>>4&3, message[1]>>5
 		sameID := message[2] == request[2] && message[3] == request[3]
 		var found *answer
-		// The answer has the request's token; one in the acknowledgement also has its message ID.
+		// An answer has the request's token. An answer in an acknowledgement also has the request's message
+		// ID.
 		if (class == 2 || class == 4 || class == 5) && message[0]&15 == 1 && length > 4 &&
 			message[4] == request[4] && kind != reset && (kind != acknowledgement || sameID) {
 			found = read(message)
@@ -206,7 +207,7 @@ func exchange(conn net.Conn, request []byte) (*answer, error) {
 	}
 }
 
-// ask asks until there is an answer other than 4.29 and 5.03, as long as the session lasts.
+// ask asks again after 4.29 and 5.03, until there is another answer or the session is too old.
 func ask(conn net.Conn, sn string) (*answer, error) {
 	giveUp, tried := time.Now().Add(session), 0
 	for number := byte(1); ; number++ {

@@ -29,8 +29,8 @@ EXCHANGE_LIFETIME = 247
 # lost, the response is repeated within 3 s.
 LINGER = 3
 PATIENCE = 300
-# Time in which a request is sent again after 4.29 or 5.03. A session that is idle for 300 s
-# ends, so a longer wait needs another handshake.
+# Maximum time for which the device uses one session to ask again after 4.29 or 5.03. A session that is
+# idle for 300 s ends, so a longer wait needs another handshake.
 SESSION = 240
 # RFC 7252 section 5.10.5: the value of an absent Max-Age, in seconds.
 DEFAULT_MAX_AGE = 60
@@ -164,7 +164,8 @@ def exchange(session, message):
         if not got or len(got) < 4 or got[0] >> 6 != 1:
             continue
         kind, same_id = got[0] >> 4 & 3, got[2:4] == message[2:4]
-        # The answer has the request's token; one in the acknowledgement also has its message ID.
+        # An answer has the request's token. An answer in an acknowledgement also has the request's
+        # message ID.
         is_answer = got[1] >> 5 in (2, 4, 5) and got[0] & 15 == 1 and got[4:5] == message[4:5]
         is_answer = is_answer and kind != RESET and (kind != ACKNOWLEDGEMENT or same_id)
         found = options(got) if is_answer else None

@@ -8,7 +8,7 @@
  * It prints the answer's code and payload. The last argument sets options: a group (`x25519`, with
  * which 5.5 fails, or `p256`), `mfl512` for max_fragment_length (RFC 6066), `cid0` for connection IDs
  * with an empty one of its own, `cid4` for one of four bytes (RFC 9146; wolfSSL 5.7.4 and later, built
- * with WOLFSSL_DTLS_CID), `rfc7925` starts with the 9 s of RFC 7925 section 11 for the handshake's timer.
+ * with WOLFSSL_DTLS_CID), `rfc7925` for a handshake timer that begins with the 9 s of RFC 7925 section 11.
  */
 #ifdef WOLFSSL_USER_SETTINGS
 #include <wolfssl/wolfcrypt/settings.h>

@@ -1,8 +1,7 @@
-//! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a
-//! PSK handshake, sends confirmable requests for `/cert`, takes piggybacked or separate answers, and
-//! comes back as the firmware kit does. It can also sign in with the certificate. Up to the
-//! certificate, the only protocol code that it shares with the server is in the libraries coap-lite
-//! and minicbor.
+//! A simulated device that behaves like firmware and uses a third-party DTLS library. It makes a PSK
+//! handshake, sends confirmable requests for `/cert`, accepts piggybacked and separate answers, and
+//! retries like the firmware kit. It can also sign in with the certificate. Up to the certificate, the
+//! only protocol code that it shares with the server is in the libraries coap-lite and minicbor.
 
 mod exchange;
 mod retry;
@@ -86,14 +85,14 @@ impl SimulatedDevice {
         answer
     }
 
-    /// Powers on: connects and asks, and comes back as the firmware kit does, until the device has
-    /// its certificate. Returns a refusal if the device has to stop, or if it would have to come back
-    /// after `patience`.
+    /// Powers on: connects and asks, and retries like the firmware kit, until the device has its
+    /// certificate. Returns a refusal if the device has to stop, or if its next attempt would be later
+    /// than `patience`.
     ///
     /// # Errors
     ///
-    /// Fails like [`fetch`](Self::fetch), with the last error, when the device would have to come
-    /// back after `patience`.
+    /// Fails like [`fetch`](Self::fetch), with the last error, if the next attempt would be later than
+    /// `patience`.
     pub async fn provision(&self) -> Result<Answer> {
         let (start, mut retry) = (Instant::now(), Retry::default());
         loop {
@@ -114,7 +113,8 @@ impl SimulatedDevice {
         }
     }
 
-    /// Connects, asks once, and closes the session, after copies of a separate answer.
+    /// Connects and asks once. Closes the session after it has acknowledged any copies of a separate
+    /// answer.
     async fn attempt(&self) -> Result<Answer> {
         let (answer, leaving) = self.connect().await?.ask_and_leave().await;
         leaving.close().await;
@@ -261,8 +261,8 @@ impl Leaving {
     }
 }
 
-/// Returns whether the server ended a handshake with an alert. The library does not say which; the
-/// server sends decrypt_error for a wrong key and an unknown identity.
+/// Returns whether the server ended a handshake with an alert. The library does not report which alert
+/// it was; the server sends decrypt_error for a wrong key and for an unknown identity.
 fn is_alert(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(webrtc_dtls::Error::ErrAlertFatalOrClose))
 }

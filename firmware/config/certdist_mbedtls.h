@@ -15,7 +15,8 @@
 #define MBEDTLS_SSL_CIPHERSUITES MBEDTLS_TLS_PSK_WITH_AES_128_CCM_8
 
 /* The longest records, without their headers. The kit takes answers of up to CD_ANSWER_MAX bytes (320), so
- * it need not ask for short records (RFC 6066): mbedTLS would want both buffers of the agreed length. */
+ * it does not negotiate shorter records (RFC 6066): mbedTLS would need both buffers of the negotiated
+ * length. */
 #define MBEDTLS_SSL_IN_CONTENT_LEN 512
 #define MBEDTLS_SSL_OUT_CONTENT_LEN 256
 #define MBEDTLS_SSL_DTLS_MAX_BUFFERING 512
@@ -23,7 +24,8 @@
 #define MBEDTLS_SSL_CID_IN_LEN_MAX 0
 #define MBEDTLS_SSL_CID_OUT_LEN_MAX 16
 #define MBEDTLS_SSL_CID_TLS1_3_PADDING_GRANULARITY 1
-/* The longest key that certdist takes; the stack keeps two lengths of it during a handshake. */
+/* The longest key that certdist accepts. During a handshake, the stack keeps a secret that is twice as
+ * long. */
 #define MBEDTLS_PSK_MAX_LEN 64
 
 #define MBEDTLS_AES_C

@@ -29,7 +29,7 @@
 #define DTLS_MAX_BUF 256
 #endif
 
-/* The longest identity that the kit takes. Keys have 16 bytes at most: tinydtls derives its secrets in a
+/* The longest identity that the kit accepts. Keys have 16 bytes at most: tinydtls derives its secrets in a
  * buffer that has no room for longer ones. */
 #define DTLS_PSK_MAX_CLIENT_IDENTITY_LEN 64
 

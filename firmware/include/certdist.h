@@ -34,7 +34,7 @@ extern "C" {
 
 enum {
   CD_IDENTITY_MAX = 64,  /* bytes of a PSK identity; fewer if the DTLS stack is configured so */
-  CD_KEY_MAX = 64,       /* bytes of a key; the same */
+  CD_KEY_MAX = 64,       /* bytes of a key; also fewer with some stacks */
   CD_DEVICE_ID_MAX = 64, /* characters of a device ID */
   /* Room for texts, with the NUL. */
   CD_PRODUCT_KEY_ROOM = 65,
@@ -112,9 +112,9 @@ int cd_random(void *out, size_t length);
 
 /* Settings. A delay of 0 stands for the default in brackets. */
 struct cd_settings {
-  const char *identity; /* 1 to 64 bytes, if the DTLS stack takes as many */
+  const char *identity; /* 1 to 64 bytes; the DTLS stack may accept fewer */
   const uint8_t *key;
-  size_t key_length;     /* 1 to 64 bytes, if it takes as many; tinydtls takes 16 */
+  size_t key_length;     /* 1 to 64 bytes; the stack may accept fewer: tinydtls accepts 16 */
   const char *device_id; /* 1 to 64 of A-Z a-z 0-9 . _ : @ -; NULL: the identity is the device */
   const char *id_kind;   /* "deviceId", "sn" or "mac"; NULL: "deviceId" */
   uint16_t block_size;   /* asks for blocks of 16, 32, ... 1024 bytes; 0: the server decides */

@@ -23,7 +23,7 @@ struct cd_dtls {
   void (*close)(struct cd_device *);
   /* Whether a session continues from a new address (RFC 9146), of a connected session. */
   bool (*moves)(struct cd_device *);
-  /* The longest identity and key in bytes that the stack takes as it is configured, at most
+  /* The longest identity and key in bytes that the stack accepts in its configuration, at most
    * CD_IDENTITY_MAX and CD_KEY_MAX. With a longer one, the device does not start. */
   uint8_t identity_max, key_max;
 };

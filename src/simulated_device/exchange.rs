@@ -1,5 +1,5 @@
 //! One exchange of CoAP (RFC 7252): a confirmable request, and its answer in the acknowledgement or
-//! in a message of its own. It knows the session, but not what is asked.
+//! in a message of its own. It uses the session, but does not interpret the request or the answer.
 
 use std::time::Duration;
 
@@ -104,8 +104,8 @@ async fn receive(connection: &DTLSConn, request: &Packet, until: Instant) -> Res
     Ok(Some(received))
 }
 
-/// Returns the meaning of a message for a request. The answer has the request's token. One in the
-/// acknowledgement also has its message ID.
+/// Returns the meaning of a message for a request. The answer has the request's token. An answer in an
+/// acknowledgement also has the request's message ID.
 fn classify(bytes: &[u8], request: &Packet) -> Received {
     let &[first, code, high, low, ..] = bytes else { return Received::Nothing };
     let message_id = u16::from_be_bytes([high, low]);
@@ -122,7 +122,7 @@ fn classify(bytes: &[u8], request: &Packet) -> Received {
         .flatten()
         .filter(|packet| packet.get_token() == request.get_token())
         .filter(|_| kind != MessageType::Acknowledgement || is_ours)
-        // RFC 7252 §3: a payload marker without a payload is an error, which coap-lite passes over.
+        // RFC 7252 §3: a payload marker without a payload is an error, which coap-lite ignores.
         .filter(|packet| packet.to_bytes().is_ok_and(|again| again.len() == bytes.len()))
         // RFC 7252 §5.4.1: a message with an unknown critical option is rejected.
         .filter(|packet| packet.options().all(|(number, _)| number % 2 == 0));

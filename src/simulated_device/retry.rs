@@ -1,9 +1,9 @@
-//! Rules by which a device comes back, as the firmware kit has them (docs/firmware.md, "Delays"). It
+//! Rules for the retries of a device, the same as in the firmware kit (docs/firmware.md, "Delays"). It
 //! knows neither the session nor the clock.
 
 use std::time::Duration;
 
-/// First delay after a failure that passes. It doubles with each further one.
+/// First delay after a temporary failure. It doubles with each further failure.
 const RETRY: Duration = Duration::from_secs(30);
 const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 /// Least delay after a handshake that ended with an alert.
@@ -52,7 +52,8 @@ impl Retry {
         match setback {
             Setback::Silence => (Conduct::ComeBack, self.next()),
             Setback::WrongKey => (Conduct::ComeBack, self.next().max(WRONG_KEY)),
-            // The server's time counts, whatever the back-off would be. 0 names no time.
+            // The server's Max-Age replaces the back-off. A Max-Age of 0 gives no time, so the back-off
+            // applies.
             Setback::Answer("4.29" | "5.03", Some(0)) => (Conduct::ComeBack, self.next()),
             Setback::Answer("4.29" | "5.03", max_age) => {
                 self.failures = 0;
@@ -64,7 +65,7 @@ impl Retry {
                 (Conduct::Stop, grown(OPERATOR, refusals, LONGEST_OPERATOR))
             }
             Setback::Answer("5.02", _) => (Conduct::ComeBack, OPERATOR),
-            // The registration continues.
+            // 5.04: the server continues the registration.
             Setback::Answer("5.04", _) => {
                 self.failures = self.failures.max(1);
                 (Conduct::ComeBack, self.next())
@@ -84,13 +85,13 @@ impl Retry {
     }
 }
 
-/// Returns `first`, doubled `times`, at most `longest`.
+/// Returns the delay `first`, doubled once for each of `times`, at most `longest`.
 fn grown(first: Duration, times: u32, longest: Duration) -> Duration {
     1u32.checked_shl(times).map_or(longest, |factor| first.saturating_mul(factor).min(longest))
 }
 
-/// Adds this share, from 0 to 1, of half the delay, so that devices that failed together do not
-/// return together.
+/// Adds jitter to a delay: half of it times `share`, a number from 0 to 1. So devices that failed
+/// together do not retry together.
 pub(super) fn jittered(delay: Duration, share: f64) -> Duration {
     delay + delay.mul_f64(share.clamp(0.0, 1.0) / 2.0)
 }
@@ -101,7 +102,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The table of docs/device.md.
+    /// Checks the table of docs/device.md.
     #[test]
     fn each_code_has_its_conduct_and_delay() {
         for (code, max_age, conduct, seconds) in [

@@ -366,7 +366,7 @@ fn fed(watchdog: &UnixDatagram) -> u32 {
 }
 
 /// Lets all devices fetch their certificates, 100 at a time; each gives up after `patience` seconds.
-/// Returns how many were served, and how long that took.
+/// Returns the number of served devices, and the time that this took.
 fn serve(port: &str, patience: &str) -> (u32, Duration) {
     let start = Instant::now();
     let devices = DEVICES.to_string();

@@ -96,7 +96,7 @@ impl Night {
         }
     }
 
-    /// Waits for a concern about at least so many devices.
+    /// Waits for a concern about at least this many devices.
     fn concern(&self, subject: &str, devices: u64) -> Value {
         let of = |overview: &Value| {
             let all = overview["concerns"].as_array().cloned().unwrap_or_default();

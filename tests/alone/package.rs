@@ -68,7 +68,8 @@ fn the_unit_exposes_little() {
     assert_eq!(stderr(&output), "", "what it does not know");
     let drain: u64 = 10;
     let unit = read("packaging/certdist.service");
-    // It fits both stores: it waits for the network, gives no start up, and needs no other service.
+    // The unit fits both stores: it waits for the network, never stops trying to start, and needs no
+    // other service.
     let has = |line: &str| unit.lines().any(|known| known == line);
     assert!(
         has("After=network-online.target") && has("Restart=on-failure") && has("StartLimitIntervalSec=0")
@@ -270,7 +271,7 @@ fn checked_manifests(file: &str, kind: &str, mounted: &[&str]) -> (Vec<Yaml>, Co
 #[test]
 fn the_clusters_manifests_hold_together() {
     let _alone = alone();
-    // The root is read-only, so temporary files need a place of their own.
+    // The root file system is read-only, so temporary files need their own volume.
     let mounts = ["/etc/certdist", "/etc/certdist-keys", "/var/lib/certdist", "/tmp"];
     let (_, config) = checked_manifests("packaging/kubernetes/certdist.yaml", "ConfigMap", &mounts);
     assert_eq!(&*config.database, "sqlite:/var/lib/certdist/certdist.db");
@@ -295,14 +296,14 @@ fn the_manifests_of_three_servers_hold_together() {
     let labels = &deployment["template"]["metadata"]["labels"];
     assert_eq!(budget["selector"]["matchLabels"], *labels);
     assert_eq!(deployment["selector"]["matchLabels"], *labels);
-    // No secret is in a variable or an argument, and each comes from a secret of the cluster.
+    // No secret is in a variable or an argument; each comes from a Secret of the cluster.
     let pod = &deployment["template"]["spec"];
     let container = &pod["containers"][0];
     assert!(container["env"].is_badvalue() && container["envFrom"].is_badvalue());
     for volume in pod["volumes"].as_vec().expect("volumes") {
         assert!(volume["secret"].is_hash() || volume["emptyDir"].is_hash(), "{volume:?}");
     }
-    // A session is with one server.
+    // A DTLS session belongs to one server, so the datagrams of a device must always go to that server.
     let service = &named(&documents, "Service")["spec"];
     assert_eq!(service["sessionAffinity"].as_str(), Some("ClientIP"));
     let affinity = service["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].as_i64();

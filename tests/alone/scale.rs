@@ -13,7 +13,8 @@ use crate::{
     support::{CERTDIST, document::blocks_of, stderr, stdout},
 };
 
-/// Makes a network and processes of its own, which end with the script, for a user who is not root.
+/// Runs the script in its own network, as a user who is not root. The processes that it starts end with
+/// it.
 const LAPTOP: &str = "ip link set lo up && cd \"$1\" && \
                       exec setpriv --reuid postgres --regid postgres --init-groups \
                       env -i PATH=\"$1/bin:/usr/bin:/bin\" HOME=\"$1\" timeout 300 bash -euo pipefail commands";

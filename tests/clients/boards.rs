@@ -523,7 +523,7 @@ fn a_board_whose_stack_is_full_ends_instead_of_overwriting_its_data() {
     });
 }
 
-/// The limits of docs/firmware.md.
+/// Checks the limits of docs/firmware.md.
 #[test]
 fn a_board_takes_the_longest_identity_and_key_and_refuses_longer_ones() {
     let own = "[[enrollment]]\nname = \"own\"\nproduct_key = \"a1own\"\nkind = \"individual\"";
@@ -548,7 +548,7 @@ fn a_board_takes_the_longest_identity_and_key_and_refuses_longer_ones() {
     });
 }
 
-/// lwIP's port gets its control block with the first datagram that finds one.
+/// The port for lwIP tries to get its control block with each datagram, until one is free.
 #[test]
 fn a_board_without_a_free_control_block_comes_back() {
     let house = House::new();
@@ -556,7 +556,7 @@ fn a_board_without_a_free_control_block_comes_back() {
     let folder = Path::new(ROOT).join("build/boards/one_block");
     let elf = folder.join("image.elf");
     let mut make = image.make();
-    // DHCP has the only one.
+    // DHCP uses the only control block.
     make.args(["RANDOM_SOURCE=seeded_random.c", "defines=-DMEMP_NUM_UDP_PCB=1"]);
     make.args([format!("build={}", folder.display()), format!("image={}", elf.display())]);
     assert!(make.status().expect("make").success());

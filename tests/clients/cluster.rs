@@ -28,7 +28,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::support::{CERTDIST, MASTER, coapsload, http, http_get, stderr, stdout};
 
-/// Devices of a run in `make test`, and of a run whose seed is named.
+/// Number of devices of a run in `make test`, and of a run with a given seed.
 const FEW: usize = 300;
 const MANY: usize = 3000;
 
@@ -41,7 +41,7 @@ const ROUNDS: usize = 8;
 /// Maximum time to wait for a line of the script.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The processes that `scripts/test-cluster` starts. They end with this value.
+/// The processes that `scripts/test-cluster` starts. They end when this value is dropped.
 struct Cluster {
     child: Child,
     commands: Option<ChildStdin>,
@@ -162,7 +162,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // At the end of its input, the script ends what it has started.
+        // When its input ends, the script ends the processes that it has started.
         drop(self.commands.take());
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
@@ -188,7 +188,7 @@ fn ask(devices: usize, balancer: SocketAddr, file: &Path, more: &[&str]) -> Stri
     stdout(&coapsload(&arguments))
 }
 
-/// A fault, and what ends it.
+/// A fault of a server, the balancer or the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     ServerKilled(usize),
@@ -198,7 +198,7 @@ enum Fault {
     ConnectionHangs,
     PrimaryHangs,
     DiskFull,
-    /// The primary is killed, and the standby takes over. It does not end.
+    /// The primary is killed, and the standby takes over. This fault has no end.
     Failover,
 }
 
@@ -229,7 +229,7 @@ impl Fault {
     }
 }
 
-/// A step of a run: what happens after which time.
+/// A step of a run: a command of the script, and the pause before it.
 struct Step {
     after: Duration,
     command: String,
@@ -250,7 +250,7 @@ fn plan(random: &mut StdRng) -> Vec<Step> {
         Fault::Rehashed(random.random_range(1..=3)),
         Fault::ConnectionHangs,
     ];
-    // A full disk can only be had in a mount namespace, which takes root.
+    // A full disk needs a mount namespace, which only root can create.
     if nix::unistd::geteuid().is_root() {
         faults.push(Fault::DiskFull);
     }
@@ -268,7 +268,8 @@ fn plan(random: &mut StdRng) -> Vec<Step> {
     let mut hangs = false;
     for (number, fault) in faults.iter().enumerate() {
         step(fault.begin(), 300..2500, random);
-        // A primary that hangs may be given up by the one who decides on failovers.
+        // A primary that hangs does not recover before a failover that follows: an operator may replace
+        // it.
         hangs |= *fault == Fault::PrimaryHangs && faults.get(number + 1) == Some(&Fault::Failover);
         let end = fault.end().filter(|_| !std::mem::take(&mut hangs));
         if let Some(end) = end {
@@ -318,7 +319,7 @@ fn run(seed: u64, devices: usize) {
     }
     let during = asking.join().expect("it ran");
     println!("during the faults: {}", during.lines().next().unwrap_or_default());
-    // What a device did not get, it asks for again later, and all others ask as well.
+    // Devices without a certificate ask again later, and all others ask again, too.
     let mut rounds = 0;
     loop {
         rounds += 1;
@@ -332,8 +333,8 @@ fn run(seed: u64, devices: usize) {
     println!("seed {seed}: served in {rounds} rounds after the faults, {:.0?} in all", begun.elapsed());
 }
 
-/// Checks the table, the cloud and the audit log at the end of a run. `answers` is what the devices
-/// have got.
+/// Checks the table, the cloud and the audit log at the end of a run. `answers` contains the
+/// certificates that the devices have received.
 fn check(cluster: &mut Cluster, answers: &BTreeMap<String, String>, devices: usize) {
     assert_eq!(answers.len(), devices);
     // Registrations of devices that have given up may still be in the journal, and the newest entries of
@@ -427,7 +428,7 @@ fn without_its_database_a_server_asks_devices_to_retry_and_recovers_by_itself() 
     let refused = Command::new(CERTDIST).args(device).output().expect("certdist runs");
     let said = stderr(&refused);
     assert!(said.contains("5.03") && said.contains("; retry in "), "{}{said}", stdout(&refused));
-    // A restart would not help, and the balancer finds no better server.
+    // The servers are not ready, but healthy: a restart would not help.
     assert!(cluster.health("/readyz").iter().all(|(status, _)| *status == 503));
     assert!(cluster.health("/healthz").iter().all(|(status, _)| *status == 200));
 

@@ -1,4 +1,5 @@
-//! Tests of a connection to PostgreSQL over TLS, and of what an operator is told when it cannot be had.
+//! Tests of a connection to PostgreSQL over TLS, and of the messages for an operator if it cannot be
+//! established.
 #![cfg(feature = "simulation")]
 
 use std::{
@@ -37,7 +38,7 @@ impl Authority {
     }
 }
 
-/// A PostgreSQL server with TLS, which ends with this value, and the port at which it listens.
+/// A PostgreSQL server with TLS, and its port. The server ends when this value is dropped.
 struct Encrypted {
     child: Child,
     port: u16,
@@ -76,7 +77,7 @@ impl Drop for Encrypted {
     }
 }
 
-/// Returns what `certdist import` says about this database, or an empty text if it succeeds.
+/// Returns the message of `certdist import` about this database, or an empty text if it succeeds.
 fn import(site: &Site, url: &str) -> String {
     site.write(
         "certdist.toml",
@@ -110,7 +111,7 @@ fn a_database_is_used_over_tls_only_if_its_certificate_is_that_of_the_host() {
     };
     let good = format!("sslmode=verify-full&sslrootcert={}", root("root.pem"));
     assert_eq!(import(&site, &url("anna:s3cret", "localhost", &good)), "");
-    // The default encrypts, too, if the server can. Without TLS, this server refuses everyone.
+    // The default encrypts, too, if the server can. Without TLS, this server refuses all connections.
     assert_eq!(
         import(&site, &url("anna:s3cret", "localhost", &format!("sslrootcert={}", root("root.pem")))),
         ""
@@ -146,7 +147,7 @@ fn a_database_that_cannot_be_used_says_what_to_do() {
     let url = server::empty();
     let schema = url.rsplit_once("%3D").expect("a schema").1.to_owned();
     let site = Site::new();
-    // Someone who may use the schema, and create nothing in it.
+    // A user who may use the schema, but may create nothing in it.
     server::run(
         &url,
         &format!("CREATE ROLE {schema}_reader LOGIN; GRANT USAGE ON SCHEMA {schema} TO {schema}_reader"),

@@ -1,6 +1,7 @@
-//! The exchange of each device that this repository ships: the programs of `examples/`, the simulated
-//! device and the firmware kit. A server misleads the device as RFC 7252 allows and as an attacker
-//! could not, repeats itself, and delays its answer. It checks each message of the device.
+//! Tests of the CoAP exchange of each device that this repository ships: the programs of `examples/`,
+//! the simulated device and the firmware kit. A test server sends misleading messages, which an
+//! attacker without the key could not send, repeats its messages, and delays its answer. It checks each
+//! message of the device against RFC 7252.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +15,14 @@ use certdist::dtls::{Config, Datagram, Endpoint, Event, Psk, SessionId};
 use super::interop::{Ask, Cell, cells};
 use crate::support::{SHARED_IDENTITY, SHARED_KEY};
 
-/// Programs that are not the repository's own, or that only test.
+/// Programs that are not from this repository, or that serve only for tests.
 const FOREIGN: [&str; 3] = ["OpenSSL 3.0", "GnuTLS 3.7 (libcoap)", "dimpl 0.9"];
-/// Time in which a device must do what is due.
+/// Maximum wait for the next action of a device.
 const PATIENCE: Duration = Duration::from_secs(200);
-/// Least time until a request is repeated (RFC 7252 §4.8), less what the test may see too late.
+/// Minimum time until a request is repeated (RFC 7252 §4.8), minus a tolerance for delays in the test.
 const ACK_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Silence after the acknowledgement. A request that is repeated in spite of it would be repeated in
-/// this time, because the second time-out is 6 s at most.
+/// Silence after the acknowledgement. A device that ignores the acknowledgement would repeat its
+/// request within this time, because the second time-out is 6 s at most.
 const SILENCE: Duration = Duration::from_secs(7);
 /// Longer than a device keeps its session open after a separate answer.
 const MAX_AGE: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ const RST: u8 = 3;
 const CONTENT: u8 = 0x45;
 const UNAVAILABLE: u8 = 0xa3;
 const PROOF: &str = "the-right-secret";
-/// Payload of the answers that are none: a certificate with another secret.
+/// Payload of messages that only look like answers: a certificate with another secret.
 const FOREIGN_CERTIFICATE: &[u8] = b"\xff\xa3jproductKeyaPjdeviceNameaNldeviceSecretpthe-wrong-secret";
 
 /// A message.
@@ -170,12 +171,12 @@ impl Server {
         got
     }
 
-    /// Leads a device to its certificate.
+    /// Plays the script until the device has its certificate.
     fn play(&mut self, stack: &str) {
         let request = self.expect_request();
         let asked = Instant::now();
         let (token, another) = (request.token.clone(), !request.id);
-        // What is no answer changes nothing: the request is repeated.
+        // A message that is not the answer changes nothing: the device repeats its request.
         self.send(&Message::new(ACK, CONTENT, another, &token, FOREIGN_CERTIFICATE));
         self.send(&Message::empty(ACK, another));
         self.send(&Message::empty(RST, another));
@@ -270,7 +271,7 @@ fn run(cell: &Cell) -> bool {
             })
         });
         server.play(cell.stack);
-        // close_notify is answered, and copies of a flight.
+        // Until the device ends, the server answers close_notify and copies of a flight.
         while !device.is_finished() {
             server.receive(Duration::from_millis(200));
         }

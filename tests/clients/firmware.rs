@@ -222,7 +222,7 @@ fn a_wrong_key_and_an_unknown_device_are_told_apart() {
     });
 }
 
-/// Of five datagrams, one is lost; others are doubled or late.
+/// One of five datagrams is lost; others are doubled or late.
 #[test]
 fn a_bad_network_delays_the_certificate_only() {
     let (_site, server) = registered_site();

@@ -509,7 +509,7 @@ fn every_stack_gets_its_certificate_in_every_place() {
         serde_json::from_str(&http_get(simulator.address, "/stats")).expect("JSON");
     let registered = stats["devices"].as_u64().expect("a number");
     let calls = stats["calls"]["RegisterDevice"].as_u64().unwrap_or_default();
-    // A crowd may also be registered in a batch.
+    // Devices that ask together may be registered in a batch, with fewer calls.
     assert!(registered == cells.len() as u64 && calls <= registered, "{stats}");
 
     let mut table = String::from(INTRODUCTION);

@@ -217,7 +217,8 @@ fn a_device_that_one_machine_moves_has_its_new_certificate_at_each_server() {
     one.succeeds(&["database", "check"]);
 }
 
-/// Returns the block of commands on a page that has this text, with other URLs.
+/// Returns the block of commands that contains the text `with`, from a page of the documentation, with
+/// its URLs replaced.
 fn commands(page: &str, with: &str, urls: &[(&str, &str)]) -> String {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("a page");
     let block = blocks_of(&page, "sh").into_iter().find(|block| block.contains(with)).expect("a block");

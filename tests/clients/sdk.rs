@@ -1,6 +1,7 @@
 //! Tests of the simulated IoT Platform, and of the simulated Tablestore, with Alibaba Cloud's own SDKs.
 //! The simulators must accept the signatures of the SDKs, and the parsers of the SDKs must accept
-//! their answers. Their errors must be the same as the cloud's. `make clients` installs the SDKs.
+//! their answers. The errors of the simulators must be the same as the cloud's. `make clients` installs
+//! the SDKs.
 #![cfg(feature = "simulation")]
 
 use std::path::Path;

@@ -110,7 +110,7 @@ async fn a_full_instance_takes_no_more_devices_until_one_is_deleted() {
     let exceeded = (ErrorClass::Operator, "iot.device.DeviceCountExceeded".to_owned());
     assert_eq!(code(client.register_device("a1", "SN03").await), exceeded);
     assert_eq!(code(client.batch_check_device_names("a1", &["SN03".into()]).await), exceeded);
-    // A name that exists is told as such, so that its certificate is looked up.
+    // The error says that the name exists, so that its certificate is looked up.
     let error = client.register_device("a1", "SN01").await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Exists);
     assert_eq!(code(client.register_device("a2", "SN03").await).1, "iot.prod.NotExistedProduct");

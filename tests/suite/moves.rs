@@ -27,7 +27,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Creates the scene, with room for so many devices in Frankfurt.
+    /// Creates the scene, with room for this many devices in Frankfurt.
     fn new(room: u32) -> Self {
         let cloud = Site::new();
         let frankfurt =
@@ -151,7 +151,7 @@ fn a_moved_device_signs_in_at_its_new_instance_and_no_longer_at_the_former_one()
     assert!(signs_in(&new, scene.hosts[1]) && !signs_in(&new, scene.hosts[0]));
     assert!(!signs_in(&former, scene.hosts[0]) && !signs_in(&former, scene.hosts[1]));
 
-    // Moved back, the device is registered anew, because the former one was deleted.
+    // Moved back, the device is registered again, because the former one was deleted.
     let back = scene.device(&["move", "LAMP0001", "--target", "shanghai", "--product", "a1lamp"]);
     assert!(back.status.success(), "{}", stderr(&back));
     at(&scene.fetch(&server, "LAMP0001"), scene.hosts[0]);
@@ -257,7 +257,7 @@ fn a_target_without_credentials_lets_its_moves_wait_with_the_reason() {
     let said = stderr(&command.wait_with_output().expect("it ends"));
     assert!(said.contains("note: target frankfurt cannot be called now"), "{said}");
     assert_eq!(scene.devices(), [1, 0]);
-    // If the target is gone from the configuration, that is the reason.
+    // If the target is no longer in the configuration, the reason says so.
     scene.site.write("certdist.toml", &text.replace("\"frankfurt\"", "\"kobe\""));
     let lost = "not yet: target frankfurt is not in the configuration";
     assert!(stdout(&scene.device(&["orders"])).contains(lost));

@@ -71,7 +71,7 @@ fn servers_of_one_table_are_listed_until_they_stop_and_what_differs_is_said() {
     // The key itself is nowhere in the table.
     assert!(!seen.to_string().contains("000102030405"));
 
-    // A server that ends by itself leaves, and one that is killed is still there.
+    // A server that stops removes its row. The row of a server that is killed stays.
     assert_eq!(west.stop(), Some(0));
     assert_eq!(count(&servers(&site)), 1);
     east.kill();

@@ -137,7 +137,7 @@ pub fn sign_in_from(
 /// would. The table has the device `SN-1` and the enrollment `lamp`.
 pub fn use_alternately(servers: [SocketAddr; 2]) {
     let [one, other] = servers;
-    // The form comes from one server, and the other one takes it.
+    // The form comes from one server, and the other one accepts it.
     let form =
         http::exchange(http::connect_from(Ipv4Addr::LOCALHOST.into(), one), "GET", "/sign-in", &[], b"");
     let cookie = format!("certdist-form={}", form.cookie("certdist-form").expect("a cookie"));
@@ -187,7 +187,7 @@ pub fn use_alternately(servers: [SocketAddr; 2]) {
     let again = visitor.post("/devices/bulk", &fields);
     assert_eq!((again.status, again.header("location")), (303, begun.header("location")), "{}", again.body);
 
-    // Signed out at one server is signed out at each.
+    // A user who signs out at one server is signed out at each.
     assert_eq!(visitor.post("/sign-out", &[]).status, 303);
     visitor.address = one;
     let gone = visitor.get("/");

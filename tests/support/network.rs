@@ -191,8 +191,8 @@ impl ForgetfulNetwork {
     }
 }
 
-/// A network that loses nothing and counts what a device sends before it is answered. One device is
-/// behind it, whose request is acknowledged first and answered separately.
+/// A network that loses nothing and counts what a device sends before it is answered. One device uses
+/// it. The server acknowledges the device's request first and answers it separately.
 pub struct Tap {
     /// Address at which the device reaches the server.
     pub address: SocketAddr,
@@ -201,7 +201,7 @@ pub struct Tap {
 
 #[derive(Default)]
 struct Counts {
-    /// Set after the server's Finished. From then on, each protected record has a CoAP message. A
+    /// Set after the server's Finished. From then on, each protected record contains a CoAP message. A
     /// repeated flight of the handshake begins with another record.
     is_connected: bool,
     first_request: Option<Instant>,

@@ -48,8 +48,8 @@ static uint32_t now_ms(void *argument) {
   return sys_now();
 }
 
-/* Gets a control block. If lwIP has none, or no route, the next datagram tries again: the device
- * counts this one as lost and comes back. */
+/* Gets a control block. If lwIP has none, or no route, the present datagram counts as lost: the
+ * device retries, and its next datagram asks for a control block again. */
 static bool has_control_block(struct cd_lwip *lwip) {
   if (lwip->pcb) return true;
   lwip->pcb = udp_new();

@@ -34,8 +34,8 @@ struct cd_lwip {
 };
 
 /* Starts the device; from then on, lwIP's timers and its UDP input drive it. Returns the state. The
- * three structures must outlive the device. A UDP control block is taken with the first datagram; while
- * lwIP has none, datagrams count as lost, and the device comes back. */
+ * three structures must outlive the device. The first datagram takes a UDP control block; while lwIP has
+ * none, datagrams count as lost, and the device retries. */
 enum cd_state cd_lwip_start(struct cd_lwip *, struct cd_device *, const struct cd_settings *, const struct cd_dtls *);
 
 /* Reports that the interface has another address. */

@@ -49,9 +49,10 @@
 #define MQTT_REQ_MAX_IN_FLIGHT 1
 
 #define MEM_ALIGNMENT 4
-/* Puts the headers behind Ethernet's 14 bytes on a word. */
+/* Aligns the headers that follow Ethernet's 14 bytes to a word. */
 #define ETH_PAD_SIZE 2
-/* The longest message to be sent, by DHCP, has 308 bytes, and TCP keeps what is not acknowledged. */
+/* The longest message that is sent is DHCP's, with 308 bytes. TCP also keeps the bytes that are not
+ * acknowledged. */
 #define MEM_SIZE 1400
 #define MEMP_NUM_PBUF 2
 #ifndef MEMP_NUM_UDP_PCB
@@ -60,7 +61,7 @@
 #define MEMP_NUM_TCP_PCB 1
 #define MEMP_NUM_TCP_PCB_LISTEN 1
 #define MEMP_NUM_TCP_SEG 6
-/* certdist's timer, MQTT's, and the next sign-in. */
+/* Timers of certdist, of MQTT, and of the next sign-in. */
 #define MEMP_NUM_SYS_TIMEOUT (LWIP_NUM_SYS_TIMEOUT_INTERNAL + 3)
 /* Two frames of 600 bytes, such as DHCP's, or six of 256 bytes. */
 #define PBUF_POOL_SIZE 6
