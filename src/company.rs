@@ -1,5 +1,5 @@
-//! Differences between the servers of a table that an operator should know. Performs no I/O, and knows
-//! neither the table nor the configuration.
+//! Differences between the servers of a table that an operator should know about. Performs no I/O, and
+//! depends neither on the table nor on the configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -115,8 +115,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Returns what differs between the living servers that serve devices. Leaves out processes with
-/// other commands, which end by themselves, except for their clocks.
+/// Returns what differs between the living servers that serve devices. Processes that run other
+/// commands end by themselves, so only their clocks are compared.
 pub fn differences(servers: &[ServerView]) -> Vec<Difference> {
     let living: Vec<&ServerView> = servers.iter().filter(|view| !view.is_gone()).collect();
     let serving: Vec<&ServerView> =
@@ -139,10 +139,11 @@ pub fn differences(servers: &[ServerView]) -> Vec<Difference> {
     found
 }
 
-/// Returns the names that several servers have at the same time, each as often as it is there.
+/// Returns the names that several servers have at the same time. Each name is repeated once for each
+/// server that has it.
 fn shared_names(serving: &[&ServerView]) -> Vec<Vec<String>> {
-    // The row of a server that was killed stays for a while. The server that was started in its place
-    // has beaten only since then, so their times do not overlap.
+    // The row of a server that was killed stays for a while. The server that replaces it has beaten
+    // only since then, so their times do not overlap.
     let are_together = |one: &ServerView, other: &ServerView| {
         one.server.id != other.server.id
             && one.last_beat > other.since
@@ -180,7 +181,7 @@ fn difference(kind: Kind, groups: &[Vec<&ServerView>]) -> Option<Difference> {
     (groups.len() > 1).then(|| Difference::new(kind, groups.iter().map(names).collect()))
 }
 
-/// Returns the servers that an operator is shown: the living ones, and those that are gone and have not
+/// Returns the servers to show to an operator: the living ones, and those that are gone and have not
 /// come back under the same name.
 pub fn shown(servers: &[ServerView]) -> Vec<&ServerView> {
     let is_back = |gone: &ServerView| {
@@ -222,7 +223,7 @@ mod tests {
         }
     }
 
-    /// Returns the differences between two servers, the second of which `change` has changed.
+    /// Returns the differences between two servers after `change` has changed the second one.
     fn with(change: impl Fn(&mut ServerView)) -> Vec<String> {
         let mut other = view(2, "west");
         change(&mut other);

@@ -92,8 +92,8 @@ pub fn order(order: &Order, waits_for: Option<String>) -> String {
     format!("{} since {since}, by {}{}", order.work(), order.by.name, reason.unwrap_or_default())
 }
 
-/// Returns the reason why an order is not carried out yet, if it is known. What the configuration lacks
-/// comes first, because an earlier failure is past then.
+/// Returns the reason why an order is not carried out yet, if it is known. `waits_for` takes
+/// precedence, because it is more recent than the failure of an earlier call.
 pub fn not_yet(order: &Order, waits_for: Option<String>) -> Option<String> {
     waits_for.or_else(|| order.failure.clone())
 }

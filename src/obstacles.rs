@@ -25,7 +25,7 @@ pub enum Obstacle {
     /// The enrollment is full: this many devices have a certificate, which is the maximum.
     #[error("{0} devices have a certificate, and max_devices permits no more")]
     Full(u64),
-    /// The enrollment has this maximum, and devices with and without a certificate have all places.
+    /// All places of the enrollment's maximum are taken, by devices with and without a certificate.
     #[error(
         "{} devices have a certificate and {} are being registered or were rotated, and max_devices permits no more \
          than {max}",
@@ -89,7 +89,7 @@ pub fn of(
         Reason::NotOpen { opens, .. } => Some(Obstacle::NotOpen(opens)),
         Reason::Closed(closed) => Some(Obstacle::Closed(closed)),
         Reason::Full(max) => Some(Obstacle::Full(max)),
-        // The devices that have the places are kept from nothing.
+        // The devices that have a place can be registered.
         Reason::Filling { .. } => {
             let is_kept =
                 unregistered > taken.claimed || waiting > 0 || enrolled.guards.unlisted != Unlisted::Refuse;

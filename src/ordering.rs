@@ -96,8 +96,8 @@ pub async fn place(
     Ok(store.place_order(device, kind, by).await?.into())
 }
 
-/// Places an order that moves a device, unless something forbids it. `to` returns the destination for
-/// a device of the enrollment of this name. `begun` decides about a registration that has begun
+/// Places an order that moves a device, unless something forbids it. `to` gets the name of the device's
+/// enrollment and returns the destination. `begun` decides about a registration that has begun
 /// elsewhere.
 pub async fn place_move(
     store: &(impl Store + ?Sized),
@@ -151,7 +151,7 @@ pub fn waits_for(order: &Order, rights: Rights<'_>) -> Option<String> {
         Rights::NotPermitted if order.step() != Step::Register => {
             Some(format!("manage = true is not set for target {target}"))
         }
-        // The order has the cloud's or the credentials' own reason as its failure.
+        // In these cases, the order's failure already gives the reason.
         Rights::NotPermitted | Rights::NoCloud(_) | Rights::Permitted => None,
     }
 }
@@ -182,8 +182,8 @@ fn unmanaged(row: &DeviceRow, targets: &Targets) -> Option<Refusal> {
     }
 }
 
-/// Returns a refusal if an enrollment with these terms gives out no first certificates at this time, by
-/// the store's clock, by which the registrar decides as well.
+/// Returns a refusal if an enrollment with these terms gives out no first certificates at the time
+/// `now`. The time is from the store's clock, which the registrar uses too.
 fn shut(row: &DeviceRow, terms: Terms, now: UnixSeconds) -> Option<Refusal> {
     let is_shut = policy::may_have_first(terms, now).is_err();
     is_shut.then(|| Refusal::Shut(row.enrollment.clone()))

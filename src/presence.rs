@@ -1,6 +1,5 @@
-//! This process among the servers of its table: its row, in which it beats, and the log lines about
-//! differences from the others. The row serves only people: if it cannot be written, nothing else
-//! suffers.
+//! Shows this process among the servers of its table: writes its row at each beat, and logs differences
+//! between the servers. Only people read the row: if it cannot be written, nothing else is affected.
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +30,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// Maximum number of differences that are logged at a time.
 const MAX_LOGGED: usize = 20;
 
-/// Returns the name of a server: that of the configuration, or else the name of the machine and the
+/// Returns the name of a server: the name in the configuration, or else the name of the machine and the
 /// port on which devices are served.
 pub fn name(config: &Config, listen: &[SocketAddr]) -> String {
     config.server_name.clone().unwrap_or_else(|| match listen.first() {
@@ -76,7 +75,7 @@ fn fingerprint(purpose: &str, texts: &[String]) -> String {
     hex::encode(&mac.finalize().into_bytes()[..16])
 }
 
-/// Sources of a server's load.
+/// Metrics and counters from which a server's load is calculated.
 struct Loads {
     workers: Vec<Arc<Metrics>>,
     targets: Arc<Targets>,
@@ -197,7 +196,7 @@ async fn beat(
     }
     let found: BTreeSet<Difference> = company::differences(&servers).into_iter().take(MAX_LOGGED).collect();
     let is_known = |new: &Difference| {
-        // A clock that drifts on is said once.
+        // A clock that continues to drift is logged only once.
         logged.iter().any(|known| known.kind == new.kind && known.groups == new.groups)
     };
     for difference in found.iter().filter(|found| !is_known(found)) {

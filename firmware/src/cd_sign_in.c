@@ -52,7 +52,8 @@ int cd_sign_in(const struct cd_certificate *certificate, const char *where, bool
     size_t length = strlen(values[2]);
     if (length > 0 && cd_find(values[2], length, '.') == length) host = "$1.iot-as-mqtt.$2.aliyuncs.com";
   }
-  /* '&', '|' and ',' separate the fields. What is signed are the fields by name, in alphabetical order. */
+  /* '&', '|' and ',' separate the fields. The signature covers the fields in alphabetical order of their
+   * names. */
   if (cd_is_name(values[0], CD_DEVICE_NAME_ROOM - 1) && cd_is_name(values[1], CD_PRODUCT_KEY_ROOM - 1) &&
       fill(out->host, sizeof out->host, host, values) && set_port(out, tls) == 0 &&
       fill(out->client_id, sizeof out->client_id, "$0|securemode=$3,signmethod=hmacsha256|", values) &&

@@ -1,6 +1,6 @@
 //! Keeps a file in the table between two requests, in parts, so that any server of the table can take
-//! the second request. The file is encrypted under a key that follows from its token. The token is only
-//! in the page that the file's owner has, so the table alone does not reveal the file.
+//! the second request. The file is encrypted under a key that is derived from its token. Only the page
+//! that the file's owner sees contains the token, so the table alone does not reveal the file.
 
 use std::time::Duration;
 
@@ -30,9 +30,9 @@ const TAG: usize = 16;
 /// Kind of kept files.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shelf {
-    /// Kind of the first item of a file, which has the number of its parts.
+    /// Kind of the first item of a file, which contains the number of parts.
     head: ItemKind,
-    /// Kind of its parts.
+    /// Kind of the items that contain the parts.
     part: ItemKind,
     /// Maximum number of files. A new file replaces the oldest.
     most: usize,
@@ -67,7 +67,7 @@ impl Shelf {
             let most = self.most * self.max.div_ceil(PART);
             store.shelve(self.part, part_key(token, number), seal.seal(number, part)?, limits(most)).await?;
         }
-        // The head comes last, so that a file that is found is whole.
+        // The head is written last, so that every file with a head is complete.
         let head = seal.seal(0, &count.to_be_bytes())?;
         store.shelve(self.head, session::key_of(token), head, limits(self.most)).await.map(drop)
     }
@@ -81,7 +81,7 @@ impl Shelf {
     ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let seal = Seal::new(token, owner);
         let key = session::key_of(token);
-        // Another user's token takes nothing away.
+        // A user with the token of another user's file must not remove the file.
         if seal.count(store.shelved(self.head, key).await?.as_ref()).is_none() {
             return Ok(None);
         }
@@ -138,7 +138,8 @@ impl Seal {
         Self { cipher: XChaCha20Poly1305::new((&*key).into()), owner: *owner }
     }
 
-    /// Returns the data that is authenticated with a part: whose file it belongs to, and its number.
+    /// Returns the data that is authenticated with a part: the owner of the file, and the number of the
+    /// part.
     fn place(&self, number: u32) -> Vec<u8> {
         [&self.owner[..], &number.to_be_bytes()].concat()
     }

@@ -1,7 +1,7 @@
-//! The console's sessions as this server knows them, and the limits of their number and lifetime. The
-//! sessions of all servers are in the table (`sessions.rs`); those here are used while it does not
-//! answer. Stores only a hash of each session's cookie. This module performs no I/O, takes the time as an
-//! argument, and does not depend on HTTP.
+//! Console sessions in the memory of this server, and the limits of their number and lifetime. The
+//! table has the sessions of all servers (`sessions.rs`); the sessions in memory are used while the
+//! table does not answer. Stores only a hash of each session's cookie. This module performs no I/O,
+//! takes the time as an argument, and does not depend on HTTP.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ pub(super) type SessionKey = [u8; 32];
 pub(super) struct Session {
     /// The user's name in the configuration.
     pub(super) user: String,
-    /// Mark of the user as the configuration was when the session began.
+    /// Mark of the user in the configuration at the beginning of the session.
     pub(super) mark: Mark,
     /// Set if the table has the session.
     pub(super) is_shared: bool,
@@ -57,7 +57,7 @@ pub(super) fn csrf(id: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(derived(id, &[b"certdist csrf 1"]))
 }
 
-/// Derives 32 bytes from a cookie, which cannot be calculated without it.
+/// Derives 32 bytes from a cookie. They cannot be calculated without the cookie.
 fn derived(id: &str, parts: &[&[u8]]) -> [u8; 32] {
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(id.as_bytes()) else {
         unreachable!("HMAC takes any key")
@@ -107,7 +107,8 @@ impl Sessions {
         self.0.insert(key_of(id), session);
     }
 
-    /// Notes a session as the table has it: how long ago it began, and was last used.
+    /// Notes a session that is in the table. `age` and `idle` are the times since it began and since
+    /// its last use.
     pub(super) fn note(
         &mut self,
         now: Instant,
@@ -122,7 +123,7 @@ impl Sessions {
         }
     }
 
-    /// Ends a session that the table does not have any more, unless it is only here.
+    /// Ends a session that the table no longer has. A session that was never in the table stays.
     pub(super) fn end_if_shared(&mut self, id: &str) {
         let key = key_of(id);
         if self.0.get(&key).is_some_and(|session| session.is_shared) {

@@ -1,6 +1,6 @@
 //! The sessions of all servers of the table. A user who has signed in at one server is signed in at each.
-//! The table has the hash of each session's cookie, and nothing from which the cookie follows. While the
-//! table does not answer, a server continues with the sessions that it knows.
+//! The table has the hash of each session's cookie, and nothing from which the cookie could be
+//! calculated. While the table does not answer, a server uses the sessions in its memory.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,8 +16,8 @@ use crate::store::{
 /// Maximum wait for the table.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// Time after which the use of a session is noted in the table again. So a session ends up to this
-/// time later than it would by its last request alone.
+/// Minimum time between two notes of a session's use in the table. As the table does not know the exact
+/// time of the last use, a session may last longer by up to this time.
 const TOUCH_EVERY: Duration = Duration::from_secs(60);
 
 const LIMITS: ShelfLimits = ShelfLimits { most: MOST, kept: Some(LONGEST) };
@@ -33,7 +33,7 @@ pub(super) struct Signed {
     pub(super) mark: Mark,
 }
 
-/// The sessions, as a server finds them.
+/// The sessions in the table, and those in the memory of this server.
 pub(super) struct SharedSessions {
     store: Arc<dyn Table>,
     local: Mutex<Sessions>,
@@ -84,7 +84,7 @@ impl SharedSessions {
         Some(Signed { key, user: user.to_owned(), mark: *mark })
     }
 
-    /// Finds a session that this server knows.
+    /// Finds a session in the memory of this server.
     fn find_here(&self, id: &str, request: Request) -> Option<Signed> {
         let (key, session) = self.local().find(Instant::now(), id, request)?;
         Some(Signed { key, user: session.user, mark: session.mark })
@@ -98,8 +98,9 @@ impl SharedSessions {
         }
     }
 
-    /// Ends the sessions that this server knows of users for whom `may_stay` returns false. The mark of
-    /// such a user has changed, so the session in the table has no effect. Returns their number.
+    /// Ends the sessions in the memory of this server that belong to users for whom `may_stay` returns
+    /// false. The mark of such a user has changed, so the session in the table has no effect. Returns
+    /// their number.
     pub(super) fn keep(&self, may_stay: impl Fn(&str) -> bool) -> usize {
         self.local().keep(may_stay)
     }

@@ -144,8 +144,9 @@ pub(super) fn of_table(config: &Config) -> Vec<String> {
     concerns
 }
 
-/// Returns the differences between the servers of the table, and those of this configuration from
-/// theirs. Returns no concerns if the database fails, because that failure is reported elsewhere.
+/// Returns the differences between the servers of the table, and the differences between their
+/// configurations and this one. Returns no concerns if the database fails, because that failure is
+/// reported elsewhere.
 pub(super) async fn of_servers(config: &Config) -> Vec<String> {
     if !matches!(store::examine(&config.database), Ok(Condition::Current)) {
         return Vec::new();
@@ -154,7 +155,8 @@ pub(super) async fn of_servers(config: &Config) -> Vec<String> {
     let servers = store.servers().await.unwrap_or_default();
     let mut concerns: Vec<String> =
         company::differences(&servers).iter().take(NAMED).map(ToString::to_string).collect();
-    // The server of this configuration may run already, with a former configuration.
+    // The server of this configuration may already be running, with an earlier version of the
+    // configuration.
     let (own, facts) = (presence::name(config, &config.listen), presence::facts(config));
     let others = servers
         .iter()

@@ -81,8 +81,8 @@ pub(super) fn run(args: &Args) -> CommandResult {
     Ok(print(|out| writeln!(out, "{from} is copied to {to}: {}", as_text(&report)))?)
 }
 
-/// Returns the URL that an option gives, or the variable that it names. A URL with a password would
-/// be visible in the list of processes.
+/// Returns the URL in an option, or in the environment variable that the option names. A password in an
+/// option would be visible in the list of processes.
 fn url(option: &str, given: &str) -> Result<String, Failure> {
     let Some(name) = given.strip_prefix("env:") else { return Ok(given.to_owned()) };
     std::env::var(name).map_err(|_| {

@@ -1,4 +1,4 @@
-//! `certdist servers`: lists the servers that share the table, and what differs among them.
+//! `certdist servers`: lists the servers that share the table, and the differences between them.
 
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ pub(super) async fn run(args: Args) -> CommandResult {
     Ok(())
 }
 
-/// Returns the cells of a server.
+/// Returns the cells of the line about a server.
 fn line(view: &ServerView) -> [String; 9] {
     let ServerView { server, schema, since, silent_for, leases, .. } = view;
     let age =

@@ -397,7 +397,7 @@ fn a_password_in_the_url_of_the_database_is_a_secret_of_the_file() {
     assert!(with("postgres://db1/certdist?user=certdist&password=s3cret", &[]));
     assert!(!with("postgres://certdist@db1:5432/certdist", &[]));
     assert!(!with("sqlite:data:old@1.db", &[]));
-    // The variable is no part of the file.
+    // A password in the variable is not in the file.
     let variable = [("CERTDIST_DATABASE", "postgres://certdist:s3cret@db1/certdist")];
     assert!(!with("sqlite:data.db", &variable));
 }

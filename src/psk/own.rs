@@ -17,7 +17,7 @@ pub struct OwnKey {
     /// Set if the device had two keys when the key was looked up.
     pub is_rolling: bool,
     /// Time at which the device was given its second key. A use of the key counts only in this roll,
-    /// because in a later one, the device's two keys are others.
+    /// because in a later roll, the device has two other keys.
     pub(super) since: Option<UnixSeconds>,
 }
 

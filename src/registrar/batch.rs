@@ -65,7 +65,8 @@ impl Batch {
 
     /// Notes the devices that the batch has not created, according to its result. If the result
     /// does not mention a device, the batch may have created it. If another process had the batch
-    /// before, a name that exists may be of a device that the same batch has created for it.
+    /// before, a name that exists may belong to a device that the same batch has created for that
+    /// process.
     fn were_not_created(&mut self, result: &BatchProgress) {
         if self.is_taken_over {
             return;

@@ -333,9 +333,9 @@ impl Registrar {
     }
 
     /// Stops accepting registrations and carrying out orders, asks the devices in the queue to retry
-    /// later, and waits up to `deadline` for the registrations and calls in progress. A registration that is still unfinished stays
-    /// in the journal, and its device is asked to retry later. Returns the number of unfinished
-    /// registrations.
+    /// later, and waits up to `deadline` for the registrations and calls in progress. A registration
+    /// that is still unfinished stays in the journal, and its device is asked to retry later. Returns
+    /// the number of unfinished registrations.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.draining.store(true, Ordering::Relaxed);
         let waiting = lock(&self.queue).clear(None);

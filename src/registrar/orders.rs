@@ -65,7 +65,7 @@ impl Attempts {
     }
 }
 
-/// Notes that no task carries out orders any more when dropped, even if the task is cancelled.
+/// When dropped, notes that no task carries out orders any more, even if the task was cancelled.
 struct CarryingOut<'a>(&'a watch::Sender<bool>);
 
 impl Drop for CarryingOut<'_> {
@@ -152,7 +152,7 @@ impl Registrar {
         let _ = self.carries_out.subscribe().wait_for(|carries_out| !carries_out).await;
     }
 
-    /// Returns this process as the one that carries out the orders of its target.
+    /// Returns this process as the carrier of its target's orders.
     fn carrier(&self) -> Carrier {
         Carrier { owner: self.owner.id, lease: self.lease(LEASE).into_owned() }
     }
@@ -411,7 +411,7 @@ impl Registrar {
         }
     }
 
-    /// Ends an order that cannot be carried out, unless another process has carried it on since.
+    /// Ends an order that cannot be carried out, unless another process has continued it since.
     async fn end(&self, order: &Order, reason: &str) {
         let Order { device, kind, .. } = order;
         let (by, carrier) = (Actor { name: self.owner.name.clone(), address: None }, self.carrier());

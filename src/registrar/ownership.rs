@@ -131,7 +131,7 @@ impl Registrar {
                 watch.must_resume = true;
             }
         }
-        // A process that starts and ends between two looks is never seen, so the search is also
+        // A process that starts and ends between two checks is never seen, so the search is also
         // repeated regularly.
         let is_due = watch.resumed.is_none_or(|at| at.elapsed() >= RESUME_EVERY);
         if (watch.must_resume || is_due) && self.recovers.load(Ordering::Relaxed) {

@@ -82,7 +82,8 @@ impl Pace {
     fn new(name: String, rate: f64, shared: f64, limit: f64) -> Self {
         let [rate, shared] = [rate, shared].map(|rate| rate.max(MIN_RATE));
         let interval = Duration::from_secs_f64(1.0 / shared);
-        // The most calls within a second: evenly spaced ones, and one more that is made up for.
+        // Maximum number of calls within a second: evenly spaced calls, and one call that makes up for
+        // a missed turn.
         let most = shared.ceil() + 1.0;
         let credit = match shared <= limit * CREDIT_UP_TO && most <= limit {
             true => interval,

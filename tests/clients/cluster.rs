@@ -268,8 +268,8 @@ fn plan(random: &mut StdRng) -> Vec<Step> {
     let mut hangs = false;
     for (number, fault) in faults.iter().enumerate() {
         step(fault.begin(), 300..2500, random);
-        // A primary that hangs does not recover before a failover that follows: an operator may replace
-        // it.
+        // If the failover comes next, the primary hangs until then: an operator may begin a failover
+        // because the primary hangs.
         hangs |= *fault == Fault::PrimaryHangs && faults.get(number + 1) == Some(&Fault::Failover);
         let end = fault.end().filter(|_| !std::mem::take(&mut hangs));
         if let Some(end) = end {

@@ -1,5 +1,5 @@
-//! The way of the keys of individual devices that are replaced: an import gives each a second key, the
-//! devices move over, and a command takes the former keys away.
+//! Tests of the replacement of individual devices' keys: an import gives each device a second key, the
+//! devices begin to use it, and a command removes the former keys.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Previews of jobs that wait for a confirmation. Each preview has a random token, which begins only
 //! one job. If a confirmation arrives twice, the second one leads to the job that the first one began.
 //! The previews are in the table, so that any server of the table can take the confirmation. While the
-//! table takes no write, a server keeps those that it shows to itself.
+//! table accepts no writes, each server keeps its own previews in memory.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -20,16 +20,16 @@ use crate::{
 /// Limits of the previews that are remembered.
 const LIMITS: ShelfLimits = ShelfLimits { most: 1000, kept: Some(session::LONGEST) };
 
-/// Number of times that a confirmation looks whether another one of the same preview has begun the job,
-/// and the pause between two looks.
+/// Number of times that a confirmation checks whether another confirmation of the same preview has
+/// begun the job, and the pause between two checks.
 const LOOKS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Use of a preview, as the table has it.
+/// State of a preview in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Use {
-    /// The preview was not confirmed yet. It was shown by the server of this number when this many jobs
-    /// had begun there.
+    /// The preview was not confirmed yet. It was shown by the server with this number, after this many
+    /// jobs had begun there.
     New { server: String, jobs: u64 },
     /// A server is about to begin the job.
     Beginning,
@@ -64,7 +64,7 @@ impl Use {
 /// Jobs that an operator knew when a preview was shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::admin) enum Seen {
-    /// The first jobs of this server, in this number.
+    /// This number of jobs of this server, counted from its first one.
     First(u64),
     /// The jobs that began before this time.
     Before(UnixSeconds),
@@ -83,7 +83,7 @@ impl Unshared {
         self.0.push_back((token, known));
     }
 
-    /// Removes a preview and returns it, so that of several confirmations only one has it.
+    /// Removes a preview and returns it, so that only one of several confirmations gets it.
     fn take(&mut self, token: &str) -> Option<(u64, Option<String>)> {
         let at = self.0.iter().position(|(known, _)| known == token)?;
         self.0.remove(at).map(|(_, known)| known)

@@ -372,7 +372,8 @@ async fn a_preview_is_confirmed_once_also_at_another_server() {
     let job = confirm(&other, &token).await.unwrap();
     let again = confirm(&bench.jobs, &token).await.err();
     assert!(matches!(again, Some(NotBegun::Again(id)) if id == job.id));
-    // The preview that the first server has shown does not name the job that the other one has begun.
+    // The job that the other server has begun is not among those that the first server's preview has
+    // shown.
     let meanwhile = confirm(&other, &late).await.err();
     assert!(matches!(meanwhile, Some(NotBegun::Meanwhile(id)) if id == job.id));
     bench.end_of(&job).await;

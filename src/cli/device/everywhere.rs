@@ -41,7 +41,7 @@ const PAGE: usize = 1000;
 /// Number of devices that a message names.
 const NAMED: usize = 20;
 
-/// Pause between two looks at the orders.
+/// Pause between two readings of the orders.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Time without any progress after which the command no longer waits.

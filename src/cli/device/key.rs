@@ -1,6 +1,6 @@
-//! `certdist device key`: ends the rolls of devices' own keys. Leaves out the devices for which the key
-//! that would go may be the only one that they know: the former key, unless they have used their second
-//! key last, or the second key, if they have.
+//! `certdist device key`: ends the rolls of devices' own keys. Leaves out each device that may know
+//! only the key to be removed. A former key is removed only if the device has used its second key last,
+//! and a second key only if it has not.
 
 use anyhow::anyhow;
 use futures_util::future::try_join_all;

@@ -1,5 +1,5 @@
-//! The options `--tablestore…` of `certdist simulator`: a stand-in for Tablestore beside that for IoT
-//! Platform, with the same access key and latency.
+//! The options `--tablestore…` of `certdist simulator`: they start a stand-in for Tablestore in
+//! addition to the one for IoT Platform, with the same access key and latency.
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 

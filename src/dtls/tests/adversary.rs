@@ -254,8 +254,8 @@ fn claims_and_early_records_of_a_handshake_are_bounded() {
     }
 }
 
-/// Of many claims packed into one datagram, only one is processed. The other claims do not count
-/// towards the limit, so the client's own claim is still processed.
+/// Only one of many claims that are packed into one datagram is processed. The other claims do not
+/// count towards the limit, so the client's own claim is still processed.
 #[test]
 fn one_datagram_makes_at_most_one_claim() {
     for suite in [profile(), ephemeral(29)] {

@@ -1,8 +1,8 @@
 //! Registers the devices of moves at the new target. An order serves as the journal entry: the time
 //! of the first call is in the store before the call. So a device that exists later under this name
-//! is recognized as one that this server has registered. A process that was suspended may continue when
-//! another one carries its order out. So what it learned from its own call counts only while it has the
-//! lease on this work.
+//! is recognized as one that this server has registered. A process that was suspended may continue
+//! while another process carries out its order. Therefore, the result of its own call counts only while
+//! it has the lease on this work.
 
 use tokio::time::Instant;
 
@@ -175,8 +175,8 @@ impl Registrar {
         enabled.map_err(|error| Hindrance::Failed(Action::EnableThing, error))
     }
 
-    /// Stores what has become known about an order. Fails if the order has ended, or another process
-    /// carries it out.
+    /// Stores new information about an order. Fails if the order has ended, or another process carries
+    /// it out.
     async fn note(&self, order: &Order, note: OrderNote) -> Result<(), Hindrance> {
         let number = order.number;
         match self.repeat(self.config.max_attempts, || self.store.note_order(number, note.clone())).await? {

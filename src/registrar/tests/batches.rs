@@ -332,7 +332,7 @@ async fn what_a_process_leaves_between_two_looks_is_resumed_as_well() {
     let crowd = Crowd::new(1, Config::default());
     crowd.registrar.recover().await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    // Between two looks of this process at the owners, another process claims the device and ends.
+    // Between two checks of the owners by this process, another process claims the device and ends.
     leave(&crowd.store, &name(0)).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert!(crowd.store.row(&id(&name(0))).unwrap().certificate.is_some());

@@ -1,8 +1,8 @@
 //! Tests of several processes that use one table at the same time, in virtual time. The processes
-//! are servers and `register` runs that die at any step and start again. Others are fenced although
-//! they live, like a process that was suspended. Meanwhile, an operator
-//! disables devices and, in half of the runs, also rotates them and moves them between two targets.
-//! The clouds fail in every way that the simulation knows. One seed determines the whole run.
+//! are servers and `register` runs that die at any step and start again. Some processes are fenced
+//! although they are alive, like a process that was suspended. Meanwhile, an operator disables devices
+//! and, in half of the runs, also rotates them and moves them between two targets. The clouds fail in
+//! every way that the simulation knows. One seed determines the whole run.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -42,7 +42,7 @@ struct Company {
     products: usize,
     config: Config,
     random: StdRng,
-    /// Source of the choices of the processes that are fenced.
+    /// Random numbers that choose the processes to fence.
     fencing: StdRng,
     /// Set if the table is on a network that loses answers.
     is_lossy: bool,
@@ -243,7 +243,7 @@ impl Company {
         self.check().await;
     }
 
-    /// Fences each process with a small probability, although it lives, like one that was suspended.
+    /// Fences each living process with a small probability, like a process that was suspended.
     async fn fence_some(&mut self) {
         for beat in self.store.beats(None).await.unwrap() {
             if self.fencing.random_bool(0.01) {
@@ -298,7 +298,8 @@ impl Company {
             );
             let moved = count(AuditEvent::Moved);
             assert!(moved > 0 || target == target::DEFAULT, "{} was not moved", row.id);
-            // Only certdist registers devices in Tokyo. Before the first one of a name, none exists there.
+            // Only certdist registers devices in Tokyo. The first registration of a name there cannot
+            // find that the name exists.
             let detail = |entry: &AuditEntry| entry.detail.clone().unwrap_or_default();
             let about_tokyo = history.iter().rev().filter(|entry| detail(entry).contains("to tokyo"));
             let first = about_tokyo.filter(|entry| entry.event != AuditEvent::Ordered).map(detail).next();

@@ -406,8 +406,8 @@ async fn a_former_device_lasts_while_the_device_could_not_get_its_new_certificat
     check(&world, Former::Delete).await;
 }
 
-/// A process that was suspended is fenced, and another one carries its order out. The answer that the
-/// name exists then comes from the call of the other process.
+/// A process that was suspended is fenced, and another one carries its order out. The suspended process
+/// is then told that the name exists, because of the call of the other process.
 #[tokio::test(start_paused = true)]
 async fn a_process_that_was_fenced_ends_no_move_of_another() {
     let world = World::new(true).await;

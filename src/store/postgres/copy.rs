@@ -303,7 +303,8 @@ fn derived(
     let id = |record: &Record, index: usize| {
         DeviceId::parse_sn(record[index].as_text().unwrap_or_default()).map_err(Failure::unexpected)
     };
-    // The name under which a device is registered: that of its row, or the one that follows from its ID.
+    // The name under which a device is registered: the name in its row, or else the name derived from
+    // its ID.
     let names = |device: usize, name: usize| {
         let name = |record| Ok(Some(text(record, name).unwrap_or(id(record, device)?.device_name())));
         records.iter().map(name).collect::<Result<Vec<_>, Failure>>()

@@ -32,8 +32,8 @@ const SEARCHED: i64 = 10_000;
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '65s'; \
                      SET LOCAL idle_in_transaction_session_timeout = '600s'";
 
-/// The turn of imports and undos: while a process has it, no other one begins an import or takes one back.
-/// It ends with its connection, however the process ends.
+/// The turn of imports and undos: while a process has it, no other process begins an import or takes
+/// one back. It ends with its connection, however the process ends.
 pub(super) struct Turn(Blocking);
 
 impl Turn {
