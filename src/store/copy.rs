@@ -112,7 +112,7 @@ pub trait Readable {
 
 /// Store that is copied. It must not change meanwhile.
 pub trait Source: Readable {
-    /// Returns the state that [`Readable::read`] reads.
+    /// Returns the state when the source was opened, which is the one that [`Readable::read`] reads.
     fn contents(&self) -> Result<Contents, StoreError>;
 
     /// Returns the present state, which differs from the read state if the store was changed meanwhile.

@@ -15,7 +15,8 @@ pub(crate) const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/te
 
 struct Server {
     url: String,
-    /// Its standard input stays open until this process has ended, however it ends.
+    /// The script ends the server when its standard input is closed, which happens even if this process
+    /// is killed.
     _child: Child,
 }
 

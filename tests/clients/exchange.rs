@@ -206,7 +206,7 @@ impl Server {
         }
         self.send_and_expect(RST, 0, &[], &[], None);
 
-        // 5.03 with Max-Age (option 14), and its copy.
+        // 5.03 with Max-Age (option 14). The same datagram then comes a second time.
         let max_age = [0xd1, 14 - 13, MAX_AGE.as_secs() as u8];
         let told = Instant::now();
         self.send_and_expect(ACK, UNAVAILABLE, &token, &max_age, None);

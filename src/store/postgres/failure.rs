@@ -53,7 +53,8 @@ impl Failure {
     pub(super) fn leaves_connection(&self) -> bool {
         match self {
             Self::Store(_) => true,
-            // A server that is, or has become, a standby is left for the primary.
+            // The connection leads to a standby, which takes no writes. The next connection must lead to
+            // the primary.
             Self::Database(error) => error.code().is_some_and(|code| {
                 *code != SqlState::READ_ONLY_SQL_TRANSACTION
                     && !code.code().starts_with("57P")
