@@ -18,7 +18,7 @@ mod registration;
 mod sweep;
 mod targets;
 
-/// Returns the error of a call that is not made, because a breaker is open for this reason.
+/// Returns the error for a call that an open breaker prevents. `reason` is the reason why it is open.
 fn is_stopped(reason: String) -> ApiError {
     ApiError { class: ErrorClass::Operator, code: STOPPED.into(), message: reason }
 }

@@ -230,7 +230,8 @@ impl Registrar {
 
     /// Makes the calls that change a device.
     async fn change(&self, order: &Order, row: &DeviceRow) -> Result<Progress, Hindrance> {
-        // The former device of a move works until the device has its new certificate.
+        // Until a moved device has fetched its new certificate, its former registration must keep
+        // working. So the change waits while the enrollment gives out no first certificates.
         let is_unfetched = order.moving.is_some() && row.first_issued.is_none();
         if order.kind == OrderKind::Rotate || is_unfetched {
             self.gives_first_certificates(&row.enrollment)?;

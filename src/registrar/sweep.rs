@@ -507,8 +507,8 @@ impl Registrar {
         [action, Action::RegisterDevice].into_iter().any(|action| breakers.stops(action, Instant::now()))
     }
 
-    /// Waits for a turn that no registration of any process wants, but at most for [`YIELDS_FOR`],
-    /// and then for any turn.
+    /// Waits for a turn that no registration of any process wants. After [`YIELDS_FOR`], takes any
+    /// turn.
     async fn spare_turn(&self, action: Action) -> Result<(), StoreError> {
         let pace = self.paces.of(action);
         tokio::time::sleep(pace.own_wait()).await;

@@ -122,8 +122,8 @@ struct Assigned {
 }
 
 impl Numbers {
-    /// Creates the numbers for this many sockets. The index of a socket is also the number
-    /// of the socket's own address.
+    /// Creates the numbers. The addresses of the first `sockets` sockets have the sockets' indexes as
+    /// their numbers.
     pub(super) fn new(sockets: u16) -> Self {
         let addresses: Vec<Local> = (0..sockets).map(|socket| Local { socket, source: None }).collect();
         let numbers = addresses.iter().map(|&local| (local, LocalAddress(local.socket))).collect();

@@ -1,6 +1,6 @@
-//! The protocol stack of a worker, without I/O: DTLS, CoAP and the service. Its input is datagrams,
-//! the time, and the results of work. Its output is datagrams, and work that needs more than one
-//! step.
+//! The protocol stack of a worker, without I/O: DTLS, CoAP and the service. Its input is datagrams
+//! and the time. Its output is datagrams, and futures that could not finish at once. The worker runs
+//! these futures, and their results are input again.
 
 mod own_key;
 

@@ -348,7 +348,7 @@ impl Asked {
         Self { event, line: line(&Parts { at, event, device, enrollment, who, address, detail }) }
     }
 
-    /// Takes an entry about an operator's action.
+    /// Creates one from an entry about an operator's action.
     pub fn of(entry: &AuditEntry) -> Self {
         Self { event: entry.event, line: entry.line() }
     }

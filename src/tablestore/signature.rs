@@ -22,8 +22,9 @@ pub fn content_md5(body: &[u8]) -> String {
     STANDARD.encode(Md5::digest(body))
 }
 
-/// Returns the signed headers as lines `name:value` without the last line feed: those whose names
-/// begin with `x-ots-`, except the signatures, in lower case, trimmed, and sorted.
+/// Returns the headers that are signed: all whose names begin with `x-ots-`, except the signatures.
+/// Each is a line `name:value`, with the name in lower case and the value trimmed. The lines are
+/// sorted, and the last one has no line feed.
 fn canonical<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let headers = headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.trim()));
     let is_signed = |name: &str| name.starts_with(SIGNED) && name != SIGNATURE && name != "x-ots-signaturev4";

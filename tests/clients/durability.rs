@@ -1,4 +1,4 @@
-//! Tests which data remains after a full disk and after an orderly stop. `tests/suite/torn_log.rs`
+//! Tests that data survives a full disk and an orderly stop. `tests/suite/torn_log.rs`
 //! tests power failures.
 
 use std::{

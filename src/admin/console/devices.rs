@@ -196,7 +196,7 @@ struct Page<'p> {
 }
 
 impl Page<'_> {
-    /// Returns the conditions of the list, with the text by which its devices were found.
+    /// Returns the conditions of the list, including the condition on the text of the search.
     fn conditions(&self) -> Conditions {
         match &self.text {
             Some(text) => self.asked.conditions.with_text(text),

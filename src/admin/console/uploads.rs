@@ -78,7 +78,7 @@ impl Default for Uploads {
     }
 }
 
-/// Describes an upload, before its bytes in the table.
+/// Description of an upload. In the table, it is stored in front of the file's bytes.
 #[derive(Serialize, Deserialize)]
 struct Head {
     name: String,

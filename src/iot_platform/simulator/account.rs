@@ -44,7 +44,7 @@ impl Account {
         State { devices, batches: self.batches.clone(), removed: self.devices.removed() }
     }
 
-    /// Returns the content of a state file.
+    /// Returns the account's state as the content of a state file.
     pub fn to_json(&self) -> io::Result<Vec<u8>> {
         Ok(serde_json::to_vec_pretty(&self.state())?)
     }

@@ -1,5 +1,6 @@
 //! Tests of moves to another target, in virtual time. Whatever call fails, and whenever the process
-//! dies, the device is registered there once, and the table has a certificate of it at every moment.
+//! dies, the device is registered at the new target exactly once, and the table always has a
+//! certificate of the device.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 

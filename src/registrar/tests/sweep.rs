@@ -32,9 +32,9 @@ impl Fleet {
         Registrar::new(config, owner(), Arc::new(store), cloud, Handle::current())
     }
 
-    /// Adds `count` registered devices of one product, named by `prefix` and a number. `issued` is
-    /// the range of the ages of their first issues in seconds, and the first issues are spread
-    /// evenly over it. With `None`, no certificate was issued.
+    /// Adds `count` registered devices of one product, named by `prefix` and a number. Their
+    /// first certificates were issued `issued` seconds ago, spread evenly over this range; with
+    /// `None`, never.
     fn add(&self, prefix: &str, product_key: &str, count: usize, issued: Option<Range<i64>>) {
         let now = Store::now(&self.store);
         for number in 0..count {
@@ -171,8 +171,8 @@ async fn deleted_devices_are_noticed_by_the_hundred() {
     assert_eq!(swept, Swept { devices: 1100, changed: 1000, failed: 0 });
     let deleted = |number| fleet.store.row(&id(&format!("SN{number:05}"))).unwrap().cloud_state.is_some();
     assert_eq!((0..1100).filter(|number| deleted(*number)).count(), 1000);
-    // The sweep requests eleven lists. For ten of them, it then looks up the first missing device
-    // by itself and requests a list of the other missing devices.
+    // The sweep requests eleven lists. Ten of them lack devices: for each, it looks up one missing
+    // device with a call of its own, and then requests one more list of the other missing devices.
     assert_eq!((fleet.lists() - lists, fleet.cloud.calls(Action::QueryDeviceDetail)), (21, 10));
     assert_eq!(fleet.store.sighting_steps() - steps, 10);
     // The next sweep does not check again that the deleted devices are deleted.

@@ -136,8 +136,8 @@ fn a_handshake_started_with_a_key_that_was_then_revoked_opens_no_session() {
         }
     }
     assert!(flight.len() > 1, "the key exchange by itself");
-    // The server has already looked up the key when the configuration is reloaded. It
-    // checks all sessions before the handshake completes.
+    // The configuration is reloaded after the key was looked up. The check of all sessions ends
+    // before the handshake completes, so it cannot see the new session.
     let rest = flight.split_off(1);
     scene.stack.receive(scene.now, peer, &mut flight[0], &mut scene.out);
     scene.reload(None);

@@ -22,7 +22,8 @@ use crate::store::StoreError;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
-/// Minimum time for one of several hosts to accept a connection.
+/// Minimum time that each of several hosts is given to accept a connection, even if an equal part of
+/// the whole time is shorter.
 const LEAST_SHARE: Duration = Duration::from_secs(1);
 
 /// The address of a database.

@@ -57,7 +57,7 @@ pub(super) struct Merging<'a> {
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) report: ImportReport,
-    /// Devices that were added, to be counted when they appear.
+    /// Devices that were added. They are counted when the import ends and they are no longer hidden.
     pub(super) added: counts::Added,
     /// Number of devices that the import has changed so far.
     pub(super) changes: i64,

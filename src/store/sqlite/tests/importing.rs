@@ -286,7 +286,8 @@ fn a_take_back_that_is_cut_off_after_any_transaction_deletes_no_device_that_was_
         let store = open(&directory);
         import(&store, [named("SN-1", "name-1"), named("SN-2", "name-2")]);
         let _lock = lock::ImportLock::attempt(store.path()).unwrap().unwrap();
-        // SN-2 is registered under the former name of SN-1, so both stay as they are.
+        // SN-2 is being registered under the name that SN-1 had before the import, so taking the
+        // import back leaves both unchanged.
         cut_off(&store, [named("SN-1", "name-9"), named("SN-2", "name-1"), row("SN-3")]);
         wait(store.claim(&owner, &entry, ClaimTime { at: 1000, cloud_offset: None })).unwrap();
         let writer = connection::open_again(store.path(), SOON).unwrap();
