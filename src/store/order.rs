@@ -545,7 +545,7 @@ pub enum Moved {
 /// The part of a store that keeps the orders.
 ///
 /// Each write is one step. A write that failed with
-/// [`StoreError::Unknown`](super::StoreError::Unknown) can be repeated without harm.
+/// [`StoreError::Unknown`] can be repeated without harm.
 pub trait Orders: Send + Sync + 'static {
     /// Places an order durably, before IoT Platform is called for it, and writes audit entries that
     /// name `by`. An order that [disables at once](OrderKind::disables_at_once) disables the device
@@ -555,7 +555,7 @@ pub trait Orders: Send + Sync + 'static {
     /// Fails for a move, which needs a destination.
     ///
     /// While a device has an order, it is not registered. An operator's plain change that
-    /// contradicts the order fails with [`StoreError::Conflict`](super::StoreError::Conflict):
+    /// contradicts the order fails with [`StoreError::Conflict`]:
     /// deleting the device, and enabling one that is to be disabled or deleted. Disabling a device
     /// cancels the order to enable it.
     fn place_order<'a>(
@@ -601,7 +601,7 @@ pub trait Orders: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Busy`](super::StoreError::Busy) if an unfinished import adds, or an undo removes,
+    /// [`StoreError::Busy`] if an unfinished import adds, or an undo removes,
     /// another device with the same name or `IotId`.
     fn store_move<'a>(&'a self, order: &'a Order, registered: &'a RegisteredDevice)
     -> StoreFuture<'a, Moved>;

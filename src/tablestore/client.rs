@@ -1,7 +1,7 @@
 //! The client of Tablestore's API. It signs calls, verifies answers, and limits the time and memory
 //! of each call. It repeats a call that was certainly not carried out, and a read in any case, until
 //! the deadline of the call. A write that may have been carried out fails with
-//! [`Class::Unknown`](super::Class::Unknown), and the caller reads the row to find out.
+//! [`Class::Unknown`], and the caller reads the row to find out.
 
 mod operations;
 

@@ -1,4 +1,4 @@
-//! Reads and writes the content of a database as records ([`copy`]). A source is read in one snapshot.
+//! Reads and writes the content of a database as records ([`copy`](crate::store::copy)). A source is read in one snapshot.
 //! The tables of a target have the version 0 until the copy is complete, so that no version of certdist
 //! uses them.
 

@@ -1,4 +1,4 @@
-//! Reads and writes the content of a database as records ([`copy`]). A source is locked, so that no
+//! Reads and writes the content of a database as records ([`copy`](crate::store::copy)). A source is locked, so that no
 //! other process of certdist writes to it, and is read as it is. A target has the version 0 until the
 //! copy is complete, so that no version of certdist opens it.
 
