@@ -39,9 +39,6 @@ struct Batch {
     journal: OpenBatch,
     /// Registrations by device name.
     registrations: HashMap<String, Registration>,
-    /// Set if another process had the batch before. That process may only have been suspended, and
-    /// may have begun the batch since.
-    is_taken_over: bool,
 }
 
 impl Batch {
@@ -64,13 +61,8 @@ impl Batch {
     }
 
     /// Notes the devices that the batch has not created, according to its result. If the result
-    /// does not mention a device, the batch may have created it. If another process had the batch
-    /// before, a name that exists may belong to a device that the same batch has created for that
-    /// process.
+    /// does not mention a device, the batch may have created it.
     fn were_not_created(&mut self, result: &BatchProgress) {
-        if self.is_taken_over {
-            return;
-        }
         let valid: HashSet<&String> = result.valid.iter().collect();
         let invalid: HashSet<&String> = result.invalid.iter().collect();
         for (name, registration) in &mut self.registrations {
@@ -122,8 +114,7 @@ impl Registrar {
             "resuming a batch"
         );
         let by_name = |registration: Registration| (registration.entry.device_name.clone(), registration);
-        let registrations = registrations.into_iter().map(by_name).collect();
-        let mut batch = Batch { journal, registrations, is_taken_over: true };
+        let mut batch = Batch { journal, registrations: registrations.into_iter().map(by_name).collect() };
         let outcome = self.create_and_fetch(&mut batch, apply_id, None).await;
         self.end_batch(batch, outcome).await;
     }
@@ -163,7 +154,7 @@ impl Registrar {
             }
         };
         super::lock(&self.queue).start_running(journal.id);
-        let mut batch = Batch { journal, registrations: HashMap::new(), is_taken_over: false };
+        let mut batch = Batch { journal, registrations: HashMap::new() };
         for (mut registration, claimed) in registrations.into_iter().zip(claims) {
             match self.note_claim(&mut registration, claimed).await {
                 None => _ = batch.registrations.insert(registration.entry.device_name.clone(), registration),
@@ -442,7 +433,7 @@ impl Registrar {
 
     /// Closes the batch in the journal and queues the remaining devices for single calls.
     async fn end_batch(self: &Arc<Self>, batch: Batch, outcome: Result<(), Abandoned>) {
-        let Batch { journal, registrations, .. } = batch;
+        let Batch { journal, registrations } = batch;
         match outcome {
             Ok(()) => super::lock(&self.experience).succeeded(&journal.product_key),
             Err(error) => {
