@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Response, Url, header};
+use reqwest::{Url, header};
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
@@ -35,8 +35,6 @@ use crate::device::Secret;
 /// Maximum length of an answer, in bytes. The longest answer is the status of a batch of 10,000
 /// names. In this answer, each name may occur twice and may have an explanation.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
-/// Initial capacity for an answer of unknown length, in bytes.
-const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in seconds. The `Date` header has a
 /// resolution of only one second.
 const CLOCK_TOLERANCE: u64 = 2;
@@ -272,7 +270,7 @@ impl Client {
         if let Some(date) = date {
             *self.seen() = Some((date, Instant::now()));
         }
-        let body = bounded_body(response, unanswered).await?;
+        let body = http::bounded_body(response, MAX_ANSWER, unanswered, too_long).await?;
         Ok(Answer { status, date, body, credentials })
     }
 
@@ -297,35 +295,12 @@ impl Client {
     }
 }
 
-async fn bounded_body(
-    mut response: Response,
-    unanswered: impl Fn(reqwest::Error) -> ApiError,
-) -> Result<Zeroizing<Vec<u8>>, ApiError> {
-    let too_long = || ApiError {
+fn too_long() -> ApiError {
+    ApiError {
         class: ErrorClass::TryAgain,
         code: NOT_AN_ANSWER.into(),
         message: format!("the answer is longer than {MAX_ANSWER} bytes"),
-    };
-    if response.content_length().is_some_and(|length| length > MAX_ANSWER as u64) {
-        return Err(too_long());
     }
-    let room = response.content_length().map_or(USUAL_ANSWER, |length| length as usize);
-    let mut body = Zeroizing::new(Vec::with_capacity(room));
-    while let Some(chunk) = response.chunk().await.map_err(&unanswered)? {
-        let length = body.len() + chunk.len();
-        if length > MAX_ANSWER {
-            return Err(too_long());
-        }
-        if length > body.capacity() {
-            // If the vector reallocated by itself, it would leave a copy of a secret in freed
-            // memory.
-            let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
-            larger.extend_from_slice(&body);
-            body = larger;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 fn without_secrets(error: ApiError, credentials: &Credentials) -> ApiError {

@@ -8,14 +8,18 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Certificate, Url};
+use reqwest::{Certificate, Response, Url};
 use rustls::CertificateError;
+use zeroize::Zeroizing;
 
 use super::{ApiError, ErrorClass, NOT_SENT};
 
 /// Time after which an idle connection is closed. Gateways close idle connections after 60 s, and a
 /// call fails if the gateway closes its connection at the same moment.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Initial capacity for an answer of unknown length, in bytes.
+const USUAL_ANSWER: usize = 4096;
 
 /// Time limits of a call and its stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +168,36 @@ pub(crate) fn unanswered(error: &reqwest::Error, endpoint: &Url, timeouts: &Time
         (ErrorClass::TryAgain, "Connection", with_causes(error))
     };
     ApiError { class, code: code.into(), message }
+}
+
+/// Reads the body of an answer, up to `limit` bytes. The body may contain a secret, so it is wiped
+/// when it is dropped, and no copy of a part of it is left in freed memory.
+pub(crate) async fn bounded_body<E>(
+    mut response: Response,
+    limit: usize,
+    unanswered: impl Fn(reqwest::Error) -> E,
+    too_long: impl Fn() -> E,
+) -> Result<Zeroizing<Vec<u8>>, E> {
+    if response.content_length().is_some_and(|length| length > limit as u64) {
+        return Err(too_long());
+    }
+    let room = response.content_length().map_or(USUAL_ANSWER, |length| length as usize);
+    let mut body = Zeroizing::new(Vec::with_capacity(room));
+    while let Some(chunk) = response.chunk().await.map_err(&unanswered)? {
+        let length = body.len() + chunk.len();
+        if length > limit {
+            return Err(too_long());
+        }
+        if length > body.capacity() {
+            // If the vector reallocated by itself, it would leave a copy of a secret in freed
+            // memory.
+            let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
+            larger.extend_from_slice(&body);
+            body = larger;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// Makes the error of a call whose answer did not begin in time. Such a call may have been carried

@@ -17,7 +17,7 @@ use std::{
 
 use prost::Message;
 use reqwest::{
-    Response, Url,
+    Url,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
@@ -38,8 +38,6 @@ pub use crate::iot_platform::{
     http::Timeouts,
 };
 
-/// Initial capacity for an answer of unknown length, in bytes.
-const USUAL_ANSWER: usize = 4096;
 /// Change of the clock offset above which a warning is logged, in milliseconds.
 const CLOCK_TOLERANCE: u64 = 2_000;
 /// Beginning of the service's message if `x-ots-date` is too far from its clock.
@@ -315,7 +313,9 @@ impl Client {
             .map_err(unanswered)?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let body = bounded_body(response, operation, unanswered).await?;
+        let limit = exchange::max_answer(operation);
+        let too_long = || unreadable(operation, format!("the answer is longer than {limit} bytes"));
+        let body = http::bounded_body(response, limit, unanswered, too_long).await?;
         let headers = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
         let answer = Answer { status, headers: headers.collect(), body: &body };
         let read = answer.read(operation, &credentials, self.now());
@@ -358,34 +358,6 @@ fn refusal(operation: Operation, class: Class, code: &str, message: String) -> E
 fn unreadable(operation: Operation, message: String) -> Error {
     let class = if operation.is_read() { Class::Invalid } else { Class::Unknown };
     refusal(operation, class, super::NOT_AN_ANSWER, message)
-}
-
-async fn bounded_body(
-    mut response: Response,
-    operation: Operation,
-    unanswered: impl Fn(reqwest::Error) -> Error,
-) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let limit = exchange::max_answer(operation);
-    let too_long = || unreadable(operation, format!("the answer is longer than {limit} bytes"));
-    if response.content_length().is_some_and(|length| length > limit as u64) {
-        return Err(too_long());
-    }
-    let room = response.content_length().map_or(USUAL_ANSWER, |length| length as usize);
-    let mut body = Zeroizing::new(Vec::with_capacity(room));
-    while let Some(chunk) = response.chunk().await.map_err(&unanswered)? {
-        let length = body.len() + chunk.len();
-        if length > limit {
-            return Err(too_long());
-        }
-        if length > body.capacity() {
-            // If the vector reallocated by itself, it would leave a copy of a secret in freed memory.
-            let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
-            larger.extend_from_slice(&body);
-            body = larger;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 /// Remaining attempts and time of a call.
