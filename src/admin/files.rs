@@ -13,7 +13,7 @@ use super::session::{self, SessionKey};
 use crate::{
     random::random,
     store::{
-        StoreError, Table,
+        StoreError, StoreFuture, Table,
         shelf::{Item, ItemKey, ItemKind, ShelfLimits},
     },
 };
@@ -88,13 +88,7 @@ impl Shelf {
         let Some(count) = seal.count(store.take_item(self.head, key).await?.as_ref()) else {
             return Ok(None);
         };
-        let mut file = Zeroizing::new(Vec::new());
-        for number in 1..=count {
-            let part = store.take_item(self.part, part_key(token, number)).await?;
-            let Some(part) = part.and_then(|part| seal.open(number, &part.value)) else { return Ok(None) };
-            file.extend_from_slice(&part);
-        }
-        Ok(Some(file))
+        seal.whole(count, |number| store.take_item(self.part, part_key(token, number))).await
     }
 
     /// Returns a file of `owner`.
@@ -107,13 +101,7 @@ impl Shelf {
         let seal = Seal::new(token, owner);
         let head = store.shelved(self.head, session::key_of(token)).await?;
         let Some(count) = seal.count(head.as_ref()) else { return Ok(None) };
-        let mut file = Zeroizing::new(Vec::new());
-        for number in 1..=count {
-            let part = store.shelved(self.part, part_key(token, number)).await?;
-            let Some(part) = part.and_then(|part| seal.open(number, &part.value)) else { return Ok(None) };
-            file.extend_from_slice(&part);
-        }
-        Ok(Some(file))
+        seal.whole(count, |number| store.shelved(self.part, part_key(token, number))).await
     }
 }
 
@@ -168,6 +156,23 @@ impl Seal {
             .decrypt_inout_detached(&nonce, &self.place(number), text.as_mut_slice().into(), &tag)
             .ok()?;
         Some(text)
+    }
+
+    /// Returns a file of this many parts, or `None` if a part is missing or cannot be opened. `part`
+    /// gets the item with the part of a number.
+    async fn whole<'s>(
+        &self,
+        count: u32,
+        part: impl Fn(u32) -> StoreFuture<'s, Option<Item>>,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+        // With room for all parts, the vector leaves no copy of the file in freed memory.
+        let mut file = Zeroizing::new(Vec::with_capacity(count as usize * PART));
+        for number in 1..=count {
+            let part = part(number).await?.and_then(|part| self.open(number, &part.value));
+            let Some(part) = part else { return Ok(None) };
+            file.extend_from_slice(&part);
+        }
+        Ok(Some(file))
     }
 
     /// Returns the number of parts of a file, if the head is of this owner's file and not too old.
